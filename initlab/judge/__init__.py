@@ -1,0 +1,1 @@
+"""Predictions and verdicts. Torch-free: works on tables alone."""

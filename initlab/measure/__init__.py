@@ -1,0 +1,1 @@
+"""Measuring a model: hooks in, tables out."""

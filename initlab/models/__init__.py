@@ -1,0 +1,1 @@
+"""Models, and how a recipe is drawn into one."""

@@ -1,0 +1,1 @@
+"""Tables and findings as pictures, pages and terminal text. Torch-free."""

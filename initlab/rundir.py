@@ -1,0 +1,191 @@
+"""A run's folder: tables that grow cell by cell, and run.json that says what they are.
+
+A cell is committed by its line in summary.csv, written last: whatever a killed process leaves behind in the other
+files belongs to no summary line and is dropped on the next read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from initlab import schema
+from initlab.errors import RunError
+from initlab.schema import Tables
+
+MANIFEST = "run.json"
+# summary.csv last: its line is what makes a cell count.
+_COMMIT_ORDER = ("records", "heads", "coverage", "summary")
+
+
+@dataclass
+class Run:
+    """What a run folder holds: tables, and the manifest that run.json stores.
+
+    Manifest keys: schema_version, kind (probe or compare), command, config (what makes two runs the same), recipes
+    (evaluated, see `initlab.recipes.evaluate`), data, environment, created, finished (None while incomplete),
+    cells (planned run ids), failed (run id -> error text).
+    """
+
+    tables: Tables
+    manifest: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Every planned cell is in the tables."""
+        return set(self.manifest["cells"]) <= set(self.tables.summary["run_id"])
+
+
+class RunDir:
+    """An open run folder, new or resumed."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]):
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path, manifest: dict[str, Any]) -> RunDir:
+        """Create the folder, or resume the same run in it.
+
+        Raises:
+            RunError: the folder can't be written, holds another run, or holds files that are no run.
+        """
+        path = Path(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            found = sorted(item.name for item in path.iterdir())
+        except OSError as error:
+            raise RunError(f"output folder {path} can't be written: {error.strerror}; choose another with -o") from error
+        if MANIFEST in found:
+            run = load(path)
+            _refuse_another_run(path, run.manifest, manifest)
+            manifest = {**manifest, "created": run.manifest["created"], "failed": {}}
+            folder = cls(path, manifest)
+            folder._rewrite(run.tables)
+        elif found:
+            raise RunError(f"output folder {path} holds other files ({', '.join(found[:3])}); choose an empty one with -o")
+        else:
+            folder = cls(path, manifest)
+        folder._write_manifest()
+        return folder
+
+    @property
+    def done(self) -> set[str]:
+        """Run ids of the cells that are committed."""
+        path = self.path / "summary.csv"
+        return set(_read_table("summary", path)["run_id"]) if path.exists() else set()
+
+    def append(self, tables: Tables) -> None:
+        """Commit the tables of one finished cell. Raises RunError, with nothing half-written, on a full disk."""
+        for name in _COMMIT_ORDER:
+            path = self.path / f"{name}.csv"
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                with path.open("ab") as file:
+                    file.write(_csv(getattr(tables, name), header=size == 0))
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                if path.exists():
+                    os.truncate(path, size)
+                raise RunError(
+                    f"could not write {path}: {error.strerror}; {len(self.done)} finished cells are kept, "
+                    "the same command with the same -o resumes"
+                ) from error
+
+    def fail(self, run_id: str, error: str) -> None:
+        """Record a cell that could not be measured."""
+        self.manifest["failed"][run_id] = error
+        self._write_manifest()
+
+    def finish(self, finished: str, seconds: float) -> Run:
+        """Mark the run as done and read it back."""
+        self.manifest.update(finished=finished, seconds=round(self.manifest.get("seconds", 0) + seconds, 1))
+        self._write_manifest()
+        return load(self.path)
+
+    def _rewrite(self, tables: Tables) -> None:
+        for name in _COMMIT_ORDER:
+            frame = getattr(tables, name)
+            _replace(self.path / f"{name}.csv", _csv(frame, header=True) if len(frame) else b"")
+
+    def _write_manifest(self) -> None:
+        _replace(self.path / MANIFEST, (json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def load(path: str | Path) -> Run:
+    """Read a run folder; cells that were not committed are dropped.
+
+    Raises:
+        RunError: no run in the folder, or run.json is damaged or of another schema version.
+    """
+    path = Path(path)
+    source = path / MANIFEST
+    try:
+        manifest = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"no run in {path}: {MANIFEST} not found; give the folder that -o named") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{source} can't be read: {error}") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != schema.SCHEMA_VERSION:
+        raise RunError(f"{source} has schema version {version}; this initlab reads {schema.SCHEMA_VERSION}")
+    tables = {name: _read_table(name, path / f"{name}.csv") for name in schema.TABLES}
+    committed = set(tables["summary"]["run_id"])
+    kept = {
+        name: schema.cast(name, frame[frame["run_id"].isin(committed)].reset_index(drop=True))
+        for name, frame in tables.items()
+    }
+    return Run(Tables(**kept), manifest)
+
+
+def _refuse_another_run(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    different = [
+        f"{key}: {found['config'].get(key)!r} there, {wanted['config'].get(key)!r} now"
+        for key in wanted["config"].keys() | found["config"].keys()
+        if found["config"].get(key) != wanted["config"].get(key)
+    ]
+    if found["recipes"] != wanted["recipes"] and not different:
+        different = ["the recipes' definitions changed"]
+    if different:
+        raise RunError(
+            f"output folder {path} holds another run ({'; '.join(sorted(different))}); "
+            "choose another folder with -o, or repeat the same command to resume"
+        )
+
+
+def _csv(frame: pd.DataFrame, *, header: bool) -> bytes:
+    # 9 significant digits round-trip a float32.
+    return frame.to_csv(index=False, header=header, float_format="%.9g", lineterminator="\n").encode()
+
+
+def _read_table(name: str, path: Path) -> pd.DataFrame:
+    if not path.exists():
+        return schema.table(name, [])
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]  # a killed process can leave half a line
+    if not whole:
+        return schema.table(name, [])
+    text = {column: "string" for column, spec in schema.TABLES[name].items() if spec.dtype in ("string", "category")}
+    try:
+        frame = pd.read_csv(io.BytesIO(whole), dtype=text, keep_default_na=False, na_values=[""])
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    return schema.cast(name, frame)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"could not write {path}: {error.strerror}") from error

@@ -1,0 +1,191 @@
+"""The tables: the seam between the half that measures (torch) and the half that judges and shows (no torch).
+
+Every column name, dtype and unit is declared here and nowhere else. One row of `records` is one tensor at one
+site, step and seed, so statistics are columns and `groupby` answers most questions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import pandas as pd
+
+from initlab.errors import SchemaError
+
+SCHEMA_VERSION = 1
+
+# Order of a forward pass; TransformerLens' names for the residual stream, nanoGPT's for what is inside a block.
+RESIDUAL_SITES = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "final_norm", "logits")
+SITES = (
+    "embed",
+    "resid_pre",
+    "ln_1",
+    "q",
+    "k",
+    "v",
+    "attn_logits",
+    "attn_pattern",
+    "attn_z",
+    "attn_out",
+    "resid_mid",
+    "ln_2",
+    "mlp_pre",
+    "mlp_act",
+    "mlp_out",
+    "resid_post",
+    "final_norm",
+    "logits",
+)
+KINDS = ("activation", "grad", "weight", "weight_grad", "update")
+FORMATS = ("fp16", "bf16", "e4m3", "e5m2")
+
+Dtype = Literal["string", "category", "int64", "Int64", "float64"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its pandas dtype and what it means, with units."""
+
+    dtype: Dtype
+    meaning: str
+
+
+_KEYS = {
+    "run_id": Column("category", "cell of the sweep: one model, drawn once"),
+    "recipe": Column("category", "recipe id; `as-found` for a model measured as it was given"),
+    "seed": Column("int64", "init seed"),
+    "step": Column("int64", "optimizer steps done; 0 = before any update"),
+    "n_layer": Column("int64", "blocks in the model"),
+    "n_embd": Column("int64", "width of the residual stream"),
+}
+
+RECORDS: dict[str, Column] = {
+    **_KEYS,
+    "layer": Column("Int64", "0-based block; NA for embed, final_norm, logits"),
+    "position": Column("int64", "order in the forward pass, for plotting"),
+    "site": Column("category", "where: see SITES; for parameters, their role"),
+    "kind": Column("category", "activation, grad, weight, weight_grad or update"),
+    "role": Column("category", "role of a parameter, NA for activations"),
+    "module": Column("string", "dotted name in the user's model"),
+    "call": Column("int64", "n-th use of the module in one forward pass, from 0"),
+    "dtype": Column("category", "dtype of the tensor itself"),
+    "n_tokens": Column("int64", "B*T behind the row; gradients of a mean loss scale as 1/(B*T)"),
+    "targets": Column("category", "what the loss was taken against; gradients depend on it strongly"),
+    "numel": Column("int64", "elements"),
+    "mean": Column("float64", "E[x], over every element"),
+    "std": Column("float64", "sqrt(var)"),
+    "var": Column("float64", "E[x^2] - E[x]^2, population"),
+    "rms": Column("float64", "sqrt(E[x^2])"),
+    "abs_mean": Column("float64", "E|x|; NaN in preset `light`"),
+    "abs_max": Column("float64", "max |x|"),
+    "kurtosis": Column("float64", "excess kurtosis, 0 for a Gaussian; NaN in preset `light`"),
+    "frac_zero": Column("float64", "share that is exactly 0, of a sample above 16384 elements; NaN in `light`"),
+    "frac_nonfinite": Column("float64", "share that is NaN or infinite, exact"),
+    **{
+        f"frac_{edge}_{fmt}": Column("float64", f"share of |x| {word} of {fmt}, sampled; NaN in `light`")
+        for fmt in FORMATS
+        for edge, word in (("under", "nonzero and below the smallest normal"), ("over", "above the largest value"))
+    },
+    "expected_var": Column("float64", "closed-form prediction of var; NaN where there is none"),
+}
+
+HEADS: dict[str, Column] = {
+    **_KEYS,
+    "layer": Column("Int64", "0-based block"),
+    "head": Column("int64", "0-based head"),
+    "n_rows": Column("int64", "query rows sampled"),
+    "entropy": Column("float64", "mean entropy of the attention pattern over the sampled rows, nats"),
+    "entropy_frac": Column("float64", "mean of entropy / ln(keys visible to the row): 1 = uniform, 0 = one token"),
+    "logit_std": Column("float64", "std of the visible attention logits within a row, mean over rows"),
+}
+
+SUMMARY: dict[str, Column] = {
+    **_KEYS,
+    "n_head": Column("int64", "attention heads"),
+    "block_size": Column("int64", "tokens in a sequence, T"),
+    "vocab_size": Column("int64", "rows of the token embedding, V"),
+    "n_params": Column("int64", "parameters, tied ones once"),
+    "n_tokens": Column("int64", "B*T of the measured batch"),
+    "mode": Column("category", "train or eval, as the model was found"),
+    "targets": Column("category", "what the loss was taken against"),
+    "loss": Column("float64", "mean cross entropy of the batch, nats"),
+    "ln_vocab": Column("float64", "ln V, the loss of a model that knows nothing, nats"),
+    "expected_loss": Column("float64", "closed-form prediction of loss, nats; NaN outside its validity"),
+    "logit_std": Column("float64", "std of the logits over all tokens and vocabulary"),
+    "expected_logit_std": Column("float64", "closed-form prediction of logit_std"),
+    "own_logit": Column("float64", "mean logit of the token that was just read"),
+    "expected_own_logit": Column("float64", "closed-form prediction of own_logit"),
+    "repeat_rate": Column("float64", "share of the batch's targets equal to the token just read"),
+    "token_cosine": Column("float64", "mean cosine between positions in the last residual stream; 1 = rank collapse"),
+    "token_position_ratio": Column("float64", "E[token embedding^2] / E[position embedding^2] entering block 0"),
+    "dead_frac": Column("float64", "share of MLP units that are <= 0 on every token of the batch"),
+    "seconds": Column("float64", "time to build, draw and measure this cell"),
+}
+
+COVERAGE: dict[str, Column] = {
+    "run_id": _KEYS["run_id"],
+    "kind": RECORDS["kind"],
+    "site": RECORDS["site"],
+    "expected": Column("int64", "tensors of this site the model should have shown"),
+    "fired": Column("int64", "tensors that were measured"),
+    "note": Column("string", "why the two differ, or how the site was sampled"),
+}
+
+TABLES: dict[str, dict[str, Column]] = {"records": RECORDS, "heads": HEADS, "summary": SUMMARY, "coverage": COVERAGE}
+
+
+def table(name: str, rows: list[dict[str, object]]) -> pd.DataFrame:
+    """Make a table from rows; columns that a row lacks are NA. Raises SchemaError on an unknown column."""
+    columns = TABLES[name]
+    unknown = sorted({key for row in rows for key in row} - set(columns))
+    if unknown:
+        raise SchemaError(f"unknown columns for table {name}: {', '.join(unknown)}")
+    return cast(name, pd.DataFrame(rows, columns=list(columns)))
+
+
+def cast(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Give every column its declared dtype and order; the frame may come from a CSV file.
+
+    Raises:
+        SchemaError: columns are missing or hold values that their dtype can't.
+    """
+    columns = TABLES[name]
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise SchemaError(
+            f"table {name} lacks the columns {', '.join(missing)}; it was written by another version of initlab "
+            f"(this one writes schema {SCHEMA_VERSION})"
+        )
+    out = {}
+    for column, spec in columns.items():
+        try:
+            # A category of strings: an all-NA column would otherwise become a category of floats.
+            values = frame[column].astype("string") if spec.dtype == "category" else frame[column]
+            out[column] = values.astype(spec.dtype)
+        except (TypeError, ValueError) as error:
+            raise SchemaError(f"table {name}, column {column}: not {spec.dtype}: {error}") from error
+    return pd.DataFrame(out)
+
+
+@dataclass
+class Tables:
+    """The four tables of a run. Built empty, or from frames that follow the schema."""
+
+    records: pd.DataFrame = field(default_factory=lambda: table("records", []))
+    heads: pd.DataFrame = field(default_factory=lambda: table("heads", []))
+    summary: pd.DataFrame = field(default_factory=lambda: table("summary", []))
+    coverage: pd.DataFrame = field(default_factory=lambda: table("coverage", []))
+
+    @classmethod
+    def concat(cls, parts: list[Tables]) -> Tables:
+        """Stack the tables of several cells."""
+        merged = {}
+        for name in TABLES:
+            frames = [frame for part in parts if len(frame := getattr(part, name))]
+            merged[name] = cast(name, pd.concat(frames, ignore_index=True)) if frames else table(name, [])
+        return cls(**merged)
+
+    def items(self) -> list[tuple[str, pd.DataFrame]]:
+        """(name, frame) of every table, in the order of TABLES."""
+        return [(item.name, getattr(self, item.name)) for item in fields(self)]
