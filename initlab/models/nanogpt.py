@@ -1,0 +1,338 @@
+"""GPT in nanoGPT's own names, defaults, init and state_dict keys.
+
+Follows https://github.com/karpathy/nanoGPT/blob/3adf61e/model.py (MIT), so that a measurement here is one of nanoGPT,
+and its checkpoints load. Beyond it: other activations, and an untied head.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn import functional as F
+
+from initlab.errors import CheckpointError, ConfigError
+
+
+class ReLU2(nn.Module):
+    """relu(x)^2, of Primer (https://arxiv.org/abs/2109.08668)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,  # exact erf, nanoGPT's since 594068e
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),  # OpenAI's GPT-2
+    "relu": nn.ReLU,
+    "relu2": ReLU2,
+    "silu": nn.SiLU,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanoGPTConfig:
+    """Sizes and options of a NanoGPT; the defaults are nanoGPT's GPTConfig.
+
+    Args:
+        block_size: longest sequence, tokens.
+        vocab_size: rows of the token embedding; 50304 is GPT-2's 50257 padded to a multiple of 64.
+        n_layer: blocks.
+        n_head: attention heads; must divide n_embd.
+        n_embd: width of the residual stream.
+        dropout: probability, in [0, 1).
+        bias: biases in every Linear and LayerNorm; the head never has one. train.py sets False.
+        activation: one of ACTIVATIONS.
+        tie_weights: the head is the token embedding.
+
+    Raises:
+        ConfigError: a size isn't a positive integer, n_head doesn't divide n_embd, or an option is unknown.
+    """
+
+    block_size: int = 1024
+    vocab_size: int = 50304
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+    activation: str = "gelu"
+    tie_weights: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; expected a positive integer")
+        if self.n_embd % self.n_head:
+            divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
+            n_head = min(divisors, key=lambda n: abs(n - self.n_head))
+            n_embd = max(1, round(self.n_embd / self.n_head)) * self.n_head
+            raise ConfigError(
+                f"n_embd {self.n_embd} can't be split evenly over n_head {self.n_head}; "
+                f"nearest that fit: n_head {n_head}, or n_embd {n_embd}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout!r}; expected a probability of at least 0 and below 1")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(f"unknown activation {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+
+
+PRESETS: dict[str, NanoGPTConfig] = {
+    # README "I only have a macbook"; config/train_shakespeare_char.py; train.py
+    "shakespeare-cpu": NanoGPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65, bias=False),
+    "shakespeare": NanoGPTConfig(
+        n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65, dropout=0.2, bias=False
+    ),
+    "gpt2": NanoGPTConfig(bias=False),
+}
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head causal attention, (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config: NanoGPTConfig) -> None:
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.attn_dropout = nn.Dropout(config.dropout)  # never called: the fused kernel drops inside
+        self.resid_dropout = nn.Dropout(config.dropout)
+        self.n_head = config.n_head
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        heads = (B, T, self.n_head, C // self.n_head)
+        q, k, v = (y.view(heads).transpose(1, 2) for y in self.c_attn(x).split(C, dim=2))  # (B, nh, T, hs) each
+        dropout = self.attn_dropout.p if self.training else 0.0
+        z = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, nh, T, hs)
+        z = z.transpose(1, 2).contiguous().view(B, T, C)
+        return self.resid_dropout(self.c_proj(z))
+
+
+class MLP(nn.Module):
+    """Two-layer perceptron with a hidden width of 4 * n_embd, (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config: NanoGPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = ACTIVATIONS[config.activation]()  # nanoGPT's name, whatever the activation
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """Pre-LN transformer block: its input is the residual stream, ln_2's is resid_mid, its output resid_post."""
+
+    def __init__(self, config: NanoGPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class Transformer(nn.ModuleDict):
+    """The container named `transformer`; a ModuleDict as in nanoGPT, with its entries typed."""
+
+    wte: nn.Embedding
+    wpe: nn.Embedding
+    drop: nn.Dropout
+    h: nn.ModuleList
+    ln_f: nn.LayerNorm
+
+
+class NanoGPT(nn.Module):
+    """nanoGPT's GPT: same parameter names, same init, same arithmetic.
+
+    Weights are drawn from torch's global RNG in nanoGPT's own order: after the same `torch.manual_seed` they are
+    bit-identical to those of karpathy's GPT at 3adf61e (activation and tying at their defaults).
+
+    Args:
+        config: sizes and options.
+    """
+
+    def __init__(self, config: NanoGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "drop": nn.Dropout(config.dropout),
+                "h": nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
+                "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            # This way round: nanoGPT 43b37fd undid the reverse, which left the head at Embedding's default N(0, 1).
+            self.transformer.wte.weight = self.lm_head.weight
+
+        # torch's default draws above and the tied matrix's second draw here are overwritten, but advance the RNG
+        # as in nanoGPT.
+        self.apply(self._init_weights)
+        for name, p in self.named_parameters():
+            if name.endswith("c_proj.weight"):  # two writes to the stream per block, GPT-2 paper section 2.3
+                nn.init.normal_(p, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    @staticmethod
+    def _init_weights(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits, and with targets the loss.
+
+        Args:
+            idx: token ids, int64 (B, T) with T <= block_size.
+            targets: the ids to predict at each position, int64 (B, T); -1 leaves a position out of the loss.
+
+        Returns:
+            logits (B, T, V), or (B, 1, V) of the last position without targets; and the mean cross entropy in nats,
+            or None.
+
+        Raises:
+            ConfigError: T is above block_size.
+        """
+        T = idx.size(1)
+        if self.config.block_size < T:
+            raise ConfigError(
+                f"a sequence of {T} tokens doesn't fit a model of block_size {self.config.block_size}; "
+                "shorten the sequence or build the model with a larger block_size"
+            )
+        tok = self.transformer.wte(idx)  # (B, T, C)
+        pos = self.transformer.wpe(torch.arange(T, device=idx.device))  # (T, C)
+        x = self.transformer.drop(tok + pos)
+        for block in self.transformer.h:
+            x = block(x)
+        x = self.transformer.ln_f(x)
+        if targets is None:
+            return self.lm_head(x[:, -1:]), None  # all that sampling needs
+        logits = self.lm_head(x)  # (B, T, V)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+    def num_params(self, non_embedding: bool = False) -> int:
+        """Number of parameters, tied ones once; `non_embedding` leaves out wpe, and wte where it isn't the head."""
+        n = sum(p.numel() for p in self.parameters())
+        if non_embedding:
+            n -= self.transformer.wpe.weight.numel()
+            n -= 0 if self.config.tie_weights else self.transformer.wte.weight.numel()
+        return n
+
+    def decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups for AdamW, as nanoGPT's configure_optimizers: matrices decay, biases and gains don't."""
+        params = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+        ]
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, dropout: float | None = None) -> NanoGPT:
+        """Load a `ckpt.pt` written by nanoGPT's train.py; nothing in the file is executed.
+
+        Args:
+            path: a torch file holding a dict with `model` (weights; a compiled model's `_orig_mod.` prefix is fine)
+                and `model_args` (NanoGPTConfig's fields); the rest is ignored.
+            dropout: replaces the checkpoint's dropout, as in nanoGPT the only thing that can be.
+
+        Returns:
+            The model on the CPU, float32, in training mode; torch's RNG is left as it was.
+
+        Raises:
+            CheckpointError: the file is missing, unreadable, not such a checkpoint, or its weights don't fit it.
+            ConfigError: dropout isn't in [0, 1).
+        """
+        args, weights = _read_checkpoint(Path(path))
+        if "tie_weights" not in args:
+            args["tie_weights"] = _same(weights.get("transformer.wte.weight"), weights.get("lm_head.weight"))
+        try:
+            config = NanoGPTConfig(**args)
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(f"{path}: model_args describe no model that can be built: {error}") from error
+        if dropout is not None:
+            config = replace(config, dropout=dropout)
+        with torch.random.fork_rng(devices=[]):
+            model = cls(config)
+        _check_weights(path, weights, model)
+        model.load_state_dict(weights)
+        return model
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(model_args, weights under their plain names) of a nanoGPT checkpoint."""
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; expected the ckpt.pt that nanoGPT's train.py writes")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):  # both of torch's wordings hold it
+            raise CheckpointError(
+                f"{path} holds Python objects besides tensors and plain values ({refused[1]}), which could run code "
+                "when loaded, so torch refused it; if you trust the file, load it yourself with weights_only=False "
+                "and save only its `model` and `model_args`"
+            ) from error
+        raise CheckpointError(
+            f"{path} can't be read as a torch checkpoint ({type(error).__name__}): it was cut short, damaged, or "
+            "isn't one; expected a file written by torch.save, copy or save it again"
+        ) from error
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}; expected a dict of `model`, `model_args`")
+    args, weights = checkpoint.get("model_args"), checkpoint.get("model")
+    if not isinstance(args, Mapping) or not isinstance(weights, Mapping):
+        raise CheckpointError(
+            f"{path} isn't a nanoGPT checkpoint: its keys are {_some(checkpoint)}; expected `model` (weights by name) "
+            "and `model_args` (sizes), as train.py writes them"
+        )
+    lacking = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size"} - set(args)
+    unknown = set(args) - {field.name for field in fields(NanoGPTConfig)}
+    if lacking or unknown:
+        raise CheckpointError(
+            f"{path}: model_args lack {_some(lacking)} and have unknown {_some(unknown)}; expected the fields of "
+            "nanoGPT's GPTConfig, a fork's other options can't be loaded"
+        )
+    # The causal mask was a buffer named attn.bias before flash attention; attn.c_attn.bias is a parameter.
+    plain = {str(key).removeprefix("_orig_mod."): value for key, value in weights.items()}
+    return dict(args), {name: value for name, value in plain.items() if not name.endswith(".attn.bias")}
+
+
+def _check_weights(path: str | Path, found: dict[str, Tensor], model: NanoGPT) -> None:
+    have = {name: tuple(getattr(value, "shape", ["no tensor"])) for name, value in found.items()}
+    want = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    wrong = [name for name in want | have if have.get(name) != want.get(name)]
+    if wrong:
+        shapes = [f"{name} found {have.get(name, 'none')}, expected {want.get(name, 'none')}" for name in wrong]
+        raise CheckpointError(f"{path}: the weights don't fit model_args: {_some(shapes, '; ')}")
+    if model.config.tie_weights and not _same(found["transformer.wte.weight"], found["lm_head.weight"]):
+        raise CheckpointError(f"{path}: model_args say the head is tied, but lm_head and wte hold different weights")
+
+
+def _same(a: object, b: object) -> bool:
+    """Whether two matrices are equal, NaN included: the tied head of a run that diverged is still tied."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return True  # one is missing: assume nanoGPT's default, and let _check_weights name it
+    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def _some(names: Iterable[object], separator: str = ", ", most: int = 3) -> str:
+    words = sorted(map(str, names))
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return separator.join(words[:most]) + more if words else "none"
