@@ -1,0 +1,248 @@
+"""Closed-form expectations for a pre-norm GPT at init: what each site's variance should be.
+
+The scalar recursion follows two numbers through the blocks: q, the mean square of the residual stream, and o, the
+mean product of the streams at two different positions. Exact as n_embd -> infinity but for two things: positions
+are averaged over, and attention is uniform plus a second-order correction. Within 5 % of measurement for the stream
+from n_embd = 384 on (benchmarks/theory_vs_measured.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from initlab.judge import activations
+from initlab.recipes import Recipe, Role
+from initlab.recipes.tabulating import gpt_dims
+
+LN_EPS = 1e-5  # nanoGPT's and torch's default
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockScales:
+    """Mean squares of one block's weights and biases."""
+
+    qkv: float
+    attn_out: float
+    mlp_in: float
+    mlp_out: float
+    qkv_bias: float = 0.0
+    attn_out_bias: float = 0.0
+    mlp_in_bias: float = 0.0
+    mlp_out_bias: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What the theory needs to know: sizes, mean squares of the weights, and the text's statistics."""
+
+    n_embd: int
+    block_size: int  # T
+    vocab_size: int
+    token: float
+    position: float
+    unembed: float
+    blocks: tuple[BlockScales, ...]
+    tied: bool = True
+    activation: str = "gelu"
+    sum_p2: float  # probability that two tokens of the text are the same
+    repeat_rate: float  # probability that the next token is the current one
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Expected variances by (site, layer), and the scalars of the summary table."""
+
+    var: dict[tuple[str, int | None], float]
+    own_logit: float  # mean logit of the token just read, 0 for an untied head
+    logit_std: float
+    loss: float  # nats
+
+
+def from_recipe(
+    recipe: Recipe,
+    *,
+    n_layer: int,
+    n_embd: int,
+    n_head: int,
+    block_size: int,
+    vocab_size: int,
+    context: int | None = None,
+    bias: bool = True,
+    tied: bool = True,
+    activation: str = "gelu",
+    sum_p2: float,
+    repeat_rate: float,
+) -> Setting:
+    """The setting of a NanoGPT drawn from a recipe. `context`: tokens in the measured sequences, if not block_size."""
+    sizes = dict(n_layer=n_layer, n_embd=n_embd, n_head=n_head, block_size=block_size, vocab_size=vocab_size)
+
+    def square(role: Role, layer: int = 0, of: Role | None = None) -> float:
+        from dataclasses import replace
+
+        dims = replace(gpt_dims(of or role, **sizes, tied=tied), layer=layer)
+        value = recipe(role, dims)
+        return value.mean**2 + value.std**2
+
+    def biased(layer: int, of: Role) -> float:
+        return square(Role.BIAS, layer, of) if bias else 0.0
+
+    token = square(Role.TOKEN_EMBED)
+    return Setting(
+        n_embd=n_embd,
+        block_size=context or block_size,
+        vocab_size=vocab_size,
+        token=token,
+        position=square(Role.POS_EMBED),
+        unembed=token if tied else square(Role.UNEMBED),
+        blocks=tuple(
+            BlockScales(
+                qkv=square(Role.ATTN_QKV, layer),
+                attn_out=square(Role.ATTN_OUT, layer),
+                mlp_in=square(Role.MLP_IN, layer),
+                mlp_out=square(Role.MLP_OUT, layer),
+                qkv_bias=biased(layer, Role.ATTN_QKV),
+                attn_out_bias=biased(layer, Role.ATTN_OUT),
+                mlp_in_bias=biased(layer, Role.MLP_IN),
+                mlp_out_bias=biased(layer, Role.MLP_OUT),
+            )
+            for layer in range(n_layer)
+        ),
+        tied=tied,
+        activation=activation,
+        sum_p2=sum_p2,
+        repeat_rate=repeat_rate,
+    )
+
+
+def from_weights(
+    weights: pd.DataFrame,
+    *,
+    block_size: int,
+    vocab_size: int,
+    activation: str = "gelu",
+    sum_p2: float,
+    repeat_rate: float,
+) -> Setting:
+    """The setting of a model as it was found: mean squares from the `weight` rows of its records (one cell)."""
+    square = weights["rms"] ** 2
+    table = {(role, None if pd.isna(layer) else int(layer), module): value for role, layer, module, value in
+             zip(weights["role"], weights["layer"], weights["module"], square, strict=True)}
+
+    def find(role: Role, layer: int | None, ending: str) -> float:
+        return next((v for (r, at, name), v in table.items() if (r, at) == (role, layer) and name.endswith(ending)), 0.0)
+
+    n_layer = int(weights["n_layer"].iloc[0])
+    tied = not (weights["role"] == Role.UNEMBED).any()
+    token = find(Role.TOKEN_EMBED, None, "weight")
+    return Setting(
+        n_embd=int(weights["n_embd"].iloc[0]),
+        block_size=block_size,
+        vocab_size=vocab_size,
+        token=token,
+        position=find(Role.POS_EMBED, None, "weight"),
+        unembed=token if tied else find(Role.UNEMBED, None, "weight"),
+        blocks=tuple(
+            BlockScales(
+                qkv=find(Role.ATTN_QKV, layer, "weight"),
+                attn_out=find(Role.ATTN_OUT, layer, "weight"),
+                mlp_in=find(Role.MLP_IN, layer, "weight"),
+                mlp_out=find(Role.MLP_OUT, layer, "weight"),
+                qkv_bias=find(Role.BIAS, layer, "c_attn.bias"),
+                attn_out_bias=find(Role.BIAS, layer, "attn.c_proj.bias"),
+                mlp_in_bias=find(Role.BIAS, layer, "c_fc.bias"),
+                mlp_out_bias=find(Role.BIAS, layer, "mlp.c_proj.bias"),
+            )
+            for layer in range(n_layer)
+        ),
+        tied=tied,
+        activation=activation,
+        sum_p2=sum_p2,
+        repeat_rate=repeat_rate,
+    )
+
+
+def predict(setting: Setting) -> Prediction:
+    """The scalar recursion, and what follows for the logits and the first loss."""
+    d, T = setting.n_embd, setting.block_size
+    harmonic = float((1 / np.arange(1, T + 1)).sum())
+    # Uniform causal attention averages i tokens at position i: what two positions share, they keep; the rest shrinks.
+    kept = harmonic / T
+    kept_between = 2 * (T - harmonic) / (T * (T - 1)) if T > 1 else 0.0
+    q = setting.token + setting.position
+    o = setting.token * setting.sum_p2
+    var: dict[tuple[str, int | None], float] = {("embed", None): q}
+    for layer, block in enumerate(setting.blocks):
+        var["resid_pre", layer] = q
+        m, c = q / (q + LN_EPS), o / (q + LN_EPS)
+        var["ln_1", layer] = m
+        own, shared = d * block.qkv * m + block.qkv_bias, d * block.qkv * c + block.qkv_bias
+        for site in ("q", "k", "v"):
+            var[site, layer] = own
+        var["attn_logits", layer] = own * own
+        # second order in the softmax: scores of spread s^2 (1 - c) favour some tokens
+        spread = 1 + (d * block.qkv) ** 2 * (1 - c)
+        z = shared + (own - shared) * kept * spread
+        z_between = shared + (own - shared) * kept_between
+        var["attn_z", layer] = z
+        var["attn_out", layer] = d * block.attn_out * z + block.attn_out_bias
+        q += var["attn_out", layer]
+        o += d * block.attn_out * z_between + block.attn_out_bias
+        var["resid_mid", layer] = q
+        m, c = q / (q + LN_EPS), o / (q + LN_EPS)
+        var["ln_2", layer] = m
+        s, k = d * block.mlp_in * m + block.mlp_in_bias, d * block.mlp_in * c + block.mlp_in_bias
+        square = activations.gamma(setting.activation, s, s)
+        var["mlp_pre", layer] = s
+        var["mlp_act", layer] = square - activations.mean(setting.activation, s) ** 2
+        var["mlp_out", layer] = 4 * d * block.mlp_out * square + block.mlp_out_bias
+        q += var["mlp_out", layer]
+        o += 4 * d * block.mlp_out * activations.gamma(setting.activation, s, k) + block.mlp_out_bias
+        var["resid_post", layer] = q
+    m = q / (q + LN_EPS)
+    var["final_norm", None] = m
+    spread = d * setting.unembed * m
+    own_logit = d * setting.token / math.sqrt(q + LN_EPS) if setting.tied else 0.0
+    V = setting.vocab_size
+    var["logits", None] = spread + own_logit**2 * (V - 1) / V**2
+    return Prediction(
+        var=var,
+        own_logit=own_logit,
+        logit_std=math.sqrt(var["logits", None]),
+        loss=first_loss(vocab_size=V, spread=spread, own_logit=own_logit, repeat_rate=setting.repeat_rate),
+    )
+
+
+def first_loss(*, vocab_size: int, spread: float, own_logit: float, repeat_rate: float) -> float:
+    """Expected cross entropy, in nats, of Gaussian logits of which the token just read has a mean of its own.
+
+    Args:
+        spread: variance of the logits around their means.
+        own_logit: mean logit of the token just read; d·σ²/√q for a tied head, 0 for an untied one.
+        repeat_rate: probability that the target is that token.
+    """
+    # ln of the sum over the other V-1 tokens: ln V + v/2 while many terms contribute; beyond v = 2 ln V the largest
+    # one alone does (freezing of the random energy model, Derrida 1981).
+    ln_v = math.log(max(vocab_size - 1, 1))
+    others = ln_v + spread / 2 if spread < 2 * ln_v else math.sqrt(2 * spread * ln_v)
+    z, w = np.polynomial.hermite_e.hermegauss(32)
+    return float((w / w.sum()) @ np.logaddexp(others, own_logit + math.sqrt(spread) * z)) - repeat_rate * own_logit
+
+
+def annotate(records: pd.DataFrame, summary: pd.DataFrame, prediction: Prediction) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of one cell with `expected_*` filled in; rows that the theory doesn't cover keep what they have."""
+    records, summary = records.copy(), summary.copy()
+    layers = [None if pd.isna(layer) else int(layer) for layer in records["layer"]]
+    expected = pd.Series(
+        [prediction.var.get((site, layer), math.nan) for site, layer in zip(records["site"], layers, strict=True)],
+        index=records.index,
+    )
+    forward = records["kind"] == "activation"
+    records.loc[forward, "expected_var"] = expected[forward]
+    summary["expected_loss"] = prediction.loss
+    summary["expected_logit_std"] = prediction.logit_std
+    summary["expected_own_logit"] = prediction.own_logit
+    return records, summary

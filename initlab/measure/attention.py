@@ -1,0 +1,50 @@
+"""Attention logits and entropy per head, from q and k on a sample of query rows.
+
+Computing them from the outside leaves the model's fused attention alone; sampling bounds the cost at ROWS x T scores
+per head and sequence, instead of T x T.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+ROWS = 32  # query rows a sequence, evenly spaced; all of them when T <= 33
+SEQUENCES = 8  # sequences of the batch that are looked at
+
+
+def query_rows(T: int) -> Tensor:
+    """Positions of the sampled queries: from 1 (position 0 sees one key, its entropy is 0 by definition) to T-1."""
+    return torch.linspace(1, T - 1, min(ROWS, T - 1)).round().long()
+
+
+def head_statistics(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Causal attention of one block, as its softmax sees it with scale 1/sqrt(head size) and no dropout.
+
+    Args:
+        qkv: (B, T, 3C), the output of a fused c_attn, T >= 2.
+
+    Returns:
+        per head: (3, nh) mean entropy in nats, mean of entropy / ln(visible keys), mean over rows of the std of
+        the visible logits; and the visible logits and their probabilities, flattened.
+    """
+    qkv = qkv.detach()[:SEQUENCES]
+    B, T, C3 = qkv.shape
+    hs = C3 // 3 // n_head
+    rows = query_rows(T).to(qkv.device)
+    q, k, _ = qkv.split(C3 // 3, dim=2)
+    q = q[:, rows].float().view(B, -1, n_head, hs).transpose(1, 2)  # (B, nh, R, hs)
+    k = k.float().view(B, T, n_head, hs).transpose(1, 2)  # (B, nh, T, hs)
+    scores = q @ k.transpose(2, 3) / math.sqrt(hs)  # (B, nh, R, T)
+    visible = torch.arange(T, device=qkv.device) <= rows[:, None]  # (R, T)
+    pattern = scores.masked_fill(~visible, -math.inf).softmax(-1)
+    entropy = torch.special.entr(pattern).sum(-1)  # (B, nh, R); entr(0) = 0
+    seen = visible.sum(-1)  # (R,)
+    kept = scores.masked_fill(~visible, 0)
+    mean = kept.sum(-1) / seen
+    var = ((scores - mean[..., None]).square() * visible).sum(-1) / seen
+    per_head = torch.stack([entropy, entropy / seen.log(), var.sqrt()]).mean(dim=(1, 3))  # (3, nh)
+    everywhere = visible.expand_as(scores)
+    return per_head, scores[everywhere], pattern[everywhere]

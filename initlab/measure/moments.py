@@ -1,0 +1,154 @@
+"""Statistics of one tensor in as few passes as the hardware allows.
+
+On the CPU a sum, a dot product and aminmax are an order of magnitude cheaper than torch.var and friends, which are
+not vectorised over a flat tensor; on CUDA the fused Welford kernel is. Nothing is kept of the tensor. On CUDA
+nothing is read back before `read`, so that a whole probe synchronises once.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from initlab.schema import FORMATS
+
+Preset = Literal["light", "full"]
+PRESETS: tuple[Preset, ...] = ("light", "full")
+
+# Fractions come from at most this many elements (standard error of a share p: sqrt(p(1-p)/16384), at most 0.004).
+SAMPLE = 16384
+
+_PIECE = 1 << 16  # elements: 256 KiB of float32, which every L2 cache holds
+
+_DTYPES = dict(zip(FORMATS, (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2), strict=True))
+_EDGES = [(torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max) for dtype in _DTYPES.values()]
+_LIGHT = ("numel", "mean", "var", "abs_max", "frac_nonfinite")
+_FULL = (
+    "abs_mean",
+    "kurtosis",
+    "frac_zero",
+    *(f"frac_{edge}_{fmt}" for fmt in FORMATS for edge in ("under", "over")),
+)
+
+
+class Moments:
+    """Collects statistics tensor by tensor; `read` gives them back in the same order.
+
+    Statistics of a tensor that holds NaN or infinity are themselves non-finite; `frac_nonfinite` says how much of it.
+    """
+
+    def __init__(self, preset: Preset = "full"):
+        self.preset = preset
+        self._values: list[Tensor | list[float]] = []
+
+    def add(self, x: Tensor) -> int:
+        """Take the statistics of a tensor of any shape and floating dtype; returns its place in `read`."""
+        x = x.detach()
+        x = x.reshape(-1)
+        # Squares of fp16 overflow from 256 on, and bf16 reductions are slower than the cast.
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        self._values.append(_on_cpu(x, self.preset) if x.device.type == "cpu" else _on_device(x, self.preset))
+        return len(self._values) - 1
+
+    def read(self) -> list[dict[str, float]]:
+        """The statistics of every tensor, as columns of `records`. The only synchronisation."""
+        names = _LIGHT + (_FULL if self.preset == "full" else ())
+        on_device = [value for value in self._values if isinstance(value, Tensor)]
+        fetched = iter(torch.stack(on_device).cpu().tolist() if on_device else [])
+        out = []
+        for value in self._values:
+            row = dict(zip(names, next(fetched) if isinstance(value, Tensor) else value, strict=True))
+            row["std"] = math.sqrt(row["var"]) if row["var"] >= 0 else math.nan
+            row["rms"] = math.sqrt(row["var"] + row["mean"] ** 2) if row["var"] >= 0 else math.nan
+            out.append(row)
+        return out
+
+
+def _on_cpu(x: Tensor, preset: Preset) -> list[float]:
+    n = x.numel()
+    if n == 0:
+        return [0.0] + [math.nan] * (len(_LIGHT) - 1 + (len(_FULL) if preset == "full" else 0))
+    low, high = (float(bound) for bound in torch.aminmax(x))
+    abs_max = max(-low, high) if low == low else math.nan
+    bad = 0.0 if math.isfinite(abs_max) else float((~torch.isfinite(x)).sum()) / n
+    # Outside this range squares or fourth powers leave float32; a power of two scales without rounding.
+    exponent = math.frexp(abs_max)[1] if 0 < abs_max < math.inf and not 1e-4 < abs_max < 1e4 else 0
+    unit = 2.0**exponent
+    y = x if exponent == 0 else torch.ldexp(x, torch.tensor(-exponent))
+    mean, square = float(y.sum()) / n, float(torch.dot(y, y)) / n
+    var = square - mean * mean
+    # E[x^2] - E[x]^2 loses digits when the mean dominates; the fourth moment loses them first.
+    centred = var == var and var * 10 <= mean * mean
+    if centred:
+        y = y.double()
+        mean = float(y.mean())
+        y = y - mean
+        var = float(torch.dot(y, y)) / n
+    values = [float(n), mean * unit, max(var, 0.0) * unit * unit if var == var else var, abs_max, bad]
+    if preset == "light":
+        return values
+    shift = 0.0 if centred else mean
+    absolute, third, fourth = (total / n for total in _higher_sums(y))
+    central = fourth - 4 * shift * third + 6 * shift**2 * (var + shift**2) - 3 * shift**4
+    kurtosis = central / var**2 - 3 if var > 0 else math.nan
+    absolute = float(x.abs().sum()) / n if centred else absolute * unit
+    return [*values, absolute, kurtosis, *_fractions_on_cpu(x)]
+
+
+def _higher_sums(y: Tensor) -> tuple[float, float, float]:
+    """Sums of |y|, y^3 and y^4, in pieces that stay in cache: fresh pages for a temporary cost more than the sums."""
+    absolute = third = fourth = 0.0
+    scratch = torch.empty(min(_PIECE, y.numel()), dtype=y.dtype)
+    for piece in y.split(_PIECE):
+        work = scratch[: piece.numel()]
+        absolute += float(torch.abs(piece, out=work).sum())
+        torch.mul(piece, piece, out=work)
+        third += float(torch.dot(piece, work))
+        fourth += float(torch.dot(work, work))
+    return absolute, third, fourth
+
+
+def _on_device(x: Tensor, preset: Preset) -> Tensor:
+    n = x.numel()
+    width = len(_LIGHT) + (len(_FULL) if preset == "full" else 0)
+    if n == 0:
+        return torch.tensor([0.0] + [math.nan] * (width - 1), dtype=torch.float64, device=x.device)
+    var, mean = torch.var_mean(x, correction=0)
+    abs_max = torch.linalg.vector_norm(x, math.inf)
+    count = torch.full_like(var, n)
+    values = [count, mean, var, abs_max, (~torch.isfinite(x)).sum() / n]
+    if preset == "light":
+        return torch.stack([value.double() for value in values])
+    z = (x - mean) * torch.rsqrt(var)  # standardised, so the fourth power neither over- nor underflows
+    kurtosis = (z * z).square().mean() - 3
+    rest = torch.stack([value.double() for value in (*values, x.abs().mean(), kurtosis)])
+    return torch.cat([rest, _fractions_on_device(x)])
+
+
+def _fractions_on_cpu(x: Tensor) -> list[float]:
+    """Share of exact zeros, then for each number format the shares below its normal range and above its largest."""
+    sample = (x if x.numel() <= SAMPLE else torch.take(x, _sample_index(x.numel(), x.device))).abs().numpy()
+    n = sample.size
+    zeros = int(np.count_nonzero(sample == 0))
+    out = [zeros / n]
+    for low, high in _EDGES:
+        out += [(int(np.count_nonzero(sample < low)) - zeros) / n, int(np.count_nonzero(sample > high)) / n]
+    return out
+
+
+def _fractions_on_device(x: Tensor) -> Tensor:
+    sample = (x if x.numel() <= SAMPLE else torch.take(x, _sample_index(x.numel(), x.device))).abs()
+    zero = (sample == 0).double().mean()
+    edges = [(sample < low).double().mean() - zero if under else (sample > high).double().mean()
+             for low, high in _EDGES for under in (True, False)]
+    return torch.stack([zero, *edges])
+
+
+@lru_cache(maxsize=64)
+def _sample_index(n: int, device: torch.device) -> Tensor:
+    return torch.randint(n, (SAMPLE,), generator=torch.Generator().manual_seed(n)).to(device)

@@ -1,0 +1,170 @@
+"""Hooks: attach, record one forward and backward pass, detach.
+
+Tensor hooks are registered inside forward hooks, never full_backward_hook: that one wraps the module's inputs and
+outputs in a custom Function, which breaks on in-place activations and changes what the model computes on.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from initlab.measure.attention import head_statistics
+from initlab.measure.moments import Moments, Preset
+from initlab.measure.sites import SiteMap, Tap
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One measured tensor: which tap, forward or backward, and its place in the moments."""
+
+    tap: Tap
+    kind: str
+    call: int
+    dtype: str
+    slot: int
+
+
+class Recorder:
+    """Records one pass of a model; use through `recording`."""
+
+    def __init__(self, sites: SiteMap, preset: Preset):
+        self.sites = sites
+        self.moments = Moments(preset)
+        self.seen: list[Seen] = []
+        self.heads: list[Tensor] = []  # per block, (3, nh): see head_statistics
+        self.scalars: dict[str, Tensor] = {}
+        self.dead: list[Tensor] = []
+        self._calls: Counter[Tap] = Counter()
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, list[tuple[Tap, int]]]] = {}
+        self._full = preset == "full"
+        self._open = True
+
+    def close(self) -> None:
+        """Stop recording; a forward that checkpointing runs again during backward isn't counted twice."""
+        self._open = False
+
+    def take(self, tap: Tap, value: Any) -> None:
+        """Measure what a hook was handed; tuples and dicts give their first tensor."""
+        tensor = first_tensor(value)
+        if not self._open or tensor is None or not tensor.is_floating_point():
+            return
+        call = self._calls[tap]
+        self._calls[tap] += 1
+        taps = self._measure(tensor, tap, call) if tap.part is None else self._measure_part(tensor, tap, call)
+        if taps is not None and tensor.requires_grad:
+            tensor.register_hook(partial(self._take_gradient, taps))
+        if self._full and tap.site == "mlp_act":
+            self.dead.append((tensor.detach().flatten(0, -2).amax(0) <= 0).float().mean())
+        if tap.site == "resid_post" and tap.layer == self.sites.n_layer - 1:
+            self.scalars["token_cosine"] = token_cosine(tensor.detach())
+
+    def take_embedding(self, name: str, output: Any) -> None:
+        """Mean square of an embedding's output."""
+        tensor = first_tensor(output)
+        if self._open and tensor is not None:
+            self.scalars[name] = tensor.detach().float().square().mean()
+
+    def take_attention(self, layer: int, module: str, output: Any) -> None:
+        """Entropy and logits of one block's heads, from the output of its c_attn."""
+        qkv = first_tensor(output)
+        if not self._open or qkv is None or qkv.dim() != 3 or qkv.shape[1] < 2:
+            return
+        per_head, logits, pattern = head_statistics(qkv, self.sites.n_head)
+        self.heads.append(per_head)
+        for site, values in (("attn_logits", logits), ("attn_pattern", pattern)):
+            tap = Tap(site, module, "out", layer)
+            self._note(tap, "activation", 0, qkv.dtype, self.moments.add(values))
+
+    def _measure(self, tensor: Tensor, tap: Tap, call: int) -> list[tuple[Tap, int]] | None:
+        """Record a tensor; None when it was seen before at another site (a block's output is the next one's input)."""
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            _, slot, taps = known
+            taps.append((tap, call))
+            self._note(tap, "activation", call, tensor.dtype, slot)
+            return None
+        slot = self.moments.add(tensor)
+        taps = [(tap, call)]
+        self._known[id(tensor)] = (weakref.ref(tensor), slot, taps)
+        self._note(tap, "activation", call, tensor.dtype, slot)
+        return taps
+
+    def _measure_part(self, tensor: Tensor, tap: Tap, call: int) -> list[tuple[Tap, int]]:
+        self._note(tap, "activation", call, tensor.dtype, self.moments.add(_part(tensor, tap)))
+        return [(tap, call)]
+
+    def _take_gradient(self, taps: list[tuple[Tap, int]], gradient: Tensor) -> None:
+        slot = None
+        for tap, call in taps:
+            if tap.part is not None:
+                slot = self.moments.add(_part(gradient, tap))
+            elif slot is None:
+                slot = self.moments.add(gradient)
+            self._note(tap, "grad", call, gradient.dtype, slot)
+
+    def _note(self, tap: Tap, kind: str, call: int, dtype: torch.dtype, slot: int) -> None:
+        self.seen.append(Seen(tap, kind, call, str(dtype).removeprefix("torch."), slot))
+
+
+@contextmanager
+def recording(model: nn.Module, sites: SiteMap, preset: Preset) -> Iterator[Recorder]:
+    """Attach a Recorder; every hook is gone when the block ends, however it ends."""
+    recorder = Recorder(sites, preset)
+    modules = dict(model.named_modules())
+    handles = []
+    try:
+        for tap in sites.taps:
+            module = modules[tap.module]
+            if tap.where == "in":
+                hook = partial(_pre_hook, recorder, tap)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(partial(_hook, recorder.take, tap)))
+        for name, path in (("token", sites.token_embedding), ("position", sites.position_embedding)):
+            handles.append(modules[path].register_forward_hook(partial(_hook, recorder.take_embedding, name)))
+        if preset == "full":
+            for layer, path in enumerate(sites.attention):
+                take = partial(recorder.take_attention, layer)
+                handles.append(modules[path].register_forward_hook(partial(_hook, take, path)))
+        yield recorder
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pre_hook(recorder: Recorder, tap: Tap, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    recorder.take(tap, (*args, *kwargs.values()))
+
+
+def _hook(take: Any, key: Any, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    take(key, output)
+
+
+def _part(tensor: Tensor, tap: Tap) -> Tensor:
+    width = tensor.shape[-1] // 3
+    assert tap.part is not None
+    return tensor[..., tap.part * width : (tap.part + 1) * width]
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first tensor in a tensor, tuple, list or dict (a ModelOutput is one), depth first; None if there is none."""
+    if isinstance(value, Tensor):
+        return value
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return next((found for item in items if (found := first_tensor(item)) is not None), None)
+
+
+def token_cosine(x: Tensor) -> Tensor:
+    """Mean cosine between the vectors of two different positions of a sequence: (B, T, C) -> ()."""
+    T = x.shape[1]
+    unit = torch.nn.functional.normalize(x.float(), dim=-1)
+    return ((unit.sum(1).square().sum(-1) - T) / max(T * (T - 1), 1)).mean()

@@ -1,0 +1,82 @@
+"""Finding recipes by id, or a user's own by `file.py:name`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from initlab.errors import RecipeError
+from initlab.recipes.base import Recipe, Rule
+
+_REGISTRY: dict[str, Recipe] = {}
+_FAMILIES = ("gpt2", "frameworks", "classical")
+
+
+def register(entry: Recipe) -> Recipe:
+    """Add a recipe. Raises RecipeError on an id that exists: an overwrite would falsify a comparison."""
+    if entry.id in _REGISTRY:
+        raise RecipeError(f"recipe id {entry.id!r} exists already (source: {_REGISTRY[entry.id].source})")
+    _REGISTRY[entry.id] = entry
+    return entry
+
+
+def recipe(id: str, *, family: str, source: str) -> Callable[[Rule], Recipe]:
+    """Turn `(role, dims) -> distribution` into a registered Recipe; the docstring's first line is its summary."""
+
+    def wrap(rule: Rule) -> Recipe:
+        summary = (inspect.getdoc(rule) or "").split("\n")[0]
+        return register(Recipe(id=id, family=family, summary=summary, source=source, rule=rule))
+
+    return wrap
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """Every built-in recipe by id, in the order of the catalogue."""
+    for family in _FAMILIES:
+        importlib.import_module(f"initlab.recipes.{family}")
+    return dict(_REGISTRY)
+
+
+def get(name: str | Recipe) -> Recipe:
+    """The recipe of this id, or the user's own of `file.py:name`.
+
+    Raises:
+        RecipeError: no such recipe (with the closest match and the list), or the file or name can't be used.
+    """
+    if isinstance(name, Recipe):
+        return name
+    if ".py:" in name:
+        return _from_file(name)
+    known = all_recipes()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise RecipeError(
+        f"unknown recipe {name!r}; {hint}known: {', '.join(known)}; your own: path/to/file.py:name"
+    )
+
+
+def _from_file(name: str) -> Recipe:
+    location, _, attribute = name.rpartition(":")
+    path = Path(location)
+    if not path.is_file():
+        raise RecipeError(f"recipe {name!r}: file {location} not found")
+    spec = importlib.util.spec_from_file_location(f"initlab_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise RecipeError(f"recipe {name!r}: {location} failed on import: {type(error).__name__}: {error}") from error
+    found = getattr(module, attribute, None)
+    if isinstance(found, Recipe):
+        return found
+    if not callable(found):
+        raise RecipeError(f"recipe {name!r}: {location} has no function or Recipe named {attribute!r}")
+    summary = (inspect.getdoc(found) or "").split("\n")[0]
+    return Recipe(id=name, family="user", summary=summary, source=name, rule=found)
