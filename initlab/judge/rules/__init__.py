@@ -1,1 +1,29 @@
 """What a number means: rules with a limit, the limit's basis, and the line to change."""
+
+from __future__ import annotations
+
+from initlab.judge.rules.base import SEVERITIES, Finding, Rule, Severity, Status
+from initlab.judge.rules.depth import DEPTH_RULES
+from initlab.judge.rules.embedding import EMBEDDING_RULES
+from initlab.judge.rules.gradient import GRADIENT_RULES
+from initlab.judge.rules.logits import LOGIT_RULES
+from initlab.judge.rules.numerics import NUMERIC_RULES
+from initlab.rundir import Run
+
+__all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "Status", "evaluate", "worst"]
+
+RULES: tuple[Rule, ...] = (*DEPTH_RULES, *EMBEDDING_RULES, *LOGIT_RULES, *GRADIENT_RULES, *NUMERIC_RULES)
+
+_ORDER = {"fail": 0, "not_applicable": 1, "pass": 2}
+
+
+def evaluate(run: Run) -> list[Finding]:
+    """Every rule's verdict on every recipe: failures first, by severity, then by how far beyond the limit."""
+    findings = [finding for rule in RULES for finding in rule.check(run.tables, run.manifest)]
+    return sorted(findings, key=lambda f: (_ORDER[f.status], SEVERITIES.index(f.severity), -f.effect))
+
+
+def worst(findings: list[Finding]) -> Severity | None:
+    """The highest severity that failed; None when nothing did."""
+    failed = {finding.severity for finding in findings if finding.status == "fail"}
+    return next((severity for severity in SEVERITIES if severity in failed), None)

@@ -33,6 +33,32 @@ class Rule:
     since: str
     check: Callable[[Tables, dict[str, Any]], list[Finding]]
 
+    def failed(self, message: str, *, severity: Severity, **found: Any) -> Finding:
+        """A finding that this rule was broken; `found` holds Finding's other fields."""
+        return self._finding("fail", severity, message, found)
+
+    def passed(self, message: str, **found: Any) -> Finding:
+        """A finding that this rule was kept."""
+        return self._finding("pass", "info", message, found)
+
+    def not_applicable(self, message: str, **found: Any) -> Finding:
+        """A finding that the run doesn't hold what this rule needs; the message says what would provide it."""
+        return self._finding("not_applicable", "info", message, found)
+
+    def _finding(self, status: Status, severity: Severity, message: str, found: dict[str, Any]) -> Finding:
+        text = {"why": self.why, "advice": self.advice, "limit": self.limit} | found
+        return Finding(
+            code=self.code,
+            name=self.name,
+            question=self.question,
+            status=status,
+            severity=severity,
+            message=message,
+            basis=self.basis,
+            source=self.source,
+            **text,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
@@ -42,7 +68,7 @@ class Finding:
     name: str
     question: str
     status: Status
-    severity: Severity  # of a failure; a pass keeps the severity that it would have had
+    severity: Severity  # of a failure; info for the others
     recipe: str
     message: str  # one sentence with numbers, whatever the status
     site: str = ""
