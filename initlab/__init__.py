@@ -1,3 +1,50 @@
 """initlab: does the signal of a freshly initialised transformer keep its scale, and which line to change if not."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from initlab.api import apply_recipe, compare, probe
+    from initlab.errors import InitlabError
+    from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+    from initlab.results import Comparison, Probe, load
+
+# Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
+_HOME = {
+    "Comparison": "initlab.results",
+    "InitlabError": "initlab.errors",
+    "NanoGPT": "initlab.models.nanogpt",
+    "NanoGPTConfig": "initlab.models.nanogpt",
+    "Probe": "initlab.results",
+    "apply_recipe": "initlab.api",
+    "compare": "initlab.api",
+    "load": "initlab.results",
+    "probe": "initlab.api",
+}
+
+__all__ = [
+    "Comparison",
+    "InitlabError",
+    "NanoGPT",
+    "NanoGPTConfig",
+    "Probe",
+    "__version__",
+    "apply_recipe",
+    "compare",
+    "load",
+    "probe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'initlab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

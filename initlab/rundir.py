@@ -61,7 +61,9 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True)
             found = sorted(item.name for item in path.iterdir())
         except OSError as error:
-            raise RunError(f"output folder {path} can't be written: {error.strerror}; choose another with -o") from error
+            raise RunError(
+                f"output folder {path} can't be written: {error.strerror}; choose another with -o"
+            ) from error
         if MANIFEST in found:
             run = load(path)
             _refuse_another_run(path, run.manifest, manifest)
@@ -69,7 +71,8 @@ class RunDir:
             folder = cls(path, manifest)
             folder._rewrite(run.tables)
         elif found:
-            raise RunError(f"output folder {path} holds other files ({', '.join(found[:3])}); choose an empty one with -o")
+            shown = ", ".join(found[:3])
+            raise RunError(f"output folder {path} holds other files ({shown}); choose an empty one with -o")
         else:
             folder = cls(path, manifest)
         folder._write_manifest()
@@ -185,7 +188,7 @@ def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(f"could not write {path}: {error.strerror}") from error

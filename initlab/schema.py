@@ -186,6 +186,10 @@ class Tables:
             merged[name] = cast(name, pd.concat(frames, ignore_index=True)) if frames else table(name, [])
         return cls(**merged)
 
+    def of(self, run_id: str) -> Tables:
+        """The rows of one cell."""
+        return Tables(**{name: frame[frame["run_id"] == run_id] for name, frame in self.items()})
+
     def items(self) -> list[tuple[str, pd.DataFrame]]:
         """(name, frame) of every table, in the order of TABLES."""
         return [(item.name, getattr(self, item.name)) for item in fields(self)]

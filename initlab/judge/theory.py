@@ -9,7 +9,7 @@ from n_embd = 384 on (benchmarks/theory_vs_measured.py).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -78,11 +78,15 @@ def from_recipe(
     repeat_rate: float,
 ) -> Setting:
     """The setting of a NanoGPT drawn from a recipe. `context`: tokens in the measured sequences, if not block_size."""
-    sizes = dict(n_layer=n_layer, n_embd=n_embd, n_head=n_head, block_size=block_size, vocab_size=vocab_size)
+    sizes = {
+        "n_layer": n_layer,
+        "n_embd": n_embd,
+        "n_head": n_head,
+        "block_size": block_size,
+        "vocab_size": vocab_size,
+    }
 
     def square(role: Role, layer: int = 0, of: Role | None = None) -> float:
-        from dataclasses import replace
-
         dims = replace(gpt_dims(of or role, **sizes, tied=tied), layer=layer)
         value = recipe(role, dims)
         return value.mean**2 + value.std**2
@@ -121,40 +125,44 @@ def from_recipe(
 def from_weights(
     weights: pd.DataFrame,
     *,
-    block_size: int,
-    vocab_size: int,
+    context: int,
     activation: str = "gelu",
     sum_p2: float,
     repeat_rate: float,
 ) -> Setting:
-    """The setting of a model as it was found: mean squares from the `weight` rows of its records (one cell)."""
-    square = weights["rms"] ** 2
-    table = {(role, None if pd.isna(layer) else int(layer), module): value for role, layer, module, value in
-             zip(weights["role"], weights["layer"], weights["module"], square, strict=True)}
+    """The setting of a model as it was found: mean squares from the `weight` rows of its records (one cell).
 
-    def find(role: Role, layer: int | None, ending: str) -> float:
-        return next((v for (r, at, name), v in table.items() if (r, at) == (role, layer) and name.endswith(ending)), 0.0)
+    `context`: tokens in the measured sequences.
+    """
+    by_name = dict(zip(weights["module"], weights["rms"] ** 2, strict=True))
+    by_role = {role: rows.set_index("layer")["rms"] ** 2 for role, rows in weights.groupby("role", observed=True)}
 
-    n_layer = int(weights["n_layer"].iloc[0])
-    tied = not (weights["role"] == Role.UNEMBED).any()
-    token = find(Role.TOKEN_EMBED, None, "weight")
+    def of(role: Role, layer: int) -> float:
+        return float(by_role[role].loc[layer])
+
+    def bias(layer: int, name: str) -> float:
+        return next((v for module, v in by_name.items() if module.endswith(f".{layer}.{name}.bias")), 0.0)
+
+    n_layer, d = int(weights["n_layer"].iloc[0]), int(weights["n_embd"].iloc[0])
+    tied = Role.UNEMBED not in by_role
+    token = float(by_role[Role.TOKEN_EMBED].iloc[0])
     return Setting(
-        n_embd=int(weights["n_embd"].iloc[0]),
-        block_size=block_size,
-        vocab_size=vocab_size,
+        n_embd=d,
+        block_size=context,
+        vocab_size=int(weights.loc[weights["role"] == Role.TOKEN_EMBED, "numel"].iloc[0]) // d,
         token=token,
-        position=find(Role.POS_EMBED, None, "weight"),
-        unembed=token if tied else find(Role.UNEMBED, None, "weight"),
+        position=float(by_role[Role.POS_EMBED].iloc[0]),
+        unembed=token if tied else float(by_role[Role.UNEMBED].iloc[0]),
         blocks=tuple(
             BlockScales(
-                qkv=find(Role.ATTN_QKV, layer, "weight"),
-                attn_out=find(Role.ATTN_OUT, layer, "weight"),
-                mlp_in=find(Role.MLP_IN, layer, "weight"),
-                mlp_out=find(Role.MLP_OUT, layer, "weight"),
-                qkv_bias=find(Role.BIAS, layer, "c_attn.bias"),
-                attn_out_bias=find(Role.BIAS, layer, "attn.c_proj.bias"),
-                mlp_in_bias=find(Role.BIAS, layer, "c_fc.bias"),
-                mlp_out_bias=find(Role.BIAS, layer, "mlp.c_proj.bias"),
+                qkv=of(Role.ATTN_QKV, layer),
+                attn_out=of(Role.ATTN_OUT, layer),
+                mlp_in=of(Role.MLP_IN, layer),
+                mlp_out=of(Role.MLP_OUT, layer),
+                qkv_bias=bias(layer, "attn.c_attn"),
+                attn_out_bias=bias(layer, "attn.c_proj"),
+                mlp_in_bias=bias(layer, "mlp.c_fc"),
+                mlp_out_bias=bias(layer, "mlp.c_proj"),
             )
             for layer in range(n_layer)
         ),

@@ -144,8 +144,11 @@ def _fractions_on_cpu(x: Tensor) -> list[float]:
 def _fractions_on_device(x: Tensor) -> Tensor:
     sample = (x if x.numel() <= SAMPLE else torch.take(x, _sample_index(x.numel(), x.device))).abs()
     zero = (sample == 0).double().mean()
-    edges = [(sample < low).double().mean() - zero if under else (sample > high).double().mean()
-             for low, high in _EDGES for under in (True, False)]
+    edges = [
+        (sample < low).double().mean() - zero if under else (sample > high).double().mean()
+        for low, high in _EDGES
+        for under in (True, False)
+    ]
     return torch.stack([zero, *edges])
 
 

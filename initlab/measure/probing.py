@@ -21,6 +21,7 @@ from initlab.measure.moments import Moments, Preset
 from initlab.measure.recorder import Recorder, first_tensor, recording
 from initlab.measure.sites import SiteMap, find_sites
 from initlab.models.roles import assign_roles
+from initlab.recipes import Recipe
 from initlab.schema import Tables
 
 
@@ -60,6 +61,7 @@ def measure(
     identity: Identity,
     *,
     preset: Preset = "full",
+    recipe: Recipe | None = None,
     targets_kind: str = "next-token",
     autocast: torch.dtype | None = None,
 ) -> Tables:
@@ -70,10 +72,11 @@ def measure(
             mode (train or eval) that it is in.
         idx: token ids, (B, T), int64; moved to the model's device.
         targets: token ids of the same shape, -1 where there is none.
+        recipe: what the weights should have been drawn from; gives the weight rows their expected_var.
         autocast: run the forward pass under autocast to this dtype.
 
     Returns:
-        records, heads (preset `full`), summary (one row) and coverage; `expected_*` columns are NaN.
+        records, heads (preset `full`), summary (one row) and coverage; other `expected_*` columns are NaN.
 
     Raises:
         SiteError: the model isn't laid out as nanoGPT's GPT.
@@ -100,7 +103,8 @@ def measure(
         "n_embd": dict(model.named_modules())[sites.token_embedding].weight.shape[1],
     }
     shared = {**keys, "n_tokens": idx.numel(), "targets": targets_kind}
-    records = _activation_rows(recorder, values, shared) + _weight_rows(weights, values, shared, len(sites.taps))
+    records = _activation_rows(recorder, values, shared)
+    records += _weight_rows(weights, values, shared, recipe, first=len(sites.taps))
     summary = {
         **shared,
         "n_head": sites.n_head,
@@ -132,7 +136,9 @@ def _forward(model: nn.Module, idx: Tensor, targets: Tensor, autocast: torch.dty
     except InitlabError:
         raise
     except Exception as error:
-        raise ProbeError(f"{type(model).__name__} raised in its forward pass: {type(error).__name__}: {error}") from error
+        raise ProbeError(
+            f"{type(model).__name__} raised in its forward pass: {type(error).__name__}: {error}"
+        ) from error
     if logits is None or logits.dim() != 3 or logits.shape[:2] != idx.shape:
         found = "no tensor" if logits is None else f"shape {tuple(logits.shape)}"
         raise ProbeError(f"{type(model).__name__} returned {found}; expected logits (B, T, V) with B, T = {idx.shape}")
@@ -187,21 +193,30 @@ def _activation_rows(
 
 
 def _weight_rows(
-    weights: list[dict[str, Any]], values: list[dict[str, float]], shared: dict[str, Any], first: int
+    weights: list[dict[str, Any]],
+    values: list[dict[str, float]],
+    shared: dict[str, Any],
+    recipe: Recipe | None,
+    *,
+    first: int,
 ) -> list[dict[str, Any]]:
-    names = list(dict.fromkeys(row["place"].name for row in weights))
+    position = {name: first + place for place, name in enumerate(dict.fromkeys(row["place"].name for row in weights))}
+    drawn = (
+        {row["place"].name: recipe(row["place"].role, row["place"].dims).std ** 2 for row in weights} if recipe else {}
+    )
     return [
         {
             **shared,
             **values[row["slot"]],
             "layer": row["place"].layer,
-            "position": first + names.index(row["place"].name),
+            "position": position[row["place"].name],
             "site": row["place"].role.value,
             "kind": row["kind"],
             "role": row["place"].role.value,
             "module": row["place"].name,
             "call": 0,
             "dtype": row["tensor_dtype"].removeprefix("torch."),
+            "expected_var": drawn.get(row["place"].name, math.nan) if row["kind"] == "weight" else math.nan,
         }
         for row in weights
     ]
@@ -247,7 +262,9 @@ def _coverage_rows(
     for kind in ("activation", "grad"):
         for site, count in expected.items():
             seen = fired[kind, site]
-            note = "" if seen == count else "not reached by the pass" if kind == "activation" else "no gradient reached it"
+            note = (
+                "" if seen == count else "not reached by the pass" if kind == "activation" else "no gradient reached it"
+            )
             rows.append({"run_id": run_id, "kind": kind, "site": site, "expected": count, "fired": seen, "note": note})
     for site in ("attn_logits", "attn_pattern"):
         note = (

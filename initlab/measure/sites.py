@@ -103,3 +103,34 @@ def find_sites(model: nn.Module) -> SiteMap:
 
 def _is_stack(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList) and len(module) > 0
+
+
+def sizes(model: nn.Module, sites: SiteMap) -> dict[str, int]:
+    """n_layer, n_embd, n_head, block_size and vocab_size of a model whose sites were found."""
+    modules = dict(model.named_modules())
+    vocab_size, n_embd = modules[sites.token_embedding].weight.shape
+    return {
+        "n_layer": sites.n_layer,
+        "n_embd": n_embd,
+        "n_head": sites.n_head,
+        "block_size": modules[sites.position_embedding].weight.shape[0],
+        "vocab_size": vocab_size,
+    }
+
+
+def activation_name(model: nn.Module) -> str | None:
+    """The MLP's activation as the theory names it; None when it isn't one of those."""
+    declared = getattr(getattr(model, "config", None), "activation", None)
+    if isinstance(declared, str):
+        return declared
+    found = dict(model.named_modules()).get("transformer.h.0.mlp.gelu")
+    match found:
+        case nn.GELU(approximate="none"):
+            return "gelu"
+        case nn.GELU(approximate="tanh"):
+            return "gelu_tanh"
+        case nn.ReLU():
+            return "relu"
+        case nn.SiLU():
+            return "silu"
+    return None

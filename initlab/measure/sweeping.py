@@ -150,7 +150,7 @@ def measure_cell(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus)
     apply_recipe(model, recipe, cell.seed)
     idx, targets = corpus.batch(sweep.batch_size, sweep.block_size, cell.seed)
     identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed)
-    tables = measure(model, idx, targets, identity, preset=sweep.preset, autocast=DTYPES[sweep.dtype])
+    tables = measure(model, idx, targets, identity, preset=sweep.preset, recipe=recipe, autocast=DTYPES[sweep.dtype])
     tables.summary["seconds"] = round(time.perf_counter() - started, 3)
     return tables
 

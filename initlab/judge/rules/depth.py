@@ -33,9 +33,7 @@ def depth_exponents(records: pd.DataFrame) -> pd.DataFrame:
 
 def writes(records: pd.DataFrame) -> pd.DataFrame:
     """Mean over the blocks of what each branch writes, at step 0: recipe, n_embd, site, n_layer, seed, var."""
-    rows = records[
-        (records["kind"] == "activation") & (records["step"] == 0) & records["site"].isin(BRANCHES)
-    ]
+    rows = records[(records["kind"] == "activation") & (records["step"] == 0) & records["site"].isin(BRANCHES)]
     keys = ["recipe", "n_embd", "site", "n_layer", "seed"]
     return rows.groupby(keys, observed=True)["var"].mean().reset_index()
 
@@ -75,7 +73,9 @@ def check_unscaled_writes(tables: Tables, manifest: dict[str, Any]) -> list[Find
         measured = {"measured": slope, "uncertainty": stderr, "unit": "exponent of n_layer", **common}
         text = f"what each MLP writes goes as n_layer^{slope:+.2f}{where}"
         if not failing:
-            note = "" if slope <= -0.5 else f"; all {deepest} blocks together write {share:.2g}× the embedding's variance"
+            note = (
+                "" if slope <= -0.5 else f"; all {deepest} blocks together write {share:.2g}× the embedding's variance"
+            )
             findings.append(UNSCALED_WRITES.passed(text + note, **measured))
             continue
         std = _projection_std(tables.records, str(recipe), int(n_embd), deepest)

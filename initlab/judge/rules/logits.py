@@ -61,9 +61,16 @@ def check_off_prediction(tables: Tables, manifest: dict[str, Any]) -> list[Findi
     sum_p2 = float(manifest["data"].get("sum_p2", 0.0))
     for recipe, rows in _at_start(tables).groupby("recipe", observed=True):
         common: dict[str, Any] = {"recipe": str(recipe), "site": "logits", "unit": "nats off the closed form"}
+        if (rows["loss"] < rows["ln_vocab"] - WARNING_ABOVE).any():
+            findings.append(
+                OFF_PREDICTION.not_applicable("the loss is below ln V: a trained model, not an init", **common)
+            )
+            continue
         off = rows["loss"] - rows["expected_loss"]
         if off.isna().any():
-            findings.append(OFF_PREDICTION.not_applicable("needs a model and a recipe that the theory covers", **common))
+            findings.append(
+                OFF_PREDICTION.not_applicable("needs a model and a recipe that the theory covers", **common)
+            )
             continue
         by_size = off.groupby([rows["n_layer"], rows["n_embd"]]).mean()
         (n_layer, _), value = by_size.abs().idxmax(), float(by_size.loc[by_size.abs().idxmax()])
@@ -102,9 +109,9 @@ OVERCONFIDENT = Rule(
     needs="a loss",
     limit=f"≤ {WARNING_ABOVE} nats; above {ERROR_ABOVE} an error",
     basis="heuristic",
-    why="A model that knows nothing should say so and lose ln V. Logits of std s cost s²/2; a tied head adds a logit of "
-    "n_embd·σ²/√(stream variance) for the token just read, which is rarely the next one. The first steps are then "
-    "spent on unlearning, with large gradients.",
+    why="A model that knows nothing should say so and lose ln V. Logits of std s cost s²/2; a tied head adds a "
+    "logit of n_embd·σ²/√(stream variance) for the token just read, which is rarely the next one. The first steps are "
+    "then spent on unlearning, with large gradients.",
     advice="Shrink the head, untie it, or let the blocks outweigh the embedding before the last norm.",
     false_alarms="GPT-2's own init starts 0.15 nats above at 124M and 0.32 at 1.5B, so the limit is above both. "
     "Text whose next token often repeats the current one is cheaper than predicted by std²/2.",

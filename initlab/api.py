@@ -1,0 +1,360 @@
+"""The public functions: the only place that joins the half that measures and the half that judges and shows.
+
+torch is imported inside the functions, so that loading a saved run, and the command line's help, don't pay for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from initlab import __version__, environment, rundir, schema
+from initlab.errors import ConfigError, InitlabError, ProbeError
+from initlab.judge import theory
+from initlab.recipes import Recipe, registry
+from initlab.recipes.tabulating import evaluate
+from initlab.results import Comparison, Probe, json_ready, now
+from initlab.rundir import Run, RunDir
+from initlab.schema import Tables
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from initlab.measure.sweeping import Cell, SweepConfig
+
+
+class Progress(Protocol):
+    """Told how a comparison advances; the command line draws it."""
+
+    def start(self, work: float, cells: int, seconds: float) -> None:
+        """Before the first cell: all work, in any unit, the number of cells, and an estimate of the seconds."""
+
+    def advance(self, work: float, text: str) -> None:
+        """After each cell."""
+
+
+def probe(
+    model: nn.Module,
+    batch: Tensor | tuple[Tensor, Tensor] | None = None,
+    *,
+    recipe: str | Recipe | None = None,
+    data: str | Path = "docstrings",
+    tokenizer: str | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    preset: str = "full",
+    dtype: str = "float32",
+    command: str = "",
+) -> Probe:
+    """Measure forward and backward scale at every site of one model.
+
+    Answers: does the signal keep its scale from embedding to logits, and the gradient on the way back?
+
+    Args:
+        model: NanoGPT, or any model laid out and named as nanoGPT's; probed in the mode it is in and left exactly
+            as found, also after an error.
+        batch: token ids (B, T), int64, whose targets are the next tokens; or (ids, targets), -1 where there is no
+            target. Default: about 1024 tokens of `data`.
+        recipe: id of the recipe that the model should have been drawn from. With it, predictions answer «was it
+            initialised as intended?»; without, they follow from the weights' own scale and answer «does it behave
+            as its weights imply?»
+        data, tokenizer: text for the default batch; see `initlab.corpus.load_corpus`. A vocabulary too small for
+            the text gets uniform random ids.
+        batch_size: sequences of the default batch.
+        seed: of the default batch and of dropout.
+        preset: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
+        dtype: `bfloat16` or `float16` run the forward pass under autocast.
+        command: kept in the manifest; for the command line.
+
+    Returns:
+        Probe. Variances are over every element of a tensor; gradients are of the mean loss, so they scale as
+        1/(B·T).
+
+    Raises:
+        SiteError: the model isn't laid out as nanoGPT's GPT.
+        ProbeError: the model's forward or backward raised.
+        RecipeError, DataError, ConfigError: an argument can't be used.
+    """
+    from initlab.corpus import load_corpus
+    from initlab.measure.moments import PRESETS
+    from initlab.measure.probing import Identity, measure
+    from initlab.measure.sites import activation_name, find_sites, sizes
+    from initlab.measure.sweeping import DTYPES
+
+    started = time.perf_counter()
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    entry = registry.get(recipe) if recipe is not None else None
+    size: dict[str, Any] = sizes(model, find_sites(model))
+    if batch is None:
+        corpus = load_corpus(data, tokenizer) if size["vocab_size"] >= 256 or data != "docstrings" else None
+        if corpus is None or corpus.vocab_size > size["vocab_size"]:
+            corpus = load_corpus("uniform", vocab_size=size["vocab_size"])
+        T = min(size["block_size"], 1024)
+        idx, targets = corpus.batch(batch_size or max(1, 1024 // T), T, seed)
+        described = corpus.describe()
+    else:
+        idx, targets = _split_batch(batch)
+        described = _describe_batch(idx, targets, size["vocab_size"])
+    label = entry.id if entry else "as-found"
+    run_id = f"{label}-L{size['n_layer']}-d{size['n_embd']}-s{seed}"
+    tables = measure(
+        model,
+        idx,
+        targets,
+        Identity(run_id=run_id, recipe=label, seed=seed),
+        preset=preset,
+        recipe=entry,
+        autocast=DTYPES[dtype],
+    )
+    activation = activation_name(model)
+    summary = tables.summary.iloc[0]
+    tied = not (tables.records["role"] == "unembed").any()
+    bias = bool((tables.records["role"] == "bias").any())
+    if activation is not None:
+        known = {"activation": activation, "sum_p2": described["sum_p2"], "repeat_rate": float(summary["repeat_rate"])}
+        if entry is not None:
+            setting = theory.from_recipe(entry, **size, context=idx.shape[1], bias=bias, tied=tied, **known)
+        else:
+            weights = tables.records[tables.records["kind"] == "weight"]
+            setting = theory.from_weights(weights, context=idx.shape[1], **known)
+        _annotate(tables, setting)
+    config = {
+        "model": type(model).__name__,
+        "recipes": [label],
+        "depths": [size["n_layer"]],
+        "widths": [size["n_embd"]],
+        "seeds": 1,
+        "seed": seed,
+        "n_head": size["n_head"],
+        "block_size": idx.shape[1],
+        "batch_size": idx.shape[0],
+        "vocab_size": size["vocab_size"],
+        "bias": bias,
+        "activation": activation,
+        "tie_weights": tied,
+        "mode": str(summary["mode"]),
+        "preset": preset,
+        "dtype": dtype,
+        "device": str(next(model.parameters()).device),
+    }
+    recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry else {}
+    manifest = _manifest("probe", command, config, recipes, described, [run_id])
+    manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
+    return Probe(Run(tables, manifest))
+
+
+def compare(
+    recipes: Sequence[str | Recipe],
+    *,
+    depths: Sequence[int] = (4, 8, 16),
+    widths: Sequence[int] = (384,),
+    seeds: int = 3,
+    n_head: int | None = None,
+    block_size: int = 256,
+    batch_size: int = 4,
+    vocab_size: int | None = None,
+    bias: bool = True,
+    activation: str = "gelu",
+    tie_weights: bool = True,
+    data: str | Path = "docstrings",
+    tokenizer: str | None = None,
+    preset: str = "full",
+    dtype: str = "float32",
+    device: str = "auto",
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Comparison:
+    """Measure init recipes side by side on NanoGPT, over depths, widths and seeds.
+
+    Every recipe sees the same draw (one standard normal per parameter name and seed) and the same text.
+
+    Args:
+        recipes: ids, `file.py:name`, or Recipe objects; the first is the baseline of the report.
+        depths, widths: n_layer and n_embd to sweep.
+        seeds: draws of weights and text.
+        n_head: default: heads of 64, or of the next smaller divisor of n_embd.
+        vocab_size: default: the tokenizer's.
+        data, tokenizer: see `initlab.corpus.load_corpus`.
+        device: `auto` is CUDA where there is a GPU, else the CPU.
+        out: folder for tables and run.json, written as each cell finishes; the same call with the same folder
+            resumes. None keeps everything in memory.
+        progress: told about every cell.
+        command: kept in the manifest; for the command line.
+
+    Raises:
+        RecipeError, ConfigError, DataError: an argument can't be used; nothing was measured.
+        RunError: `out` can't be written or holds another run.
+        ProbeError: every cell failed. A single failing cell is recorded in the manifest and the rest goes on.
+    """
+    import torch
+
+    from initlab.corpus import load_corpus
+    from initlab.measure.sweeping import SweepConfig, matmul_rate, measure_cell
+    from initlab.models.loading import choose_device
+
+    started = time.perf_counter()
+    entries = {entry.id: entry for entry in map(registry.get, recipes)}
+    corpus = load_corpus(data, tokenizer, vocab_size)
+    sweep = SweepConfig(
+        recipes=tuple(entry.id for entry in map(registry.get, recipes)),
+        depths=tuple(depths),
+        widths=tuple(widths),
+        seeds=seeds,
+        n_head=n_head,
+        block_size=block_size,
+        batch_size=batch_size,
+        vocab_size=corpus.vocab_size,
+        bias=bias,
+        activation=activation,
+        tie_weights=tie_weights,
+        preset=preset,  # type: ignore[arg-type]  # SweepConfig refuses others
+        dtype=dtype,
+        device=choose_device(device),
+    )
+    described = corpus.describe()
+    corpus.batch(batch_size, block_size, 0)  # a text that is too short is refused before anything is written
+    evaluated = {id: evaluate(entry, sweep.sizes(), bias=bias, tied=tie_weights) for id, entry in entries.items()}
+    config = sweep.as_dict() | {key: described[key] for key in ("label", "tokenizer", "sha256")}
+    cells = sweep.cells()
+    manifest = _manifest("compare", command, config, evaluated, described, [cell.run_id for cell in cells])
+    folder = RunDir.open(out, manifest) if out is not None else None
+    kept = rundir.load(folder.path).tables if folder else Tables()
+    done = set(kept.summary["run_id"])
+    todo = [cell for cell in cells if cell.run_id not in done]
+    if progress is not None:
+        work = sum(cell.flops(sweep) for cell in todo)
+        rate = matmul_rate(sweep.device, max(sweep.widths), batch_size * block_size) if todo else 1.0
+        progress.start(work, len(todo), _estimate(work, rate, todo))
+    parts, failed = [kept], {}
+    for cell in todo:
+        try:
+            tables = measure_cell(cell, sweep, entries[cell.recipe], corpus)
+        except (InitlabError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            failed[cell.run_id] = f"{type(error).__name__}: {error}"
+            if folder:
+                folder.fail(cell.run_id, failed[cell.run_id])
+        else:
+            _annotate(tables, _setting(cell, sweep, entries[cell.recipe], described, tables))
+            parts.append(tables)
+            if folder:
+                folder.append(tables)
+        if progress is not None:
+            progress.advance(cell.flops(sweep), cell.run_id)
+    if failed and len(failed) == len(cells):
+        raise ProbeError(f"every one of {len(cells)} cells failed; the first: {next(iter(failed.values()))}")
+    seconds = time.perf_counter() - started
+    if folder is not None:
+        return Comparison(folder.finish(now(), seconds), folder.path)
+    manifest.update(finished=now(), seconds=round(seconds, 1), failed=failed)
+    return Comparison(Run(Tables.concat(parts), manifest))
+
+
+def apply_recipe(model: nn.Module, recipe: str | Recipe, *, seed: int = 0) -> None:
+    """Re-initialise a nanoGPT-like model in place; paired draws as `compare` makes them.
+
+    Raises:
+        RecipeError: unknown recipe, or a model whose parameters' roles are unknown; then nothing was changed.
+    """
+    from initlab.models import apply
+
+    apply.apply_recipe(model, registry.get(recipe), seed)
+
+
+def _setting(
+    cell: Cell, sweep: SweepConfig, recipe: Recipe, described: dict[str, Any], tables: Tables
+) -> theory.Setting:
+    size = next(s for s in sweep.sizes() if (s["n_layer"], s["n_embd"]) == (cell.n_layer, cell.n_embd))
+    return theory.from_recipe(
+        recipe,
+        **size,
+        bias=sweep.bias,
+        tied=sweep.tie_weights,
+        activation=sweep.activation,
+        sum_p2=described["sum_p2"],
+        repeat_rate=float(tables.summary["repeat_rate"].iloc[0]),
+    )
+
+
+def _annotate(tables: Tables, setting: theory.Setting) -> None:
+    tables.records, tables.summary = theory.annotate(tables.records, tables.summary, theory.predict(setting))
+
+
+def _manifest(
+    kind: str,
+    command: str,
+    config: dict[str, Any],
+    recipes: dict[str, Any],
+    described: dict[str, Any],
+    cells: list[str],
+) -> dict[str, Any]:
+    return json_ready(
+        {
+            "schema_version": schema.SCHEMA_VERSION,
+            "initlab_version": __version__,
+            "kind": kind,
+            "command": command or f"initlab.{kind}(…)",
+            "created": now(),
+            "finished": None,
+            "seconds": 0.0,
+            "config": config,
+            "recipes": recipes,
+            "data": described,
+            "environment": environment.describe(config["device"]),
+            "git": environment.git(Path.cwd()),
+            "cells": cells,
+            "failed": {},
+        }
+    )
+
+
+def _estimate(work: float, rate: float, cells: list[Cell]) -> float:
+    """Seconds; a model reaches about half of a bare matrix product's rate, statistics cost as much again, and drawing
+    the weights some 10 ns each (measured on two x86 cores)."""
+    draws = sum(12 * cell.n_embd**2 * cell.n_layer for cell in cells)
+    return 4 * work / rate + 1e-8 * draws
+
+
+def _split_batch(batch: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    import torch
+
+    idx, targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+    for tensor in (idx, targets):
+        if tensor is not None and (
+            not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.is_floating_point()
+        ):
+            found = (
+                f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            )
+            raise ConfigError(f"batch is {found}; expected token ids (B, T) of an integer dtype, or (ids, targets)")
+    assert isinstance(idx, torch.Tensor)
+    if targets is None:
+        targets = torch.cat([idx[:, 1:], torch.full_like(idx[:, :1], -1)], dim=1)
+    if idx.shape != targets.shape or idx.numel() == 0:
+        raise ConfigError(
+            f"ids are {tuple(idx.shape)} and targets {tuple(targets.shape)}; expected the same, not empty"
+        )
+    return idx.long(), targets.long()
+
+
+def _describe_batch(idx: Tensor, targets: Tensor, vocab_size: int) -> dict[str, Any]:
+    counts = idx.flatten().bincount().double()
+    p = counts / counts.sum()
+    seen = p[p > 0]
+    return {
+        "label": "the caller's batch",
+        "tokenizer": "none",
+        "vocab_size": vocab_size,
+        "n_tokens": idx.numel(),
+        "sha256": None,
+        "sha256_of": None,
+        "targets": "as given",
+        "entropy_nats": float(-(seen * seen.log()).sum()),
+        "sum_p2": float((p * p).sum()),
+        "repeat_rate": float((idx == targets).double().mean()),
+    }

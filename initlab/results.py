@@ -1,0 +1,158 @@
+"""What `probe` and `compare` give back: tables, findings, pictures and a report. Torch-free, so a saved run loads
+anywhere."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from initlab import rundir
+from initlab.errors import RunError
+from initlab.judge.rules import Finding, Severity, evaluate, worst
+from initlab.report import console
+from initlab.rundir import Run, RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Result:
+    """Tables and findings of one run.
+
+    Attributes:
+        run: the tables and the manifest that run.json stores.
+        findings: verdict of every rule on every recipe, failures first.
+        path: the run's folder, None while it is only in memory.
+    """
+
+    kind = "run"
+
+    def __init__(self, run: Run, path: Path | None = None):
+        self.run = run
+        self.path = path
+        self.findings: list[Finding] = evaluate(run)
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """One row per tensor, site, kind, step and seed; columns in `initlab.schema.RECORDS`."""
+        return self.run.tables.records
+
+    @property
+    def heads(self) -> pd.DataFrame:
+        """One row per attention head; columns in `initlab.schema.HEADS`."""
+        return self.run.tables.heads
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """One row per model and step; columns in `initlab.schema.SUMMARY`."""
+        return self.run.tables.summary
+
+    @property
+    def coverage(self) -> pd.DataFrame:
+        """Tensors expected and measured, by site and kind; columns in `initlab.schema.COVERAGE`."""
+        return self.run.tables.coverage
+
+    @property
+    def worst(self) -> Severity | None:
+        """The highest severity among the failed findings; None when every check passed."""
+        return worst(self.findings)
+
+    def at(self, site: str, layer: int | None = None, kind: str = "activation") -> pd.DataFrame:
+        """The records of one site; a negative layer counts from the last block of each model."""
+        rows = self.records[(self.records["site"] == site) & (self.records["kind"] == kind)]
+        if layer is None:
+            return rows
+        return rows[rows["layer"] == (rows["n_layer"] + layer if layer < 0 else layer)]
+
+    def plot(self, name: str, theme: str = "light") -> Figure:
+        """One figure of the report by name, as a matplotlib Figure; it is returned, never shown.
+
+        Raises:
+            ConfigError: no figure of that name; the message lists them.
+        """
+        from initlab.report import figures
+
+        return figures.draw(name, self.run, theme)
+
+    def save(self, out: str | Path) -> Path:
+        """Write the tables and run.json into a folder. Raises RunError if it holds another run or can't be written."""
+        out = Path(out)
+        if self.path is not None and self.path.resolve() == out.resolve():
+            return out
+        folder = RunDir.open(out, self.run.manifest)
+        for run_id in self.summary["run_id"].unique():
+            if run_id not in folder.done:
+                folder.append(self.run.tables.of(run_id))
+        self.path = out
+        return out
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write report.html, figures/*.png and findings.json beside the tables; returns the path of the page.
+
+        `out` may be left away for a run that was loaded from, or measured into, a folder.
+        """
+        from initlab.report import html
+
+        if out is None and self.path is None:
+            raise RunError("this run is only in memory; name a folder: .report('out')")
+        folder = self.save(out) if out is not None else self.path
+        assert folder is not None
+        return html.write_report(self.run, self.findings, folder)
+
+    def __repr__(self) -> str:
+        return self._text(color=False)
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        raise NotImplementedError
+
+
+class Probe(Result):
+    """One model, measured once."""
+
+    kind = "probe"
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        return console.probe_text(self.run, self.findings, width=width, color=color)
+
+
+class Comparison(Result):
+    """Recipes side by side, over depths, widths and seeds."""
+
+    kind = "compare"
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        return console.comparison_text(self.run, self.findings, width=width, color=color)
+
+
+def load(path: str | Path) -> Probe | Comparison:
+    """Read a run that was written by `probe`, `compare` or the command line; torch isn't needed.
+
+    Raises:
+        RunError: no run in the folder, or not one that this version can read.
+    """
+    run = rundir.load(path)
+    kinds: dict[str, type[Probe] | type[Comparison]] = {"probe": Probe, "compare": Comparison}
+    kind = run.manifest.get("kind")
+    if kind not in kinds:
+        raise RunError(f"{path} holds a run of kind {kind!r}; this version reads {', '.join(kinds)}")
+    if run.tables.summary.empty:
+        raise RunError(f"the run in {path} has no finished cell; the same command with -o {path} measures it")
+    return kinds[kind](run, Path(path))
+
+
+def now() -> str:
+    """UTC time, to the second, as run.json writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def json_ready(value: Any) -> Any:
+    """NaN and infinity as None: run.json is strict JSON."""
+    if isinstance(value, dict):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
