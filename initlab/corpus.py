@@ -302,7 +302,7 @@ def _docstrings() -> bytes:
         if text and hashlib.sha256(text).hexdigest().encode() == digest:
             return text
     # A docstring may hold lone surrogates, which UTF-8 can't.
-    text = "\n".join(_extract(stdlib)).encode("utf-8", "replace")
+    text = "\n\n".join(_extract(stdlib)).encode("utf-8", "replace")
     if not text:
         raise DataError(
             f"Python's standard library has no readable sources in {stdlib}, so there is no default text; "
