@@ -1,0 +1,255 @@
+"""Runs as terminal text: what is wrong, where, what to do. Imports no plotting library."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from initlab.judge.rules.base import Finding
+from initlab.report import digest
+from initlab.rundir import Run
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+_STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold", "pass": "green", "not_applicable": "dim"}
+_MOST_LAYERS = 16  # rows of the probe's table; deeper models show every k-th block
+_QUIET_SECONDS = 30.0  # between lines where there is no terminal to redraw
+
+
+def comparison_text(run: Run, findings: Sequence[Finding], *, width: int | None = None, color: bool = False) -> str:
+    """One row per recipe, the findings, one sentence that sums up."""
+    return _text(run, findings, _recipe_table(run, findings), width, color)
+
+
+def probe_text(run: Run, findings: Sequence[Finding], *, width: int | None = None, color: bool = False) -> str:
+    """One row per block of the deepest model, the findings, one sentence that sums up."""
+    return _text(run, findings, _layer_table(run), width, color)
+
+
+def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None, color: bool) -> str:
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    console.print(_wrapped(_header(run), width), style="dim" if color else "")
+    for note in digest.shortfall(run):
+        console.print(_wrapped(f"! {note}", width, "  "), style="bold yellow")
+    console.print()
+    console.print(table)
+    console.print()
+    for finding in digest.failing(findings):
+        _print_finding(console, finding, width)
+    console.print(_wrapped(digest.count_sentence(run, findings), width))
+    console.print(_wrapped(digest.verdict(run, findings), width), style="bold")
+    # rich pads lines to the width of the table; nobody wants to copy that
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> str:
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _header(run: Run) -> str:
+    facts = dict(digest.facts(run))
+    recipes = len(digest.recipes_of(run))
+    parts = [f"initlab {run.manifest.get('initlab_version', '')} {run.manifest.get('kind', '')}".strip()]
+    if facts.get("model"):
+        parts.append(facts["model"])
+    parts.append(f"n_layer {facts.get('n_layer', '?')}, n_embd {facts.get('n_embd', '?')}")
+    if facts.get("vocabulary"):
+        parts.append(f"vocabulary {facts['vocabulary']}")
+    if recipes > 1:
+        parts.append(f"{recipes} recipes")
+    parts.append(digest.plural(int(facts.get("seeds", 1)), "seed"))
+    parts.append(" ".join(filter(None, (facts.get("dtype"), facts.get("device")))))
+    parts.append(f"batch {facts['batch']}" if facts.get("batch") else "")
+    parts.append(facts.get("data", ""))
+    return " · ".join(filter(None, parts))
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    for index, head in enumerate(heads):
+        left = index == 0
+        table.add_column(
+            head,
+            justify="left" if left else "right",
+            no_wrap=not left,
+            overflow="fold",
+            vertical="bottom",
+        )
+    return table
+
+
+def _recipe_table(run: Run, findings: Sequence[Finding]) -> Table:
+    table = _table(
+        "recipe",
+        "residual var\nembed → last",
+        "depth exp.\nattn   mlp",
+        "grad var\nfirst/last",
+        "loss\n− ln V",
+        "checks\npassed",
+    )
+    rows = digest.overview(run, findings)
+    for index, row in enumerate(rows):
+        name = Text(row.recipe)
+        if index == 0 and len(rows) > 1:
+            name.append(" (baseline)", style="dim")
+        table.add_row(
+            name,
+            f"{_or_dash(row.embed_var)} → {_or_dash(row.last_var)}",
+            " ".join(
+                digest.signed(row.slopes[site][0]) if site in row.slopes else "–" for site in ("attn_out", "mlp_out")
+            ),
+            _or_dash(row.grad_ratio),
+            "–" if row.excess_loss is None else digest.signed(row.excess_loss, 3),
+            Text(f"{digest.GLYPHS[row.status]} {row.checks}", style=_STYLES[row.status]),
+        )
+    return table
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else digest.number(value)
+
+
+def _layer_table(run: Run) -> Table:
+    """Where the signal is, block by block: level, against theory, what each branch writes, the gradient."""
+    shown = digest.view(run)
+    table = _table("after", "residual\nvar", "× closed\nform", "attention\nwrites", "MLP\nwrites", "grad\nvar")
+    for layer, name in _layers_shown(shown.n_layer):
+        site = "embed" if layer is None else "resid_post"
+        stream = _value(shown, "activation", site, layer, "var")
+        expected = _value(shown, "activation", site, layer, "expected_var")
+        table.add_row(
+            name,
+            _or_dash(stream),
+            digest.number(stream / expected) if stream is not None and expected and expected > 0 else "–",
+            "" if layer is None else _or_dash(_value(shown, "activation", "attn_out", layer, "var")),
+            "" if layer is None else _or_dash(_value(shown, "activation", "mlp_out", layer, "var")),
+            _or_dash(_value(shown, "grad", site, layer, "var")),
+        )
+    for site in ("final_norm", "logits"):
+        level = _value(shown, "activation", site, None, "var")
+        if level is not None:
+            table.add_row(site, _or_dash(level), "", "", "", _or_dash(_value(shown, "grad", site, None, "var")))
+    if shown.n_layer > _MOST_LAYERS:
+        table.caption, table.caption_justify = "not every block is shown; records.csv has them all", "left"
+    return table
+
+
+def _layers_shown(n_layer: int) -> list[tuple[int | None, str]]:
+    step = -(-n_layer // _MOST_LAYERS)
+    layers = sorted({*range(0, n_layer, step), n_layer - 1}) if n_layer else []
+    rows: list[tuple[int | None, str]] = [(None, "embedding")]
+    return rows + [(layer, f"block {layer}") for layer in layers]
+
+
+def _value(shown: digest.View, kind: str, site: str, layer: int | None, column: str) -> float | None:
+    rows = shown.rows(kind, [site], shown.n_layer)
+    rows = rows[rows["layer"].isna() if layer is None else (rows["layer"] == layer)]
+    values = rows[column] if column == "var" else rows[column].dropna()
+    return digest.middle(values)
+
+
+def _print_finding(console: Console, finding: Finding, width: int) -> None:
+    head = Text(f"{digest.GLYPHS[finding.severity]} {finding.code}", style=_STYLES[finding.severity])
+    head.append(f" {finding.name}", style="bold")
+    head.append(f"  {finding.recipe or 'every recipe'}")
+    if finding.seeds_total:
+        head.append(f"  ({finding.seeds_failing}/{digest.plural(finding.seeds_total, 'seed')})", style="dim")
+    console.print(head)
+    limit = f" (limit {finding.limit})" if finding.limit else ""
+    for label, body in (
+        ("", f"{finding.message}{limit}"),
+        ("--> ", digest.where(finding)),
+        ("help: ", finding.advice),
+    ):
+        if body:
+            text = textwrap.fill(
+                label + body,
+                width,
+                initial_indent="  ",
+                subsequent_indent="  " + " " * len(label),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            console.print(text)
+    console.print()
+
+
+class Progress:
+    """How far a run is and how long it will take, on stderr so that stdout stays clean.
+
+    On a terminal a bar that vanishes when done; elsewhere a line every half minute.
+    """
+
+    def __init__(self, total_work: float, label: str, stream: TextIO | None = None):
+        self._total = max(total_work, 1e-12)
+        self._label = label
+        self._stream = stream or sys.stderr
+        self._done = 0.0
+        self._started = self._spoke = time.monotonic()
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        if self._stream.isatty():
+            self._bar = self._make_bar()
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=self._total, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, work: float, text: str = "") -> None:
+        """Count work as done; `text` says what comes or came."""
+        self._done += work
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=work, note=text)
+            return
+        now = time.monotonic()
+        if now - self._spoke >= _QUIET_SECONDS:
+            self._spoke = now
+            share = min(self._done / self._total, 1.0)
+            left = (now - self._started) * (1 - share) / share if share > 0 else 0.0
+            line = f"{self._label}: {share:.0%}, about {left:.0f} s left  {text}".rstrip()
+            print(line, file=self._stream, flush=True)
+
+    def _make_bar(self) -> RichProgress:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns: list[Any] = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            TextColumn("{task.fields[note]}", markup=False),
+        ]
+        console = Console(file=self._stream, highlight=False, emoji=False)
+        return Progress(*columns, console=console, transient=True)

@@ -1,0 +1,332 @@
+"""What a run says in words and numbers: shared by the page, the terminal and the figures' descriptions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from initlab.judge.rules.base import SEVERITIES, Finding
+from initlab.judge.rules.depth import BRANCHES, depth_exponents
+from initlab.rundir import Run
+
+GLYPHS = {"error": "✗", "warning": "!", "info": "i", "pass": "✓", "not_applicable": "–"}
+QUESTIONS = ("Depth", "Embedding", "Logits", "Gradient", "Numerics")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with few digits, as a person would write it."""
+    if value is None or math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if value == 0:
+        return "0"
+    if 1e-4 <= abs(value) < 1e5:
+        shown = float(f"{value:.{digits}g}")
+        decimals = max(0, digits - 1 - math.floor(math.log10(abs(shown))))
+        return f"{value:.{decimals}f}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def trimmed(value: float, digits: int = 3) -> str:
+    """A number without zeros at its end."""
+    text = number(value, digits)
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+
+def signed(value: float | None, decimals: int = 2) -> str:
+    """A signed number; rounds first, so that it never reads -0.00."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listed(words: Sequence[str], most: int = 3) -> str:
+    """`a, b and c`; long lists end in `and 5 more`."""
+    words = list(words)
+    if len(words) > most:
+        words = [*words[: most - 1], f"{len(words) - most + 1} more"]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def recipes_of(run: Run) -> list[str]:
+    """Recipe ids in the order they were given, then any that the tables hold besides; the first is the baseline."""
+    planned = [str(recipe) for recipe in run.manifest["config"].get("recipes", [])]
+    seen = [str(recipe) for recipe in run.tables.summary["recipe"].dropna().unique()]
+    return list(dict.fromkeys([*planned, *seen]))
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of a run that figures show: one step, one width, every depth."""
+
+    recipes: list[str]
+    depths: list[int]
+    n_embd: int
+    records: pd.DataFrame
+    heads: pd.DataFrame
+    summary: pd.DataFrame
+
+    @property
+    def n_layer(self) -> int:
+        """The deepest model."""
+        return max(self.depths, default=0)
+
+    def rows(self, kind: str, sites: Iterable[str], n_layer: int | None = None) -> pd.DataFrame:
+        """Records of a kind at some sites, of one depth or of all."""
+        table = self.records
+        keep = (table["kind"] == kind) & table["site"].isin(list(sites))
+        if n_layer is not None:
+            keep &= table["n_layer"] == n_layer
+        return table[keep]
+
+
+def view(run: Run) -> View:
+    """Pick the first step and the largest width of a run."""
+    summary = run.tables.summary
+    width = int(summary["n_embd"].max()) if len(summary) else 0
+    step = int(summary["step"].min()) if len(summary) else 0
+    parts = {}
+    for name in ("records", "heads", "summary"):
+        frame = getattr(run.tables, name)
+        parts[name] = frame[(frame["n_embd"] == width) & (frame["step"] == step)]
+    depths = sorted(int(depth) for depth in parts["summary"]["n_layer"].unique())
+    present = set(parts["summary"]["recipe"])
+    return View([recipe for recipe in recipes_of(run) if recipe in present], depths, width, **parts)
+
+
+def exponents(shown: View) -> pd.DataFrame:
+    """Depth exponents of the branch writes; a model with a write that isn't finite takes no part in the fit."""
+    writes = shown.rows("activation", BRANCHES)
+    broken = writes.loc[~np.isfinite(writes["var"]), "run_id"]
+    return depth_exponents(writes[~writes["run_id"].isin(broken)])
+
+
+def exponent_text(slope: float, stderr: float) -> str:
+    """`L^-1.00 ± 0.02`."""
+    error = f" ± {stderr:.2f}" if math.isfinite(stderr) else ""
+    return f"L^{round(slope, 2) + 0.0:.2f}{error}"
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The row of one recipe: what its deepest model does, and the exponents over all depths."""
+
+    recipe: str
+    embed_var: float | None
+    last_var: float | None
+    slopes: dict[str, tuple[float, float]]  # site -> slope, standard error
+    grad_ratio: float | None  # variance of the gradient at the embedding / after the last block
+    excess_loss: float | None
+    checks: str
+    status: str
+
+
+def overview(run: Run, findings: Sequence[Finding]) -> list[Overview]:
+    """One row per recipe, baseline first."""
+    shown = view(run)
+    fits = exponents(shown)
+    rows = []
+    for recipe in recipes_of(run):
+        own = shown.summary[shown.summary["recipe"] == recipe]
+        deepest = int(own["n_layer"].max()) if len(own) else 0
+        own = own[own["n_layer"] == deepest]
+        slopes = {
+            str(fit.site): (float(fit.slope), float(fit.stderr))
+            for fit in fits[fits["recipe"] == recipe].itertuples(index=False)
+        }
+        first, last = _ends(shown, recipe, deepest, "activation")
+        grad_first, grad_last = _ends(shown, recipe, deepest, "grad")
+        status, checks = tally(findings, recipe)
+        rows.append(
+            Overview(
+                recipe=recipe,
+                embed_var=first,
+                last_var=last,
+                slopes=slopes,
+                grad_ratio=grad_first / grad_last if grad_first is not None and grad_last else None,
+                excess_loss=middle(own["loss"] - own["ln_vocab"]),
+                checks=checks,
+                status=status,
+            )
+        )
+    return rows
+
+
+def _ends(shown: View, recipe: str, n_layer: int, kind: str) -> tuple[float | None, float | None]:
+    rows = shown.rows(kind, ["embed", "resid_post"], n_layer)
+    rows = rows[rows["recipe"] == recipe]
+    last = rows[(rows["site"] == "resid_post") & (rows["layer"] == n_layer - 1)]
+    return middle(rows.loc[rows["site"] == "embed", "var"]), middle(last["var"])
+
+
+def middle(values: pd.Series) -> float | None:
+    """Median over seeds; NaN as soon as one seed is NaN, None without rows."""
+    return float(np.median(values.to_numpy(float))) if len(values) else None
+
+
+def failing(findings: Sequence[Finding]) -> list[Finding]:
+    """Failures, worst first: error, warning, info; then by effect."""
+    failed = [finding for finding in findings if finding.status == "fail"]
+    return sorted(failed, key=lambda f: (SEVERITIES.index(f.severity), -f.effect, f.code))
+
+
+def worst(findings: Sequence[Finding]) -> str:
+    """error, warning, info, pass or not_applicable."""
+    failed = failing(findings)
+    if failed:
+        return failed[0].severity
+    return "pass" if any(finding.status == "pass" for finding in findings) else "not_applicable"
+
+
+def tally(findings: Sequence[Finding], recipe: str) -> tuple[str, str]:
+    """The worst status of a recipe, and `passed/applicable`."""
+    own = [finding for finding in findings if finding.recipe == recipe]
+    applicable = [finding for finding in own if finding.status != "not_applicable"]
+    passed = sum(finding.status == "pass" for finding in applicable)
+    return worst(own), f"{passed}/{len(applicable)}" if applicable else "none"
+
+
+def where(finding: Finding) -> str:
+    """`attn_out, blocks 3–11`; empty if the finding is about the whole model."""
+    if finding.layer_first is None:
+        return finding.site
+    last = finding.layer_last if finding.layer_last is not None else finding.layer_first
+    first = finding.layer_first
+    blocks = f"block {first}" if first == last else f"blocks {first}–{last}"
+    return f"{finding.site}, {blocks}" if finding.site else blocks
+
+
+def measured(finding: Finding) -> str:
+    """`-0.01 ± 0.02 exponent`; empty if nothing was measured."""
+    if finding.measured is None:
+        return ""
+    error = finding.uncertainty
+    if error is None or not math.isfinite(error) or error <= 0:
+        text = trimmed(finding.measured)
+    else:
+        decimals = min(max(0, -math.floor(math.log10(error))), 6)
+        text = f"{round(finding.measured, decimals) + 0.0:.{decimals}f} ± {error:.{decimals}f}"
+    return f"{text} {finding.unit}".rstrip()
+
+
+def verdict(run: Run, findings: Sequence[Finding]) -> str:
+    """One sentence: is anything wrong, with which recipe, and what is fine."""
+    recipes = recipes_of(run)
+    states = {recipe: tally(findings, recipe) for recipe in recipes}
+    if all(state == "not_applicable" for state, _ in states.values()):
+        return "Measured, not judged: no check applies to this run."
+    errors = [recipe for recipe in recipes if states[recipe][0] == "error"]
+    warned = [recipe for recipe in recipes if states[recipe][0] == "warning"]
+    clean = [recipe for recipe in recipes if states[recipe][0] in ("pass", "info")]
+    if len(recipes) == 1:
+        return _verdict_of_one(recipes[0], findings, states[recipes[0]][1])
+    unjudged = [recipe for recipe in recipes if states[recipe][0] == "not_applicable"]
+    if len(clean) == len(recipes):
+        return f"All {len(recipes)} recipes pass every error and warning check that applies to them."
+    parts = []
+    if errors:
+        verb = "fails" if len(errors) == 1 else "fail"
+        parts.append(f"{len(errors)} of {len(recipes)} recipes {verb}: {_blamed(errors, findings, 'error')}")
+    if warned:
+        verb = "draws warnings" if len(warned) == 1 else "draw warnings"
+        count = f"{len(warned)} of {len(recipes)} recipes" if not errors else str(len(warned))
+        parts.append(f"{count} {verb}: {_blamed(warned, findings, 'warning')}")
+    if clean:
+        parts.append(f"{listed(clean)} {'passes' if len(clean) == 1 else 'pass'}")
+    if unjudged:
+        parts.append(f"{listed(unjudged)} could not be judged")
+    return "; ".join(parts) + "."
+
+
+def _verdict_of_one(recipe: str, findings: Sequence[Finding], checks: str) -> str:
+    state = worst(findings)
+    if state in ("pass", "info"):
+        return f"{recipe} passes all checks that apply ({checks})."
+    count = sum(finding.severity == state for finding in failing(findings))
+    what = plural(count, "check") if state == "error" else plural(count, "warning")
+    verb = "fails" if state == "error" else "draws"
+    return f"{recipe} {verb} {what}: {_questions([recipe], findings, state)}."
+
+
+def _blamed(recipes: Sequence[str], findings: Sequence[Finding], severity: str) -> str:
+    """`a and b (Depth), c (Logits)`: recipes that fail alike are named together."""
+    alike: dict[str, list[str]] = {}
+    for recipe in recipes:
+        alike.setdefault(_questions([recipe], findings, severity), []).append(recipe)
+    return ", ".join(f"{listed(names)} ({questions})" for questions, names in alike.items())
+
+
+def _questions(recipes: Sequence[str], findings: Sequence[Finding], severity: str) -> str:
+    found = {f.question for f in failing(findings) if f.recipe in recipes and f.severity == severity}
+    return ", ".join(question.lower() for question in questions(findings) if question in found)
+
+
+def questions(findings: Sequence[Finding]) -> list[str]:
+    """Columns of the scoreboard that any finding answers, in a fixed order."""
+    asked = list(dict.fromkeys(finding.question for finding in findings))
+    return [*(q for q in QUESTIONS if q in asked), *(q for q in asked if q not in QUESTIONS)]
+
+
+def count_sentence(run: Run, findings: Sequence[Finding]) -> str:
+    """`Found 1 error, 1 warning in 1 of 3 recipes; 26 checks passed, 2 not applicable.`"""
+    failed = failing(findings)
+    passed = sum(finding.status == "pass" for finding in findings)
+    skipped = sum(finding.status == "not_applicable" for finding in findings)
+    tail = f"{plural(passed, 'check')} passed, {skipped} not applicable"
+    if not failed:
+        return f"Nothing failed; {tail}."
+    counts = [(s, sum(f.severity == s for f in failed)) for s in SEVERITIES]
+    named = ", ".join(plural(n, s) if s != "info" else plural(n, "note") for s, n in counts if n)
+    total = len(recipes_of(run))
+    noun = "recipe" if total == 1 else "recipes"
+    return f"Found {named} in {len({f.recipe for f in failed})} of {total} {noun}; {tail}."
+
+
+def shortfall(run: Run) -> list[str]:
+    """Sentences about cells that are missing or failed; empty for a complete run."""
+    planned, failed = run.manifest.get("cells", []), run.manifest.get("failed", {})
+    done = len(set(planned) & set(run.tables.summary["run_id"]))
+    notes = []
+    if done < len(planned) or not run.manifest.get("finished"):
+        notes.append(
+            f"Incomplete: {done} of {len(planned)} cells are measured; the same command with the same -o resumes."
+        )
+    notes += [f"Cell {cell} could not be measured: {error}" for cell, error in failed.items()]
+    return notes
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """(label, value) of what was run: model, data, seeds, device, version, commit, date."""
+    config, summary = run.manifest["config"], run.tables.summary
+    vocab = sorted(int(size) for size in summary["vocab_size"].dropna().unique())
+    data, git = run.manifest.get("data") or {}, run.manifest.get("git")
+    depths = sorted(int(depth) for depth in summary["n_layer"].unique()) or config.get("depths", [])
+    widths = sorted(int(width) for width in summary["n_embd"].unique()) or config.get("widths", [])
+    seeds = config.get("seeds", int(summary["seed"].nunique()))
+    found: list[tuple[str, Any]] = [
+        ("model", config.get("model")),
+        ("n_layer", ", ".join(map(str, depths))),
+        ("n_embd", ", ".join(map(str, widths))),
+        ("vocabulary", ", ".join(map(str, vocab))),
+        ("batch", "×".join(str(config[key]) for key in ("batch_size", "block_size") if config.get(key))),
+        ("seeds", seeds if isinstance(seeds, int) else len(seeds)),
+        ("data", data.get("label") or config.get("data")),
+        ("tokenizer", data.get("tokenizer") or config.get("tokenizer")),
+        ("dtype", config.get("dtype")),
+        ("device", config.get("device")),
+        ("commit", git and f"{git['commit']}{' + changes' if git.get('dirty') else ''}"),
+        ("date", str(run.manifest.get("created") or "").replace("T", " ").removesuffix("Z")),
+    ]
+    return [(label, str(value)) for label, value in found if value not in (None, "")]

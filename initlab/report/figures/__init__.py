@@ -1,0 +1,118 @@
+"""Tables -> matplotlib figures, one pure function per figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from initlab.errors import ConfigError
+from initlab.report.figures import curves, dots, heatmaps
+from initlab.rundir import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FigureSpec:
+    """A figure of the report. `needs` is empty when it can be drawn, otherwise it says why not."""
+
+    name: str
+    title: str
+    question: str
+    needs: Callable[[Run], str]
+    draw: Callable[[Run, str], Figure]
+    describe: Callable[[Run], str]
+
+
+FIGURES: dict[str, FigureSpec] = {
+    spec.name: spec
+    for spec in (
+        FigureSpec(
+            name="residual",
+            title="Residual stream by layer",
+            question="Does the signal keep its scale from the embedding to the last block? "
+            "Line: median over seeds; band: their range.",
+            needs=curves.needs_residual,
+            draw=curves.draw_residual,
+            describe=curves.describe_residual,
+        ),
+        FigureSpec(
+            name="branches",
+            title="Branch writes by layer",
+            question="Who makes the stream grow: how much variance does each attention and each MLP add to it?",
+            needs=curves.needs_branches,
+            draw=curves.draw_branches,
+            describe=curves.describe_branches,
+        ),
+        FigureSpec(
+            name="depth",
+            title="Depth check",
+            question="Does a deeper model write less per block? Depth-scaled inits fall as L^-1; unscaled ones stay "
+            "flat (L^0), and their stream grows with every block added.",
+            needs=curves.needs_depth,
+            draw=curves.draw_depth,
+            describe=curves.describe_depth,
+        ),
+        FigureSpec(
+            name="gradients",
+            title="Gradient by layer",
+            question="Does the gradient keep its scale on the way back? Read from left (output) to right (embedding). "
+            "Its level scales as 1/(B·T)² with the batch, its shape does not.",
+            needs=curves.needs_gradients,
+            draw=curves.draw_gradients,
+            describe=curves.describe_gradients,
+        ),
+        FigureSpec(
+            name="gradient-roles",
+            title="Gradient by role",
+            question="Does any kind of weight get a gradient out of proportion to its own size? "
+            "A small dot: weights that start at zero.",
+            needs=heatmaps.needs_gradient_roles,
+            draw=heatmaps.draw_gradient_roles,
+            describe=heatmaps.describe_gradient_roles,
+        ),
+        FigureSpec(
+            name="first-loss",
+            title="First loss",
+            question="Does the model start out knowing nothing, or confidently wrong? "
+            "Line: range over seeds; lighter: shallower models.",
+            needs=dots.needs_first_loss,
+            draw=dots.draw_first_loss,
+            describe=dots.describe_first_loss,
+        ),
+        FigureSpec(
+            name="attention",
+            title="Attention entropy",
+            question="Does attention start out looking everywhere, or has any head collapsed onto a few tokens?",
+            needs=dots.needs_attention,
+            draw=dots.draw_attention,
+            describe=dots.describe_attention,
+        ),
+        FigureSpec(
+            name="site-map",
+            title="Site map",
+            question="Where does the model not behave as its weights imply? "
+            "Uncoloured: as the closed form says; a small dot: nothing to compare.",
+            needs=heatmaps.needs_site_map,
+            draw=heatmaps.draw_site_map,
+            describe=heatmaps.describe_site_map,
+        ),
+    )
+}
+
+
+def draw(name: str, run: Run, theme: str = "light") -> Figure:
+    """Draw one figure.
+
+    Raises:
+        ConfigError: no such figure, or the run doesn't hold what it needs.
+    """
+    if name not in FIGURES:
+        raise ConfigError(f"unknown figure {name!r}; figures: {', '.join(FIGURES)}")
+    spec = FIGURES[name]
+    reason = spec.needs(run)
+    if reason:
+        raise ConfigError(f"figure {name} can't be drawn: {reason}")
+    return spec.draw(run, theme)

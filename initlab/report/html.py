@@ -1,0 +1,326 @@
+"""The report: one self-contained page, the figures as files, the findings as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from initlab import schema
+from initlab.errors import RunError
+from initlab.judge.rules.base import Finding
+from initlab.report import digest, figures
+from initlab.report.svg import inline_svg
+from initlab.report.theme import DARK, LIGHT, series, style
+from initlab.rundir import Run
+from initlab.rundir import _replace as write_whole
+
+_EVIDENCE = {
+    "Depth": "depth",
+    "Embedding": "residual",
+    "Logits": "first-loss",
+    "Gradient": "gradients",
+}
+_MOST_ROWS = 200  # of the summary table; the CSV file has them all
+_PNG_DPI = 144
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A figure as the page shows it."""
+
+    name: str
+    title: str
+    question: str
+    svg: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Failures of one rule: what they share once, and a line per recipe."""
+
+    anchor: str
+    lead: Finding
+    findings: list[Finding]
+    evidence: str  # name of the figure that shows it, or empty
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Scoreboard: one recipe, one question."""
+
+    status: str
+    glyph: str
+    text: str
+    detail: str
+    anchor: str
+
+
+def render_html(run: Run, findings: Sequence[Finding]) -> str:
+    """The whole page as text; needs no file beside it and asks for none."""
+    recipes = digest.recipes_of(run)
+    sections, skipped = _sections(run)
+    cards = _cards(findings, {section.name for section in sections})
+    return _template().render(
+        verdict=digest.verdict(run, findings),
+        shortfall=digest.shortfall(run),
+        version=run.manifest.get("initlab_version", ""),
+        kind=run.manifest.get("kind", ""),
+        command=run.manifest.get("command", ""),
+        facts=digest.facts(run),
+        looks=series(recipes),
+        baseline=recipes[0] if len(recipes) > 1 else None,
+        questions=digest.questions(findings),
+        scoreboard=_scoreboard(recipes, findings, cards),
+        overview=digest.overview(run, findings),
+        cards=cards,
+        counted=digest.count_sentence(run, findings),
+        passed=[finding for finding in findings if finding.status == "pass"],
+        skipped_checks=[finding for finding in findings if finding.status == "not_applicable"],
+        sections=sections,
+        skipped_figures=skipped,
+        recipe_table=_recipe_table(run, recipes),
+        recipe_info=run.manifest.get("recipes") or {},
+        coverage=_coverage(run.tables.coverage),
+        cells=_cells(run.tables.summary),
+        cells_total=len(run.tables.summary),
+        data=_named(run.manifest.get("data") or {}),
+        environment=_named(run.manifest.get("environment") or {}),
+        configuration=_named(run.manifest["config"]),
+        definitions={name: schema.TABLES[name] for name in ("records", "heads", "summary")},
+        glyphs=digest.GLYPHS,
+        css=_css(),
+    )
+
+
+def write_report(run: Run, findings: Sequence[Finding], out: Path) -> Path:
+    """Write report.html, figures/*.png and findings.json; every file is whole or not there.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        RunError: the folder can't be written.
+    """
+    out = Path(out)
+    pictures = out / "figures"
+    try:
+        pictures.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"report folder {out} can't be written: {error.strerror}; choose another with -o") from error
+    for spec in figures.FIGURES.values():
+        path = pictures / f"{spec.name}.png"
+        if spec.needs(run):
+            path.unlink(missing_ok=True)  # of an earlier report into the same folder
+        else:
+            write_whole(path, _png(run, spec))
+    findings_text = json.dumps([_json_ready(finding.as_dict()) for finding in findings], indent=1, ensure_ascii=False)
+    write_whole(out / "findings.json", f"{findings_text}\n".encode())
+    write_whole(out / "report.html", render_html(run, findings).encode())
+    return out / "report.html"
+
+
+def _png(run: Run, spec: figures.FigureSpec) -> bytes:
+    figure = spec.draw(run, "light")
+    buffer = io.BytesIO()
+    with style("light"):
+        figure.savefig(buffer, format="png", dpi=_PNG_DPI, metadata={"Description": spec.describe(run)})
+    return buffer.getvalue()
+
+
+def _json_ready(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: they become their names."""
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("initlab.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=digest.number,
+        signed=digest.signed,
+        measured=digest.measured,
+        where=digest.where,
+        plural=digest.plural,
+        exponent=lambda fit: digest.exponent_text(*fit),
+    )
+    return environment.get_template("report.html.j2")
+
+
+@cache
+def _css() -> str:
+    light, dark = (";".join(f"--{token}:{colour}" for token, colour in palette.items()) for palette in (LIGHT, DARK))
+    rules = resources.files("initlab.report").joinpath("report.css").read_text(encoding="utf-8")
+    # Only screens get dark: paper is white.
+    return f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}"
+
+
+def _sections(run: Run) -> tuple[list[Section], list[tuple[str, str]]]:
+    sections, skipped = [], []
+    for spec in figures.FIGURES.values():
+        reason = spec.needs(run)
+        if reason:
+            skipped.append((spec.title, reason))
+            continue
+        words = spec.describe(run)
+        svg = inline_svg(spec.draw(run, "svg"), spec.name, spec.title, words)
+        sections.append(Section(spec.name, spec.title, spec.question, svg, words))
+    return sections, skipped
+
+
+def _cards(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]:
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in digest.failing(findings):
+        same = (finding.code, finding.severity, finding.why, finding.advice, finding.limit, finding.source)
+        groups.setdefault(same, []).append(finding)
+    return [
+        Card(f"finding-{index}", group[0], group, figure if figure in figures_shown else "")
+        for index, group in enumerate(groups.values(), 1)
+        for figure in [_EVIDENCE.get(group[0].question, "")]
+    ]
+
+
+def _scoreboard(
+    recipes: Sequence[str], findings: Sequence[Finding], cards: Sequence[Card]
+) -> list[tuple[str, list[Cell]]]:
+    anchors = {id(finding): card.anchor for card in cards for finding in card.findings}
+    return [
+        (recipe, [_cell(recipe, question, findings, anchors) for question in digest.questions(findings)])
+        for recipe in recipes
+    ]
+
+
+def _cell(recipe: str, question: str, findings: Sequence[Finding], anchors: dict[int, str]) -> Cell:
+    own = [finding for finding in findings if finding.recipe == recipe and finding.question == question]
+    status, glyph = digest.worst(own), digest.GLYPHS[digest.worst(own)]
+    failed = digest.failing(own)
+    if failed:
+        word = {"error": "error", "warning": "warning", "info": "note"}[status]
+        text = word if len(failed) == 1 else f"{len(failed)} failed"
+        return Cell(status, glyph, text, digest.measured(failed[0]), anchors[id(failed[0])])
+    passed = [finding for finding in own if finding.status == "pass"]
+    if not passed:
+        return Cell(status, glyph, "not judged", "", "")
+    numbers = [text for finding in passed if (text := digest.measured(finding))]
+    return Cell(status, glyph, "pass", numbers[0] if len(passed) == 1 and numbers else "", "")
+
+
+def _recipe_table(run: Run, recipes: Sequence[str]) -> dict[str, Any]:
+    """role -> recipe -> what its weights are drawn from, at the width the figures show."""
+    shown = [recipe for recipe in recipes if (run.manifest.get("recipes") or {}).get(recipe, {}).get("rows")]
+    n_embd = digest.view(run).n_embd
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    widths, depths = set(), set()
+    for recipe in shown:
+        for row in run.manifest["recipes"][recipe]["rows"]:
+            widths.add(row["n_embd"])
+            depths.add(row["n_layer"])
+            if row["n_embd"] == n_embd:
+                rows.setdefault(row["role"], {}).setdefault(recipe, []).append(row)
+    table = {role: {recipe: _draws(found) for recipe, found in cells.items()} for role, cells in rows.items()}
+    return {
+        "recipes": shown,
+        "rows": table,
+        "n_embd": n_embd,
+        "one_width": len(widths) < 2,
+        "depths": ", ".join(map(str, sorted(depths))),
+    }
+
+
+def _draws(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Distribution, formulas and values of one role: values once if they don't depend on depth."""
+    kinds = dict.fromkeys(str(row["distribution"]) for row in rows)
+    formulas = dict.fromkeys(str(row["formula"]) for row in rows)
+    key = "mean" if set(kinds) == {"constant"} else "std"
+    by_depth: dict[int, list[float]] = {}
+    for row in sorted(rows, key=lambda row: row["n_layer"]):
+        by_depth.setdefault(row["n_layer"], []).append(float(row[key]))
+    texts = [_value_range(values) for values in by_depth.values()]
+    return {
+        "kind": ", ".join(kinds),
+        "formula": "; ".join(formulas),
+        "value": texts[0] if len(set(texts)) == 1 else " · ".join(texts),
+    }
+
+
+def _value_range(values: Sequence[float]) -> str:
+    low, high = digest.trimmed(min(values)), digest.trimmed(max(values))
+    return low if low == high else f"{low}–{high}"
+
+
+def _coverage(coverage: pd.DataFrame) -> dict[str, Any]:
+    """Sites over all cells; those that were seen less often than expected first."""
+    rows = []
+    for (kind, site), group in coverage.groupby(["kind", "site"], observed=True, sort=False, dropna=False):
+        notes = [str(note) for note in group["note"].dropna().unique() if note]
+        rows.append(
+            {
+                "kind": kind,
+                "site": site,
+                "expected": int(group["expected"].sum()),
+                "fired": int(group["fired"].sum()),
+                "note": "; ".join(notes),
+            }
+        )
+    short = [row for row in rows if row["fired"] < row["expected"]]
+    return {"rows": short + [row for row in rows if row not in short], "short": short}
+
+
+_CELL_COLUMNS = (
+    "recipe",
+    "n_layer",
+    "n_embd",
+    "seed",
+    "n_params",
+    "loss",
+    "ln_vocab",
+    "expected_loss",
+    "logit_std",
+    "own_logit",
+    "token_cosine",
+    "token_position_ratio",
+    "dead_frac",
+    "seconds",
+)
+
+
+def _cells(summary: pd.DataFrame) -> dict[str, Any]:
+    rows = []
+    for row in summary[list(_CELL_COLUMNS)].head(_MOST_ROWS).itertuples(index=False):
+        rows.append([_shown(value) for value in row])
+    meanings = [schema.SUMMARY[name].meaning for name in _CELL_COLUMNS]
+    return {"heads": list(zip(_CELL_COLUMNS, meanings, strict=True)), "rows": rows}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return digest.number(float(value), 4)
+    return f"{value:,}".replace(",", " ") if isinstance(value, int | np.integer) else str(value)
+
+
+def _named(values: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for key, value in values.items()
+        if value not in (None, "")
+    ]

@@ -1,0 +1,73 @@
+"""A matplotlib figure as inline SVG that follows the page's theme, with no id or style that could leak."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from typing import TYPE_CHECKING
+
+from initlab.report.theme import SENTINEL, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_VARIABLES = {colour: f"var(--{token})" for token, colour in SENTINEL.items()}
+_SENTINELS = re.compile("|".join(_VARIABLES))
+_TAG = re.compile(r"<[^>]+>")  # text is escaped, so that a recipe id can't look like a tag or an attribute
+_LONG = re.compile(r"-?\d+\.\d{3,}")
+_REFERENCE = re.compile(r'(?:url\(#|href="#)([^")]+)')
+_MARKERS = re.compile(r"<g([^>]*)>((?:<use [^>]*/>)+)</g>")
+
+
+def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """Turn a figure drawn in theme `svg` into an <svg> element.
+
+    Args:
+        figure: Drawn in sentinel colours, which become CSS variables.
+        name: Prefix of every id, unique in the page.
+        title: Short name for screen readers.
+        description: The finding in words, with numbers.
+    """
+    buffer = io.StringIO()
+    with style("svg"):  # the hash salt makes ids, and so bytes, deterministic
+        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Its rule for `*` would reach the whole page; report.css has it, scoped.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    ids = {old: f"{name}-{index}" for index, old in enumerate(dict.fromkeys(_REFERENCE.findall(text)))}
+    text = _TAG.sub(lambda match: _tidy(match.group(), ids), text)
+    text = re.sub(r">\s+<", "><", text)
+    text = _MARKERS.sub(_hoist, text)
+    head = f'<svg role="img" aria-labelledby="{name}-title {name}-desc"'
+    words = (
+        f'<title id="{name}-title">{html.escape(title)}</title><desc id="{name}-desc">{html.escape(description)}</desc>'
+    )
+    end = text.index(">") + 1
+    return head + text[4:end] + words + text[end:].rstrip()
+
+
+def _hoist(match: re.Match[str]) -> str:
+    """Give the style that all markers of a line share to their group."""
+    styles = set(re.findall(r' style="[^"]*"', match[2]))
+    if len(styles) != 1:
+        return match[0]
+    (shared,) = styles
+    return f"<g{match[1]}{shared}>{match[2].replace(shared, '')}</g>"
+
+
+def _tidy(tag: str, ids: dict[str, str]) -> str:
+    if tag.startswith("<svg"):
+        return re.sub(r' (?:width|height|version|xmlns\S*)="[^"]*"', "", tag)  # HTML knows the namespace
+    tag = _SENTINELS.sub(lambda match: _VARIABLES[match.group()], tag)
+    tag = re.sub(r' id="([^"]+)"', lambda m: f' id="{ids[m[1]]}"' if m[1] in ids else "", tag)
+    tag = _REFERENCE.sub(lambda m: m[0].replace(m[1], ids[m[1]]), tag).replace("xlink:href", "href")
+    tag = re.sub(r" font-family: [^;\"]*;", "", tag)
+    tag = re.sub(r' style="[^"]*"', lambda m: re.sub(r"([:;]) ", r"\1", m[0]), tag)
+    tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag)
+    if not tag.startswith("<image"):
+        tag = _LONG.sub(lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), tag)
+        tag = re.sub(r"\s+", " ", tag)
+    return tag

@@ -1,0 +1,302 @@
+"""How the pictures look: palette, matplotlib settings, ticks, and labels at line ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from initlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+# Checked numerically in the tests: text >= 4.5:1, lines >= 3:1, series apart under simulated colour blindness.
+LIGHT = {
+    "bg": "#ffffff",
+    "card": "#f5f7f8",
+    "ink": "#1d2329",
+    "muted": "#55606a",
+    "grid": "#dfe4e8",
+    "faint": "#8a949c",
+    "s1": "#0072b2",
+    "s2": "#d55e00",
+    "s3": "#009e73",
+    "s4": "#882255",
+    "error": "#b3261e",
+    "warning": "#8a5a00",
+    "ok": "#1b6e3c",
+}
+# Both ends of the diverging scale are seen against both pages; see `diverging`.
+LESS, MORE, ON_CELL = "#c8660a", "#7b5fc7", "#14171a"
+DARK = {
+    "bg": "#14171a",
+    "card": "#1c2125",
+    "ink": "#e6e9ec",
+    "muted": "#a9b2ba",
+    "grid": "#2c3339",
+    "faint": "#6f7982",
+    "s1": "#5c9df5",
+    "s2": "#f28e2b",
+    "s3": "#b5f5dc",
+    "s4": "#b5608f",
+    "error": "#ff8a80",
+    "warning": "#ffc24d",
+    "ok": "#6fd08c",
+}
+# Colours that no picture uses otherwise: svg.py turns each into its CSS variable, so that one drawing has two themes.
+SENTINEL = {token: f"#0a00{index + 1:02x}" for index, token in enumerate(LIGHT)}
+THEMES = {"light": LIGHT, "dark": DARK, "svg": SENTINEL}
+
+WIDTH = 9.6  # inches; every figure fills the same column
+MAX_OVERLAID = 4  # hues that stay apart for everyone; more recipes become small multiples, not a fifth hue
+_MARKERS = (
+    ("o", "●"),
+    ("s", "■"),
+    ("^", "▲"),
+    ("D", "◆"),
+    ("v", "▼"),
+    ("P", "✚"),
+    ("X", "✖"),
+    ("<", "◄"),
+    (">", "►"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The look that one recipe keeps in every figure, table and chip."""
+
+    recipe: str
+    token: str
+    marker: str
+    glyph: str
+
+
+def series(recipes: Sequence[str]) -> dict[str, Series]:
+    """Give every recipe its look, by position; the first one is the baseline."""
+    few = len(recipes) <= MAX_OVERLAID
+    return {
+        recipe: Series(recipe, f"s{index + 1}" if few else ("s2" if index else "s1"), *_MARKERS[index % len(_MARKERS)])
+        for index, recipe in enumerate(recipes)
+    }
+
+
+def colours(theme: str) -> dict[str, str]:
+    """Palette of a theme. Raises ConfigError on an unknown one."""
+    if theme not in THEMES:
+        raise ConfigError(f"unknown theme {theme!r}; themes: {', '.join(THEMES)}")
+    return THEMES[theme]
+
+
+@contextmanager
+def style(theme: str) -> Iterator[dict[str, str]]:
+    """Draw in a theme, leaving the user's matplotlib settings alone."""
+    import matplotlib
+
+    palette = colours(theme)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's matplotlibrc must not change a report
+        matplotlib.rcParams.update(_rc(palette))  # type: ignore[arg-type]
+        yield palette
+
+
+def _rc(palette: dict[str, str]) -> dict[str, Any]:
+    ink, muted = palette["ink"], palette["muted"]
+    return {
+        "figure.facecolor": palette["bg"],
+        "savefig.facecolor": palette["bg"],
+        "axes.facecolor": "none",
+        "axes.edgecolor": muted,
+        "axes.labelcolor": muted,
+        "axes.titlecolor": ink,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.titlepad": 8,
+        "axes.labelsize": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "axes.unicode_minus": False,
+        "grid.color": palette["grid"],
+        "grid.linewidth": 0.8,
+        "xtick.color": muted,
+        "ytick.color": muted,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "ytick.left": False,
+        "text.color": ink,
+        "font.size": 9.5,
+        "font.family": ["DejaVu Sans"],
+        "lines.linewidth": 1.8,
+        "lines.markersize": 4.5,
+        "text.parse_math": False,  # a recipe id may hold a dollar sign
+        "svg.fonttype": "none",
+        "svg.hashsalt": "initlab",
+    }
+
+
+def new_figure(theme: str, height: float, title: str) -> Figure:
+    """An empty figure of the common width. In a page the title is a heading, so only other themes draw it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height if theme == "svg" else height + 0.35), layout="constrained")
+    if theme != "svg":
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    return figure
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def tick_text(value: float) -> str:
+    """A tick as a plain number, or as a power of ten where that would be long."""
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)) + 1e-9)
+    if -3 <= exponent <= 3:
+        return f"{value:.10f}".rstrip("0").rstrip(".")
+    mantissa = round(value / 10**exponent)
+    power = "10" + str(exponent).translate(_SUPERSCRIPT)
+    return power if mantissa == 1 else f"{mantissa}·{power}"
+
+
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers between two positive limits: 1-2-5 or 1-3 steps where few decades are shown, else decades."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for mantissas in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**e for e in range(first, last + 1) for m in mantissas]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= most:
+            return ticks
+    stride = math.ceil(len(ticks) / most)
+    return [tick for tick in ticks if round(math.log10(tick)) % stride == 0]
+
+
+def log_limits(values: Any) -> tuple[float, float]:
+    """Limits for a log axis. Never closer than a factor 4: seed noise must not fill the panel."""
+    values = np.asarray(values, dtype=float)
+    logs = np.log10(values[np.isfinite(values) & (values > 0)])
+    if not len(logs):
+        return 0.1, 10.0
+    low, high = float(logs.min()), float(logs.max())
+    pad = max(0.06 * (high - low), (math.log10(4) - (high - low)) / 2)
+    return 10 ** (low - pad), 10 ** (high + pad)
+
+
+def log_axis(axes: Axes, which: str, limits: tuple[float, float]) -> None:
+    """Make one axis logarithmic with ticks a person can read."""
+    from matplotlib.ticker import NullLocator
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
+    ticks = log_ticks(*limits)
+    axis.set_minor_locator(NullLocator())
+    axis.set_ticks(ticks, labels=[tick_text(tick) for tick in ticks])
+
+
+def block_axis(axes: Axes, first: int, last: int, *, most: int = 9) -> None:
+    """Whole-numbered ticks over blocks, the last one always among them."""
+    span = max(last - first, 1)
+    smallest = math.ceil(span / most)
+    step = next((step for step in range(smallest, 2 * smallest + 1) if span % step == 0), smallest)
+    # Where no step divides the span, the tick before the last one makes room for it.
+    ticks = [tick for tick in range(first, last, step) if last - tick >= 0.75 * step] + [last]
+    axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+
+
+def diverging() -> Colormap:
+    """Purple-orange whose middle is transparent: an image that sits on a light page as well as on a dark one."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    less, more = to_rgb(LESS), to_rgb(MORE)
+    stops = [(0.0, (*less, 1.0)), (0.5, (*less, 0.0)), (0.5, (*more, 0.0)), (1.0, (*more, 1.0))]
+    return LinearSegmentedColormap.from_list("puor", stops, N=255)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Text at the right end of a line that ends at (x, y), in data coordinates."""
+
+    x: float
+    y: float
+    text: str
+    token: str
+    muted: bool = False
+
+
+def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:
+    """The nearest centres to those wanted that keep their order, don't overlap, and stay within the limits."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    # Centre of each label if all were stacked from `low`; what is left to find is a non-decreasing shift.
+    stacked, edge = {}, low
+    for index in order:
+        stacked[index] = edge + heights[index] / 2
+        edge += heights[index]
+    blocks: list[tuple[float, int]] = []  # isotonic regression: (mean shift, members)
+    for index in order:
+        mean, members = wanted[index] - stacked[index], 1
+        while blocks and blocks[-1][0] > mean:
+            before, count = blocks.pop()
+            mean, members = (before * count + mean * members) / (count + members), count + members
+        blocks.append((mean, members))
+    shifts = [mean for mean, members in blocks for _ in range(members)]
+    room = max(0.0, high - edge)
+    placed = {index: stacked[index] + min(max(shift, 0.0), room) for index, shift in zip(order, shifts, strict=True)}
+    return [placed[index] for index in range(len(wanted))]
+
+
+def place_labels(
+    figure: Figure, labelled: Sequence[tuple[Axes, Sequence[Label]]], palette: dict[str, str], *, size: float = 9.5
+) -> None:
+    """Write labels to the right of axes, dodging each other, each tied to its line by a leader of its colour.
+
+    Fixes the figure's layout, so it comes last.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    shift = ScaledTranslation(14 / 72, 0, figure.dpi_scale_trans)
+    written = []
+    for axes, labels in labelled:
+        place = axes.transAxes + shift
+        for label in labels:
+            colour = palette["muted" if label.muted else "ink"]
+            written.append(axes.text(1, 0.5, label.text, transform=place, va="center", color=colour, fontsize=size))
+    settle(figure)  # makes room for the texts; only then are pixels known
+    texts = iter(written)
+    point = figure.dpi / 72
+    for axes, labels in labelled:
+        box = axes.get_window_extent()
+        ends = [axes.transAxes.inverted().transform(axes.transData.transform((at.x, at.y))) for at in labels]
+        heights = [size * 1.3 * point / box.height * (1 + label.text.count("\n")) for label in labels]
+        placed = spread([float(end[1]) for end in ends], heights, 0, 1)
+        reach = 1 + 11 * point / box.width
+        for label, end, y in zip(labels, ends, placed, strict=True):
+            next(texts).set_y(y)
+            colour = palette["muted" if label.muted else label.token]
+            axes.plot(
+                [end[0], reach],
+                [end[1], y],
+                color=colour,
+                linewidth=0.8,
+                transform=axes.transAxes,
+                clip_on=False,
+                zorder=1,
+            )
+
+
+def settle(figure: Figure) -> None:
+    """Lay a figure out once and for all: saving it lays it out again otherwise, which is most of the time it takes."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
