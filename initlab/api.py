@@ -314,10 +314,10 @@ def _manifest(
 
 
 def _estimate(work: float, rate: float, cells: list[Cell]) -> float:
-    """Seconds; a model reaches about half of a bare matrix product's rate, statistics cost as much again, and drawing
-    the weights some 10 ns each (measured on two x86 cores)."""
+    """Seconds. A model and its statistics reach about a third of a bare matrix product's rate; drawing takes some 10 ns
+    a weight (measured on two x86 cores)."""
     draws = sum(12 * cell.n_embd**2 * cell.n_layer for cell in cells)
-    return 4 * work / rate + 1e-8 * draws
+    return 3 * work / rate + 1e-8 * draws
 
 
 def _split_batch(batch: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -234,7 +234,7 @@ def _report(options: argparse.Namespace) -> int:
 def _recipes(options: argparse.Namespace) -> int:
     from initlab.recipes import registry
     from initlab.recipes.tabulating import evaluate
-    from initlab.report import console
+    from initlab.report import catalogue
 
     if options.name is None:
         known = registry.all_recipes().values()
@@ -242,7 +242,7 @@ def _recipes(options: argparse.Namespace) -> int:
             rows = [{"id": r.id, "family": r.family, "summary": r.summary, "source": r.source} for r in known]
             print(json.dumps(rows, ensure_ascii=False, indent=1))
         else:
-            print(console.catalogue_text([(r.id, r.summary) for r in known], color=_color()))
+            print(catalogue.catalogue_text(list(known), color=_color()), end="")
         return 0
     entry = registry.get(options.name)
     size = {
@@ -259,7 +259,7 @@ def _recipes(options: argparse.Namespace) -> int:
     if options.format == "json":
         print(json.dumps({"id": entry.id, **evaluated}, ensure_ascii=False, indent=1))
     else:
-        print(console.recipe_text(entry.id, evaluated, size, color=_color()))
+        print(catalogue.recipe_text(entry.id, evaluated, size, color=_color()), end="")
     return 0
 
 
@@ -270,7 +270,7 @@ def _show(result: Result, options: argparse.Namespace, out: Path) -> int:
         found = {"out": str(out), "findings": [finding.as_dict() for finding in result.findings]}
         print(json.dumps(_strict(found), ensure_ascii=False, indent=1))
     else:
-        print(result._text(color=_color()))
+        print(result._text(color=_color()), end="")
         print(f"report  {page}" if page else f"tables  {out}")
     worst = result.worst
     if options.fail_on == "never" or worst is None:
@@ -294,7 +294,7 @@ class _Progress:
     def start(self, work: float, cells: int, seconds: float) -> None:
         from initlab.report import console
 
-        about = console.duration(seconds)
+        about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
         print(f"initlab: {cells} models to measure, about {about}; writing to {self.out}", file=sys.stderr)
         self.bar = self.stack.enter_context(console.Progress(work, "compare"))
 

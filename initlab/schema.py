@@ -118,6 +118,7 @@ SUMMARY: dict[str, Column] = {
     "expected_own_logit": Column("float64", "closed-form prediction of own_logit"),
     "repeat_rate": Column("float64", "share of the batch's targets equal to the token just read"),
     "token_cosine": Column("float64", "mean cosine between positions in the last residual stream; 1 = rank collapse"),
+    "expected_token_cosine": Column("float64", "closed-form prediction of token_cosine"),
     "token_position_ratio": Column("float64", "E[token embedding^2] / E[position embedding^2] entering block 0"),
     "dead_frac": Column("float64", "share of MLP units that are <= 0 on every token of the batch"),
     "seconds": Column("float64", "time to build, draw and measure this cell"),
@@ -160,9 +161,11 @@ def cast(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     out = {}
     for column, spec in columns.items():
         try:
-            # A category of strings: an all-NA column would otherwise become a category of floats.
-            values = frame[column].astype("string") if spec.dtype == "category" else frame[column]
-            out[column] = values.astype(spec.dtype)
+            # A category of strings: an all-NA column would otherwise become a category of floats. Int64 on the way
+            # to int64 refuses to cut 1.5 down to 1. A text is never NA: a CSV file can't tell NA from "".
+            via = {"category": "string", "int64": "Int64"}.get(spec.dtype, spec.dtype)
+            values = frame[column].astype(via)
+            out[column] = values.fillna("") if spec.dtype == "string" else values.astype(spec.dtype)
         except (TypeError, ValueError) as error:
             raise SchemaError(f"table {name}, column {column}: not {spec.dtype}: {error}") from error
     return pd.DataFrame(out)

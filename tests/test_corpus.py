@@ -95,7 +95,7 @@ def test_extraction(small_stdlib: Path, tmp_path: Path) -> None:
         loaded = load_corpus()
     assert not caught
     assert gc.isenabled()
-    expected = "Class A.\nDo\\d \\e.\nModule b.\n\nIndented line.\nFunction f.\nSurrogate ?, escape \\d."
+    expected = "Class A.\n\nDo\\d \\e.\n\nModule b.\n\nIndented line.\n\nFunction f.\n\nSurrogate ?, escape \\d."
     assert byte_encoding().decode(ids(loaded)) == expected
     assert [path.suffix for path in (tmp_path / "cache" / "initlab").iterdir()] == [".txt"]
 

@@ -1,9 +1,8 @@
 """Closed-form expectations for a pre-norm GPT at init: what each site's variance should be.
 
-The scalar recursion follows two numbers through the blocks: q, the mean square of the residual stream, and o, the
-mean product of the streams at two different positions. Exact as n_embd -> infinity but for two things: positions
-are averaged over, and attention is uniform plus a second-order correction. Within 5 % of measurement for the stream
-from n_embd = 384 on (benchmarks/theory_vs_measured.py).
+The recursion follows the covariance of the residual stream between positions: q, its mean square at a position, and
+o, the mean product of the streams at two different positions. Exact as n_embd -> infinity but for three things: which
+tokens repeat is averaged over, a softmax favours keys independently of the query, and late positions are grouped.
 """
 
 from __future__ import annotations
@@ -13,10 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from initlab.judge import activations
 from initlab.recipes import Recipe, Role
 from initlab.recipes.tabulating import gpt_dims
+
+Array = NDArray[np.float64]
 
 LN_EPS = 1e-5  # nanoGPT's and torch's default
 
@@ -60,6 +62,7 @@ class Prediction:
     own_logit: float  # mean logit of the token just read, 0 for an untied head
     logit_std: float
     loss: float  # nats
+    token_cosine: float  # mean cosine between the last residual streams of two positions
 
 
 def from_recipe(
@@ -174,54 +177,107 @@ def from_weights(
 
 
 def predict(setting: Setting) -> Prediction:
-    """The scalar recursion, and what follows for the logits and the first loss."""
+    """Follow the covariance between positions through the blocks; what it implies for logits and first loss."""
     d, T = setting.n_embd, setting.block_size
-    harmonic = float((1 / np.arange(1, T + 1)).sum())
-    # Uniform causal attention averages i tokens at position i: what two positions share, they keep; the rest shrinks.
-    kept = harmonic / T
-    kept_between = 2 * (T - harmonic) / (T * (T - 1)) if T > 1 else 0.0
-    q = setting.token + setting.position
-    o = setting.token * setting.sum_p2
-    var: dict[tuple[str, int | None], float] = {("embed", None): q}
+    grid = Grid.of(T)
+    q = np.full(len(grid.size), setting.token + setting.position)
+    o = np.full((len(q), len(q)), setting.token * setting.sum_p2)
+    var: dict[tuple[str, int | None], float] = {("embed", None): grid.mean(q)}
     for layer, block in enumerate(setting.blocks):
-        var["resid_pre", layer] = q
-        m, c = q / (q + LN_EPS), o / (q + LN_EPS)
-        var["ln_1", layer] = m
-        own, shared = d * block.qkv * m + block.qkv_bias, d * block.qkv * c + block.qkv_bias
+        var["resid_pre", layer] = grid.mean(q)
+        m, c = _normalised(q, o)
+        var["ln_1", layer] = grid.mean(m)
+        v, v_between = d * block.qkv * m + block.qkv_bias, d * block.qkv * c + block.qkv_bias
         for site in ("q", "k", "v"):
-            var[site, layer] = own
-        var["attn_logits", layer] = own * own
-        # second order in the softmax: scores of spread s^2 (1 - c) favour some tokens
-        spread = 1 + (d * block.qkv) ** 2 * (1 - c)
-        z = shared + (own - shared) * kept * spread
-        z_between = shared + (own - shared) * kept_between
-        var["attn_z", layer] = z
-        var["attn_out", layer] = d * block.attn_out * z + block.attn_out_bias
-        q += var["attn_out", layer]
-        o += d * block.attn_out * z_between + block.attn_out_bias
-        var["resid_mid", layer] = q
-        m, c = q / (q + LN_EPS), o / (q + LN_EPS)
-        var["ln_2", layer] = m
+            var[site, layer] = grid.mean(v)
+        var["attn_logits", layer] = grid.mean(v) ** 2
+        scores = v * (v - np.diag(v_between))  # variance within a row; what the keys share, the softmax ignores
+        z, z_between = grid.attend(v, v_between, scores)
+        var["attn_z", layer] = grid.mean(z)
+        var["attn_out", layer] = d * block.attn_out * grid.mean(z) + block.attn_out_bias
+        q = q + d * block.attn_out * z + block.attn_out_bias
+        o = o + d * block.attn_out * z_between + block.attn_out_bias
+        var["resid_mid", layer] = grid.mean(q)
+        m, c = _normalised(q, o)
+        var["ln_2", layer] = grid.mean(m)
         s, k = d * block.mlp_in * m + block.mlp_in_bias, d * block.mlp_in * c + block.mlp_in_bias
-        square = activations.gamma(setting.activation, s, s)
-        var["mlp_pre", layer] = s
-        var["mlp_act", layer] = square - activations.mean(setting.activation, s) ** 2
-        var["mlp_out", layer] = 4 * d * block.mlp_out * square + block.mlp_out_bias
-        q += var["mlp_out", layer]
-        o += 4 * d * block.mlp_out * activations.gamma(setting.activation, s, k) + block.mlp_out_bias
-        var["resid_post", layer] = q
-    m = q / (q + LN_EPS)
-    var["final_norm", None] = m
-    spread = d * setting.unembed * m
-    own_logit = d * setting.token / math.sqrt(q + LN_EPS) if setting.tied else 0.0
+        square = activations.gamma(setting.activation, s, s, s)
+        between = activations.gamma(setting.activation, s[:, None], s[None, :], k)
+        average = grid.mean(activations.mean(setting.activation, s))
+        var["mlp_pre", layer] = grid.mean(s)
+        var["mlp_act", layer] = grid.mean(square) - average**2
+        var["mlp_out", layer] = 4 * d * block.mlp_out * grid.mean(square) + block.mlp_out_bias
+        q = q + 4 * d * block.mlp_out * square + block.mlp_out_bias
+        o = o + 4 * d * block.mlp_out * between + block.mlp_out_bias
+        var["resid_post", layer] = grid.mean(q)
+    m, c = _normalised(q, o)
+    var["final_norm", None] = grid.mean(m)
+    spread_of_logits = d * setting.unembed * grid.mean(m)
+    own_logit = d * setting.token * grid.mean(1 / np.sqrt(q + LN_EPS)) if setting.tied else 0.0
     V = setting.vocab_size
-    var["logits", None] = spread + own_logit**2 * (V - 1) / V**2
+    var["logits", None] = spread_of_logits + own_logit**2 * (V - 1) / V**2
     return Prediction(
         var=var,
         own_logit=own_logit,
         logit_std=math.sqrt(var["logits", None]),
-        loss=first_loss(vocab_size=V, spread=spread, own_logit=own_logit, repeat_rate=setting.repeat_rate),
+        loss=first_loss(vocab_size=V, spread=spread_of_logits, own_logit=own_logit, repeat_rate=setting.repeat_rate),
+        token_cosine=grid.mean_between(o / np.sqrt(np.outer(q, q))),
     )
+
+
+def _normalised(q: Array, o: Array) -> tuple[Array, Array]:
+    """Mean squares and mean products behind a LayerNorm of gain 1."""
+    return q / (q + LN_EPS), o / np.sqrt(np.outer(q + LN_EPS, q + LN_EPS))
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Positions of a sequence in groups that are treated alike: singly at first, then in groups that grow.
+
+    A state is the mean square at each group's positions, (G,), and the mean product of two different positions of
+    two groups, (G, G). With every position in a group of its own this is the exact T x T recursion.
+    """
+
+    size: Array  # positions in each group
+    seen: Array  # (G, G): how many positions of each group a typical position of a group sees, itself included
+
+    @classmethod
+    def of(cls, T: int) -> Grid:
+        """At most about 100 groups: 32 single positions, then groups that grow by 6 % (error below 0.5 %)."""
+        edges = [0]
+        while edges[-1] < T:
+            edges.append(min(T, edges[-1] + max(1, round(0.06 * (edges[-1] - 16)))))
+        start, stop = np.array(edges[:-1], float), np.array(edges[1:], float)
+        size = stop - start
+        typical = start + (size + 1) / 2  # keys that the middle position of a group sees
+        return cls(size, np.clip(typical[:, None] - start[None, :], 0, size[None, :]))
+
+    def mean(self, values: Array) -> float:
+        """Mean over positions."""
+        return float(values @ self.size / self.size.sum())
+
+    def mean_between(self, values: Array) -> float:
+        """Mean over pairs of different positions."""
+        pairs = np.outer(self.size, self.size) - np.diag(self.size)
+        total = pairs.sum()
+        return float((values * pairs).sum() / total) if total else math.nan
+
+    def attend(self, v: Array, between: Array, scores: Array) -> tuple[Array, Array]:
+        """Causal attention on Gaussian scores: position i averages the i values up to its own, unequally.
+
+        Args:
+            v, between: mean squares and mean products of the values.
+            scores: (G,), variance of the attention logits within a row.
+        """
+        keys = self.seen.sum(1)
+        shared = self.seen @ between @ self.seen.T / np.outer(keys, keys)
+        # the same token on both sides counts with its mean square instead of the product of two
+        excess = self.seen @ (v - np.diag(between))
+        lower = np.minimum.outer(np.arange(len(v)), np.arange(len(v)))
+        both = excess[lower] / np.outer(keys, keys)
+        # Sum of squared softmax weights over n keys: e^s/n for many keys (E[e^2x]/E[e^x]^2), 1 for a single one.
+        peaked = np.exp(scores)
+        return np.diag(shared) + excess / keys * peaked / (keys - 1 + peaked), shared + both
 
 
 def first_loss(*, vocab_size: int, spread: float, own_logit: float, repeat_rate: float) -> float:
@@ -253,4 +309,5 @@ def annotate(records: pd.DataFrame, summary: pd.DataFrame, prediction: Predictio
     summary["expected_loss"] = prediction.loss
     summary["expected_logit_std"] = prediction.logit_std
     summary["expected_own_logit"] = prediction.own_logit
+    summary["expected_token_cosine"] = prediction.token_cosine
     return records, summary

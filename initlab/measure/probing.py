@@ -143,7 +143,8 @@ def _forward(model: nn.Module, idx: Tensor, targets: Tensor, autocast: torch.dty
         found = "no tensor" if logits is None else f"shape {tuple(logits.shape)}"
         raise ProbeError(f"{type(model).__name__} returned {found}; expected logits (B, T, V) with B, T = {idx.shape}")
     # Taken here and not from the model, so that it is the same quantity whatever the model returns beside its logits.
-    loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    loss = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=-1)
     own = logits.detach().gather(2, idx[..., None]).float().mean()
     return loss, own
 

@@ -1,0 +1,46 @@
+"""Recipes as terminal text, evaluated from their data."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from initlab.recipes import Recipe
+
+
+def catalogue_text(recipes: list[Recipe], *, color: bool = False) -> str:
+    """One line per recipe: id and what it draws."""
+    table = _table("recipe", "draws")
+    for recipe in recipes:
+        table.add_row(recipe.id, recipe.summary)
+    return _text(table, color) + "initlab recipes NAME shows the std of every role, its formula and its source.\n"
+
+
+def recipe_text(id: str, evaluated: dict[str, Any], size: dict[str, int], *, color: bool = False) -> str:
+    """Role, distribution, std and formula of one recipe at given sizes, and where they come from."""
+    table = _table("role", "distribution", "std", "formula")
+    for row in evaluated["rows"]:
+        table.add_row(row["role"], row["distribution"], f"{row['std']:.4g}", row["formula"])
+    sizes = ", ".join(f"{name} {value}" for name, value in size.items())
+    head = f"{id}: {evaluated['summary']}\nat {sizes}\n\n"
+    return f"{head}{_text(table, color)}\nsource: {evaluated['source']}\n"
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for place, head in enumerate(heads):
+        table.add_column(head, no_wrap=place == 0)
+    return table
+
+
+def _text(table: Table, color: bool) -> str:
+    buffer = io.StringIO()
+    width = shutil.get_terminal_size((100, 24)).columns
+    console = Console(file=buffer, width=width, force_terminal=color, no_color=not color, highlight=False, markup=False)
+    console.print(table)
+    # rich pads every line to the table's width
+    return "".join(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
