@@ -223,7 +223,20 @@ def measured(finding: Finding) -> str:
 
 def verdict(run: Run, findings: Sequence[Finding]) -> str:
     """One sentence: is anything wrong, with which recipe, and what is fine."""
-    recipes = recipes_of(run)
+    done, planned = progress(run)
+    if not done:
+        return "Nothing was measured."
+    sentence = _verdict(recipes_of(run), findings)
+    return sentence if done == planned else f"So far, {done} of {planned} cells: {sentence}"
+
+
+def progress(run: Run) -> tuple[int, int]:
+    """Cells that are in the tables, cells that were planned."""
+    done = set(run.tables.summary["run_id"])
+    return len(done), len(done | set(run.manifest.get("cells", [])))
+
+
+def _verdict(recipes: Sequence[str], findings: Sequence[Finding]) -> str:
     states = {recipe: tally(findings, recipe) for recipe in recipes}
     if all(state == "not_applicable" for state, _ in states.values()):
         return "Measured, not judged: no check applies to this run."
@@ -296,13 +309,10 @@ def count_sentence(run: Run, findings: Sequence[Finding]) -> str:
 
 def shortfall(run: Run) -> list[str]:
     """Sentences about cells that are missing or failed; empty for a complete run."""
-    planned, failed = run.manifest.get("cells", []), run.manifest.get("failed", {})
-    done = len(set(planned) & set(run.tables.summary["run_id"]))
+    (done, planned), failed = progress(run), run.manifest.get("failed", {})
     notes = []
-    if done < len(planned) or not run.manifest.get("finished"):
-        notes.append(
-            f"Incomplete: {done} of {len(planned)} cells are measured; the same command with the same -o resumes."
-        )
+    if done < planned or not run.manifest.get("finished"):
+        notes.append(f"Incomplete: {done} of {planned} cells; the same command with the same -o resumes.")
     notes += [f"Cell {cell} could not be measured: {error}" for cell, error in failed.items()]
     return notes
 

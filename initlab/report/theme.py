@@ -141,6 +141,7 @@ def _rc(palette: dict[str, str]) -> dict[str, Any]:
         "lines.linewidth": 1.8,
         "lines.markersize": 4.5,
         "text.parse_math": False,  # a recipe id may hold a dollar sign
+        "figure.constrained_layout.w_pad": 0.08,
         "svg.fonttype": "none",
         "svg.hashsalt": "initlab",
     }
@@ -154,6 +155,11 @@ def new_figure(theme: str, height: float, title: str) -> Figure:
     if theme != "svg":
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     return figure
+
+
+def short(name: str, most: int = 32) -> str:
+    """A name that leaves room for the drawing."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -285,11 +291,14 @@ def place_labels(
         for label, end, y in zip(labels, ends, placed, strict=True):
             next(texts).set_y(y)
             colour = palette["muted" if label.muted else label.token]
+            # A line that stops early must not seem to go on to its label.
+            dashes = "-" if end[0] > 0.9 else (0, (1, 3))
             axes.plot(
                 [end[0], reach],
                 [end[1], y],
                 color=colour,
                 linewidth=0.8,
+                linestyle=dashes,
                 transform=axes.transAxes,
                 clip_on=False,
                 zorder=1,
@@ -298,5 +307,7 @@ def place_labels(
 
 def settle(figure: Figure) -> None:
     """Lay a figure out once and for all: saving it lays it out again otherwise, which is most of the time it takes."""
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
     figure.set_layout_engine("none")

@@ -50,7 +50,8 @@ FIGURES: dict[str, FigureSpec] = {
             name="depth",
             title="Depth check",
             question="Does a deeper model write less per block? Depth-scaled inits fall as L^-1; unscaled ones stay "
-            "flat (L^0), and their stream grows with every block added.",
+            "flat (L^0), and their stream grows with every block added. The MLP is the clean signal: what attention "
+            "writes also grows with the correlation between positions.",
             needs=curves.needs_depth,
             draw=curves.draw_depth,
             describe=curves.describe_depth,

@@ -64,7 +64,7 @@ def _stream_panels(shown: View, kind: str, *, descending: bool = False) -> list[
     for n_layer in depths:
         curves = by_recipe(shown, stream(shown, kind, n_layer), "after", descending=descending)
         main = n_layer == depths[-1]
-        panels.append(Panel(f"{n_layer} blocks", curves, width=2.2 if main else 1.0))
+        panels.append(Panel(plural(n_layer, "block"), curves, width=2.2 if main else 1.0))
     return panels
 
 

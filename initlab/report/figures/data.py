@@ -30,6 +30,12 @@ class Curve:
         """All values that the axis has to cover."""
         return np.concatenate([self.low[self.drawable], self.high[self.drawable], self.expected])
 
+    def only(self) -> str:
+        """What all values are when a log axis can show none of them."""
+        if self.drawable.any():
+            return ""
+        return "0" if (self.median == 0).all() else "not finite"
+
     def end(self) -> tuple[float, float] | None:
         """The last drawable point in the order of drawing."""
         shown = np.flatnonzero(self.drawable)

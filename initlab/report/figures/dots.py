@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from initlab.report.digest import number, signed, view
-from initlab.report.theme import block_axis, new_figure, series, settle, style
+from initlab.report.digest import number, plural, signed, view
+from initlab.report.theme import block_axis, new_figure, series, settle, short, style
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def draw_first_loss(run: Run, theme: str) -> Figure:
                 text = signed(row.middle, 3 if abs(row.middle) < 1 else 1)
                 axes.annotate(text, (right, at), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
         texts = [
-            f"{row.recipe} · {row.n_layer} blocks" if main else f"{row.n_layer}"
+            f"{short(str(row.recipe))} · {plural(row.n_layer, 'block')}" if main else f"{row.n_layer}"
             for row, main in zip(losses.itertuples(index=False), deepest, strict=True)
         ]
         axes.set_yticks(y, labels=texts)
@@ -85,8 +85,8 @@ def _loss_scale(axes: Axes, losses: pd.DataFrame) -> None:
     from matplotlib.ticker import NullLocator
 
     values = np.concatenate([losses[column].dropna() for column in ("low", "high", "expected")])
-    top, middle = float(np.abs(values).max()), float(np.median(np.abs(losses["middle"])))
-    if top <= 8 * max(middle, 0.05):
+    top, least = float(np.abs(values).max()), float(np.abs(losses["middle"]).min())
+    if top <= max(2.0, 8 * least):
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
         pad = 0.08 * max(high - low, 0.02)
         axes.set_xlim(low - pad, high + 2.5 * pad)
@@ -146,7 +146,7 @@ def draw_attention(run: Run, theme: str) -> Figure:
                 alpha=0.55,
                 markeredgewidth=0,
             )
-            axes.set_title(recipe)
+            axes.set_title(short(recipe))
         block_axis(grid[0, 0], 0, n_layer - 1, most=8)
         grid[0, 0].set_ylim(*_entropy_limits(lowest))
         grid[0, 0].text(n_layer - 1, 1.002, "uniform", color=palette["muted"], fontsize=8.5, ha="right", va="bottom")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from initlab.report.digest import View, number, view
 from initlab.report.figures.data import grid_of
-from initlab.report.theme import ON_CELL, block_axis, diverging, new_figure, settle, style
+from initlab.report.theme import ON_CELL, block_axis, diverging, new_figure, settle, short, style
 from initlab.rundir import Run
 from initlab.schema import SITES
 
@@ -133,7 +133,7 @@ def _draw(
                 aspect="auto",
                 interpolation="none",
             )
-            axes.set_title(recipe)
+            axes.set_title(short(recipe))
             axes.grid(False)
             axes.spines[:].set(visible=True, color=palette["grid"])
             holes = np.argwhere(~np.isfinite(grid))

@@ -19,6 +19,7 @@ from initlab.report.theme import (
     new_figure,
     place_labels,
     series,
+    short,
     style,
 )
 
@@ -72,27 +73,29 @@ def draw_panels(panels: Sequence[Panel], frame: Frame, recipes: Sequence[str], t
 
 def _limits(panels: Sequence[Panel]) -> tuple[float, float]:
     spans = [line.spanned for panel in panels for line in panel.curves.values()]
-    return log_limits(np.concatenate(spans) if spans else [])
+    low, high = log_limits(np.concatenate(spans) if spans else [])
+    medians = np.concatenate([line.median for panel in panels for line in panel.curves.values()])
+    strip = (high / low) ** 0.1  # room for the marks of what a log axis can't show
+    return low / strip if (medians == 0).any() else low, high if np.isfinite(medians).all() else high * strip
 
 
 def _overlaid(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series], palette: Palette, theme: str) -> Figure:
     figure = new_figure(theme, frame.height, frame.title)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=[panel.width for panel in panels])
+    limits = _limits(panels)
     pending = []
     for axes, panel in zip(grid[0], panels, strict=True):
         labels = []
         for recipe, line in panel.curves.items():
             look = looks[recipe]
             draw_curve(axes, line, palette[look.token], look.marker)
-            end = line.end()
-            if end:
-                labels.append(Label(*end, _joined(recipe, panel, "\n"), look.token))
+            labels.append(_end_label(line, look, panel, limits))
         labels += _draw_guides(axes, panel, palette)
         axes.set_title(panel.title)
         frame.dress(axes, panel)
         if axes is grid[0, -1] or frame.label_all:
             pending.append((axes, labels))
-    log_axis(grid[0, 0], "y", _limits(panels))
+    log_axis(grid[0, 0], "y", limits)
     grid[0, 0].set_ylabel(frame.y)
     figure.supxlabel(_x_text(panels, frame), fontsize=9.5, color=palette["muted"])
     place_labels(figure, pending, palette)
@@ -121,7 +124,7 @@ def _highlighted(
             frame.dress(axes, replace(panel, width=1.0))
             # One heading per recipe; the panels below it are told apart at the left edge.
             suffix = panel.suffix.get(recipe, "")
-            heading = recipe if offset == 0 else ""
+            heading = short(recipe, 24) if offset == 0 else ""
             axes.set_title(f"{heading}\n" if suffix and heading else heading, fontsize=8.5)
             axes.set_title(suffix, loc="right", fontsize=8.5, fontweight="normal")
             if len(panels) > 1 and cell % columns == 0:
@@ -129,7 +132,7 @@ def _highlighted(
             axes.tick_params(labelbottom=row == grid.shape[0] - 1 or cell + columns >= len(others))
             end = panel.curves[baseline].end() if baseline in panel.curves else None
             if end and cell == columns - 1:
-                ends.append((axes, [Label(*end, baseline, looks[baseline].token)]))
+                ends.append((axes, [Label(*end, short(baseline), looks[baseline].token)]))
     figure.supylabel(frame.y, fontsize=9.5, color=palette["muted"])
     figure.supxlabel(_x_text(panels, frame), fontsize=9.5, color=palette["muted"])
     place_labels(figure, ends, palette, size=8.5)
@@ -155,14 +158,10 @@ def draw_curve(axes: Axes, line: Curve, colour: str, marker: str, *, thin: bool 
     keep = line.drawable
     gapped = np.where(keep, line.median, np.nan)
     size = 3.0 if thin else max(2.6, 4.8 - len(line.x) / 40)
-    axes.fill_between(
-        line.x,
-        np.where(keep & (line.low > 0), line.low, gapped),
-        np.where(keep & np.isfinite(line.high), line.high, gapped),
-        color=colour,
-        alpha=0.25,
-        linewidth=0,
-    )
+    low = np.where(keep & (line.low > 0), line.low, gapped)
+    high = np.where(keep & np.isfinite(line.high), line.high, gapped)
+    if (high > low).any():
+        axes.fill_between(line.x, low, high, color=colour, alpha=0.25, linewidth=0)
     axes.plot(line.x, gapped, color=colour, marker=marker, markersize=size, linewidth=1.3 if thin else 1.8)
     theory = np.where(line.expected > 0, line.expected, np.nan)
     if np.isfinite(theory).any():
@@ -172,12 +171,19 @@ def draw_curve(axes: Axes, line: Curve, colour: str, marker: str, *, thin: bool 
         if where.any():
             x = line.x[where]
             axes.plot(x, np.full(len(x), y), "|", color=colour, markersize=7, transform=edge, clip_on=False)
+            if line.only():
+                continue  # its label at the right says so
             side = "bottom" if y < 0.5 else "top"
             axes.text(x[0], y + (0.025 if y < 0.5 else -0.025), text, transform=edge, ha="left", va=side, fontsize=8.5)
 
 
-def _joined(recipe: str, panel: Panel, by: str) -> str:
-    return by.join(filter(None, (recipe, panel.suffix.get(recipe))))
+def _end_label(line: Curve, look: Series, panel: Panel, limits: tuple[float, float]) -> Label:
+    """The recipe's name at the end of its line, or at the edge where its marks are."""
+    text = "\n".join(filter(None, (short(look.recipe), panel.suffix.get(look.recipe))))
+    end = line.end()
+    if end:
+        return Label(*end, text, look.token)
+    return Label(float(line.x[-1]), limits[0 if line.only() == "0" else 1], f"{text} ({line.only()})", look.token)
 
 
 def _draw_guides(axes: Axes, panel: Panel, palette: Palette) -> list[Label]:

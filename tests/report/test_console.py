@@ -1,0 +1,96 @@
+import io
+
+import pytest
+from synthetic import synthetic_findings, variants
+
+from initlab.report import console
+from initlab.report.console import Progress, comparison_text, probe_text
+
+
+def show(case, render=comparison_text, **options):
+    run = variants()[case]
+    return render(run, synthetic_findings(run), **{"width": 80, **options})
+
+
+@pytest.mark.parametrize("case", list(variants()))
+@pytest.mark.parametrize("render", [comparison_text, probe_text])
+def test_every_run_fits_in_80_columns(case, render):
+    text = show(case, render)
+    assert "\x1b" not in text
+    if case != "hostile":
+        assert max(map(len, text.splitlines())) <= 80
+    assert text.endswith("\n") and not text.endswith("\n\n")
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_the_usual_comparison():
+    lines = show("usual").splitlines()
+    assert lines[0].startswith("initlab 0.1.0 compare · n_layer 4, 8, 16, n_embd 384")
+    baseline = next(line for line in lines if line.startswith("nanogpt (baseline)"))
+    assert " ".join(baseline.split()) == "nanogpt (baseline) 0.00079 → 0.018 -1.00 -1.00 22 +0.049 ✓ 3/3"
+    assert "✗ DEP001 unscaled-residual-writes  nanogpt-no-depth-scale  (3/3 seeds)" in lines
+    assert "  --> mlp_out" in lines
+    assert "Found 1 error, 1 warning in 2 of 3 recipes; 7 checks passed, 3 not applicable." in lines
+
+
+def test_errors_come_before_warnings():
+    text = show("usual")
+    assert text.index("DEP001") < text.index("LOG001")
+
+
+def test_a_row_per_recipe_and_none_wraps():
+    text = show("nine recipes")
+    for recipe in variants()["nine recipes"].manifest["config"]["recipes"]:
+        assert sum(line.startswith((f"{recipe} ", f"{recipe}  ")) for line in text.splitlines()) == 1
+
+
+def test_colour_is_optional():
+    assert "\x1b[" in show("usual", color=True)
+
+
+def test_a_probe_shows_blocks_and_says_when_not_all():
+    text = show("probe", probe_text)
+    assert [line.split()[0] for line in text.splitlines() if line.startswith(("embedding", "block"))] == [
+        "embedding",
+        *["block"] * 3,
+    ]
+    deep = show("deep probe", probe_text)
+    assert deep.count("\nblock ") <= 17
+    assert "block 39" in deep
+    assert "not every block is shown" in deep
+
+
+def test_an_incomplete_run_says_so():
+    assert "! Incomplete: 4 of 6 cells" in show("incomplete")
+    assert "Nothing was measured." in show("nothing measured")
+
+
+def test_non_finite_numbers_are_named():
+    assert "NaN" in show("nothing finite")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal_is_drawn_and_cleared(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Progress(2.0, "compare", stream) as progress:
+        progress.advance(1.0, "nanogpt seed 1")
+        progress.advance(1.0)
+    assert "compare" in stream.getvalue()
+    assert stream.getvalue().endswith("\x1b[2K")
+
+
+def test_progress_elsewhere_is_silent_for_half_a_minute(monkeypatch):
+    clock = iter([0.0, 10.0, 31.0, 32.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with Progress(4.0, "compare", stream) as progress:
+        progress.advance(1.0, "a")
+        assert stream.getvalue() == ""
+        progress.advance(1.0, "b")
+        progress.advance(1.0, "c")
+    assert stream.getvalue() == "compare: 50%, about 31 s left  b\n"

@@ -1,0 +1,185 @@
+import itertools
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from html.parser import HTMLParser
+
+import pytest
+from synthetic import HOSTILE, synthetic_findings, synthetic_run, variants
+
+from initlab.errors import RunError
+from initlab.report.figures import FIGURES
+from initlab.report.html import render_html, write_report
+
+# the other tests here render these, or draw their figures
+DRAWN_ELSEWHERE = {"usual", "nine recipes", "five recipes, one depth", "two widths", "deep probe"}
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Structure of a page: tags with attributes in order, and whether every tag is closed where it should be."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.words = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, *names):
+        return [(tag, attrs) for tag, attrs in self.tags if tag in names]
+
+
+@cache
+def render(case):
+    run = variants()[case]
+    return render_html(run, synthetic_findings(run))
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return render("usual")
+
+
+@pytest.fixture(scope="module")
+def page(usual):
+    return Page(usual)
+
+
+@pytest.mark.parametrize("case", [case for case in variants() if case not in DRAWN_ELSEWHERE])
+def test_every_run_renders(case):
+    text = render(case)
+    page = Page(text)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert "undefined" not in text.lower()
+    assert len(page.all("h1")) == 1
+
+
+def test_no_request_can_leave_the_page(usual, page):
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert not page.all("script", "link", "iframe", "object")
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", usual)
+    assert "@import" not in usual and "url(http" not in usual and "//" not in re.sub(r"data:[^\"]+", "", usual)
+
+
+def test_headings_are_ordered_and_landmarks_are_there(page):
+    levels = [int(tag[1]) for tag, _ in page.all("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    assert page.all("main") and page.all("nav")
+    assert page.tags[[tag for tag, _ in page.tags].index("html")][1]["lang"] == "en"
+    skip = next(attrs for tag, attrs in page.tags if attrs.get("class") == "skip")
+    assert skip["href"] == "#main"
+
+
+def test_links_and_labels_resolve(page):
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert {attrs["href"][1:] for _, attrs in page.tags if attrs.get("href", "").startswith("#")} <= ids
+    for _, attrs in page.tags:
+        assert set(attrs.get("aria-labelledby", "").split()) <= ids
+
+
+def test_every_figure_says_what_it_shows(page):
+    images = [attrs for tag, attrs in page.tags if attrs.get("role") == "img"]
+    assert len(images) == len(FIGURES)
+    for name, spec in FIGURES.items():
+        assert spec.describe(variants()["usual"]) in "".join(page.words), name
+
+
+def test_a_recipe_id_is_text_and_never_markup():
+    text = render("hostile")
+    assert "<script" not in text
+    assert "{{ 7 * 7 }}" in text
+    assert HOSTILE in "".join(Page(text).words)
+
+
+def test_the_verdict_is_the_headline(page, usual):
+    headline = re.sub(r"<[^>]+>", "", re.search(r"<h1>(.*?)</h1>", usual)[1])
+    assert headline == (
+        "1 of 3 recipes fails: nanogpt-no-depth-scale (depth); "
+        "1 draws warnings: torch-default (logits); nanogpt passes."
+    )
+
+
+def test_findings_come_before_figures_and_name_the_line_to_change(usual):
+    assert usual.index("DEP001") < usual.index('id="fig-residual"')
+    assert "Scale the std of attn.c_proj.weight" in usual
+
+
+def test_recipes_that_fail_alike_share_a_card():
+    text = render("nine recipes")
+    cards = re.findall(r'<article class="card (\w+)"', text)
+    assert cards == ["error", "warning"]
+    assert len(text.encode()) < 1.5 * 2**20
+
+
+def test_size_of_a_typical_page(usual):
+    assert len(usual.encode()) < 600 * 2**10
+
+
+def test_an_incomplete_run_says_so():
+    text = render("incomplete")
+    assert "Incomplete: 4 of 6 cells" in text
+    assert "So far, 4 of 6 cells:" in re.sub(r"<[^>]+>", "", text)
+    assert "could not be measured: RuntimeError: out of memory" in text
+
+
+def test_what_is_not_here_is_said():
+    text = render("probe")
+    assert "Depth check: needs models of two or more depths" in text
+    assert "No training" in text
+
+
+def test_missing_sites_are_said():
+    run = synthetic_run(("nanogpt",), depths=(2,), seeds=1)
+    run.tables.coverage.loc[0, ["fired", "note"]] = [0, "activation checkpointing hides it"]
+    text = render_html(run, [])
+    assert "resid_pre (activation) 0 of 2" in text
+    assert "activation checkpointing hides it" in text
+
+
+def test_files(tmp_path):
+    run = variants()["one block"]
+    stale = tmp_path / "figures" / "depth.png"
+    stale.parent.mkdir()
+    stale.write_bytes(b"of an earlier run")
+    findings = synthetic_findings(run)
+    assert write_report(run, findings, tmp_path) == tmp_path / "report.html"
+    drawn = {f"{name}.png" for name, spec in FIGURES.items() if not spec.needs(run)}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == drawn
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (tmp_path / "figures").iterdir())
+    saved = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))
+    assert [item["code"] for item in saved] == [finding.code for finding in findings]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_an_unwritable_folder_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(RunError, match=r"report folder .* can't be written"):
+        write_report(variants()["probe"], [], tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("blocked", "module"),
+    [("torch", "initlab.report.html"), ("torch", "initlab.report.console"), ("matplotlib", "initlab.report.console")],
+)
+def test_imports(blocked, module):
+    code = f"import sys; sys.modules['{blocked}'] = None; import {module}"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,65 @@
+import re
+from xml.etree import ElementTree
+
+import pytest
+from synthetic import HOSTILE, variants
+
+from initlab.report import figures
+from initlab.report.svg import _TAG, inline_svg
+from initlab.report.theme import SENTINEL
+
+
+def render(name, case="zero init"):
+    run = variants()[case]
+    return inline_svg(figures.draw(name, run, "svg"), name, "Title & more", "What <it> shows")
+
+
+@pytest.fixture(scope="module")
+def residual():
+    return render("residual")
+
+
+def test_bytes_are_deterministic(residual):
+    assert render("residual") == residual
+
+
+def test_colours_follow_the_page(residual):
+    assert "var(--ink)" in residual and "var(--s1)" in residual
+    assert not any(colour in residual for colour in SENTINEL.values())
+    assert not re.search(r"#[0-9a-f]{6}", residual)
+
+
+def test_it_is_well_formed_named_and_described(residual):
+    root = ElementTree.fromstring(residual)
+    assert root.get("role") == "img"
+    assert root.find("title").text == "Title & more"
+    assert root.find("desc").text == "What <it> shows"
+    assert root.get("aria-labelledby") == "residual-title residual-desc"
+
+
+def test_ids_are_prefixed_unique_and_every_reference_resolves(residual):
+    ids = re.findall(r' id="([^"]+)"', residual)
+    assert len(ids) == len(set(ids))
+    assert all(found.startswith("residual-") for found in ids)
+    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', residual)) <= set(ids)
+
+
+def test_nothing_leaks_into_the_page(residual):
+    assert "<style" not in residual and "<metadata" not in residual
+    assert "font-family" not in residual
+    assert "http" not in residual
+
+
+def test_text_is_never_taken_for_markup():
+    svg = render("first-loss", "hostile")
+    assert "<script" not in svg
+    texts = [element.text or "" for element in ElementTree.fromstring(svg).iter("text")]
+    assert any(text.startswith(HOSTILE[:20]) for text in texts)
+    tricky = _TAG.sub("", '<text style="fill:#0a0007">#0a0007 id="x" url(#y)</text>')
+    assert tricky == '#0a0007 id="x" url(#y)'
+
+
+def test_heatmaps_are_images_not_thousands_of_paths():
+    svg = render("site-map")
+    assert svg.count("<image") == 4
+    assert len(svg) < 40_000
