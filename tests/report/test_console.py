@@ -1,7 +1,8 @@
 import io
 
 import pytest
-from synthetic import synthetic_findings, variants
+from synthetic import synthetic_findings
+from variants import variants
 
 from initlab.report import console
 from initlab.report.console import Progress, comparison_text, probe_text

@@ -2,7 +2,8 @@ import dataclasses
 import math
 
 import pytest
-from synthetic import synthetic_findings, variants
+from synthetic import synthetic_findings
+from variants import variants
 
 from initlab.report import digest
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from synthetic import synthetic_run, variants
+from synthetic import synthetic_run
+from variants import variants
 
 from initlab.errors import ConfigError
 from initlab.report import figures

@@ -7,7 +7,8 @@ from functools import cache
 from html.parser import HTMLParser
 
 import pytest
-from synthetic import HOSTILE, synthetic_findings, synthetic_run, variants
+from synthetic import synthetic_findings, synthetic_run
+from variants import HOSTILE, variants
 
 from initlab.errors import RunError
 from initlab.report.figures import FIGURES

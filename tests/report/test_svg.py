@@ -2,7 +2,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from synthetic import HOSTILE, variants
+from variants import HOSTILE, variants
 
 from initlab.report import figures
 from initlab.report.svg import _TAG, inline_svg
