@@ -59,7 +59,8 @@ def _behind_zero_projection(rows: pd.DataFrame, zero: pd.DataFrame) -> bool:
     }
     for run, layer, module in zip(zero["run_id"], zero["layer"], zero["module"], strict=True):
         branch = "attn_out" if any(part in module for part in (".attn.", ".ln_1.")) else "mlp_out"
-        if (run, layer, branch) not in shut:
+        # the projection itself, zero or not, gets a gradient as soon as anything enters it
+        if ".c_proj." in module or (run, layer, branch) not in shut:
             return False
     return True
 

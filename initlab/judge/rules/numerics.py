@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pandas as pd
+
 from initlab.judge.rules.base import Finding, Rule
 from initlab.schema import Tables
 
@@ -22,7 +24,7 @@ def check_non_finite(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
             continue
         order = bad["kind"].map(_FORWARD_FIRST).astype(int)
         first = bad.assign(order=order).sort_values(["order", "position"]).iloc[0]
-        layer = None if first["layer"] is None or first["layer"] != first["layer"] else int(first["layer"])
+        layer = None if pd.isna(first["layer"]) else int(first["layer"])
         findings.append(
             NON_FINITE.failed(
                 f"{len(bad)} tensors hold NaN or infinity, first {first['module']} ({first['kind']} at {first['site']}"
