@@ -1,0 +1,234 @@
+"""The command line, from arguments to exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import initlab
+from initlab import cli
+
+SMALL = [
+    "--depths",
+    "2,4",
+    "--n-embd",
+    "32",
+    "--seeds",
+    "2",
+    "--block-size",
+    "16",
+    "--batch-size",
+    "2",
+    "--data",
+    "uniform",
+]
+ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(Path(initlab.__file__).parents[1])}
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A folder made by a real process, so that stdout and stderr are what a user sees."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    command = [sys.executable, "-m", "initlab", "compare", "nanogpt", "torch-default", *SMALL, "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_compare_prints_results_on_stdout_and_progress_on_stderr(compared):
+    out, done = compared
+    assert "initlab: 8 models to measure, about" in done.stderr
+    assert "nanogpt" in done.stdout and "EMB001" in done.stdout
+    assert done.stdout.strip().splitlines()[-1] == f"report  {out / 'report.html'}"
+    assert "\x1b" not in done.stdout + done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 100 + len(str(out))
+
+
+def test_command_is_kept_in_the_manifest(compared):
+    out, _ = compared
+    manifest = json.loads((out / "run.json").read_text())
+    assert manifest["command"].startswith("initlab compare nanogpt torch-default --depths 2,4")
+
+
+def test_report_renders_again(compared, capsys, tmp_path):
+    out, done = compared
+    code, stdout, _ = run(capsys, "report", out, "-o", tmp_path / "copy")
+    assert code == 0
+    assert (tmp_path / "copy" / "report.html").read_bytes() == (out / "report.html").read_bytes()
+    assert stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1]
+
+
+def test_report_needs_no_torch(compared, tmp_path):
+    out, _ = compared
+    block = "import sys; sys.modules['torch'] = None; from initlab.cli import main; "
+    command = [sys.executable, "-c", f"{block} sys.exit(main(['report', {str(out)!r}, '-o', {str(tmp_path / 'r')!r}]))"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "report.html").exists()
+
+
+def test_fail_on_turns_findings_into_an_exit_code(compared, capsys):
+    out, _ = compared
+    assert run(capsys, "report", out, "--fail-on", "error")[0] == 1  # torch-default drowns its tokens
+
+
+def test_json_is_json_and_nothing_else(compared, capsys):
+    out, _ = compared
+    code, stdout, _ = run(capsys, "report", out, "--format", "json")
+    found = json.loads(stdout, parse_constant=pytest.fail)
+    assert code == 0
+    assert {finding["code"] for finding in found["findings"]} >= {"RES001", "EMB001"}
+
+
+def test_probe_of_a_preset(capsys, tmp_path):
+    code, stdout, _ = run(
+        capsys, "probe", "shakespeare-cpu", "--data", "uniform", "--n-layer", "2", "-o", tmp_path / "run", "--no-report"
+    )
+    assert code == 0 and "nanogpt" in stdout
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "run" / "records.csv").exists()
+
+
+def test_probe_fails_on_errors_by_default(capsys, tmp_path):
+    arguments = ["probe", "shakespeare-cpu", "--recipe", "torch-default", "--data", "uniform", "--no-report"]
+    assert run(capsys, *arguments, "-o", tmp_path / "run")[0] == 1
+    assert run(capsys, *arguments, "-o", tmp_path / "other", "--fail-on", "never")[0] == 0
+
+
+def test_probe_of_a_factory_and_of_a_checkpoint(capsys, tmp_path):
+    import torch
+
+    (tmp_path / "mine.py").write_text(
+        "import initlab\n\n\ndef make():\n    return initlab.NanoGPT(initlab.NanoGPTConfig("
+        "n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=256))\n"
+    )
+    code, stdout, _ = run(capsys, "probe", f"{tmp_path / 'mine.py'}:make", "-o", tmp_path / "a", "--no-report")
+    assert code == 0 and "as-found" in stdout
+
+    sizes = {
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 32,
+        "block_size": 16,
+        "vocab_size": 256,
+        "bias": False,
+        "dropout": 0.0,
+    }
+    model = initlab.NanoGPT(initlab.NanoGPTConfig(**sizes))
+    torch.save({"model": model.state_dict(), "model_args": sizes}, tmp_path / "ckpt.pt")
+    assert run(capsys, "probe", tmp_path / "ckpt.pt", "-o", tmp_path / "b", "--no-report")[0] == 0
+
+
+def test_recipes_lists_and_shows(capsys):
+    code, stdout, _ = run(capsys, "recipes")
+    assert code == 0 and "torch-default" in stdout
+    code, stdout, _ = run(capsys, "recipes", "nanogpt", "--n-layer", "12", "--n-embd", "768")
+    assert "attn_out" in stdout and "0.004082" in stdout and "0.02 / sqrt(2 * n_layer)" in stdout
+    assert "karpathy/nanoGPT" in stdout
+    code, stdout, _ = run(capsys, "recipes", "zero-out", "--format", "json")
+    assert {row["role"]: row["std"] for row in json.loads(stdout)["rows"]}["mlp_out"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "nanogtp"], "did you mean nanogpt?"),
+        (["compare", "nanogpt", "--n-embd", "100", "--n-head", "3"], "n_embd"),
+        (["compare", "nanogpt", "--data", "/no/such.txt"], "/no/such.txt"),
+        (["compare", "nanogpt", "--threads", "0"], "--threads is 0"),
+        (["probe", "gpt5"], "unknown model 'gpt5'"),
+        (["probe", "no/such/ckpt.pt"], "ckpt.pt"),
+        (["probe", "nowhere.py:make"], "can't be made"),
+        (["probe", "json:dumps", "--n-layer", "3"], "only presets can be resized"),
+        (["report", "/no/such/run"], "no run in /no/such/run"),
+        (["report", "a", "b", "-o", "c"], "-o takes one run"),
+        (["recipes", "nanogpt", "--n-layer", "0"], "n_layer is 0"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = run(capsys, *arguments)
+    assert code == 2 and stdout == ""
+    assert message in stderr and stderr.startswith("initlab: error: ")
+    assert len(stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "initlab-runs").exists()
+
+
+def test_usage_errors_exit_with_2(capsys):
+    for arguments in (["compare"], ["compare", "nanogpt", "--depths", "4,x"], ["nonsense"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 2
+    assert "is no list of numbers such as 4,8,16" in capsys.readouterr().err
+    assert cli.main([]) == 2
+
+
+def test_unwritable_output_is_one_clear_error(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, stderr = run(capsys, "compare", "nanogpt", *SMALL, "-o", tmp_path / "file" / "run")
+    assert code == 2 and "can't be written" in stderr
+
+
+def test_interrupt_keeps_finished_models_and_the_same_command_resumes(tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = [
+        "compare",
+        "nanogpt",
+        "--depths",
+        "1,2",
+        "--n-embd",
+        "64",
+        "--seeds",
+        "40",
+        "--data",
+        "uniform",
+        "-o",
+        str(out),
+    ]
+    arguments += ["--block-size", "32", "--no-report"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "initlab", *arguments], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (out / "summary.csv").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert f"initlab report {out}" in stderr and "resumes" in stderr and "Traceback" not in stderr
+    kept = len(initlab.load(out).summary)
+    assert 0 < kept < 80
+    code, stdout, _ = run(capsys, "report", out)
+    assert code == 0 and f"{kept} of 80" in stdout
+    code, _, stderr = run(capsys, *arguments)
+    assert code == 0 and f"{80 - kept} models to measure" in stderr
+    assert len(initlab.load(out).summary) == 80
+
+
+def test_help_is_instant_and_imports_nothing_heavy():
+    script = (
+        "import sys, contextlib, io\nfrom initlab.cli import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n    main(['--help'])\n"
+        "print([m for m in ('torch', 'pandas', 'numpy', 'matplotlib', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_option_of_every_command_has_help():
+    parser = cli._parser()
+    (commands,) = [action for action in parser._actions if hasattr(action, "choices") and action.choices]
+    for name, command in commands.choices.items():
+        for action in command._actions:
+            assert action.help, (name, action.dest)
