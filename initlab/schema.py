@@ -166,7 +166,7 @@ def cast(name: str, frame: pd.DataFrame) -> pd.DataFrame:
             via = {"category": "string", "int64": "Int64"}.get(spec.dtype, spec.dtype)
             values = frame[column].astype(via)
             out[column] = values.fillna("") if spec.dtype == "string" else values.astype(spec.dtype)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise SchemaError(f"table {name}, column {column}: not {spec.dtype}: {error}") from error
     return pd.DataFrame(out)
 
