@@ -6,6 +6,7 @@ files belongs to no summary line and is dropped on the next read.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from initlab.schema import Tables
 MANIFEST = "run.json"
 # summary.csv last: its line is what makes a cell count.
 _COMMIT_ORDER = ("records", "heads", "coverage", "summary")
+_REQUIRED = {"config": dict, "recipes": dict, "cells": list, "failed": dict, "created": str}
 
 
 @dataclass
@@ -59,7 +61,8 @@ class RunDir:
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            found = sorted(item.name for item in path.iterdir())
+            # a process killed while it wrote leaves a temporary file
+            found = sorted(item.name for item in path.iterdir() if item.name != MANIFEST + ".tmp")
         except OSError as error:
             raise RunError(
                 f"output folder {path} can't be written: {error.strerror}; choose another with -o"
@@ -67,7 +70,13 @@ class RunDir:
         if MANIFEST in found:
             run = load(path)
             _refuse_another_run(path, run.manifest, manifest)
-            manifest = {**manifest, "created": run.manifest["created"], "failed": {}}
+            committed = set(run.tables.summary["run_id"])
+            manifest = {
+                **manifest,
+                "created": run.manifest["created"],
+                "seconds": run.manifest.get("seconds", 0.0),
+                "failed": {id: text for id, text in manifest["failed"].items() if id not in committed},
+            }
             folder = cls(path, manifest)
             folder._rewrite(run.tables)
         elif found:
@@ -86,17 +95,18 @@ class RunDir:
 
     def append(self, tables: Tables) -> None:
         """Commit the tables of one finished cell. Raises RunError, with nothing half-written, on a full disk."""
-        for name in _COMMIT_ORDER:
-            path = self.path / f"{name}.csv"
-            size = path.stat().st_size if path.exists() else 0
+        paths = {name: self.path / f"{name}.csv" for name in _COMMIT_ORDER}
+        sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+        for name, path in paths.items():
             try:
                 with path.open("ab") as file:
-                    file.write(_csv(getattr(tables, name), header=size == 0))
+                    file.write(_csv(getattr(tables, name), header=sizes[name] == 0))
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
-                if path.exists():
-                    os.truncate(path, size)
+                for written, size in sizes.items():
+                    with contextlib.suppress(OSError):
+                        os.truncate(paths[written], size)
                 raise RunError(
                     f"could not write {path}: {error.strerror}; {len(self.done)} finished cells are kept, "
                     "the same command with the same -o resumes"
@@ -139,6 +149,11 @@ def load(path: str | Path) -> Run:
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != schema.SCHEMA_VERSION:
         raise RunError(f"{source} has schema version {version}; this initlab reads {schema.SCHEMA_VERSION}")
+    damaged = [key for key, kind in _REQUIRED.items() if not isinstance(manifest.get(key), kind)]
+    if damaged:
+        raise RunError(
+            f"{source} is damaged: {', '.join(damaged)} missing or of another type; measure into a new folder"
+        )
     tables = {name: _read_table(name, path / f"{name}.csv") for name in schema.TABLES}
     committed = set(tables["summary"]["run_id"])
     kept = {
@@ -190,5 +205,6 @@ def _replace(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RunError(f"could not write {path}: {error.strerror}") from error
