@@ -129,6 +129,8 @@ class TruncNormal:
     @property
     def std(self) -> float:
         a = self.cut / self.scale
+        if a < 0.01:  # uniform to 1e-5; the formula below would cancel to nothing
+            return self.cut / math.sqrt(3)
         inside = math.erf(a / math.sqrt(2))
         density = math.exp(-a * a / 2) / math.sqrt(2 * math.pi)
         return self.scale * math.sqrt(1 - 2 * a * density / inside)
@@ -190,8 +192,15 @@ class Recipe:
                 "expected Normal, Uniform, TruncNormal or Constant from initlab.recipes"
             )
         numbers = [getattr(value, name) for name in value.__slots__]
-        if not all(math.isfinite(number) for number in numbers) or (
-            not isinstance(value, Constant) and min(numbers) < 0
-        ):
-            raise RecipeError(f"recipe {self.id} returned {value!r} for role {role}; expected finite, non-negative")
+        expected = {Constant: "finite", TruncNormal: "finite, positive"}.get(type(value), "finite, non-negative")
+        lowest = {Constant: -math.inf, TruncNormal: math.ulp(0.0)}.get(type(value), 0.0)
+        if not all(_finite(number) and number >= lowest for number in numbers):
+            raise RecipeError(f"recipe {self.id} returned {value!r} for role {role}; expected {expected} numbers")
         return value
+
+
+def _finite(number: object) -> bool:
+    try:
+        return math.isfinite(number)  # type: ignore[arg-type]  # what a user's recipe put there
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,18 +48,20 @@ def get(name: str | Recipe) -> Recipe:
     Raises:
         RecipeError: no such recipe (with the closest match and the list), or the file or name can't be used.
     """
-    if isinstance(name, Recipe):
-        return name
-    if ".py:" in name:
-        return _from_file(name)
     known = all_recipes()
+    if isinstance(name, str) and ".py:" in name:
+        name = _from_file(name)
+    if isinstance(name, Recipe):
+        if known.get(name.id, name) != name:
+            raise RecipeError(f"recipe id {name.id!r} exists already (source: {known[name.id].source}); rename yours")
+        return name
+    if not isinstance(name, str):
+        raise RecipeError(f"recipe is {name!r}; expected an id, file.py:name, or a Recipe")
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise RecipeError(
-        f"unknown recipe {name!r}; {hint}known: {', '.join(known)}; your own: path/to/file.py:name"
-    )
+    raise RecipeError(f"unknown recipe {name!r}; {hint}known: {', '.join(known)}; your own: path/to/file.py:name")
 
 
 def _from_file(name: str) -> Recipe:
@@ -69,10 +72,16 @@ def _from_file(name: str) -> Recipe:
     spec = importlib.util.spec_from_file_location(f"initlab_user_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    before = dict(_REGISTRY)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(f"recipe {name!r}: {location} failed on import: {type(error).__name__}: {error}") from error
+    finally:
+        # what the file registered belongs to the file, or a second load of it would be a duplicate
+        _REGISTRY.clear()
+        _REGISTRY.update(before)
     found = getattr(module, attribute, None)
     if isinstance(found, Recipe):
         return found

@@ -54,8 +54,8 @@ def evaluate(recipe: Recipe, sizes: list[dict[str, int]], *, bias: bool = True, 
                     "n_layer": size["n_layer"],
                     "n_embd": size["n_embd"],
                     "distribution": value.kind,
-                    "mean": value.mean,
-                    "std": value.std,
+                    "mean": float(value.mean),
+                    "std": float(value.std),  # a user's may be of numpy or torch
                     "formula": value.formula,
                 }
             )
