@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from initlab.errors import RecipeError
 from initlab.models.roles import assign_roles
 from initlab.recipes import Constant, Distribution, Normal, Recipe, TruncNormal, Uniform
 
@@ -24,6 +25,8 @@ def apply_recipe(model: nn.Module, recipe: Recipe, seed: int) -> None:
     """
     plan = [(found.name, recipe(found.role, found.dims)) for found in assign_roles(model)]
     parameters = dict(model.named_parameters())
+    if any(parameter.is_meta for parameter in parameters.values()):
+        raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to draw")
     with torch.no_grad():
         for name, distribution in plan:
             parameter = parameters[name]
@@ -34,7 +37,7 @@ def draw(distribution: Distribution, shape: torch.Size, name: str, seed: int) ->
     """A float32 tensor on the CPU from the distribution, of the stream that belongs to this name and seed."""
     match distribution:
         case Constant(value):
-            return torch.full(shape, value)
+            return torch.full(shape, value, dtype=torch.float32, device="cpu")
         case Normal(std):
             return _standard_normal(shape, name, seed) * std
         case Uniform(bound):
@@ -48,5 +51,5 @@ def draw(distribution: Distribution, shape: torch.Size, name: str, seed: int) ->
 
 def _standard_normal(shape: torch.Size, name: str, seed: int) -> Tensor:
     key = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
-    return torch.randn(shape, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "big") >> 1)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")

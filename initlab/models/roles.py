@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from initlab.errors import RecipeError
 from initlab.recipes import Dims, Role
@@ -62,12 +62,8 @@ def assign_roles(model: nn.Module) -> list[Parameter]:
     for name, parameter in named.items():
         role = roles[name]
         assert role is not None
-        weight = named.get(name.removesuffix("bias") + "weight", parameter) if name.endswith(".bias") else parameter
-        fan_out, fan_in = weight.shape if weight.dim() == 2 else (n_embd, n_embd)
-        if role in (Role.TOKEN_EMBED, Role.POS_EMBED):
-            fan_in, fan_out = weight.shape
-        if "c_attn" in name:
-            fan_out //= 3  # q, k and v are three matrices in one
+        owner = name.removesuffix("bias") + "weight" if name.endswith(".bias") else name
+        fan_in, fan_out = _fans(roles.get(owner), named.get(owner, parameter), n_embd)
         dims = Dims(
             n_layer=max(layers, default=-1) + 1,
             n_embd=n_embd,
@@ -81,6 +77,20 @@ def assign_roles(model: nn.Module) -> list[Parameter]:
         )
         out.append(Parameter(name, role, _layer(name), dims))
     return out
+
+
+def _fans(role: Role | None, weight: Tensor, n_embd: int) -> tuple[int, int]:
+    """By role, not by shape: Linear stores (out, in), Hugging Face's Conv1D under the same names (in, out)."""
+    other = weight.numel() // n_embd
+    match role:
+        case Role.TOKEN_EMBED | Role.POS_EMBED | Role.ATTN_OUT | Role.MLP_OUT:
+            return other, n_embd
+        case Role.ATTN_QKV:
+            return n_embd, other // 3  # q, k and v are three matrices in one
+        case Role.MLP_IN | Role.UNEMBED:
+            return n_embd, other
+        case _:
+            return n_embd, n_embd
 
 
 def _role(name: str) -> Role | None:
