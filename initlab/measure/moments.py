@@ -64,7 +64,7 @@ class Moments:
         for value in self._values:
             row = dict(zip(names, next(fetched) if isinstance(value, Tensor) else value, strict=True))
             row["std"] = math.sqrt(row["var"]) if row["var"] >= 0 else math.nan
-            row["rms"] = math.sqrt(row["var"] + row["mean"] ** 2) if row["var"] >= 0 else math.nan
+            row["rms"] = math.sqrt(row["var"] + row["mean"] * row["mean"]) if row["var"] >= 0 else math.nan
             out.append(row)
         return out
 
@@ -78,9 +78,11 @@ def _on_cpu(x: Tensor, preset: Preset) -> list[float]:
     bad = 0.0 if math.isfinite(abs_max) else float((~torch.isfinite(x)).sum()) / n
     # Outside this range fourth powers leave float32; a power of two scales without rounding.
     exponent = math.frexp(abs_max)[1] if 0 < abs_max < math.inf and not 1e-6 < abs_max < 1e8 else 0
-    unit = 2.0**exponent
-    y = x if exponent == 0 else x * 2.0**-exponent
-    mean, square = float(y.sum()) / n, float(torch.dot(y, y)) / n
+    limit = _exponent_limit(x.dtype)
+    unit = 2.0 ** max(-limit, min(limit, exponent))
+    y = x if exponent == 0 else x * (1 / unit)
+    # A dot product of all of a large tensor loses a percent of it in float32.
+    mean, square = float(y.sum()) / n, sum(float(torch.dot(piece, piece)) for piece in y.split(_PIECE)) / n
     var = square - mean * mean
     # E[x^2] - E[x]^2 loses digits when the mean dominates; the fourth moment loses them first.
     centred = var == var and var * 10 <= mean * mean
@@ -96,14 +98,19 @@ def _on_cpu(x: Tensor, preset: Preset) -> list[float]:
     absolute, third, fourth = (total / n for total in _higher_sums(y))
     central = fourth - 4 * shift * third + 6 * shift**2 * (var + shift**2) - 3 * shift**4
     kurtosis = central / var**2 - 3 if var > 0 else math.nan
-    absolute = float(x.abs().sum()) / n if centred else absolute * unit
+    absolute = float(x.abs().sum(dtype=torch.float64)) / n if centred else absolute * unit
     return [*values, absolute, kurtosis, *_fractions_on_cpu(x)]
+
+
+def _exponent_limit(dtype: torch.dtype) -> int:
+    """Up to here a power of two and its inverse are normal numbers."""
+    return 1 - math.frexp(torch.finfo(dtype).smallest_normal)[1]
 
 
 def _higher_sums(y: Tensor) -> tuple[float, float, float]:
     """Sums of |y|, y^3 and y^4, in pieces that stay in cache: fresh pages for a temporary cost more than the sums."""
     absolute = third = fourth = 0.0
-    scratch = torch.empty(min(_PIECE, y.numel()), dtype=y.dtype)
+    scratch = torch.empty(min(_PIECE, y.numel()), dtype=y.dtype, device=y.device)
     for piece in y.split(_PIECE):
         work = scratch[: piece.numel()]
         absolute += float(torch.abs(piece, out=work).sum())
@@ -118,16 +125,21 @@ def _on_device(x: Tensor, preset: Preset) -> Tensor:
     width = len(_LIGHT) + (len(_FULL) if preset == "full" else 0)
     if n == 0:
         return torch.tensor([0.0] + [math.nan] * (width - 1), dtype=torch.float64, device=x.device)
-    var, mean = torch.var_mean(x, correction=0)
     abs_max = torch.linalg.vector_norm(x, math.inf)
-    count = torch.full_like(var, n)
-    values = [count, mean, var, abs_max, (~torch.isfinite(x)).sum() / n]
+    # As on the CPU, but always: whether it is needed can't be asked without a synchronisation.
+    limit = _exponent_limit(x.dtype)
+    unit = torch.exp2(torch.frexp(abs_max).exponent.clamp(-limit, limit).to(x.dtype))
+    y = x / unit
+    var, mean = torch.var_mean(y, correction=0)
+    count = torch.full_like(unit, n, dtype=torch.float64)
+    bad = (~torch.isfinite(x)).sum().double() / n
+    scale = unit.double()
+    values = [count, mean.double() * scale, var.double() * scale * scale, abs_max.double(), bad]
     if preset == "light":
-        return torch.stack([value.double() for value in values])
-    z = (x - mean) * torch.rsqrt(var)  # standardised, so the fourth power neither over- nor underflows
-    kurtosis = (z * z).square().mean() - 3
-    rest = torch.stack([value.double() for value in (*values, x.abs().mean(), kurtosis)])
-    return torch.cat([rest, _fractions_on_device(x)])
+        return torch.stack(values)
+    z = (y - mean) * torch.rsqrt(var)  # standardised, so the fourth power neither over- nor underflows
+    kurtosis = (z * z).square().mean().double() - 3
+    return torch.cat([torch.stack([*values, y.abs().mean().double() * scale, kurtosis]), _fractions_on_device(x)])
 
 
 def _fractions_on_cpu(x: Tensor) -> list[float]:
@@ -154,4 +166,4 @@ def _fractions_on_device(x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _sample_index(n: int, device: torch.device) -> Tensor:
-    return torch.randint(n, (SAMPLE,), generator=torch.Generator().manual_seed(n)).to(device)
+    return torch.randint(n, (SAMPLE,), generator=torch.Generator("cpu").manual_seed(n), device="cpu").to(device)
