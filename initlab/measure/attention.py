@@ -17,7 +17,7 @@ SEQUENCES = 8  # sequences of the batch that are looked at
 
 def query_rows(T: int) -> Tensor:
     """Positions of the sampled queries: from 1 (position 0 sees one key, its entropy is 0 by definition) to T-1."""
-    return torch.linspace(1, T - 1, min(ROWS, T - 1)).round().long()
+    return torch.linspace(1, T - 1, min(ROWS, T - 1), dtype=torch.float64, device="cpu").round().long()
 
 
 def head_statistics(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,7 +37,8 @@ def head_statistics(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
     q, k, _ = qkv.split(C3 // 3, dim=2)
     q = q[:, rows].float().view(B, -1, n_head, hs).transpose(1, 2)  # (B, nh, R, hs)
     k = k.float().view(B, T, n_head, hs).transpose(1, 2)  # (B, nh, T, hs)
-    scores = q @ k.transpose(2, 3) / math.sqrt(hs)  # (B, nh, R, T)
+    with torch.autocast(qkv.device.type, enabled=False):  # a fused kernel accumulates in float32 under autocast too
+        scores = q @ k.transpose(2, 3) / math.sqrt(hs)  # (B, nh, R, T)
     visible = torch.arange(T, device=qkv.device) <= rows[:, None]  # (R, T)
     pattern = scores.masked_fill(~visible, -math.inf).softmax(-1)
     entropy = torch.special.entr(pattern).sum(-1)  # (B, nh, R); entr(0) = 0
