@@ -23,7 +23,7 @@ def depth_exponents(records: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (recipe, n_embd, site), group in writes(records).groupby(["recipe", "n_embd", "site"], observed=True):
-        group = group[group["var"] > 0]
+        group = group[(group["var"] > 0) & (group["var"] < math.inf)]  # zero projections, or an overflow
         if group["n_layer"].nunique() < 2:
             continue
         slope, stderr = _fit(np.log(group["n_layer"].to_numpy(float)), np.log(group["var"].to_numpy(float)))
@@ -57,10 +57,10 @@ def check_unscaled_writes(tables: Tables, manifest: dict[str, Any]) -> list[Find
         common = {"recipe": str(recipe), "site": "mlp_out"}
         where = f" at n_embd {n_embd}" if mean_writes["n_embd"].nunique() > 1 else ""
         if group["n_layer"].nunique() < 2:
-            findings.append(UNSCALED_WRITES.not_applicable("needs two depths or more: --depths 4,8,16", **common))
+            findings.append(UNSCALED_WRITES.not_applicable("Needs two depths or more: --depths 4,8,16", **common))
             continue
         if "mlp_out" not in fits.index:
-            message = f"the branches write nothing{where}, so nothing grows with depth"
+            message = f"The branches write nothing{where}, so nothing grows with depth"
             findings.append(UNSCALED_WRITES.passed(message, **common))
             continue
         slope, stderr = float(fits.loc["mlp_out", "slope"]), float(fits.loc["mlp_out", "stderr"])
@@ -71,7 +71,7 @@ def check_unscaled_writes(tables: Tables, manifest: dict[str, Any]) -> list[Find
         # a sum of writes below the embedding's own variance leaves the stream's scale to the embedding
         failing = slope > -0.5 and share > 1
         measured = {"measured": slope, "uncertainty": stderr, "unit": "exponent of n_layer", **common}
-        text = f"what each MLP writes goes as n_layer^{slope:+.2f}{where}"
+        text = f"What each MLP writes goes as n_layer^{slope:+.2f}{where}"
         if not failing:
             note = (
                 "" if slope <= -0.5 else f"; all {deepest} blocks together write {share:.2g}× the embedding's variance"

@@ -18,15 +18,15 @@ def check_drowned_token(tables: Tables, manifest: dict[str, Any]) -> list[Findin
         ratio = float(rows["token_position_ratio"].median())
         common = {"recipe": str(recipe), "site": "embed", "unit": "ratio of mean squares", "measured": ratio}
         if math.isnan(ratio):
-            findings.append(DROWNED_TOKEN.not_applicable("needs learned position embeddings", **common))
+            findings.append(DROWNED_TOKEN.not_applicable("Needs learned position embeddings", **common))
         elif ratio >= WARNING_BELOW:
-            message = f"token embedding is {ratio:.2g}× the position embedding in mean square"
+            message = f"Token embedding is {ratio:.2g}× the position embedding in mean square"
             findings.append(DROWNED_TOKEN.passed(message, **common))
         else:
             by_seed = rows.groupby("seed")["token_position_ratio"].median()
             findings.append(
                 DROWNED_TOKEN.failed(
-                    f"the token embedding is {ratio:.2g}× the position embedding in mean square: "
+                    f"The token embedding is {ratio:.2g}× the position embedding in mean square: "
                     "the stream says where, hardly what",
                     severity="error" if ratio < ERROR_BELOW else "warning",
                     seeds_failing=int((by_seed < WARNING_BELOW).sum()),

@@ -18,12 +18,12 @@ def check_zero_gradient(tables: Tables, manifest: dict[str, Any]) -> list[Findin
         gradients = rows[rows["kind"] == "weight_grad"]
         common = {"recipe": str(recipe), "unit": "parameters"}
         if gradients.empty:
-            findings.append(ZERO_GRADIENT.not_applicable("needs a backward pass and trainable parameters", **common))
+            findings.append(ZERO_GRADIENT.not_applicable("Needs a backward pass and trainable parameters", **common))
             continue
         zero = gradients[gradients["abs_max"] == 0]
         closed = _behind_zero_projection(rows, zero)
         if zero.empty:
-            message = f"a gradient reaches every one of {gradients['module'].nunique()} parameters"
+            message = f"A gradient reaches every one of {gradients['module'].nunique()} parameters"
             findings.append(ZERO_GRADIENT.passed(message, measured=0.0, **common))
             continue
         names = list(dict.fromkeys(zero["module"]))
@@ -31,7 +31,7 @@ def check_zero_gradient(tables: Tables, manifest: dict[str, Any]) -> list[Findin
         layers = zero["layer"].dropna()
         findings.append(
             ZERO_GRADIENT.failed(
-                f"the gradient of {shown} is exactly 0"
+                f"The gradient of {shown} is exactly 0"
                 + (": they stand behind an output projection that is 0 and wait one step for it" if closed else ""),
                 severity="info" if closed else "error",
                 site=str(zero["site"].iloc[0]),

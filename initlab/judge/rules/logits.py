@@ -22,12 +22,12 @@ def check_overconfident_start(tables: Tables, manifest: dict[str, Any]) -> list[
         by_size = excess.groupby([rows["n_layer"], rows["n_embd"]]).median()
         common: dict[str, Any] = {"recipe": str(recipe), "site": "logits", "unit": "nats above ln V"}
         if by_size.isna().any():
-            findings.append(OVERCONFIDENT.not_applicable("needs a finite loss", **common))
+            findings.append(OVERCONFIDENT.not_applicable("Needs a finite loss", **common))
             continue
         (n_layer, _), value = by_size.idxmax(), float(by_size.max())
         common["measured"] = value
         if value <= WARNING_ABOVE:
-            message = f"the first loss is ln V {value:+.2f} nats at its worst ({n_layer} layers)"
+            message = f"The first loss is ln V {value:+.2f} nats at its worst ({n_layer} layers)"
             findings.append(OVERCONFIDENT.passed(message, **common))
             continue
         worst = rows[rows["n_layer"] == n_layer]
@@ -41,7 +41,7 @@ def check_overconfident_start(tables: Tables, manifest: dict[str, Any]) -> list[
         by_seed = excess[worst.index].groupby(worst["seed"]).median()
         findings.append(
             OVERCONFIDENT.failed(
-                f"the first loss is {value:.2f} nats above ln V at {n_layer} layers: {cause}",
+                f"The first loss is {value:.2f} nats above ln V at {n_layer} layers: {cause}",
                 severity="error" if value > ERROR_ABOVE else "warning",
                 seeds_failing=int((by_seed > WARNING_ABOVE).sum()),
                 seeds_total=len(by_seed),
@@ -63,13 +63,13 @@ def check_off_prediction(tables: Tables, manifest: dict[str, Any]) -> list[Findi
         common: dict[str, Any] = {"recipe": str(recipe), "site": "logits", "unit": "nats off the closed form"}
         if (rows["loss"] < rows["ln_vocab"] - WARNING_ABOVE).any():
             findings.append(
-                OFF_PREDICTION.not_applicable("the loss is below ln V: a trained model, not an init", **common)
+                OFF_PREDICTION.not_applicable("The loss is below ln V: a trained model, not an init", **common)
             )
             continue
         off = rows["loss"] - rows["expected_loss"]
         if off.isna().any():
             findings.append(
-                OFF_PREDICTION.not_applicable("needs a model and a recipe that the theory covers", **common)
+                OFF_PREDICTION.not_applicable("Needs a model and a recipe that the theory covers", **common)
             )
             continue
         by_size = off.groupby([rows["n_layer"], rows["n_embd"]]).mean()
@@ -78,7 +78,7 @@ def check_off_prediction(tables: Tables, manifest: dict[str, Any]) -> list[Findi
         seeds = int(rows["seed"].nunique())
         limit = SLACK + 3 * float(rows["logit_std"].median()) * math.sqrt(sum_p2 / seeds)
         common |= {"measured": value, "limit": f"|loss − closed form| ≤ {limit:.2f} nats"}
-        text = f"the first loss is {value:+.2f} nats off its closed form at {n_layer} layers"
+        text = f"The first loss is {value:+.2f} nats off its closed form at {n_layer} layers"
         if abs(value) <= limit:
             findings.append(OFF_PREDICTION.passed(text, **common))
         else:

@@ -20,7 +20,7 @@ def check_non_finite(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
         bad = rows[rows["frac_nonfinite"] > 0]
         common = {"recipe": str(recipe), "unit": "tensors", "measured": float(len(bad))}
         if bad.empty:
-            findings.append(NON_FINITE.passed(f"all {len(rows)} measured tensors are finite", **common))
+            findings.append(NON_FINITE.passed(f"All {len(rows)} measured tensors are finite", **common))
             continue
         order = bad["kind"].map(_FORWARD_FIRST).astype(int)
         first = bad.assign(order=order).sort_values(["order", "position"]).iloc[0]

@@ -32,7 +32,9 @@ ROLES = (
     "norm_bias",
     "bias",
 )
-_SITE_LIMIT = 4.0  # factors of 2; beyond 16 times the prediction, how far doesn't matter
+# Ends of the site map's scale, in factors of 2: the first that holds every cell. Beyond 16 times the prediction, how
+# far doesn't matter.
+_SITE_LIMITS = (1.0, 2.0, 4.0)
 Grids = dict[str, np.ndarray]
 
 
@@ -97,14 +99,14 @@ def draw_gradient_roles(run: Run, theme: str) -> Figure:
 
 def draw_site_map(run: Run, theme: str) -> Figure:
     sites, grids = _site_grids(view(run))
-    ticks = {float(tick): _times(2.0**tick) for tick in range(-4, 5, 2)}
-    return _draw(grids, sites, 2, _SITE_LIMIT, ticks, "measured variance / closed form", "Site map", theme)
+    farthest = max(float(np.nanmax(np.abs(grid))) for grid in grids.values())
+    limit = next((limit for limit in _SITE_LIMITS if farthest <= limit), _SITE_LIMITS[-1])
+    ticks = {share * limit: _times(2.0 ** (share * limit)) for share in (-1, -0.5, 0, 0.5, 1)}
+    return _draw(grids, sites, 2, limit, ticks, "measured variance / closed form", "Site map", theme)
 
 
 def _times(factor: float) -> str:
-    if factor >= 1:
-        return f"×{factor:.0f}"
-    return f"÷{1 / factor:.0f}"
+    return f"×{factor:.3g}" if factor >= 1 else f"÷{1 / factor:.3g}"
 
 
 def _draw(
