@@ -102,6 +102,7 @@ def _on_cpu(x: Tensor, preset: Preset) -> list[float]:
     return [*values, absolute, kurtosis, *_fractions_on_cpu(x)]
 
 
+@lru_cache
 def _exponent_limit(dtype: torch.dtype) -> int:
     """Up to here a power of two and its inverse are normal numbers."""
     return 1 - math.frexp(torch.finfo(dtype).smallest_normal)[1]
