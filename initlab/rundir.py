@@ -126,10 +126,10 @@ class RunDir:
     def _rewrite(self, tables: Tables) -> None:
         for name in _COMMIT_ORDER:
             frame = getattr(tables, name)
-            _replace(self.path / f"{name}.csv", _csv(frame, header=True) if len(frame) else b"")
+            write_whole(self.path / f"{name}.csv", _csv(frame, header=True) if len(frame) else b"")
 
     def _write_manifest(self) -> None:
-        _replace(self.path / MANIFEST, (json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(self.path / MANIFEST, (json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def load(path: str | Path) -> Run:
@@ -198,7 +198,7 @@ def _read_table(name: str, path: Path) -> pd.DataFrame:
     return schema.cast(name, frame)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a whole file or nothing."""
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from initlab.errors import SchemaError
@@ -142,7 +143,18 @@ def table(name: str, rows: list[dict[str, object]]) -> pd.DataFrame:
     unknown = sorted({key for row in rows for key in row} - set(columns))
     if unknown:
         raise SchemaError(f"unknown columns for table {name}: {', '.join(unknown)}")
-    return cast(name, pd.DataFrame(rows, columns=list(columns)))
+    return cast(
+        name, pd.DataFrame({key: _column(spec, [row.get(key) for row in rows]) for key, spec in columns.items()})
+    )
+
+
+def _column(spec: Column, values: list[object]) -> object:
+    """Values as an array of the declared dtype where that is plain, which spares `cast` the slow way."""
+    if spec.dtype == "float64" and all(type(value) is float for value in values):
+        return np.array(values, dtype=np.float64)
+    if spec.dtype == "int64" and all(type(value) is int for value in values):
+        return np.array(values, dtype=np.int64)
+    return pd.Series(values, dtype=object)
 
 
 def cast(name: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -160,6 +172,9 @@ def cast(name: str, frame: pd.DataFrame) -> pd.DataFrame:
         )
     out = {}
     for column, spec in columns.items():
+        if frame[column].dtype == spec.dtype and spec.dtype in ("float64", "int64"):
+            out[column] = frame[column]
+            continue
         try:
             # A category of strings: an all-NA column would otherwise become a category of floats. Int64 on the way
             # to int64 refuses to cut 1.5 down to 1. A text is never NA: a CSV file can't tell NA from "".

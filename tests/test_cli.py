@@ -17,7 +17,7 @@ SMALL = [
     "--depths",
     "2,4",
     "--n-embd",
-    "32",
+    "64",
     "--seeds",
     "2",
     "--block-size",

@@ -22,8 +22,7 @@ from initlab.judge.rules.base import Finding
 from initlab.report import digest, figures
 from initlab.report.svg import inline_svg
 from initlab.report.theme import DARK, LIGHT, series, style
-from initlab.rundir import Run
-from initlab.rundir import _replace as write_whole
+from initlab.rundir import Run, write_whole
 
 _EVIDENCE = {
     "Depth": "depth",
