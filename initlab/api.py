@@ -14,6 +14,7 @@ from initlab import __version__, environment, rundir, schema
 from initlab.errors import ConfigError, InitlabError, ProbeError
 from initlab.judge import theory
 from initlab.recipes import Recipe, registry
+from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
 from initlab.results import Comparison, Probe, json_ready, now
 from initlab.rundir import Run, RunDir
@@ -39,7 +40,7 @@ def probe(
     model: nn.Module,
     batch: Tensor | tuple[Tensor, Tensor] | None = None,
     *,
-    recipe: str | Recipe | None = None,
+    recipe: str | Recipe | Rule | None = None,
     data: str | Path = "docstrings",
     tokenizer: str | None = None,
     batch_size: int | None = None,
@@ -149,7 +150,7 @@ def probe(
 
 
 def compare(
-    recipes: Sequence[str | Recipe],
+    recipes: Sequence[str | Recipe | Rule],
     *,
     depths: Sequence[int] = (4, 8, 16),
     widths: Sequence[int] = (384,),
@@ -175,7 +176,8 @@ def compare(
     Every recipe sees the same draw (one standard normal per parameter name and seed) and the same text.
 
     Args:
-        recipes: ids, `file.py:name`, or Recipe objects; the first is the baseline of the report.
+        recipes: ids, `file.py:name`, Recipe objects, or functions `(role, dims) -> distribution`; the first is the
+            baseline of the report.
         depths, widths: n_layer and n_embd to sweep.
         seeds: draws of weights and text.
         n_head: default: heads of 64, or of the next smaller divisor of n_embd.
@@ -255,7 +257,7 @@ def compare(
     return Comparison(Run(Tables.concat(parts), manifest))
 
 
-def apply_recipe(model: nn.Module, recipe: str | Recipe, *, seed: int = 0) -> None:
+def apply_recipe(model: nn.Module, recipe: str | Recipe | Rule, *, seed: int = 0) -> None:
     """Re-initialise a nanoGPT-like model in place; paired draws as `compare` makes them.
 
     Raises:

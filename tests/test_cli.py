@@ -78,11 +78,19 @@ def test_report_needs_no_torch(compared, tmp_path):
     assert (tmp_path / "r" / "report.html").exists()
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """Pages take seconds and have tests of their own."""
+    monkeypatch.setattr(initlab.Comparison, "report", lambda self, out: Path(out) / "report.html")
+
+
+@pytest.mark.usefixtures("no_page")
 def test_fail_on_turns_findings_into_an_exit_code(compared, capsys):
     out, _ = compared
     assert run(capsys, "report", out, "--fail-on", "error")[0] == 1  # torch-default drowns its tokens
 
 
+@pytest.mark.usefixtures("no_page")
 def test_json_is_json_and_nothing_else(compared, capsys):
     out, _ = compared
     code, stdout, _ = run(capsys, "report", out, "--format", "json")
@@ -180,6 +188,7 @@ def test_unwritable_output_is_one_clear_error(capsys, tmp_path):
     assert code == 2 and "can't be written" in stderr
 
 
+@pytest.mark.usefixtures("no_page")
 def test_interrupt_keeps_finished_models_and_the_same_command_resumes(tmp_path, capsys):
     out = tmp_path / "run"
     arguments = [

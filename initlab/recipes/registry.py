@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from initlab.errors import RecipeError
@@ -29,8 +30,7 @@ def recipe(id: str, *, family: str, source: str) -> Callable[[Rule], Recipe]:
     """Turn `(role, dims) -> distribution` into a registered Recipe; the docstring's first line is its summary."""
 
     def wrap(rule: Rule) -> Recipe:
-        summary = (inspect.getdoc(rule) or "").split("\n")[0]
-        return register(Recipe(id=id, family=family, summary=summary, source=source, rule=rule))
+        return register(replace(_wrapped(rule, id, source), family=family))
 
     return wrap
 
@@ -42,8 +42,8 @@ def all_recipes() -> dict[str, Recipe]:
     return dict(_REGISTRY)
 
 
-def get(name: str | Recipe) -> Recipe:
-    """The recipe of this id, or the user's own of `file.py:name`.
+def get(name: str | Recipe | Rule) -> Recipe:
+    """The recipe of this id, the user's own of `file.py:name`, or a function `(role, dims) -> distribution` itself.
 
     Raises:
         RecipeError: no such recipe (with the closest match and the list), or the file or name can't be used.
@@ -51,12 +51,14 @@ def get(name: str | Recipe) -> Recipe:
     known = all_recipes()
     if isinstance(name, str) and ".py:" in name:
         name = _from_file(name)
+    if inspect.isfunction(name) and name.__name__ != "<lambda>":  # a recipe needs a name to be shown by
+        name = _wrapped(name, name.__name__, f"{name.__module__}.{name.__qualname__}")
     if isinstance(name, Recipe):
         if known.get(name.id, name) != name:
             raise RecipeError(f"recipe id {name.id!r} exists already (source: {known[name.id].source}); rename yours")
         return name
     if not isinstance(name, str):
-        raise RecipeError(f"recipe is {name!r}; expected an id, file.py:name, or a Recipe")
+        raise RecipeError(f"recipe is {name!r}; expected an id, file.py:name, a Recipe, or a function (role, dims)")
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -87,5 +89,9 @@ def _from_file(name: str) -> Recipe:
         return found
     if not callable(found):
         raise RecipeError(f"recipe {name!r}: {location} has no function or Recipe named {attribute!r}")
-    summary = (inspect.getdoc(found) or "").split("\n")[0]
-    return Recipe(id=name, family="user", summary=summary, source=name, rule=found)
+    return _wrapped(found, name, name)
+
+
+def _wrapped(rule: Rule, id: str, source: str) -> Recipe:
+    summary = (inspect.getdoc(rule) or "").split("\n")[0]
+    return Recipe(id=id, family="user", summary=summary, source=source, rule=rule)

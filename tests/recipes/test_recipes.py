@@ -228,8 +228,19 @@ def test_an_unknown_recipe_far_from_all_gets_the_list_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", [None, 3, lambda role, dims: Normal(1.0), ["nanogpt"]])
 def test_what_is_no_recipe_at_all_is_refused(name: Any) -> None:
-    with pytest.raises(RecipeError, match=r"expected an id, file\.py:name, or a Recipe"):
+    with pytest.raises(RecipeError, match=r"expected an id, file\.py:name, a Recipe, or a function"):
         registry.get(name)
+
+
+def test_a_function_is_a_recipe_by_its_own_name():
+    def halved(role, dims):
+        """Half of GPT-2."""
+        return Normal(0.01)
+
+    recipe = registry.get(halved)
+    assert (recipe.id, recipe.family, recipe.summary) == ("halved", "user", "Half of GPT-2.")
+    assert recipe(Role.MLP_IN, dims()).std == 0.01
+
 
 
 def own(rule: Any, id: str = "mine") -> Recipe:
