@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import lzma
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,9 +185,16 @@ def _csv(frame: pd.DataFrame, *, header: bool) -> bytes:
 
 
 def _read_table(name: str, path: Path) -> pd.DataFrame:
-    if not path.exists():
+    packed = path.with_name(path.name + ".xz")  # as committed samples are
+    if path.exists():
+        data = path.read_bytes()
+    elif packed.exists():
+        try:
+            data = lzma.decompress(packed.read_bytes())
+        except lzma.LZMAError as error:
+            raise RunError(f"{packed} is damaged: {error}") from error
+    else:
         return schema.table(name, [])
-    data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]  # a killed process can leave half a line
     if not whole:
         return schema.table(name, [])

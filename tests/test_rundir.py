@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import lzma
 import math
 import os
 import resource
@@ -428,3 +429,16 @@ def test_opening_leaves_the_callers_manifest_alone(tmp_path: Path) -> None:
     before = copy.deepcopy(mine)
     RunDir.open(tmp_path, mine)
     assert mine == before
+
+
+def test_a_packed_table_is_read_and_a_damaged_one_refused(tmp_path: Path) -> None:
+    started(tmp_path, "a", "b")
+    expected = load(tmp_path).tables
+    table = tmp_path / "records.csv"
+    packed = tmp_path / "records.csv.xz"
+    packed.write_bytes(lzma.compress(table.read_bytes()))
+    table.unlink()
+    same(load(tmp_path).tables, expected)
+    packed.write_bytes(b"no archive")
+    with pytest.raises(RunError, match=r"records\.csv\.xz is damaged"):
+        load(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from initlab.recipes.base import Dims, Recipe, Role
@@ -42,21 +43,28 @@ def gpt_roles(*, bias: bool = True, tied: bool = True) -> list[Role]:
 def evaluate(recipe: Recipe, sizes: list[dict[str, int]], *, bias: bool = True, tied: bool = True) -> dict[str, Any]:
     """A recipe as JSON-ready data: summary, source, and a row per role and size.
 
+    A recipe that draws blocks differently has a row for the first block and one for the last.
     `sizes` hold n_layer, n_embd, n_head, block_size and vocab_size.
     """
     rows = []
     for size in sizes:
         for role in gpt_roles(bias=bias, tied=tied):
-            value = recipe(role, gpt_dims(role, **size, tied=tied))
-            rows.append(
+            dims = gpt_dims(role, **size, tied=tied)
+            last = size["n_layer"] - 1
+            values = {layer: recipe(role, replace(dims, layer=layer)) for layer in (0, last)}
+            if values[0] == values[last]:
+                values = {0: values[0]}
+            rows += [
                 {
                     "role": role.value,
                     "n_layer": size["n_layer"],
                     "n_embd": size["n_embd"],
+                    "layer": layer,
                     "distribution": value.kind,
                     "mean": float(value.mean),
                     "std": float(value.std),  # a user's may be of numpy or torch
                     "formula": value.formula,
                 }
-            )
+                for layer, value in values.items()
+            ]
     return {"summary": recipe.summary, "family": recipe.family, "source": recipe.source, "rows": rows}

@@ -23,8 +23,10 @@ def catalogue_text(recipes: list[Recipe], *, color: bool = False) -> str:
 def recipe_text(id: str, evaluated: dict[str, Any], size: dict[str, int], *, color: bool = False) -> str:
     """Role, distribution, std and formula of one recipe at given sizes, and where they come from."""
     table = _table("role", "distribution", "std", "formula")
+    roles = [row["role"] for row in evaluated["rows"]]
     for row in evaluated["rows"]:
-        table.add_row(row["role"], row["distribution"], f"{row['std']:.4g}", row["formula"])
+        block = f" (block {row['layer']})" if roles.count(row["role"]) > 1 else ""
+        table.add_row(row["role"] + block, row["distribution"], f"{row['std']:.4g}", row["formula"])
     sizes = ", ".join(f"{name} {value}" for name, value in size.items())
     head = f"{id}: {evaluated['summary']}\nat {sizes}\n\n"
     return f"{head}{_text(table, color)}\nsource: {evaluated['source']}\n"

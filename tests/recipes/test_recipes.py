@@ -420,6 +420,7 @@ def test_the_table_holds_every_role_and_size() -> None:
         "role": "mlp_out",
         "n_layer": 48,
         "n_embd": 1600,
+        "layer": 0,
         "distribution": "normal",
         "mean": 0.0,
         "std": 0.02 / math.sqrt(96),
@@ -447,3 +448,10 @@ def test_the_table_of_a_users_numpy_numbers_is_json() -> None:
     size = {"n_layer": 2, "n_embd": 8, "n_head": 2, "block_size": 8, "vocab_size": 16}
     found = evaluate(own(lambda role, dims: Normal(np.float32(0.5))), [size])  # type: ignore[arg-type]
     assert {row["std"] for row in json.loads(json.dumps(found))["rows"]} == {0.5}
+
+
+def test_blocks_that_are_drawn_differently_have_a_row_for_the_first_and_the_last() -> None:
+    size = {"n_layer": 4, "n_embd": 64, "n_head": 4, "block_size": T, "vocab_size": VOCAB}
+    rows = evaluate(own(lambda role, dims: Normal(0.02 / (dims.layer + 1))), [size])["rows"]
+    found = [(row["layer"], row["std"]) for row in rows if row["role"] == "mlp_in"]
+    assert found == [(0, 0.02), (3, 0.005)]

@@ -1,0 +1,38 @@
+"""Makes every report of this folder again: `python reports/make.py [NAME…]`.
+
+Holds every command. Tables are packed (records.csv.xz); `initlab report FOLDER` reads them.
+"""
+
+from __future__ import annotations
+
+import lzma
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COMMANDS = {
+    "recipes-by-depth": "compare nanogpt nanogpt-no-depth-scale torch-default",
+}
+
+
+def make(name: str) -> None:
+    out = HERE / name
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "initlab", *shlex.split(COMMANDS[name]), "-o", str(out.relative_to(HERE.parent))]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout
+    (out / "terminal.txt").write_text(text, encoding="utf-8")
+    for table in ("records.csv", "heads.csv", "coverage.csv"):
+        path = out / table
+        path.with_name(table + ".xz").write_bytes(lzma.compress(path.read_bytes(), preset=9))
+        path.unlink()
+
+
+if __name__ == "__main__":
+    unknown = set(sys.argv[1:]) - set(COMMANDS)
+    if unknown:
+        sys.exit(f"unknown report {', '.join(sorted(unknown))}; known: {', '.join(COMMANDS)}")
+    for each in sys.argv[1:] or COMMANDS:
+        make(each)

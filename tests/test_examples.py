@@ -1,0 +1,31 @@
+"""Every example runs and prints what its text promises."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXPECTED = {
+    "01_probe.py": ["as-found passes all checks", "expected_var"],
+    "02_compare.py": ["nanogpt-no-depth-scale", "RES001"],
+    "03_your_own_recipe.py": ["by_layer"],
+}
+
+
+def test_every_example_is_expected():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_example_runs(name, tmp_path):
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    command = [sys.executable, str(ROOT / "examples" / name)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for text in EXPECTED[name]:
+        assert text in done.stdout
+    assert list(tmp_path.iterdir()) == []  # an example leaves nothing behind
