@@ -1,6 +1,6 @@
 """Probe one model: does the signal keep its scale, and does the first loss say «I know nothing»?
 
-    python examples/01_probe.py
+python examples/01_probe.py
 """
 
 import initlab

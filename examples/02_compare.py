@@ -1,6 +1,6 @@
 """Compare inits of the same model, on the same random draw and the same text, over depths.
 
-    python examples/02_compare.py
+python examples/02_compare.py
 """
 
 import initlab

@@ -242,7 +242,6 @@ def test_a_function_is_a_recipe_by_its_own_name():
     assert recipe(Role.MLP_IN, dims()).std == 0.01
 
 
-
 def own(rule: Any, id: str = "mine") -> Recipe:
     return Recipe(id=id, family="user", summary="", source="here", rule=rule)
 
