@@ -130,7 +130,7 @@ def test_another_run_in_the_folder_is_refused(comparison, tmp_path):
 
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on(tmp_path):
     def picky(role, dims):
-        if dims.n_layer == 4 and dims.layer == 3:
+        if dims.n_layer == 4 and dims.layer == 1:  # the first and the last block are tried before anything is measured
             raise ValueError("not for deep models")
         return Constant(1.0) if role == Role.NORM_GAIN else Normal(0.02)
 
@@ -149,8 +149,17 @@ def test_only_failing_cells_is_an_error():
         return Normal(0.02)
 
     recipe = Recipe(id="never", family="user", summary="", source="test", rule=never)
-    with pytest.raises(ProbeError, match="every one of 4 cells failed; the first"):
-        initlab.compare([recipe], **SMALL)
+    with pytest.raises(ProbeError, match="every one of 2 cells failed; the first"):
+        initlab.compare([recipe], **SMALL | {"depths": (4,)})
+
+
+def test_a_recipe_that_fails_at_its_ends_is_refused_before_anything_is_written(tmp_path):
+    def broken(role, dims):
+        return Normal(-1.0 if dims.layer == 3 else 0.02)
+
+    with pytest.raises(RecipeError, match="broken"):
+        initlab.compare([broken], **SMALL, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
