@@ -5,6 +5,7 @@ torch is imported inside the functions, so that loading a saved run, and the com
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from initlab.schema import Tables
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from initlab.measure.inputs import Inputs
     from initlab.measure.sweeping import Cell, SweepConfig
 
 
@@ -38,7 +40,7 @@ class Progress(Protocol):
 
 def probe(
     model: nn.Module,
-    batch: Tensor | tuple[Tensor, Tensor] | None = None,
+    batch: Any = None,
     *,
     recipe: str | Recipe | Rule | None = None,
     data: str | Path = "docstrings",
@@ -49,18 +51,22 @@ def probe(
     dtype: str = "float32",
     command: str = "",
 ) -> Probe:
-    """Measure forward and backward scale at every site of one model.
+    """Measure forward and backward scale at every site of one model, whatever it is.
 
     Answers: does the signal keep its scale from embedding to logits, and the gradient on the way back?
 
+    The residual stream is found by following the numbers (see `initlab.measure.discovery`); what was found, and what
+    could not be verified, is in `.coverage`.
+
     Args:
-        model: NanoGPT, or any model laid out and named as nanoGPT's; probed in the mode it is in and left exactly
-            as found, also after an error.
-        batch: token ids (B, T), int64, whose targets are the next tokens; or (ids, targets), -1 where there is no
-            target. Default: about 1024 tokens of `data`.
+        model: probed in the mode it is in and left exactly as found, also after an error. A compiled model is measured
+            eagerly, through the original with the same parameters.
+        batch: token ids (B, T), whose targets are the next tokens; (ids, targets), -1 where there is no target; a
+            tuple of arguments; a dict of keyword arguments; or a loader of any of these. Default: about 1024 tokens of
+            `data` for a model with a vocabulary, else Gaussian inputs in the shape of its first layer.
         recipe: id of the recipe that the model should have been drawn from. With it, predictions answer «was it
             initialised as intended?»; without, they follow from the weights' own scale and answer «does it behave
-            as its weights imply?»
+            as its weights imply?» Predictions exist for nanoGPT's layout.
         data, tokenizer: text for the default batch; see `initlab.corpus.load_corpus`. A vocabulary too small for
             the text gets uniform random ids.
         batch_size: sequences of the default batch.
@@ -70,19 +76,18 @@ def probe(
         command: kept in the manifest; for the command line.
 
     Returns:
-        Probe. Variances are over every element of a tensor; gradients are of the mean loss, so they scale as
-        1/(B·T).
+        Probe. Variances are over every element of a tensor; gradients are of a mean loss, so they scale as 1/(B·T).
 
     Raises:
-        SiteError: the model isn't laid out as nanoGPT's GPT.
-        ProbeError: the model's forward or backward raised.
-        RecipeError, DataError, ConfigError: an argument can't be used.
+        ProbeError: the model's forward or backward raised, or its weights can't be measured (meta device, several
+            devices, sharded, quantised).
+        RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
     """
-    from initlab.corpus import load_corpus
     from initlab.measure.moments import PRESETS
-    from initlab.measure.probing import Identity, measure
-    from initlab.measure.sites import activation_name, find_sites, sizes
+    from initlab.measure.probing import Identity, measure_inputs
+    from initlab.measure.sites import activation_name, has_nanogpt_layout
     from initlab.measure.sweeping import DTYPES
+    from initlab.measure.unwrapping import unwrap
 
     started = time.perf_counter()
     if preset not in PRESETS:
@@ -90,50 +95,41 @@ def probe(
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     entry = registry.get(recipe) if recipe is not None else None
-    size: dict[str, Any] = sizes(model, find_sites(model))
-    if batch is None:
-        corpus = load_corpus(data, tokenizer) if size["vocab_size"] >= 256 or data != "docstrings" else None
-        if corpus is None or corpus.vocab_size > size["vocab_size"]:
-            corpus = load_corpus("uniform", vocab_size=size["vocab_size"])
-        T = min(size["block_size"], 1024)
-        idx, targets = corpus.batch(batch_size or max(1, 1024 // T), T, seed)
-        described = corpus.describe()
-    else:
-        idx, targets = _split_batch(batch)
-        described = _describe_batch(idx, targets, size["vocab_size"])
+    inside, _ = unwrap(model)
+    inputs, described = _inputs(inside, batch, data=data, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
     label = entry.id if entry else "as-found"
-    run_id = f"{label}-L{size['n_layer']}-d{size['n_embd']}-s{seed}"
-    tables = measure(
-        model,
-        idx,
-        targets,
-        Identity(run_id=run_id, recipe=label, seed=seed),
-        preset=preset,
-        recipe=entry,
-        autocast=DTYPES[dtype],
-    )
-    activation = activation_name(model)
+    identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed)
+    tables = measure_inputs(model, inputs, identity, preset=preset, recipe=entry, autocast=DTYPES[dtype])
     summary = tables.summary.iloc[0]
-    tied = not (tables.records["role"] == "unembed").any()
-    bias = bool((tables.records["role"] == "bias").any())
+    roles = set(tables.records["role"].dropna())
+    tied, bias = "unembed" not in roles, "bias" in roles
+    known = has_nanogpt_layout(inside)
+    activation = activation_name(inside) if known else None
+    size: dict[str, Any] = {
+        "n_layer": int(summary["n_layer"]),
+        "n_embd": int(summary["n_embd"]),
+        "n_head": int(summary["n_head"]),
+        "block_size": int(summary["block_size"]),
+        "vocab_size": int(summary["vocab_size"]),
+    }
     if activation is not None:
-        known = {"activation": activation, "sum_p2": described["sum_p2"], "repeat_rate": float(summary["repeat_rate"])}
+        text = {"activation": activation, "sum_p2": described["sum_p2"], "repeat_rate": float(summary["repeat_rate"])}
         if entry is not None:
-            setting = theory.from_recipe(entry, **size, context=idx.shape[1], bias=bias, tied=tied, **known)
+            setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **text)
         else:
             weights = tables.records[tables.records["kind"] == "weight"]
-            setting = theory.from_weights(weights, context=idx.shape[1], **known)
+            setting = theory.from_weights(weights, context=size["block_size"], **text)
         _annotate(tables, setting)
     config = {
-        "model": type(model).__name__,
+        "model": type(inside).__name__,
         "recipes": [label],
         "depths": [size["n_layer"]],
         "widths": [size["n_embd"]],
         "seeds": 1,
         "seed": seed,
         "n_head": size["n_head"],
-        "block_size": idx.shape[1],
-        "batch_size": idx.shape[0],
+        "block_size": size["block_size"],
+        "batch_size": inputs.ids.shape[0] if inputs.ids is not None else inputs.n_tokens,
         "vocab_size": size["vocab_size"],
         "bias": bias,
         "activation": activation,
@@ -141,10 +137,10 @@ def probe(
         "mode": str(summary["mode"]),
         "preset": preset,
         "dtype": dtype,
-        "device": str(next(model.parameters()).device),
+        "device": str(next(inside.parameters()).device),
     }
-    recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry else {}
-    manifest = _manifest("probe", command, config, recipes, described, [run_id])
+    recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
+    manifest = _manifest("probe", command, config, recipes, described, [identity.run_id])
     manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
     return Probe(Run(tables, manifest))
 
@@ -322,26 +318,28 @@ def _estimate(work: float, rate: float, cells: list[Cell]) -> float:
     return 3 * work / rate + 1e-8 * draws
 
 
-def _split_batch(batch: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    import torch
+def _inputs(
+    model: nn.Module, batch: Any, *, data: str | Path, tokenizer: str | None, batch_size: int | None, seed: int
+) -> tuple[Inputs, dict[str, Any]]:
+    """The call to measure, and what it was made of."""
+    from initlab.corpus import load_corpus
+    from initlab.measure import inputs as making
 
-    idx, targets = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
-    for tensor in (idx, targets):
-        if tensor is not None and (
-            not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or tensor.is_floating_point()
-        ):
-            found = (
-                f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            )
-            raise ConfigError(f"batch is {found}; expected token ids (B, T) of an integer dtype, or (ids, targets)")
-    assert isinstance(idx, torch.Tensor)
-    if targets is None:
-        targets = torch.cat([idx[:, 1:], torch.full_like(idx[:, :1], -1)], dim=1)
-    if idx.shape != targets.shape or idx.numel() == 0:
-        raise ConfigError(
-            f"ids are {tuple(idx.shape)} and targets {tuple(targets.shape)}; expected the same, not empty"
-        )
-    return idx.long(), targets.long()
+    vocab_size = making.vocabulary(model)
+    if batch is not None:
+        given = making.of_batch(model, batch)
+        if given.ids is None or given.targets is None:
+            return given, {"label": "the caller's batch", "targets": "none", "sum_p2": math.nan}
+        return given, _describe_batch(given.ids, given.targets, vocab_size or int(given.ids.max()) + 1)
+    if vocab_size is None:
+        made = making.for_vectors(model, seed)
+        return made, {"label": "Gaussian inputs", "targets": "none", "sum_p2": math.nan}
+    corpus = load_corpus(data, tokenizer) if vocab_size >= 256 or data != "docstrings" else None
+    if corpus is None or corpus.vocab_size > vocab_size:
+        corpus = load_corpus("uniform", vocab_size=vocab_size)
+    T = making.longest(model)
+    ids, targets = corpus.batch(batch_size or max(1, making.TOKENS // T), T, seed)
+    return making.of_ids(model, ids, targets), corpus.describe()
 
 
 def _describe_batch(idx: Tensor, targets: Tensor, vocab_size: int) -> dict[str, Any]:

@@ -34,9 +34,12 @@ SITES = (
     "mlp_pre",
     "mlp_act",
     "mlp_out",
+    "cross_attn_out",  # a decoder's second attention
+    "mixer_out",  # a write that is neither attention nor MLP
     "resid_post",
     "final_norm",
     "logits",
+    "module",  # any other layer of a model
 )
 KINDS = ("activation", "grad", "weight", "weight_grad", "update")
 FORMATS = ("fp16", "bf16", "e4m3", "e5m2")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from initlab.measure.attention import head_statistics
+from initlab.measure.inputs import tensors
 from initlab.measure.moments import Moments, Preset
 from initlab.measure.sites import SiteMap, Tap
 
@@ -45,6 +46,7 @@ class Recorder:
         self.dead: list[Tensor] = []
         self._calls: Counter[Tap] = Counter()
         self._known: dict[int, tuple[weakref.ref[Tensor], int, list[tuple[Tap, int]]]] = {}
+        self._last_layer = sites.n_layer - 1
         self._full = preset == "full"
         self._open = True
 
@@ -53,9 +55,9 @@ class Recorder:
         self._open = False
 
     def take(self, tap: Tap, value: Any) -> None:
-        """Measure what a hook was handed; tuples and dicts give their first tensor."""
-        tensor = first_tensor(value)
-        if not self._open or tensor is None or not tensor.is_floating_point():
+        """Measure what a hook was handed; nestings give their first floating-point tensor."""
+        tensor = next((found for found in tensors(value) if found.is_floating_point()), None)
+        if not self._open or tensor is None:
             return
         call = self._calls[tap]
         self._calls[tap] += 1
@@ -64,18 +66,18 @@ class Recorder:
             tensor.register_hook(partial(self._take_gradient, taps))
         if self._full and tap.site == "mlp_act":
             self.dead.append((tensor.detach().flatten(0, -2).amax(0) <= 0).float().mean())
-        if tap.site == "resid_post" and tap.layer == self.sites.n_layer - 1:
+        if tap.site == "resid_post" and tap.layer == self._last_layer and tensor.dim() == 3:
             self.scalars["token_cosine"] = token_cosine(tensor.detach())
 
     def take_embedding(self, name: str, output: Any) -> None:
         """Mean square of an embedding's output."""
-        tensor = first_tensor(output)
+        tensor = next(tensors(output), None)
         if self._open and tensor is not None:
             self.scalars[name] = tensor.detach().float().square().mean()
 
     def take_attention(self, layer: int, module: str, output: Any) -> None:
         """Entropy and logits of one block's heads, from the output of its c_attn."""
-        qkv = first_tensor(output)
+        qkv = next(tensors(output), None)
         if not self._open or qkv is None or qkv.dim() != 3 or qkv.shape[1] < 2:
             return
         per_head, logits, pattern = head_statistics(qkv, self.sites.n_head)
@@ -130,6 +132,8 @@ def recording(model: nn.Module, sites: SiteMap, preset: Preset) -> Iterator[Reco
             else:
                 handles.append(module.register_forward_hook(partial(_hook, recorder.take, tap)))
         for name, path in (("token", sites.token_embedding), ("position", sites.position_embedding)):
+            if path not in modules or not path:
+                continue
             handles.append(modules[path].register_forward_hook(partial(_hook, recorder.take_embedding, name)))
         if preset == "full":
             for layer, path in enumerate(sites.attention):
@@ -153,14 +157,6 @@ def _part(tensor: Tensor, tap: Tap) -> Tensor:
     width = tensor.shape[-1] // 3
     assert tap.part is not None
     return tensor[..., tap.part * width : (tap.part + 1) * width]
-
-
-def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor in a tensor, tuple, list or dict (a ModelOutput is one), depth first; None if there is none."""
-    if isinstance(value, Tensor):
-        return value
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    return next((found for item in items if (found := first_tensor(item)) is not None), None)
 
 
 def token_cosine(x: Tensor) -> Tensor:

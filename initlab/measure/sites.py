@@ -1,24 +1,30 @@
 """Where the residual stream runs: which module shows which site.
 
-Understands nanoGPT's layout (NanoGPT, and any copy of nanoGPT's model.py): pre-norm blocks `transformer.h[i]` with
-ln_1, attn (c_attn, c_proj), ln_2 and mlp (c_fc, c_proj).
+nanoGPT's layout (NanoGPT, and any copy of nanoGPT's model.py) is known by heart: pre-norm blocks `transformer.h[i]`
+with ln_1, attn (c_attn, c_proj), ln_2 and mlp (c_fc, c_proj). In other models the stream is discovered.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from initlab.errors import SiteError
+from initlab.measure.discovery import Block, Stack, find_stacks
+from initlab.models.roles import find_roles
+from initlab.recipes import Role
 
 
 @dataclass(frozen=True, slots=True)
 class Tap:
     """One tensor to measure: the first input of a module, or its output.
 
-    `part` cuts the last dimension in three equal pieces and takes one, as q, k and v leave a fused c_attn.
+    `part` cuts the last dimension in three equal pieces and takes one, as q, k and v leave a fused c_attn. `scale` is
+    what the model multiplies the tensor with before it becomes what the site says.
     """
 
     site: str
@@ -26,6 +32,7 @@ class Tap:
     where: Literal["in", "out"]
     layer: int | None = None
     part: int | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +40,13 @@ class SiteMap:
     """Everything to look at in one model. `taps` are in the order of the forward pass."""
 
     taps: tuple[Tap, ...]
-    attention: tuple[str, ...]  # per block, the module whose output is q, k, v side by side
-    n_head: int
-    token_embedding: str
-    position_embedding: str
-
-    @property
-    def n_layer(self) -> int:
-        return len(self.attention)
+    n_layer: int  # blocks, over all stacks
+    n_embd: int  # width of the stream; 0 where none was found
+    attention: tuple[str, ...] = ()  # per block, the module whose output is q, k, v side by side
+    n_head: int = 0  # 0: unknown
+    token_embedding: str = ""
+    position_embedding: str = ""
+    notes: tuple[str, ...] = ()  # what was found, and what could not be verified
 
 
 _IN_BLOCK: tuple[tuple[str, str, Literal["in", "out"], int | None], ...] = (
@@ -94,6 +100,8 @@ def find_sites(model: nn.Module) -> SiteMap:
         raise SiteError(f"{attention[0]} has no integer attribute n_head, so its heads can't be told apart")
     return SiteMap(
         taps=tuple(taps),
+        n_layer=len(blocks),
+        n_embd=modules["transformer.wte"].weight.shape[1],
         attention=tuple(f"{name}.c_attn" for name in attention),
         n_head=n_head,
         token_embedding="transformer.wte",
@@ -105,17 +113,114 @@ def _is_stack(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList) and len(module) > 0
 
 
-def sizes(model: nn.Module, sites: SiteMap) -> dict[str, int]:
-    """n_layer, n_embd, n_head, block_size and vocab_size of a model whose sites were found."""
-    modules = dict(model.named_modules())
-    vocab_size, n_embd = modules[sites.token_embedding].weight.shape
-    return {
-        "n_layer": sites.n_layer,
-        "n_embd": n_embd,
-        "n_head": sites.n_head,
-        "block_size": modules[sites.position_embedding].weight.shape[0],
-        "vocab_size": vocab_size,
+def discover_sites(model: nn.Module, forward: Callable[[], Any]) -> SiteMap:
+    """The site map of any model: its residual stacks as `discovery` proves them, and every other layer as `module`.
+
+    Blocks are numbered through all stacks (encoder, then decoder). A model without a stream has `module` sites alone.
+
+    Args:
+        forward: runs the model on a batch, for the discovery.
+    """
+    stacks = find_stacks(model, forward)
+    blocks = [block for stack in stacks for block in stack.blocks]
+    taps: list[Tap] = [Tap("embed", blocks[0].name, "in")] if blocks else []
+    for layer, block in enumerate(blocks):
+        taps += _block_taps(model, layer, block)
+    taps += [Tap("final_norm", stack.final_norm, "out") for stack in stacks if stack.final_norm]
+    taken = {tap.module for tap in taps if tap.where == "out"}
+    taps += [
+        Tap("module", name, "out", _layer_of(name, blocks))
+        for name, module in model.named_modules()
+        if name and name not in taken and not any(True for _ in module.children()) and not _is_embedding(module)
+    ]
+    embeddings = {
+        place.role: place.name.removesuffix(".weight")
+        for place in find_roles(model).assigned
+        if place.role in (Role.TOKEN_EMBED, Role.POS_EMBED)
     }
+    return SiteMap(
+        taps=tuple(taps),
+        n_layer=len(blocks),
+        n_embd=_width(model, blocks),
+        token_embedding=embeddings.get(Role.TOKEN_EMBED, ""),
+        position_embedding=embeddings.get(Role.POS_EMBED, ""),
+        notes=tuple(_notes(stacks)),
+    )
+
+
+def _block_taps(model: nn.Module, layer: int, block: Block) -> list[Tap]:
+    taps = [Tap("resid_pre", block.name, "in", layer)]
+    sites = _write_sites([write.place.module.removeprefix(block.name) for write in block.writes])
+    writes = [
+        Tap(site, write.place.module, "out", layer, scale=write.scale)
+        for site, write in zip(sites, block.writes, strict=True)
+    ]
+    # between the two sums of a sequential block; parallel branches have one sum, and no state between
+    middle = [Tap("resid_mid", s.module, s.where, layer) for s in block.states[1:-1]] if len(sites) == 2 else []
+    taps += writes[:1] + middle[:1] + writes[1:]
+    return [*taps, Tap("resid_post", block.name, "out", layer)]
+
+
+def _write_sites(names: list[str]) -> list[str]:
+    """attn_out, cross_attn_out, mlp_out or mixer_out for the modules that write to the stream, in their order.
+
+    Which module writes is proved; what kind it is, is read from its name, and of two the first is attention.
+    """
+    kinds = []
+    for name in (name.lower() for name in names):
+        attention = re.search(r"att|mha", name)
+        mlp = re.search(r"mlp|ffn|feed_?forward|experts|moe|dense|fc\d|linear\d|wo$", name)
+        kinds.append("mixer_out" if re.search(r"mixer|mamba|ssm|rnn|conv", name) else _kind(attention, mlp))
+    if len(kinds) == 2 and sorted(kinds) in (["", ""], ["", "attn_out"], ["", "mlp_out"]):
+        kinds = ["attn_out", "mlp_out"]
+    kinds = [kind or "mixer_out" for kind in kinds]
+    return [
+        "cross_attn_out" if kind == "attn_out" and "attn_out" in kinds[:i] else kind for i, kind in enumerate(kinds)
+    ]
+
+
+def _kind(attention: re.Match[str] | None, mlp: re.Match[str] | None) -> str:
+    if attention:
+        return "attn_out"
+    return "mlp_out" if mlp else ""
+
+
+def _layer_of(name: str, blocks: list[Block]) -> int | None:
+    return next((layer for layer, block in enumerate(blocks) if name.startswith(f"{block.name}.")), None)
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding)  # measured as scalars; its output is the first block's input
+
+
+def _width(model: nn.Module, blocks: list[Block]) -> int:
+    """Width of the stream, from the smallest 1-D weight (a norm's) or else the embedding."""
+    if not blocks:
+        return 0
+    widths = [
+        p.shape[-1] for part in (model.get_submodule(blocks[0].name), model) for p in part.parameters() if p.dim() == 1
+    ]
+    return widths[0] if widths else 0
+
+
+def _notes(stacks: list[Stack]) -> list[str]:
+    notes = []
+    for stack in stacks:
+        scales = sorted({round(write.scale, 4) for block in stack.blocks for write in block.writes} - {1.0})
+        proved = sum(block.verified for block in stack.blocks)
+        text = f"{stack.name}: {len(stack.blocks)} blocks, stream reproduced from its writes in {proved}"
+        notes.append(text + (f", writes scaled by {', '.join(f'{scale:g}' for scale in scales)}" if scales else ""))
+        notes += [f"{block.name}: {block.note}" for block in stack.blocks if block.note]
+    return notes or ["no residual stream found: no list of blocks whose output is their input plus what modules gave"]
+
+
+def has_nanogpt_layout(model: nn.Module) -> bool:
+    """Whether the model is laid out as nanoGPT's GPT, module by module."""
+    try:
+        find_sites(model)
+    except SiteError:
+        return False
+    return True
 
 
 def activation_name(model: nn.Module) -> str | None:

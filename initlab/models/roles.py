@@ -100,3 +100,19 @@ def _role(name: str) -> Role | None:
 def _layer(name: str) -> int | None:
     found = re.match(r"transformer\.h\.(\d+)\.", name)
     return int(found[1]) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """SHIM"""
+
+    assigned: list[Parameter]
+    unassigned: list[str]
+
+
+def find_roles(model: nn.Module) -> Roles:
+    """SHIM"""
+    try:
+        return Roles(assign_roles(model), [])
+    except RecipeError:
+        return Roles([], [name for name, _ in model.named_parameters()])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold", "pass": "green", "not_applicable": "dim"}
 _MOST_LAYERS = 16  # rows of the probe's table; deeper models show every k-th block
+_MOST_MODULES = 24  # rows, of a model without blocks
 _QUIET_SECONDS = 30.0  # between lines where there is no terminal to redraw
 
 
@@ -35,7 +36,8 @@ def comparison_text(run: Run, findings: Sequence[Finding], *, width: int | None 
 
 def probe_text(run: Run, findings: Sequence[Finding], *, width: int | None = None, color: bool = False) -> str:
     """One row per block of the deepest model, the findings, one sentence that sums up."""
-    return _text(run, findings, _layer_table(run), width, color)
+    has_stream = (run.tables.records["site"] == "resid_post").any()
+    return _text(run, findings, _layer_table(run) if has_stream else _module_table(run), width, color)
 
 
 def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None, color: bool) -> str:
@@ -55,6 +57,8 @@ def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None
     console.print(_wrapped(_header(run), width), style="dim" if color else "")
     for note in digest.shortfall(run):
         console.print(_wrapped(f"! {note}", width, "  "), style="bold yellow")
+    for note in digest.model_notes(run):
+        console.print(_wrapped(note, width, "  "), style="dim" if color else "")
     console.print()
     console.print(table)
     console.print()
@@ -76,7 +80,7 @@ def _header(run: Run) -> str:
     parts = [f"initlab {run.manifest.get('initlab_version', '')} {run.manifest.get('kind', '')}".strip()]
     if facts.get("model"):
         parts.append(facts["model"])
-    parts.append(f"n_layer {facts.get('n_layer', '?')}, n_embd {facts.get('n_embd', '?')}")
+    parts.append(", ".join(f"{name} {facts[name]}" for name in ("n_layer", "n_embd") if name in facts))
     if facts.get("vocabulary"):
         parts.append(f"vocabulary {facts['vocabulary']}")
     if recipes > 1:
@@ -155,6 +159,24 @@ def _layer_table(run: Run) -> Table:
             table.add_row(site, _or_dash(level), "", "", "", _or_dash(_value(shown, "grad", site, None, "var")))
     if shown.n_layer > _MOST_LAYERS:
         table.caption, table.caption_justify = "not every block is shown; records.csv has them all", "left"
+    return table
+
+
+def _module_table(run: Run) -> Table:
+    """A model without a residual stream: its layers, in the order of their first use."""
+    records = run.tables.records
+    forward = records[records["kind"] == "activation"].sort_values("position")
+    grads = records[records["kind"] == "grad"].set_index(["module", "call"])["var"]
+    table = _table("module", "output\nvar", "largest\n|x|", "grad\nvar")
+    for row in forward.head(_MOST_MODULES).itertuples():
+        table.add_row(
+            str(row.module),
+            digest.number(float(row.var)),
+            digest.number(float(row.abs_max)),
+            _or_dash(grads.get((row.module, row.call))),
+        )
+    if len(forward) > _MOST_MODULES:
+        table.caption, table.caption_justify = f"{len(forward) - _MOST_MODULES} more modules are in records.csv", "left"
     return table
 
 

@@ -320,10 +320,12 @@ def shortfall(run: Run) -> list[str]:
 def facts(run: Run) -> list[tuple[str, str]]:
     """(label, value) of what was run: model, data, seeds, device, version, commit, date."""
     config, summary = run.manifest["config"], run.tables.summary
-    vocab = sorted(int(size) for size in summary["vocab_size"].dropna().unique())
+    # 0 stands for what a model doesn't have: a vocabulary, a residual stream
+    vocab = sorted(int(size) for size in summary["vocab_size"].dropna().unique() if size)
     data, git = run.manifest.get("data") or {}, run.manifest.get("git")
     depths = sorted(int(depth) for depth in summary["n_layer"].unique()) or config.get("depths", [])
     widths = sorted(int(width) for width in summary["n_embd"].unique()) or config.get("widths", [])
+    depths, widths = ([size for size in sizes if size] for sizes in (depths, widths))
     seeds = config.get("seeds", int(summary["seed"].nunique()))
     found: list[tuple[str, Any]] = [
         ("model", config.get("model")),
@@ -340,3 +342,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("date", str(run.manifest.get("created") or "").replace("T", " ").removesuffix("Z")),
     ]
     return [(label, str(value)) for label, value in found if value not in (None, "")]
+
+
+def model_notes(run: Run) -> list[str]:
+    """What the probe found out about the model itself: its stacks, what could not be verified, what was unwrapped."""
+    coverage = run.tables.coverage
+    return list(dict.fromkeys(coverage.loc[coverage["site"] == "model", "note"]))

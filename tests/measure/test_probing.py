@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import initlab
 from initlab.errors import ProbeError, SiteError
 from initlab.measure.probing import Identity, measure
+from initlab.measure.sites import find_sites
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 
 B, T, C, NH, V = 3, 20, 32, 4, 61
@@ -322,23 +323,24 @@ def test_any_model_of_nanogpts_layout_is_understood(batch):
     assert probe.summary["loss"].item() == pytest.approx(math.log(V), abs=0.3)
 
 
-def test_foreign_model_gets_one_clear_error(batch):
+def test_what_is_missing_of_nanogpts_layout_is_named():
     model = nn.Sequential(nn.Embedding(V, C), nn.ModuleList([nn.Linear(C, C)]))
     with pytest.raises(SiteError, match=r"looked for a ModuleList transformer\.h; found 1 \(1 × Linear\)"):
-        measure(model, *batch, IDENTITY)
+        find_sites(model)
+    broken = Karpathy()
+    del broken.transformer["wpe"]
     with pytest.raises(SiteError, match="no module transformer"):
-        broken = Karpathy()
-        del broken.transformer["wpe"]
-        measure(broken, *batch, IDENTITY)
+        find_sites(broken)
 
 
-def test_wrong_output_is_named(batch):
+def test_an_output_without_all_logits_is_said(batch):
     class Half(Karpathy):
         def forward(self, idx, targets=None):
             return super().forward(idx)[0][:, -1:]
 
-    with pytest.raises(ProbeError, match=r"returned shape \(3, 1, 61\); expected logits"):
-        measure(Half(), *batch, IDENTITY)
+    tables = measure(Half(), *batch, IDENTITY)
+    assert tables.summary["targets"].item() == "mean square of the output"
+    assert "no logits (B, T, V) in what the model returned" in tables.coverage["note"].iloc[-1]
 
 
 def test_gradient_scales_with_one_over_tokens(model, batch):

@@ -58,7 +58,7 @@ def check_overconfident_start(tables: Tables, manifest: dict[str, Any]) -> list[
 def check_off_prediction(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
     """One finding per recipe: the depth and width farthest from the closed form."""
     findings = []
-    sum_p2 = float(manifest["data"].get("sum_p2", 0.0))
+    sum_p2 = float(manifest["data"].get("sum_p2") or 0.0)
     for recipe, rows in _at_start(tables).groupby("recipe", observed=True):
         common: dict[str, Any] = {"recipe": str(recipe), "site": "logits", "unit": "nats off the closed form"}
         if (rows["loss"] < rows["ln_vocab"] - WARNING_ABOVE).any():

@@ -1,0 +1,289 @@
+"""Finding the residual stream of a model that nobody described, and proving it.
+
+One forward pass in eval mode records a few thousand elements of every tensor that enters or leaves a module with the
+shape of the stream. A tensor that equals an earlier state of the stream plus a multiple of one module's output, to
+rounding, is a state of the stream too, and that module writes to it; nothing is guessed from names. The norm of a
+state may take its place (post-norm blocks). What can't be explained this way is reported as unverified.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+SAMPLE = 4096  # elements of each tensor; a linear relation among so many numbers isn't there by chance
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor was seen: entering (`in`) or leaving (`out`) the call-th use of a module."""
+
+    module: str
+    where: Literal["in", "out"]
+    call: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A module whose output is added to the stream, times `scale`."""
+
+    place: Place
+    scale: float
+
+
+@dataclass(slots=True)
+class Block:
+    """One block of a stack, and how its stream was explained."""
+
+    name: str
+    states: list[Place] = field(default_factory=list)  # from resid_pre to resid_post
+    writes: list[Write] = field(default_factory=list)  # states[i + 1] holds writes[i] and what came before
+    verified: bool = False
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Stack:
+    """Blocks that hand a stream on to one another."""
+
+    name: str
+    blocks: list[Block]
+    final_norm: str = ""  # a norm outside the blocks that was handed the last block's output
+
+    @property
+    def verified(self) -> float:
+        """Share of the blocks whose stream was reproduced."""
+        return sum(block.verified for block in self.blocks) / len(self.blocks)
+
+
+@dataclass(slots=True)
+class _Seen:
+    place: Place
+    values: Array
+    eps: float  # of the tensor's dtype
+    norm: bool  # the output of a normalisation
+
+
+def find_stacks(model: nn.Module, forward: Callable[[], Any]) -> list[Stack]:
+    """Every residual stack of a model, outermost first, in the order of the forward pass.
+
+    Args:
+        model: any module; run once, in eval mode and without gradients, and left as it was.
+        forward: runs the model on a batch.
+    """
+    candidates = _candidates(model)
+    trace, norms = _trace(model, candidates, forward)
+    stacks = []
+    for name, blocks in candidates.items():
+        found = [_explain(block, trace.get(block, [])) for block in blocks]
+        if any(block.verified for block in found):
+            last = trace[blocks[-1]][-1].values if trace.get(blocks[-1]) else np.empty(0)
+            final = next((seen.place.module for seen in norms if _same(seen.values, last)), "")
+            stacks.append(Stack(name, found, final))
+    first = {block: order for order, block in enumerate(trace)}
+    return sorted(stacks, key=lambda stack: first.get(stack.blocks[0].name, len(first)))
+
+
+def _candidates(model: nn.Module) -> dict[str, list[str]]:
+    """Containers whose members could be blocks: lists and sequences, those inside another's members left out."""
+    found: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{block}.") for blocks in found.values() for block in blocks)
+        if inside or not isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            continue
+        members = [f"{name}.{key}" if name else key for key, child in module.named_children() if _is_block(child)]
+        if members:
+            found[name] = members
+    return found
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Blocks are called, unlike lists, and hold two modules or more with weights of their own (norm, projection)."""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return False
+    return sum(1 for part in module.modules() if any(True for _ in part.parameters(recurse=False))) >= 2
+
+
+def _trace(
+    model: nn.Module, candidates: dict[str, list[str]], forward: Callable[[], Any]
+) -> tuple[dict[str, list[_Seen]], list[_Seen]]:
+    """Samples of every stream-shaped tensor seen in the first use of each block, in order; blocks in order of their
+    use. And of what norms outside the blocks were given."""
+    trace: dict[str, list[_Seen]] = {}
+    norms: list[_Seen] = []
+    shapes: dict[str, tuple[int, int]] = {}
+    calls: dict[str, int] = defaultdict(int)
+    handles = []
+
+    def see(block: str, place: Place, value: Any, norm: bool) -> None:
+        for tensor in _floats(value):
+            if (tensor.numel(), tensor.shape[-1]) == shapes[block]:
+                trace[block].append(_seen(place, tensor, norm))
+                return
+
+    def enter(block: str, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = (*args, *kwargs.values())
+        if name == block and not calls[block]:
+            stream = next((t for t in _floats(given) if t.dim() >= 2), None)
+            if stream is None:
+                return
+            trace[block], shapes[block] = [], (stream.numel(), stream.shape[-1])
+        if block in trace and not calls[block]:
+            see(block, Place(name, "in", calls[name]), given, norm=False)
+
+    def leave(block: str, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if block in trace and not calls[block]:
+            see(block, Place(name, "out", calls[name]), output, norm=_is_norm(module))
+        calls[name] += 1
+
+    def outside(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensor = next(_floats((*args, *kwargs.values())), None)
+        if tensor is not None:
+            norms.append(_seen(Place(name, "in"), tensor, norm=False))
+
+    members = [block for blocks in candidates.values() for block in blocks]
+    try:
+        for block in members:
+            for path, module in model.get_submodule(block).named_modules():
+                name = f"{block}.{path}" if path else block
+                handles.append(module.register_forward_pre_hook(partial(enter, block, name), with_kwargs=True))
+                handles.append(module.register_forward_hook(partial(leave, block, name)))
+        for name, module in model.named_modules():
+            if _is_norm(module) and not any(name.startswith(f"{block}.") for block in members):
+                handles.append(module.register_forward_pre_hook(partial(outside, name), with_kwargs=True))
+        with _evaluating(model), torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            forward()  # the measuring pass will warn, if there is something to warn of
+    finally:
+        for handle in handles:
+            handle.remove()
+    return trace, norms
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _seen(place: Place, tensor: Tensor, norm: bool) -> _Seen:
+    return _Seen(place, _sample(tensor), torch.finfo(tensor.dtype).eps, norm)
+
+
+def _explain(name: str, seen: list[_Seen]) -> Block:
+    """Follow the stream through one block."""
+    block = Block(name)
+    start = next((s for s in seen if s.place == Place(name, "in")), None)
+    end = next((s for s in reversed(seen) if s.place.module == name and s.place.where == "out"), None)
+    if start is None or end is None:
+        block.note = "not called with a tensor of the stream's shape, or returned none"
+        return block
+    inside = [s for s in seen[seen.index(start) + 1 :] if s is not end] + [end]
+    block.states = [start.place]
+    bases, outputs = (
+        [start],
+        list[_Seen](),
+    )  # the stream's present state, and its norms: post-norm blocks go on with one
+    for current in inside:
+        if any(_same(current.values, base.values) for base in bases):
+            continue
+        if current.norm and _is_norm_of(current, bases[0], inside):
+            bases.append(current)
+            outputs.append(current)
+            continue
+        for base in bases:
+            found = _as_sum(current, base, [output for output in outputs if output is not base])
+            if found is not None:
+                block.writes += [Write(output.place, scale) for output, scale in found]
+                block.states.append(current.place)
+                bases, outputs = [current], []
+                break
+        else:
+            if current.place.where == "out" and not any(_same(current.values, o.values) for o in outputs):
+                outputs.append(current)
+    block.verified = any(_same(end.values, base.values) for base in bases)
+    if block.verified and block.states[-1] != end.place:
+        block.states.append(end.place)
+    if not block.verified:
+        block.note = "the block's output isn't its input plus what its modules gave"
+    elif not block.writes:
+        block.note = "every write is exactly 0, so which modules write can't be seen"
+    return block
+
+
+def _as_sum(target: _Seen, base: _Seen, outputs: list[_Seen]) -> list[tuple[_Seen, float]] | None:
+    """target = base + scale·output, or with two outputs (parallel branches); None where neither holds."""
+    rest = target.values - base.values
+    if not np.isfinite(rest).all():
+        return None
+    outputs = [output for output in outputs if output.values.any() and np.isfinite(output.values).all()]
+    # what rounding leaves of an exact sum; and a fit that explains less than most of the difference explains nothing
+    rounding = 4 * max(target.eps, base.eps) * (np.linalg.norm(target.values) + np.linalg.norm(base.values))
+    tolerance = min(float(rounding), 0.1 * float(np.linalg.norm(rest)))
+    singles = [(output,) for output in reversed(outputs)]
+    pairs = [(first, second) for place, second in enumerate(outputs) for first in outputs[:place]]
+    for terms in (*singles, *reversed(pairs)):
+        matrix = np.stack([term.values for term in terms], axis=1)
+        scales, *_ = np.linalg.lstsq(matrix, rest, rcond=None)
+        if np.linalg.norm(rest - matrix @ scales) <= tolerance:
+            # a plain sum in low precision fits with a scale that is off by rounding
+            plain = np.abs(scales - 1) < 8 * max(target.eps, base.eps)
+            scales = np.where(plain, 1.0, scales)
+            return [(term, float(scale)) for term, scale in zip(terms, scales, strict=True)]
+    return None
+
+
+def _is_norm_of(norm: _Seen, base: _Seen, seen: list[_Seen]) -> bool:
+    """The norm was handed the stream's present state."""
+    given = Place(norm.place.module, "in", norm.place.call)
+    return any(s.place == given and _same(s.values, base.values) for s in seen)
+
+
+def _same(a: Array, b: Array) -> bool:
+    return bool(np.array_equal(a, b))
+
+
+def _sample(tensor: Tensor) -> Array:
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() > SAMPLE:
+        index = torch.randint(flat.numel(), (SAMPLE,), generator=torch.Generator().manual_seed(flat.numel()))
+        flat = flat[index.to(flat.device)]
+    return flat.double().cpu().numpy()
+
+
+def _floats(value: Any) -> Iterator[Tensor]:
+    """Floating-point tensors in any nesting, depth first."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _floats(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _floats(item)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode; each gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        model.eval()
+        # nn.TransformerEncoderLayer's fused path in eval mode calls none of its parts
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,279 @@
+"""What to feed a model that nobody described, and which loss to take of what it returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from initlab.errors import ConfigError, ProbeError
+
+TOKENS = 1024  # of a batch that is made here
+LONGEST = 1024  # tokens of a sequence that is made here
+IMAGE_SIZE = 32  # pixels, where the model declares no size
+
+# Names that forwards give to token ids; any other model is given them as its first argument.
+_IDS = ("input_ids", "idx", "ids", "tokens", "src")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """One call of a model's forward.
+
+    `ids` and `targets` are what the loss and the tied head's own logit refer to, (B, T) each; None for models without
+    tokens.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    ids: Tensor | None = None
+    targets: Tensor | None = None
+
+    def to(self, device: torch.device) -> Inputs:
+        """Every tensor, in any nesting, on the device."""
+        return replace(
+            self,
+            args=_map(self.args, device),
+            kwargs=_map(self.kwargs, device),
+            ids=_map(self.ids, device),
+            targets=_map(self.targets, device),
+        )
+
+    def call(self, model: nn.Module) -> Any:
+        """The model's output."""
+        return model(*self.args, **self.kwargs)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens, or for a model without them, examples."""
+        if self.ids is not None:
+            return self.ids.numel()
+        first = next(tensors((self.args, self.kwargs)), None)
+        return 0 if first is None else first[..., 0].numel() if first.dim() == 3 else len(first)
+
+
+def of_ids(model: nn.Module, ids: Tensor, targets: Tensor) -> Inputs:
+    """Token ids in the form that the model's forward takes them.
+
+    A forward with `targets`, as nanoGPT's, gets them, since it may return all logits only then. Labels are never
+    given: what a model does with them differs, and the loss is taken from the logits.
+    """
+    names = _parameters(model)
+    args: tuple[Any, ...] = (ids,)
+    kwargs: dict[str, Any] = {}
+    if "input_ids" in names:
+        args, kwargs = (), {"input_ids": ids}
+        config = getattr(model, "config", None)
+        if "decoder_input_ids" in names and getattr(config, "is_encoder_decoder", False):
+            kwargs["decoder_input_ids"] = ids
+        if "use_cache" in names:
+            kwargs["use_cache"] = False  # a cache keeps every layer's keys alive
+    elif "targets" in names:
+        args = (ids, targets)
+    return Inputs(args=args, kwargs=kwargs, ids=ids, targets=targets)
+
+
+def of_batch(model: nn.Module, batch: Any) -> Inputs:
+    """A batch of the caller's: ids, (ids, targets), arguments, keyword arguments, or a loader of any of these.
+
+    Raises:
+        ConfigError: nothing in it can be given to a model.
+    """
+    if isinstance(batch, Tensor):
+        return _of_tensor(model, batch, None)
+    if isinstance(batch, dict):
+        if not batch or not all(isinstance(key, str) for key in batch):
+            raise ConfigError(f"batch is a dict with keys {list(batch)[:5]}; expected the forward's keyword arguments")
+        ids = next((value for key, value in batch.items() if key in _IDS and _is_ids(value)), None)
+        kwargs = {key: value for key, value in batch.items() if key != "labels"}
+        targets = batch.get("labels")
+        if ids is not None and not _is_ids(targets):
+            targets = next_tokens(ids)
+        elif ids is not None and targets is not None and targets.shape == ids.shape:
+            # Hugging Face shifts labels inside the model, and marks what doesn't count with -100
+            targets = next_tokens(targets).masked_fill(next_tokens(targets) == -100, -1)
+        return Inputs(kwargs=kwargs, ids=ids, targets=targets if ids is not None else None)
+    if isinstance(batch, tuple | list):
+        if not any(True for _ in tensors(batch)):
+            raise ConfigError(f"batch is a {type(batch).__name__} without a tensor; expected the forward's arguments")
+        if len(batch) == 2 and _is_ids(batch[0]) and _is_ids(batch[1]):
+            if batch[0].shape != batch[1].shape:
+                shapes = f"{tuple(batch[0].shape)} and targets {tuple(batch[1].shape)}"
+                raise ConfigError(f"ids are {shapes}; expected the same shape")
+            return _of_tensor(model, *batch)
+        return Inputs(args=tuple(batch))
+    if hasattr(batch, "__iter__") and not isinstance(batch, str):
+        first = next(iter(batch), None)
+        if first is None:
+            raise ConfigError("batch is an empty loader; expected one that yields batches")
+        return of_batch(model, first)
+    raise ConfigError(
+        f"batch is {type(batch).__name__}; expected token ids (B, T), (ids, targets), a tuple of arguments, a dict of "
+        "keyword arguments, or a loader of these"
+    )
+
+
+def for_vectors(model: nn.Module, seed: int) -> Inputs:
+    """Gaussian inputs for a model without tokens, in the shape that its first layer takes.
+
+    Raises:
+        ConfigError: no layer says what it takes; the message shows the forward's signature.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parameter = next(model.parameters())
+    for module in model.modules():
+        shape = _shape_for(model, module)
+        if shape is not None:
+            value = torch.randn(shape, generator=generator).to(parameter.device, parameter.dtype)
+            positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            required = [p for p in _parameters(model).values() if p.default is p.empty and p.kind in positional]
+            # an encoder and a decoder, as nn.Transformer: both get the same sequence
+            return Inputs(args=(value,) * max(1, min(len(required), 2)))
+    raise ConfigError(
+        f"no batch can be made for {type(model).__name__}{inspect.signature(model.forward)}: it has no embedding, "
+        "linear or convolution to read a shape from; pass batch= (a tensor, a tuple of arguments, or a dict of keyword "
+        "arguments)"
+    )
+
+
+def vocabulary(model: nn.Module) -> int | None:
+    """Ids that the model understands: its config's, else its first embedding's; None for a model of other inputs."""
+    if getattr(model, "main_input_name", "input_ids") not in (*_IDS, "decoder_input_ids"):
+        return None  # Hugging Face's name for what a model takes, such as pixel_values
+    config = getattr(model, "config", None)
+    for part in (config, getattr(config, "text_config", None)):
+        size = getattr(part, "vocab_size", None)
+        if isinstance(size, int) and size > 0:
+            return size
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    return tables[0] if tables else None
+
+
+def longest(model: nn.Module) -> int:
+    """Tokens of a sequence to try: what the config allows, at most LONGEST."""
+    config = getattr(model, "config", None)
+    names = ("block_size", "n_positions", "max_position_embeddings", "n_ctx", "max_seq_len", "seq_length", "max_length")
+    limits = [
+        size
+        for part in (config, getattr(config, "text_config", None))
+        for name in names
+        if isinstance(size := getattr(part, name, None), int) and size > 1
+    ]
+    return min([LONGEST, *limits])
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A loss, what it was taken against, and the logits if there are any, (B, T, V)."""
+
+    loss: Tensor
+    targets: str
+    logits: Tensor | None
+
+
+def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
+    """Cross entropy of logits if the output holds any, else the model's own loss, else the output's mean square.
+
+    Raises:
+        ProbeError: the output holds no floating-point tensor.
+    """
+    found = [tensor for tensor in tensors(output) if tensor.is_floating_point()]
+    if inputs.ids is not None and inputs.targets is not None:
+        logits = next(
+            (t for t in found if t.dim() == 3 and t.shape[:2] == inputs.ids.shape and _spans(t, vocab_size)), None
+        )
+        if logits is not None:
+            # Taken here and not from the model, so that it is the same quantity whatever a model calls its loss.
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            loss = F.cross_entropy(wide.flatten(0, 1), inputs.targets.flatten(), ignore_index=-1)
+            return Judged(loss, "next-token", logits)
+    own = next((t for t in found if t.dim() == 0 and t.requires_grad), None)
+    if own is not None:
+        return Judged(own, "the model's own loss", None)
+    if not found:
+        raise ProbeError(
+            f"the model returned {type(output).__name__} without a floating-point tensor; nothing to measure"
+        )
+    return Judged(found[0].float().square().mean(), "mean square of the output", None)
+
+
+def next_tokens(ids: Tensor) -> Tensor:
+    """Each position's next id, and -1 (no target) at the last: (B, T) -> (B, T)."""
+    return torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -1)], dim=1)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in any nesting of dicts, tuples and lists (a ModelOutput is a dict), depth first."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors(item)
+
+
+def _of_tensor(model: nn.Module, first: Tensor, targets: Tensor | None) -> Inputs:
+    if first.numel() == 0:
+        raise ConfigError(f"batch has shape {tuple(first.shape)}; expected at least one element")
+    if first.is_floating_point():
+        return Inputs(args=(first,))
+    if not _is_ids(first):
+        raise ConfigError(f"batch is {tuple(first.shape)} {first.dtype}; expected token ids (B, T) of an integer dtype")
+    ids = first.long()
+    return of_ids(model, ids, next_tokens(ids) if targets is None else targets.long())
+
+
+def _is_ids(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor) and value.dim() == 2 and not (value.is_floating_point() or value.dtype == torch.bool)
+    )
+
+
+def _spans(tensor: Tensor, vocab_size: int | None) -> bool:
+    """Logits may be padded beyond the vocabulary; hidden states are narrower than it or of another width."""
+    return vocab_size is None or vocab_size <= tensor.shape[-1] < vocab_size + 512
+
+
+def _shape_for(model: nn.Module, module: nn.Module) -> tuple[int, ...] | None:
+    match module:
+        case nn.Conv2d():
+            size = getattr(getattr(model, "config", None), "image_size", None)
+            size = (
+                size if isinstance(size, int) else getattr(model, "default_cfg", {}).get("input_size", [IMAGE_SIZE])[-1]
+            )
+            return (4, module.in_channels, size, size)
+        case nn.Conv1d():
+            return (4, module.in_channels, 256)
+        case nn.MultiheadAttention():
+            return (4, 64, module.embed_dim)
+        case nn.TransformerEncoderLayer() | nn.TransformerDecoderLayer():
+            return (4, 64, module.self_attn.embed_dim)
+        case nn.LayerNorm():
+            return (4, 64, *module.normalized_shape)
+        case nn.Linear():
+            return (64, module.in_features)
+    return None
+
+
+def _parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _map(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _map(item, device) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_map(item, device) for item in value)
+    return value

@@ -1,0 +1,67 @@
+"""From what a user trains to the module that can be measured: compiled, wrapped and unsupported models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from initlab.errors import ProbeError
+
+
+def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The module inside torch.compile, DataParallel and DistributedDataParallel, and what was taken off.
+
+    Raises:
+        ProbeError: a model whose weights can't be measured here: none at all, on the meta device, on several devices,
+            sharded, or quantised.
+    """
+    notes = []
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            notes.append("compiled: measured eagerly, through the original with the same parameters")
+        elif type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+            inner = model.module
+            notes.append(f"wrapped in {type(model).__name__}: measured the module inside, on this process alone")
+        else:
+            break
+        assert isinstance(inner, nn.Module)
+        model = inner
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        notes.append("compiled in place: measured eagerly")
+    _refuse(model)
+    return model, notes
+
+
+def _refuse(model: nn.Module) -> None:
+    name = type(model).__name__
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ProbeError(f"{name} has no parameters; there is nothing to measure")
+    for path, parameter in parameters.items():
+        kind = type(parameter.data).__name__
+        if parameter.device.type == "meta":
+            raise ProbeError(f"{name}: {path} is on the meta device: it has a shape but no values to measure")
+        if kind == "DTensor" or hasattr(parameter, "_local_shard"):
+            raise ProbeError(f"{name}: {path} is sharded ({kind}); measure the model before sharding it")
+        if not (parameter.is_floating_point() or parameter.is_complex()) or parameter.is_quantized:
+            raise ProbeError(f"{name}: {path} is quantised ({parameter.dtype}); measure the model before quantising it")
+    devices = sorted({str(parameter.device) for parameter in parameters.values()})
+    if len(devices) > 1:
+        raise ProbeError(f"{name} is on several devices ({', '.join(devices)}); move it to one with model.to(...)")
+
+
+@contextmanager
+def eagerly(model: nn.Module) -> Iterator[None]:
+    """Run modules that were compiled in place as if they weren't: hooks added after compilation don't fire."""
+    compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
+    try:
+        for module, _ in compiled:
+            module._compiled_call_impl = None
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, implementation in compiled:
+            module._compiled_call_impl = implementation

@@ -1,0 +1,211 @@
+"""Batches made for models that nobody described, and the loss taken of what they return."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from initlab.errors import ConfigError, ProbeError
+from initlab.measure import inputs
+from initlab.measure.inputs import Inputs
+
+
+class Takes(nn.Module):
+    """Records how it was called."""
+
+    def __init__(self, config=None):
+        super().__init__()
+        self.embed = nn.Embedding(50, 8)
+        if config:
+            self.config = SimpleNamespace(**config)
+
+
+class NanoLike(Takes):
+    def forward(self, idx, targets=None):
+        return idx, targets
+
+
+class HuggingFaceLike(Takes):
+    def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None, labels=None, use_cache=None):
+        return input_ids, decoder_input_ids, labels, use_cache
+
+
+class Plain(Takes):
+    def forward(self, whatever):
+        return whatever
+
+
+IDS = torch.arange(12).view(2, 6)
+NEXT = torch.tensor([[1, 2, 3, 4, 5, -1], [7, 8, 9, 10, 11, -1]])
+
+
+def test_next_tokens():
+    assert inputs.next_tokens(IDS).tolist() == NEXT.tolist()
+
+
+def test_ids_are_given_as_the_forward_takes_them():
+    made = inputs.of_ids(NanoLike(), IDS, NEXT)
+    assert made.call(NanoLike()) == (IDS, NEXT)
+    model = HuggingFaceLike()
+    given, decoder, labels, use_cache = inputs.of_ids(model, IDS, NEXT).call(model)
+    assert given is IDS and decoder is None and labels is None and use_cache is False
+    both = HuggingFaceLike({"is_encoder_decoder": True})
+    assert inputs.of_ids(both, IDS, NEXT).call(both)[1] is IDS
+    assert inputs.of_ids(Plain(), IDS, NEXT).call(Plain()) is IDS
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        IDS,
+        (IDS, NEXT),
+        [IDS.int(), NEXT],
+        {"input_ids": IDS},
+        {"input_ids": IDS, "attention_mask": torch.ones(2, 6), "labels": IDS},
+        [{"input_ids": IDS}, {"input_ids": IDS + 1}],
+        torch.utils.data.DataLoader([{"input_ids": row} for row in IDS], batch_size=2),
+        torch.utils.data.DataLoader(IDS, batch_size=2),
+    ],
+)
+def test_callers_ids_in_any_nesting(batch):
+    batch = iter(batch) if isinstance(batch, list) and isinstance(batch[0], dict) else batch
+    made = inputs.of_batch(HuggingFaceLike(), batch)
+    assert made.ids.tolist() == IDS.tolist()
+    assert made.targets.tolist() == NEXT.tolist()
+    assert "labels" not in made.kwargs
+    assert made.n_tokens == 12
+
+
+def test_ignored_labels_have_no_target():
+    labels = IDS.clone()
+    labels[:, :3] = -100
+    made = inputs.of_batch(HuggingFaceLike(), {"input_ids": IDS, "labels": labels})
+    assert made.targets.tolist() == [[-1, -1, 3, 4, 5, -1], [-1, -1, 9, 10, 11, -1]]
+
+
+@pytest.mark.parametrize("batch", [torch.randn(4, 8), (torch.randn(4, 8), torch.randn(4, 8)), {"x": torch.randn(4, 8)}])
+def test_other_batches_are_the_forwards_arguments(batch):
+    made = inputs.of_batch(Plain(), batch)
+    assert made.ids is None and made.targets is None
+    assert len(made.args) + len(made.kwargs) == (2 if isinstance(batch, tuple) else 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ("text", "batch is str; expected token ids"),
+        (3, "batch is int; expected token ids"),
+        ({}, "is a dict with keys"),
+        ({1: IDS}, "is a dict with keys"),
+        ((), "is a tuple without a tensor"),
+        (("a", None), "is a tuple without a tensor"),
+        (iter(()), "empty loader"),
+        (torch.zeros(0, 4, dtype=torch.long), "at least one element"),
+        (torch.zeros(4, dtype=torch.long), r"is \(4,\) torch.int64; expected token ids"),
+        ((IDS, NEXT[:1]), r"ids are \(2, 6\) and targets \(1, 6\)"),
+    ],
+)
+def test_what_is_no_batch_is_refused(batch, message):
+    with pytest.raises(ConfigError, match=message):
+        inputs.of_batch(Plain(), batch)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Linear(7, 3)), (64, 7)),
+        (nn.Sequential(nn.Conv2d(3, 4, 3)), (4, 3, 32, 32)),
+        (nn.Sequential(nn.Conv1d(5, 4, 3)), (4, 5, 256)),
+        (nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 8, batch_first=True), 1), (4, 64, 16)),
+        (nn.MultiheadAttention(16, 2), (4, 64, 16)),
+    ],
+)
+def test_vectors_have_the_shape_of_the_first_layer(model, shape):
+    made = inputs.for_vectors(model, seed=0)
+    assert made.args[0].shape == shape
+    assert torch.equal(made.args[0], inputs.for_vectors(model, seed=0).args[0])
+    assert made.args[0].dtype == next(model.parameters()).dtype
+
+
+def test_an_encoder_and_decoder_gets_both():
+    made = inputs.for_vectors(nn.Transformer(16, 2, 1, 1, 8, batch_first=True), seed=0)
+    assert len(made.args) == 2
+
+
+def test_a_declared_image_size_is_used():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model.config = SimpleNamespace(image_size=17)
+    assert inputs.for_vectors(model, 0).args[0].shape[-1] == 17
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model.default_cfg = {"input_size": (3, 19, 19)}
+    assert inputs.for_vectors(model, 0).args[0].shape[-1] == 19
+
+
+def test_a_model_that_says_nothing_gets_its_signature_back():
+    class Silent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.zeros(3))
+
+        def forward(self, left, right):
+            return left
+
+    with pytest.raises(ConfigError, match=r"no batch can be made for Silent\(left, right\).*pass batch="):
+        inputs.for_vectors(Silent(), 0)
+
+
+def test_vocabulary_and_length_come_from_what_is_declared():
+    assert inputs.vocabulary(Plain()) == 50
+    assert inputs.vocabulary(Plain({"vocab_size": 40})) == 40
+    assert inputs.vocabulary(Plain({"text_config": SimpleNamespace(vocab_size=30)})) == 30
+    assert inputs.vocabulary(nn.Linear(2, 2)) is None
+    image = Plain({"vocab_size": 40})
+    image.main_input_name = "pixel_values"
+    assert inputs.vocabulary(image) is None
+    assert inputs.longest(Plain({"n_positions": 64})) == 64
+    assert inputs.longest(Plain({"max_position_embeddings": 10**6})) == inputs.LONGEST
+    assert inputs.longest(Plain()) == inputs.LONGEST
+
+
+def made():
+    return Inputs(args=(IDS,), ids=IDS, targets=NEXT)
+
+
+def test_loss_is_cross_entropy_of_logits_wherever_they_are():
+    logits = torch.randn(2, 6, 50, generator=torch.Generator().manual_seed(0))
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), NEXT[:, :-1].flatten())
+    hidden = torch.randn(2, 6, 8)
+    for output in (
+        logits,
+        (logits, None),
+        {"loss": torch.zeros((), requires_grad=True), "logits": logits},
+        (hidden, logits),
+    ):
+        judged = inputs.take_loss(output, made(), 50)
+        assert judged.targets == "next-token" and judged.logits is logits
+        torch.testing.assert_close(judged.loss, expected)
+
+
+def test_the_models_own_loss_then_the_mean_square():
+    own = torch.tensor(3.0, requires_grad=True)
+    assert inputs.take_loss((torch.zeros(2, 3), own), Inputs(), None).loss is own
+    judged = inputs.take_loss({"y": torch.full((2, 3), 2.0)}, Inputs(), None)
+    assert (judged.loss.item(), judged.targets, judged.logits) == (4.0, "mean square of the output", None)
+    with pytest.raises(ProbeError, match="returned NoneType without a floating-point tensor"):
+        inputs.take_loss(None, Inputs(), None)
+
+
+def test_float64_logits_keep_their_precision():
+    logits = torch.randn(2, 6, 50, dtype=torch.float64)
+    assert inputs.take_loss(logits, made(), 50).loss.dtype == torch.float64
+    assert math.isfinite(inputs.take_loss(logits.half(), made(), 50).loss.item())
+
+
+def test_everything_moves_to_the_device():
+    nested = Inputs(args=(IDS, [IDS]), kwargs={"mask": {"a": (IDS,)}}, ids=IDS, targets=NEXT).to(torch.device("meta"))
+    assert {
+        tensor.device.type for tensor in inputs.tensors((nested.args, nested.kwargs, nested.ids, nested.targets))
+    } == {"meta"}

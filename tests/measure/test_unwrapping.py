@@ -1,0 +1,107 @@
+"""Compiled, wrapped and unsupported models."""
+
+import pytest
+import torch
+from measure_zoo import ZOO, T, V
+from torch import nn
+
+import initlab
+from initlab.errors import ProbeError
+from initlab.measure.unwrapping import eagerly, unwrap
+
+
+def model():
+    torch.manual_seed(0)
+    return ZOO["parallel"][0]()
+
+
+def ids():
+    return torch.randint(V, (2, T), generator=torch.Generator().manual_seed(0))
+
+
+def test_a_compiled_model_is_measured_through_the_original():
+    plain = model()
+    expected = initlab.probe(plain, ids())
+    compiled = torch.compile(plain, backend="eager")
+    compiled(ids())  # hooks that are added from here on would hardly fire
+    found = initlab.probe(compiled, ids())
+    assert found.records["var"].tolist() == expected.records["var"].tolist()
+    assert any("measured eagerly" in note for note in found.coverage["note"])
+
+
+def test_a_model_compiled_in_place_is_too_and_stays_compiled():
+    plain = model()
+    expected = initlab.probe(plain, ids())
+    for module in (plain, plain.layers[1]):
+        module.compile(backend="eager")
+    plain(ids())
+    found = initlab.probe(plain, ids())
+    assert found.records["var"].tolist() == expected.records["var"].tolist()
+    assert "compiled in place: measured eagerly" in set(found.coverage["note"])
+    assert plain._compiled_call_impl is not None and plain.layers[1]._compiled_call_impl is not None
+
+
+def test_compilation_is_put_back_after_a_failure():
+    plain = model()
+    plain.compile(backend="eager")
+    with pytest.raises(ZeroDivisionError), eagerly(plain):
+        raise ZeroDivisionError
+    assert plain._compiled_call_impl is not None
+
+
+def test_data_parallel_is_taken_off():
+    inside, notes = unwrap(nn.DataParallel(model()))
+    assert type(inside).__name__ == "Language" and "DataParallel" in notes[0]
+
+
+def quantise(m):
+    m.requires_grad_(False)
+    m.head.weight = nn.Parameter(torch.ones(V, 1, dtype=torch.int8), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda m: m.to("meta"), "is on the meta device"),
+        (lambda m: m.layers[0].to("meta"), "layers.0.norm_1.weight is on the meta device"),
+        (quantise, r"head.weight is quantised \(torch.int8\)"),
+    ],
+)
+def test_what_cant_be_measured_is_refused_with_a_sentence(spoil, message):
+    spoiled = model()
+    spoil(spoiled)
+    with pytest.raises(ProbeError, match=message):
+        initlab.probe(spoiled, ids())
+
+
+def test_a_model_without_parameters_is_refused():
+    with pytest.raises(ProbeError, match="Identity has no parameters"):
+        initlab.probe(nn.Identity(), torch.randn(2, 3))
+
+
+def checkpointed(use_reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    language = model()
+    blocks = list(language.layers)
+
+    def forward(input_ids):
+        x = language.embed(input_ids)
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=use_reentrant)
+        return language.head(language.norm(x))
+
+    language.forward = forward
+    return language
+
+
+def test_checkpointed_blocks_are_counted_once():
+    expected = initlab.probe(model(), ids()).records
+    found = initlab.probe(checkpointed(use_reentrant=False), ids()).records
+    assert not found.duplicated(["site", "module", "call", "kind"]).any()
+    assert found["var"].tolist() == pytest.approx(expected["var"].tolist())
+
+
+def test_reentrant_checkpoints_are_refused_with_what_to_do():
+    with pytest.raises(ProbeError, match="checkpoint with use_reentrant=False to measure it"):
+        initlab.probe(checkpointed(use_reentrant=True), ids())
