@@ -21,6 +21,7 @@ class Role(StrEnum):
     MLP_IN = "mlp_in"
     MLP_GATE = "mlp_gate"
     MLP_OUT = "mlp_out"
+    ROUTER = "router"  # scores the experts of a mixture; its outputs are a softmax's input, no features
     UNEMBED = "unembed"
     NORM_GAIN = "norm_gain"
     NORM_BIAS = "norm_bias"
