@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from initlab.api import apply_recipe, compare, probe
+    from initlab.api import apply_recipe, assert_healthy, compare, describe_init, probe
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
     from initlab.results import Comparison, Probe, load
@@ -19,7 +19,9 @@ _HOME = {
     "NanoGPTConfig": "initlab.models.nanogpt",
     "Probe": "initlab.results",
     "apply_recipe": "initlab.api",
+    "assert_healthy": "initlab.api",
     "compare": "initlab.api",
+    "describe_init": "initlab.api",
     "load": "initlab.results",
     "probe": "initlab.api",
 }
@@ -32,7 +34,9 @@ __all__ = [
     "Probe",
     "__version__",
     "apply_recipe",
+    "assert_healthy",
     "compare",
+    "describe_init",
     "load",
     "probe",
 ]

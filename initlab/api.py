@@ -5,7 +5,7 @@ torch is imported inside the functions, so that loading a saved run, and the com
 
 from __future__ import annotations
 
-import math
+import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from initlab import __version__, environment, rundir, schema
 from initlab.errors import ConfigError, InitlabError, ProbeError
 from initlab.judge import theory
+from initlab.judge.rules import SEVERITIES, Severity
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
-from initlab.results import Comparison, Probe, json_ready, now
+from initlab.results import Comparison, Description, Probe, json_ready, now
 from initlab.rundir import Run, RunDir
 from initlab.schema import Tables
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from initlab.measure.inputs import Inputs
     from initlab.measure.sweeping import Cell, SweepConfig
 
 
@@ -47,7 +47,7 @@ def probe(
     tokenizer: str | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    preset: str = "full",
+    stats: str = "full",
     dtype: str = "float32",
     command: str = "",
 ) -> Probe:
@@ -71,7 +71,7 @@ def probe(
             the text gets uniform random ids.
         batch_size: sequences of the default batch.
         seed: of the default batch and of dropout.
-        preset: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
+        stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
         dtype: `bfloat16` or `float16` run the forward pass under autocast.
         command: kept in the manifest; for the command line.
 
@@ -83,28 +83,31 @@ def probe(
             devices, sharded, quantised).
         RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
     """
+    from initlab.measure.batches import inputs_for
     from initlab.measure.moments import PRESETS
     from initlab.measure.probing import Identity, measure_inputs
-    from initlab.measure.sites import activation_name, has_nanogpt_layout
+    from initlab.measure.sites import activation_name, dropout_in_force, has_nanogpt_layout
     from initlab.measure.sweeping import DTYPES
     from initlab.measure.unwrapping import unwrap
 
     started = time.perf_counter()
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    if stats not in PRESETS:
+        raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     entry = registry.get(recipe) if recipe is not None else None
     inside, _ = unwrap(model)
-    inputs, described = _inputs(inside, batch, data=data, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
+    inputs, described = inputs_for(inside, batch, data=data, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
     label = entry.id if entry else "as-found"
-    identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed)
-    tables = measure_inputs(model, inputs, identity, preset=preset, recipe=entry, autocast=DTYPES[dtype])
+    step = getattr(inside, "iter_num", 0)
+    step = step if isinstance(step, int) else 0
+    identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
+    tables = measure_inputs(model, inputs, identity, preset=stats, recipe=entry, autocast=DTYPES[dtype])
     summary = tables.summary.iloc[0]
     roles = set(tables.records["role"].dropna())
     tied, bias = "unembed" not in roles, "bias" in roles
     known = has_nanogpt_layout(inside)
-    activation = activation_name(inside) if known else None
+    activation = activation_name(inside) if known and not step else None  # the closed form is about init
     size: dict[str, Any] = {
         "n_layer": int(summary["n_layer"]),
         "n_embd": int(summary["n_embd"]),
@@ -113,7 +116,12 @@ def probe(
         "vocab_size": int(summary["vocab_size"]),
     }
     if activation is not None:
-        text = {"activation": activation, "sum_p2": described["sum_p2"], "repeat_rate": float(summary["repeat_rate"])}
+        text: dict[str, Any] = {
+            "activation": activation,
+            "dropout": dropout_in_force(inside),
+            "sum_p2": described["sum_p2"],
+            "repeat_rate": float(summary["repeat_rate"]),
+        }
         if entry is not None:
             setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **text)
         else:
@@ -135,9 +143,11 @@ def probe(
         "activation": activation,
         "tie_weights": tied,
         "mode": str(summary["mode"]),
-        "preset": preset,
-        "dtype": dtype,
+        "step": step,
+        "preset": stats,
+        "dtype": _dtype(inside, dtype),
         "device": str(next(inside.parameters()).device),
+        "fingerprint": _fingerprint(tables),
     }
     recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
     manifest = _manifest("probe", command, config, recipes, described, [identity.run_id])
@@ -160,7 +170,7 @@ def compare(
     tie_weights: bool = True,
     data: str | Path = "docstrings",
     tokenizer: str | None = None,
-    preset: str = "full",
+    stats: str = "full",
     dtype: str = "float32",
     device: str = "auto",
     out: str | Path | None = None,
@@ -197,6 +207,11 @@ def compare(
     from initlab.models.loading import choose_device
 
     started = time.perf_counter()
+    if isinstance(recipes, str) or not isinstance(recipes, Sequence):
+        raise ConfigError(f"recipes is {recipes!r}; expected a list, as in ['nanogpt', 'xavier']")
+    for name, value in (("depths", depths), ("widths", widths)):
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ConfigError(f"{name} is {value!r}; expected a list, as in [4, 8, 16]")
     entries = {entry.id: entry for entry in map(registry.get, recipes)}
     corpus = load_corpus(data, tokenizer, vocab_size)
     sweep = SweepConfig(
@@ -211,7 +226,7 @@ def compare(
         bias=bias,
         activation=activation,
         tie_weights=tie_weights,
-        preset=preset,  # type: ignore[arg-type]  # SweepConfig refuses others
+        preset=stats,  # type: ignore[arg-type]  # SweepConfig refuses others
         dtype=dtype,
         device=choose_device(device),
     )
@@ -219,6 +234,7 @@ def compare(
     corpus.batch(batch_size, block_size, 0)  # a text that is too short is refused before anything is written
     evaluated = {id: evaluate(entry, sweep.sizes(), bias=bias, tied=tie_weights) for id, entry in entries.items()}
     config = sweep.as_dict() | {key: described[key] for key in ("label", "tokenizer", "sha256")}
+    config["versions"] = f"initlab {__version__}, torch {torch.__version__}"  # a table of two compares nothing
     cells = sweep.cells()
     manifest = _manifest("compare", command, config, evaluated, described, [cell.run_id for cell in cells])
     folder = RunDir.open(out, manifest) if out is not None else None
@@ -253,8 +269,43 @@ def compare(
     return Comparison(Run(Tables.concat(parts), manifest))
 
 
+def assert_healthy(model: nn.Module, batch: Any = None, *, fail_on: Severity = "error", **options: Any) -> Probe:
+    """Fail a test when signal propagation at init is broken; the message is the findings.
+
+    Args:
+        model, batch, options: as `probe` takes them.
+        fail_on: the lowest severity that fails: `error`, `warning` or `info`.
+
+    Returns:
+        The probe, for further assertions.
+
+    Raises:
+        AssertionError: a finding of that severity or above.
+    """
+    if fail_on not in SEVERITIES:
+        raise ConfigError(f"fail_on is {fail_on!r}; expected {', '.join(SEVERITIES)}")
+    found = probe(model, batch, **options)
+    counted = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    broken = [f for f in found.findings if f.status == "fail" and f.severity in counted]
+    if broken:
+        lines = [f"{f.severity} {f.code} {f.name}: {f.message}\n  help: {f.advice}" for f in broken]
+        raise AssertionError("\n".join([f"{type(model).__name__} isn't healthy at init:", *lines]))
+    return found
+
+
+def describe_init(model: nn.Module) -> Description:
+    """What the model was initialised with: the std found per role, the recipes that fit, and what doesn't.
+
+    Works on any model; its `str` is the table, `.rows` the data, `.mismatches` the sentences.
+    """
+    from initlab.models import describing
+
+    rows = describing.describe(model)
+    return Description(rows, describing.mismatches(rows), describing.describe_text(rows))
+
+
 def apply_recipe(model: nn.Module, recipe: str | Recipe | Rule, *, seed: int = 0) -> None:
-    """Re-initialise a nanoGPT-like model in place; paired draws as `compare` makes them.
+    """Re-initialise any model in place, by the role of each parameter; paired draws as `compare` makes them.
 
     Raises:
         RecipeError: unknown recipe, or a model whose parameters' roles are unknown; then nothing was changed.
@@ -318,43 +369,12 @@ def _estimate(work: float, rate: float, cells: list[Cell]) -> float:
     return 3 * work / rate + 1e-8 * draws
 
 
-def _inputs(
-    model: nn.Module, batch: Any, *, data: str | Path, tokenizer: str | None, batch_size: int | None, seed: int
-) -> tuple[Inputs, dict[str, Any]]:
-    """The call to measure, and what it was made of."""
-    from initlab.corpus import load_corpus
-    from initlab.measure import inputs as making
-
-    vocab_size = making.vocabulary(model)
-    if batch is not None:
-        given = making.of_batch(model, batch)
-        if given.ids is None or given.targets is None:
-            return given, {"label": "the caller's batch", "targets": "none", "sum_p2": math.nan}
-        return given, _describe_batch(given.ids, given.targets, vocab_size or int(given.ids.max()) + 1)
-    if vocab_size is None:
-        made = making.for_vectors(model, seed)
-        return made, {"label": "Gaussian inputs", "targets": "none", "sum_p2": math.nan}
-    corpus = load_corpus(data, tokenizer) if vocab_size >= 256 or data != "docstrings" else None
-    if corpus is None or corpus.vocab_size > vocab_size:
-        corpus = load_corpus("uniform", vocab_size=vocab_size)
-    T = making.longest(model)
-    ids, targets = corpus.batch(batch_size or max(1, making.TOKENS // T), T, seed)
-    return making.of_ids(model, ids, targets), corpus.describe()
+def _dtype(model: nn.Module, autocast: str) -> str:
+    own = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return own if autocast == "float32" else f"{own}, autocast {autocast}"
 
 
-def _describe_batch(idx: Tensor, targets: Tensor, vocab_size: int) -> dict[str, Any]:
-    counts = idx.flatten().bincount().double()
-    p = counts / counts.sum()
-    seen = p[p > 0]
-    return {
-        "label": "the caller's batch",
-        "tokenizer": "none",
-        "vocab_size": vocab_size,
-        "n_tokens": idx.numel(),
-        "sha256": None,
-        "sha256_of": None,
-        "targets": "as given",
-        "entropy_nats": float(-(seen * seen.log()).sum()),
-        "sum_p2": float((p * p).sum()),
-        "repeat_rate": float((idx == targets).double().mean()),
-    }
+def _fingerprint(tables: Tables) -> str:
+    """Of everything measured, so that another model's or batch's tables aren't taken for these."""
+    values = tables.records[["mean", "var", "abs_max"]].to_numpy(dtype=float)
+    return hashlib.sha256(values.round(12).tobytes()).hexdigest()[:16]

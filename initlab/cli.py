@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 findings at or above --fail-on; 2 usage or failure; 130 in
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from initlab import __version__
 from initlab.errors import ConfigError, InitlabError
@@ -28,6 +29,8 @@ SEVERITIES = ("error", "warning", "info")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding shows ? for ×, and goes on
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.run is None:
@@ -40,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except InitlabError as error:
         print(f"initlab: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "tiktoken"):
+            raise
+        needs = f"this command needs {error.name}, which isn't installed; `initlab report` works without"
+        print(f"initlab: error: {needs}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"initlab: interrupted{_kept(options)}", file=sys.stderr)
@@ -92,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         default="shakespeare",
         metavar="MODEL",
-        help="preset (shakespeare-cpu, shakespeare, gpt2), ckpt.pt, file.py:factory or package.module:factory",
+        help="preset (shakespeare, shakespeare-cpu, gpt2), ckpt.pt, file.py:factory or package.module:factory "
+        "(shakespeare)",
     )
     probe.add_argument(
         "--recipe", metavar="RECIPE", help="draw a preset from it (nanogpt); for other models, what to judge them by"
@@ -138,12 +148,17 @@ def _common(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
         "--data",
         default="docstrings",
         metavar="PATH",
-        help="text file, folder, nanoGPT .bin, `uniform` (random ids) or `docstrings` (Python's own, the default)",
+        help="text file, folder of .txt and .md, nanoGPT .bin, `uniform` (random ids), `docstrings` (Python's own)",
     )
     parser.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
-    parser.add_argument("--preset", choices=("full", "light"), default="full", help="of statistics (full)")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of autocast (float32: none)"
+        "--stats", choices=("full", "light"), default="full", help="light: mean, variance, rms, maximum alone (full)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="autocast of the forward pass (float32: none)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (all cores)")
     parser.add_argument("-o", "--out", metavar="DIR", help="output folder (initlab-runs/<command>-<time>)")
@@ -182,7 +197,7 @@ def _compare(options: argparse.Namespace) -> int:
             tie_weights=not options.untied,
             data=options.data,
             tokenizer=options.tokenizer,
-            preset=options.preset,
+            stats=options.stats,
             dtype=options.dtype,
             device=options.device,
             out=out,
@@ -193,15 +208,18 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from initlab import api
+    from initlab import api, rundir
     from initlab.models.loading import choose_device, load_model
 
     _threads(options)
+    out = Path(options.out) if options.out else _default_out("probe")
+    rundir.check(out)  # before anything is measured for it
     sizes = {key: value for key in ("n_layer", "n_embd", "n_head") if (value := getattr(options, key)) is not None}
     model, drawn = load_model(
         options.model, sizes, recipe=options.recipe, seed=options.seed, data=options.data, tokenizer=options.tokenizer
     )
     model.to(choose_device(options.device))
+    print(f"initlab: measuring {type(model).__name__}; writing to {out}", file=sys.stderr)
     result = api.probe(
         model,
         recipe=options.recipe or drawn,
@@ -209,11 +227,10 @@ def _probe(options: argparse.Namespace) -> int:
         tokenizer=options.tokenizer,
         batch_size=options.batch_size,
         seed=options.seed,
-        preset=options.preset,
+        stats=options.stats,
         dtype=options.dtype,
         command=options.command_line,
     )
-    out = Path(options.out) if options.out else _default_out("probe")
     result.save(out)
     return _show(result, options, out)
 
@@ -265,10 +282,16 @@ def _recipes(options: argparse.Namespace) -> int:
 
 def _show(result: Result, options: argparse.Namespace, out: Path) -> int:
     """Write the report, print the summary, and turn findings into an exit code."""
+    from initlab.results import json_ready
+
     page = None if options.no_report else result.report(out)
     if options.format == "json":
-        found = {"out": str(out), "findings": [finding.as_dict() for finding in result.findings]}
-        print(json.dumps(_strict(found), ensure_ascii=False, indent=1))
+        found = {
+            "out": str(out),
+            "findings": [finding.as_dict() for finding in result.findings],
+            "summary": json.loads(result.summary.to_json(orient="records")),
+        }
+        print(json.dumps(json_ready(found), ensure_ascii=False, indent=1))
     else:
         print(result._text(color=_color()), end="")
         print(f"report  {page}" if page else f"tables  {out}")
@@ -336,9 +359,3 @@ def _kept(options: argparse.Namespace) -> str:
     return (
         f"; finished models are kept: `initlab report {folder}` shows them, the same command with -o {folder} resumes"
     )
-
-
-def _strict(value: Any) -> Any:
-    from initlab.results import json_ready
-
-    return json_ready(value)

@@ -4,6 +4,7 @@ anywhere."""
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,24 @@ class Comparison(Result):
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
         return console.comparison_text(self.run, self.findings, width=width, color=color)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a model was initialised with.
+
+    Attributes:
+        rows: per role and stack of blocks, the std found and the recipes that draw it.
+        mismatches: a sentence for everything that doesn't fit the recipe that fits best.
+        text: both, as a table.
+    """
+
+    rows: list[dict[str, Any]]
+    mismatches: list[str]
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def load(path: str | Path) -> Probe | Comparison:

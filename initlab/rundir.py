@@ -60,14 +60,7 @@ class RunDir:
             RunError: the folder can't be written, holds another run, or holds files that are no run.
         """
         path = Path(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            # a process killed while it wrote leaves a temporary file
-            found = sorted(item.name for item in path.iterdir() if item.name != MANIFEST + ".tmp")
-        except OSError as error:
-            raise RunError(
-                f"output folder {path} can't be written: {error.strerror}; choose another with -o"
-            ) from error
+        found = _contents(path)
         if MANIFEST in found:
             run = load(path)
             _refuse_another_run(path, run.manifest, manifest)
@@ -131,6 +124,31 @@ class RunDir:
 
     def _write_manifest(self) -> None:
         write_whole(self.path / MANIFEST, (json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _contents(path: Path) -> list[str]:
+    """Names in a folder, which is made if it isn't there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # a process killed while it wrote leaves a temporary file
+        return sorted(item.name for item in path.iterdir() if item.name != MANIFEST + ".tmp")
+    except FileExistsError:
+        raise RunError(f"output folder {path} can't be written: it is a file; choose another with -o") from None
+    except OSError as error:
+        raise RunError(f"output folder {path} can't be written: {error.strerror}; choose another with -o") from error
+
+
+def check(path: Path) -> None:
+    """Whether a run may be written there, as far as that can be told before it is made.
+
+    Raises:
+        RunError: the folder can't be made, or holds files that are no run.
+    """
+    found = _contents(path)
+    if found and MANIFEST not in found:
+        raise RunError(f"output folder {path} holds other files ({', '.join(found[:3])}); choose an empty one with -o")
+    if not found:
+        path.rmdir()
 
 
 def load(path: str | Path) -> Run:

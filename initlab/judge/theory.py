@@ -25,7 +25,7 @@ LN_EPS = 1e-5  # nanoGPT's and torch's default
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockScales:
-    """Mean squares of one block's weights and biases."""
+    """Mean squares of one block's weights, biases, and norms' gains and biases."""
 
     qkv: float
     attn_out: float
@@ -35,6 +35,8 @@ class BlockScales:
     attn_out_bias: float = 0.0
     mlp_in_bias: float = 0.0
     mlp_out_bias: float = 0.0
+    ln_1: tuple[float, float] = (1.0, 0.0)  # gain, bias
+    ln_2: tuple[float, float] = (1.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +50,10 @@ class Setting:
     position: float
     unembed: float
     blocks: tuple[BlockScales, ...]
+    ln_f: tuple[float, float] = (1.0, 0.0)
     tied: bool = True
     activation: str = "gelu"
+    dropout: float = 0.0  # probability in force, 0 in eval mode; on attention weights and what enters the stream
     sum_p2: float  # probability that two tokens of the text are the same
     repeat_rate: float  # probability that the next token is the current one
 
@@ -77,6 +81,7 @@ def from_recipe(
     bias: bool = True,
     tied: bool = True,
     activation: str = "gelu",
+    dropout: float = 0.0,
     sum_p2: float,
     repeat_rate: float,
 ) -> Setting:
@@ -97,6 +102,7 @@ def from_recipe(
     def biased(layer: int, of: Role) -> float:
         return square(Role.BIAS, layer, of) if bias else 0.0
 
+    norm = (square(Role.NORM_GAIN), square(Role.NORM_BIAS) if bias else 0.0)
     token = square(Role.TOKEN_EMBED)
     return Setting(
         n_embd=n_embd,
@@ -115,11 +121,15 @@ def from_recipe(
                 attn_out_bias=biased(layer, Role.ATTN_OUT),
                 mlp_in_bias=biased(layer, Role.MLP_IN),
                 mlp_out_bias=biased(layer, Role.MLP_OUT),
+                ln_1=norm,
+                ln_2=norm,
             )
             for layer in range(n_layer)
         ),
+        ln_f=norm,
         tied=tied,
         activation=activation,
+        dropout=dropout,
         sum_p2=sum_p2,
         repeat_rate=repeat_rate,
     )
@@ -130,6 +140,7 @@ def from_weights(
     *,
     context: int,
     activation: str = "gelu",
+    dropout: float = 0.0,
     sum_p2: float,
     repeat_rate: float,
 ) -> Setting:
@@ -143,8 +154,14 @@ def from_weights(
     def of(role: Role, layer: int) -> float:
         return float(by_role[role].loc[layer])
 
+    def found(ending: str, default: float = 0.0) -> float:
+        return next((float(v) for module, v in by_name.items() if module.endswith(ending)), default)
+
     def bias(layer: int, name: str) -> float:
-        return next((v for module, v in by_name.items() if module.endswith(f".{layer}.{name}.bias")), 0.0)
+        return found(f".{layer}.{name}.bias")
+
+    def norm(name: str) -> tuple[float, float]:
+        return found(f"{name}.weight", 1.0), found(f"{name}.bias")
 
     n_layer, d = int(weights["n_layer"].iloc[0]), int(weights["n_embd"].iloc[0])
     tied = Role.UNEMBED not in by_role
@@ -166,11 +183,15 @@ def from_weights(
                 attn_out_bias=bias(layer, "attn.c_proj"),
                 mlp_in_bias=bias(layer, "mlp.c_fc"),
                 mlp_out_bias=bias(layer, "mlp.c_proj"),
+                ln_1=norm(f".{layer}.ln_1"),
+                ln_2=norm(f".{layer}.ln_2"),
             )
             for layer in range(n_layer)
         ),
+        ln_f=norm("ln_f"),
         tied=tied,
         activation=activation,
+        dropout=dropout,
         sum_p2=sum_p2,
         repeat_rate=repeat_rate,
     )
@@ -180,25 +201,28 @@ def predict(setting: Setting) -> Prediction:
     """Follow the covariance between positions through the blocks; what it implies for logits and first loss."""
     d, T = setting.n_embd, setting.block_size
     grid = Grid.of(T)
-    q = np.full(len(grid.size), setting.token + setting.position)
+    # dropout keeps the mean and divides the mean square by what it keeps; two positions are masked independently
+    kept = 1 - setting.dropout
+    q = np.full(len(grid.size), (setting.token + setting.position) / kept)
     o = np.full((len(q), len(q)), setting.token * setting.sum_p2)
     var: dict[tuple[str, int | None], float] = {("embed", None): grid.mean(q)}
     for layer, block in enumerate(setting.blocks):
         var["resid_pre", layer] = grid.mean(q)
-        m, c = _normalised(q, o)
+        m, c = _normalised(q, o, block.ln_1)
         var["ln_1", layer] = grid.mean(m)
         v, v_between = d * block.qkv * m + block.qkv_bias, d * block.qkv * c + block.qkv_bias
         for site in ("q", "k", "v"):
             var[site, layer] = grid.mean(v)
         var["attn_logits", layer] = grid.mean(v) ** 2
         scores = v * (v - np.diag(v_between))  # variance within a row; what the keys share, the softmax ignores
-        z, z_between = grid.attend(v, v_between, scores)
+        z, z_between = grid.attend(v, v_between, scores, kept)
         var["attn_z", layer] = grid.mean(z)
-        var["attn_out", layer] = d * block.attn_out * grid.mean(z) + block.attn_out_bias
-        q = q + d * block.attn_out * z + block.attn_out_bias
+        write = (d * block.attn_out * z + block.attn_out_bias) / kept
+        var["attn_out", layer] = grid.mean(write)
+        q = q + write
         o = o + d * block.attn_out * z_between + block.attn_out_bias
         var["resid_mid", layer] = grid.mean(q)
-        m, c = _normalised(q, o)
+        m, c = _normalised(q, o, block.ln_2)
         var["ln_2", layer] = grid.mean(m)
         s, k = d * block.mlp_in * m + block.mlp_in_bias, d * block.mlp_in * c + block.mlp_in_bias
         square = activations.gamma(setting.activation, s, s, s)
@@ -206,14 +230,16 @@ def predict(setting: Setting) -> Prediction:
         average = grid.mean(activations.mean(setting.activation, s))
         var["mlp_pre", layer] = grid.mean(s)
         var["mlp_act", layer] = grid.mean(square) - average**2
-        var["mlp_out", layer] = 4 * d * block.mlp_out * grid.mean(square) + block.mlp_out_bias
-        q = q + 4 * d * block.mlp_out * square + block.mlp_out_bias
+        write = (4 * d * block.mlp_out * square + block.mlp_out_bias) / kept
+        var["mlp_out", layer] = grid.mean(write)
+        q = q + write
         o = o + 4 * d * block.mlp_out * between + block.mlp_out_bias
         var["resid_post", layer] = grid.mean(q)
-    m, c = _normalised(q, o)
+    m, c = _normalised(q, o, setting.ln_f)
     var["final_norm", None] = grid.mean(m)
     spread_of_logits = d * setting.unembed * grid.mean(m)
-    own_logit = d * setting.token * grid.mean(1 / np.sqrt(q + LN_EPS)) if setting.tied else 0.0
+    gain = math.sqrt(setting.ln_f[0])  # of one sign, as inits have it
+    own_logit = gain * d * setting.token * grid.mean(1 / np.sqrt(q + LN_EPS)) if setting.tied else 0.0
     V = setting.vocab_size
     var["logits", None] = spread_of_logits + own_logit**2 * (V - 1) / V**2
     return Prediction(
@@ -221,13 +247,14 @@ def predict(setting: Setting) -> Prediction:
         own_logit=own_logit,
         logit_std=math.sqrt(var["logits", None]),
         loss=first_loss(vocab_size=V, spread=spread_of_logits, own_logit=own_logit, repeat_rate=setting.repeat_rate),
-        token_cosine=grid.mean_between(o / np.sqrt(np.outer(q, q))),
+        token_cosine=grid.mean_between(o / np.sqrt(np.outer(q, q))) if (q > 0).all() else math.nan,
     )
 
 
-def _normalised(q: Array, o: Array) -> tuple[Array, Array]:
-    """Mean squares and mean products behind a LayerNorm of gain 1."""
-    return q / (q + LN_EPS), o / np.sqrt(np.outer(q + LN_EPS, q + LN_EPS))
+def _normalised(q: Array, o: Array, norm: tuple[float, float]) -> tuple[Array, Array]:
+    """Mean squares and mean products behind a LayerNorm with mean squares of gain and bias as given."""
+    gain, bias = norm
+    return gain * q / (q + LN_EPS) + bias, gain * o / np.sqrt(np.outer(q + LN_EPS, q + LN_EPS)) + bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,12 +289,13 @@ class Grid:
         total = pairs.sum()
         return float((values * pairs).sum() / total) if total else math.nan
 
-    def attend(self, v: Array, between: Array, scores: Array) -> tuple[Array, Array]:
+    def attend(self, v: Array, between: Array, scores: Array, kept: float = 1.0) -> tuple[Array, Array]:
         """Causal attention on Gaussian scores: position i averages the i values up to its own, unequally.
 
         Args:
             v, between: mean squares and mean products of the values.
             scores: (G,), variance of the attention logits within a row.
+            kept: share of the attention weights that dropout keeps.
         """
         keys = self.seen.sum(1)
         shared = self.seen @ between @ self.seen.T / np.outer(keys, keys)
@@ -276,24 +304,40 @@ class Grid:
         lower = np.minimum.outer(np.arange(len(v)), np.arange(len(v)))
         both = excess[lower] / np.outer(keys, keys)
         # Sum of squared softmax weights over n keys: e^s/n for many keys (E[e^2x]/E[e^x]^2), 1 for a single one.
-        peaked = np.exp(scores)
-        return np.diag(shared) + excess / keys * peaked / (keys - 1 + peaked), shared + both
+        peaked = np.exp(np.clip(scores, 0, 50))
+        squares = peaked / (keys - 1 + peaked)
+        dropped = (1 / kept - 1) * squares * (self.seen @ v) / keys
+        return np.diag(shared) + excess / keys * squares + dropped, shared + both
 
 
 def first_loss(*, vocab_size: int, spread: float, own_logit: float, repeat_rate: float) -> float:
-    """Expected cross entropy, in nats, of Gaussian logits of which the token just read has a mean of its own.
+    """Expected cross entropy, in nats, of independent Gaussian logits of which the token just read has its own mean.
+
+    Exact for any spread, by E ln S = integral of (e^-t - E e^-tS) dt/t with t = e^-u: E e^-tS is the product over the
+    tokens of E exp(-e^(x-u)).
 
     Args:
         spread: variance of the logits around their means.
         own_logit: mean logit of the token just read; d·σ²/√q for a tied head, 0 for an untied one.
         repeat_rate: probability that the target is that token.
     """
-    # ln of the sum over the other V-1 tokens: ln V + v/2 while many terms contribute; beyond v = 2 ln V the largest
-    # one alone does (freezing of the random energy model, Derrida 1981).
-    ln_v = math.log(max(vocab_size - 1, 1))
-    others = ln_v + spread / 2 if spread < 2 * ln_v else math.sqrt(2 * spread * ln_v)
-    z, w = np.polynomial.hermite_e.hermegauss(32)
-    return float((w / w.sum()) @ np.logaddexp(others, own_logit + math.sqrt(spread) * z)) - repeat_rate * own_logit
+    std = math.sqrt(spread)
+    step = min(0.1 * std, 0.2) or 1.0
+    x = np.arange(-8 * std, 8 * std + step, step)
+    weight = np.exp(-0.5 * (x / std) ** 2) if std else np.ones(1)
+    x = x if std else np.zeros(1)
+    weight /= weight.sum()
+    low = min(-8 * std, own_logit - 8 * std) - 5  # below it both terms are 0, above the other end too
+    high = max(8 * std, own_logit + 8 * std) + math.log(vocab_size) + 40
+    u = np.linspace(low, high, max(400, int((high - low) / 0.1)))
+
+    def alive(mean: float) -> Array:
+        """E exp(-e^(x - u)) over the logits x of one token."""
+        return np.asarray(np.exp(-np.exp(np.minimum(mean + x[None, :] - u[:, None], 50))) @ weight)
+
+    others = (vocab_size - 1) * np.log(np.maximum(alive(0.0), 1e-300))
+    gone = np.exp(-np.exp(np.minimum(-u, 50))) - np.exp(others) * alive(own_logit)
+    return float(np.trapezoid(gone, u)) - repeat_rate * own_logit
 
 
 def annotate(records: pd.DataFrame, summary: pd.DataFrame, prediction: Prediction) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -227,7 +227,12 @@ def _of_tensor(model: nn.Module, first: Tensor, targets: Tensor | None) -> Input
     if not _is_ids(first):
         raise ConfigError(f"batch is {tuple(first.shape)} {first.dtype}; expected token ids (B, T) of an integer dtype")
     ids = first.long()
-    return of_ids(model, ids, next_tokens(ids) if targets is None else targets.long())
+    targets = next_tokens(ids) if targets is None else targets.long()
+    if not (targets >= 0).any():
+        raise ConfigError(f"no position of the batch, {tuple(ids.shape)}, has a target; expected two tokens or more")
+    if ids.min() < 0:
+        raise ConfigError(f"the batch holds the id {int(ids.min())}; expected ids from 0 on")
+    return of_ids(model, ids, targets)
 
 
 def _is_ids(value: Any) -> bool:

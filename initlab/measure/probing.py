@@ -43,7 +43,13 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
     Weights, gradients and mode need no care: a probe doesn't write them. (Gradients are taken with
     torch.autograd.grad, which leaves `.grad` alone.)
     """
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    # Some models write into a buffer, others put a new tensor in its place.
+    buffers = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(seed)
@@ -51,8 +57,9 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
             yield
         finally:
             with torch.no_grad():
-                for buffer, before in buffers:
+                for registered, name, buffer, before in buffers:
                     buffer.copy_(before)
+                    registered[name] = buffer
 
 
 def measure(
@@ -167,7 +174,11 @@ def _run(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> Any:
 
 
 def _share_equal(ids: Tensor | None, targets: Tensor | None) -> float:
-    return math.nan if ids is None or targets is None else float(torch.eq(ids, targets).float().mean())
+    """Share of the targets that are the token just read; positions without a target don't count."""
+    if ids is None or targets is None:
+        return math.nan
+    counted = targets >= 0
+    return float((torch.eq(ids, targets) & counted).sum() / counted.sum())
 
 
 def _own_logit(logits: Tensor | None, ids: Tensor | None) -> float:
@@ -189,7 +200,11 @@ def _weights(model: nn.Module, loss: Tensor, moments: Moments) -> list[dict[str,
             # .backward() would do, but it fires the hooks that users put on parameters, some of which step optimizers
             hint = "; checkpoint with use_reentrant=False to measure it" if "use_reentrant" in str(error) else ""
             raise ProbeError(f"the backward pass raised: {type(error).__name__}: {error}{hint}") from error
-        gradients = dict(zip(trained, found, strict=True))
+        # None: nothing leads from the loss to the parameter, which is a gradient of 0
+        gradients = {
+            name: torch.zeros_like(trained[name]) if gradient is None else gradient
+            for name, gradient in zip(trained, found, strict=True)
+        }
     rows = []
     places = {place.name: place for place in find_roles(model).assigned}
     for name, parameter in named.items():

@@ -45,7 +45,7 @@ class Recorder:
         self.scalars: dict[str, Tensor] = {}
         self.dead: list[Tensor] = []
         self._calls: Counter[Tap] = Counter()
-        self._known: dict[int, tuple[weakref.ref[Tensor], int, list[tuple[Tap, int]]]] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, int, list[tuple[Tap, int]]]] = {}
         self._last_layer = sites.n_layer - 1
         self._full = preset == "full"
         self._open = True
@@ -89,14 +89,15 @@ class Recorder:
     def _measure(self, tensor: Tensor, tap: Tap, call: int) -> list[tuple[Tap, int]] | None:
         """Record a tensor; None when it was seen before at another site (a block's output is the next one's input)."""
         known = self._known.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            _, slot, taps = known
+        # an in-place residual add keeps the object and changes what it holds, which its version tells
+        if known is not None and known[0]() is tensor and known[1] == tensor._version:
+            _, _, slot, taps = known
             taps.append((tap, call))
             self._note(tap, "activation", call, tensor.dtype, slot)
             return None
         slot = self.moments.add(tensor)
         taps = [(tap, call)]
-        self._known[id(tensor)] = (weakref.ref(tensor), slot, taps)
+        self._known[id(tensor)] = (weakref.ref(tensor), tensor._version, slot, taps)
         self._note(tap, "activation", call, tensor.dtype, slot)
         return taps
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from initlab.errors import SiteError
 from initlab.measure.discovery import Block, Stack, find_stacks
+from initlab.models.nanogpt import ACTIVATIONS
 from initlab.models.roles import find_roles
 from initlab.recipes import Role
 
@@ -227,7 +228,7 @@ def activation_name(model: nn.Module) -> str | None:
     """The MLP's activation as the theory names it; None when it isn't one of those."""
     declared = getattr(getattr(model, "config", None), "activation", None)
     if isinstance(declared, str):
-        return declared
+        return declared if declared in ACTIVATIONS else None
     found = dict(model.named_modules()).get("transformer.h.0.mlp.gelu")
     match found:
         case nn.GELU(approximate="none"):
@@ -239,3 +240,9 @@ def activation_name(model: nn.Module) -> str | None:
         case nn.SiLU():
             return "silu"
     return None
+
+
+def dropout_in_force(model: nn.Module) -> float:
+    """The dropout probability of a nanoGPT-like model, 0 in eval mode."""
+    found = dict(model.named_modules()).get("transformer.drop")
+    return found.p if isinstance(found, nn.Dropout) and found.training else 0.0

@@ -47,9 +47,14 @@ class SweepConfig:
             repeated = sorted({value for value in values if values.count(value) > 1})
             if repeated:
                 raise ConfigError(f"{name} has {repeated[0]!r} more than once")
-        for name in ("seeds", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("depths", "widths"):
+            wrong = [value for value in getattr(self, name) if type(value) is not int]
+            if wrong:
+                raise ConfigError(f"{name} holds {wrong[0]!r}; expected whole numbers")
+        for name in ("seeds", "batch_size", "n_head"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{name} is {value!r}; expected a whole number from 1 on")
         if self.preset not in get_args(Preset):
             raise ConfigError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
         if self.dtype not in DTYPES:

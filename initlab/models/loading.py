@@ -68,14 +68,16 @@ def choose_device(name: str) -> str:
     Raises:
         ConfigError: no such device here.
     """
+    name = str(name)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}; expected auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ConfigError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r} asked for, but torch sees no GPU; use cpu or auto")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r} asked for, but torch sees {torch.cuda.device_count()} GPUs")
     return name
 
 
@@ -85,15 +87,16 @@ def _from_factory(name: str) -> nn.Module:
     sys.path.insert(0, str(folder))  # the user's file imports its neighbours, as when it is run
     try:
         if location.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(location).stem, location)
+            spec = importlib.util.spec_from_file_location(f"initlab_user_{Path(location).stem}", location)
             assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(location)
         found = getattr(module, attribute)
         model = found if isinstance(found, nn.Module) else found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"model {name!r} can't be made: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(folder))

@@ -170,6 +170,7 @@ class NanoGPT(nn.Module):
     def __init__(self, config: NanoGPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.iter_num = 0  # optimizer steps behind the weights; from_checkpoint reads it
         self.transformer = Transformer(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
@@ -255,13 +256,13 @@ class NanoGPT(nn.Module):
             dropout: replaces the checkpoint's dropout, as in nanoGPT the only thing that can be.
 
         Returns:
-            The model on the CPU, float32, in training mode; torch's RNG is left as it was.
+            The model on the CPU, float32, in training mode, with its `iter_num`; torch's RNG is left as it was.
 
         Raises:
             CheckpointError: the file is missing, unreadable, not such a checkpoint, or its weights don't fit it.
             ConfigError: dropout isn't in [0, 1).
         """
-        args, weights = _read_checkpoint(Path(path))
+        args, weights, iter_num = _read_checkpoint(Path(path))
         if "tie_weights" not in args:
             args["tie_weights"] = _same(weights.get("transformer.wte.weight"), weights.get("lm_head.weight"))
         try:
@@ -274,11 +275,12 @@ class NanoGPT(nn.Module):
             model = cls(config)
         _check_weights(path, weights, model)
         model.load_state_dict(weights)
+        model.iter_num = iter_num
         return model
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(model_args, weights under their plain names) of a nanoGPT checkpoint."""
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+    """(model_args, weights under their plain names, iterations trained) of a nanoGPT checkpoint."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; expected the ckpt.pt that nanoGPT's train.py writes")
     try:
@@ -311,7 +313,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     # The causal mask was a buffer named attn.bias before flash attention; attn.c_attn.bias is a parameter.
     plain = {str(key).removeprefix("_orig_mod."): value for key, value in weights.items()}
-    return dict(args), {name: value for name, value in plain.items() if not name.endswith(".attn.bias")}
+    trained = checkpoint.get("iter_num", 0)
+    weights = {name: value for name, value in plain.items() if not name.endswith(".attn.bias")}
+    return dict(args), weights, trained if isinstance(trained, int) else 0
 
 
 def _check_weights(path: str | Path, found: dict[str, Tensor], model: NanoGPT) -> None:

@@ -76,11 +76,14 @@ def _from_file(name: str) -> Recipe:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     before = dict(_REGISTRY)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # the user's file imports its neighbours, as when it is run
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise RecipeError(f"recipe {name!r}: {location} failed on import: {type(error).__name__}: {error}") from error
     finally:
+        sys.path.remove(folder)
         # what the file registered belongs to the file, or a second load of it would be a duplicate
         _REGISTRY.clear()
         _REGISTRY.update(before)

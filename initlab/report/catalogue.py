@@ -28,7 +28,8 @@ def recipe_text(id: str, evaluated: dict[str, Any], size: dict[str, int], *, col
         block = f" (block {row['layer']})" if roles.count(row["role"]) > 1 else ""
         table.add_row(row["role"] + block, row["distribution"], f"{row['std']:.4g}", row["formula"])
     sizes = ", ".join(f"{name} {value}" for name, value in size.items())
-    head = f"{id}: {evaluated['summary']}\nat {sizes}\n\n"
+    name = f"{id}: {evaluated['summary']}" if evaluated["summary"] else id
+    head = f"{name}\nat {sizes}\n\n"
     return f"{head}{_text(table, color)}\nsource: {evaluated['source']}\n"
 
 

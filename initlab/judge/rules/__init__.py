@@ -8,11 +8,12 @@ from initlab.judge.rules.embedding import EMBEDDING_RULES
 from initlab.judge.rules.gradient import GRADIENT_RULES
 from initlab.judge.rules.logits import LOGIT_RULES
 from initlab.judge.rules.numerics import NUMERIC_RULES
+from initlab.judge.rules.theory import THEORY_RULES
 from initlab.rundir import Run
 
 __all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "Status", "evaluate", "worst"]
 
-RULES: tuple[Rule, ...] = (*DEPTH_RULES, *EMBEDDING_RULES, *LOGIT_RULES, *GRADIENT_RULES, *NUMERIC_RULES)
+RULES: tuple[Rule, ...] = (*THEORY_RULES, *DEPTH_RULES, *EMBEDDING_RULES, *LOGIT_RULES, *GRADIENT_RULES, *NUMERIC_RULES)
 
 _ORDER = {"fail": 0, "not_applicable": 1, "pass": 2}
 

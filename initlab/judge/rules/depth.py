@@ -11,114 +11,155 @@ import pandas as pd
 from initlab.judge.rules.base import Finding, Rule
 from initlab.schema import Tables
 
-BRANCHES = ("attn_out", "mlp_out")
+# what each branch writes, and what enters its last projection
+BRANCHES = {"attn_out": "attn_z", "mlp_out": "mlp_act"}
 
 
 def depth_exponents(records: pd.DataFrame) -> pd.DataFrame:
     """Exponent of branch-write variance over n_layer: var ∝ n_layer^slope.
 
     One row per recipe, width and branch (attn_out, mlp_out) that was measured at two depths or more and writes
-    something: slope, its standard error (NaN from two points), n points; a point is the mean over the blocks of one
-    cell at step 0. Least squares on logs.
+    something: slope, its standard error, n points; a point is the mean over the blocks of one cell at step 0. Least
+    squares on logs, seed by seed: the slope is the mean over seeds and its error their scatter (NaN for one seed).
+    `gain` and `gain_stderr` are the same of the write per mean square of what enters the branch's last projection:
+    it leaves out that positions grow more alike with depth, so that attention averages less away.
     """
     rows = []
     for (recipe, n_embd, site), group in writes(records).groupby(["recipe", "n_embd", "site"], observed=True):
         group = group[(group["var"] > 0) & (group["var"] < math.inf)]  # zero projections, or an overflow
         if group["n_layer"].nunique() < 2:
             continue
-        slope, stderr = _fit(np.log(group["n_layer"].to_numpy(float)), np.log(group["var"].to_numpy(float)))
-        rows.append((recipe, n_embd, site, slope, stderr, len(group)))
-    return pd.DataFrame(rows, columns=["recipe", "n_embd", "site", "slope", "stderr", "n"])
+        slope, stderr = _slope(group, "var")
+        gain, gain_stderr = _slope(group, "gain")
+        rows.append((recipe, n_embd, site, slope, stderr, len(group), gain, gain_stderr))
+    columns = ["recipe", "n_embd", "site", "slope", "stderr", "n", "gain", "gain_stderr"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def writes(records: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the blocks of what each branch writes, at step 0: recipe, n_embd, site, n_layer, seed, var."""
-    rows = records[(records["kind"] == "activation") & (records["step"] == 0) & records["site"].isin(BRANCHES)]
+    """Mean over the blocks, at step 0, of what each branch writes (var) and of that per input (gain).
+
+    Columns recipe, n_embd, site, n_layer, seed, var, gain; gain is var where the branch's input isn't on record.
+    """
+    rows = records[(records["kind"] == "activation") & (records["step"] == 0)]
     keys = ["recipe", "n_embd", "site", "n_layer", "seed"]
-    return rows.groupby(keys, observed=True)["var"].mean().reset_index()
+    found = rows[rows["site"].isin([*BRANCHES, *BRANCHES.values()])]
+    found = found.assign(square=found["rms"] ** 2).groupby(keys, observed=True)[["var", "square"]].mean().reset_index()
+    out = found[found["site"].isin(BRANCHES)].copy()
+    inputs = found[["recipe", "n_embd", "site", "n_layer", "seed", "square"]]
+    out["source"] = out["site"].map(BRANCHES).astype(str)
+    merged = out.merge(
+        inputs.rename(columns={"site": "source", "square": "entering"}).astype({"source": str}),
+        on=["recipe", "n_embd", "source", "n_layer", "seed"],
+        how="left",
+    )
+    merged["gain"] = (merged["var"] / merged["entering"]).where(merged["entering"] > 0, merged["var"])
+    return merged[[*keys, "var", "gain"]]
 
 
-def _fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    spread = float(((x - x.mean()) ** 2).sum())
-    slope = float(((x - x.mean()) * y).sum()) / spread
-    residual = y - y.mean() - slope * (x - x.mean())
-    stderr = math.sqrt(float((residual**2).sum()) / (len(x) - 2) / spread) if len(x) > 2 else math.nan
-    return slope, stderr
+def _slope(group: pd.DataFrame, column: str) -> tuple[float, float]:
+    slopes = [
+        float(np.polyfit(np.log(rows["n_layer"].to_numpy(float)), np.log(rows[column].to_numpy(float)), 1)[0])
+        for _, rows in group.groupby("seed")
+        if rows["n_layer"].nunique() > 1
+    ]
+    if not slopes:  # no seed has two depths, as in an interrupted sweep
+        x, y = np.log(group["n_layer"].to_numpy(float)), np.log(group[column].to_numpy(float))
+        return float(np.polyfit(x, y, 1)[0]), math.nan
+    error = float(np.std(slopes, ddof=1) / math.sqrt(len(slopes))) if len(slopes) > 1 else math.nan
+    return float(np.mean(slopes)), error
 
 
 def check_unscaled_writes(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
     """One finding per recipe and width."""
-    exponents = depth_exponents(tables.records)
-    mean_writes = writes(tables.records)
-    embed = tables.records[(tables.records["site"] == "embed") & (tables.records["kind"] == "activation")]
+    records = tables.records[tables.records["step"] == 0]
+    exponents = depth_exponents(records)
+    mean_writes = writes(records)
+    embed = records[(records["site"] == "embed") & (records["kind"] == "activation")]
     findings = []
     for (recipe, n_embd), group in mean_writes.groupby(["recipe", "n_embd"], observed=True):
         fits = exponents[(exponents["recipe"] == recipe) & (exponents["n_embd"] == n_embd)].set_index("site")
-        common = {"recipe": str(recipe), "site": "mlp_out"}
+        common: dict[str, Any] = {"recipe": str(recipe)}
         where = f" at n_embd {n_embd}" if mean_writes["n_embd"].nunique() > 1 else ""
         if group["n_layer"].nunique() < 2:
             findings.append(UNSCALED_WRITES.not_applicable("Needs two depths or more: --depths 4,8,16", **common))
             continue
-        if "mlp_out" not in fits.index:
+        if fits.empty:
             message = f"The branches write nothing{where}, so nothing grows with depth"
             findings.append(UNSCALED_WRITES.passed(message, **common))
             continue
-        slope, stderr = float(fits.loc["mlp_out", "slope"]), float(fits.loc["mlp_out", "stderr"])
+        worst = str(fits["gain"].idxmax())
+        gain, stderr = float(fits.loc[worst, "gain"]), float(fits.loc[worst, "gain_stderr"])
         deepest = int(group["n_layer"].max())
-        total = float(group[group["n_layer"] == deepest].groupby("site", observed=True)["var"].mean().sum() * deepest)
+        total = group[group["n_layer"] == deepest].groupby("site", observed=True)["var"].mean() * deepest
         start = float(embed[(embed["recipe"] == recipe) & (embed["n_embd"] == n_embd)]["var"].mean())
-        share = total / start
+        unscaled = [str(site) for site in fits.index if fits.loc[site, "gain"] > -0.5]
+        share = float(total[unscaled].sum()) / start if unscaled else 0.0
+        common |= {"measured": gain, "uncertainty": stderr, "unit": "exponent of n_layer", "site": worst}
+        names = {"attn_out": "attention", "mlp_out": "MLP"}
+        text = " and ".join(f"{names[str(site)]} ∝ n_layer^{fits.loc[site, 'gain']:+.2f}" for site in fits.index)
+        text = f"Per input, blocks write{where}: {text}"
         # a sum of writes below the embedding's own variance leaves the stream's scale to the embedding
-        failing = slope > -0.5 and share > 1
-        measured = {"measured": slope, "uncertainty": stderr, "unit": "exponent of n_layer", **common}
-        text = f"What each MLP writes goes as n_layer^{slope:+.2f}{where}"
-        if not failing:
-            note = (
-                "" if slope <= -0.5 else f"; all {deepest} blocks together write {share:.2g}× the embedding's variance"
-            )
-            findings.append(UNSCALED_WRITES.passed(text + note, **measured))
+        if share <= 1:
+            if unscaled:
+                common["unit"] += f"; the writes stay at {share:.2g}× the embedding"
+            findings.append(UNSCALED_WRITES.passed(text, **common))
             continue
-        std = _projection_std(tables.records, str(recipe), int(n_embd), deepest)
-        seeds = int(group["seed"].nunique())
+        failing = group[group["site"].isin(unscaled)]
+        by_seed = [
+            max(_slope(rows[rows["site"] == site], "gain")[0] for site in unscaled) > -0.5
+            for _, rows in failing.groupby("seed")
+            if rows["n_layer"].nunique() > 1
+        ]
         findings.append(
             UNSCALED_WRITES.failed(
-                f"{text}, not ^-1: at {deepest} layers the blocks write {share:.3g}× the embedding's variance, "
-                "and twice that at twice the depth",
+                f"{text} (∝ n_layer^-1 when scaled). At {deepest} layers the unscaled writes sum to {share:.3g}× the "
+                f"embedding's variance; twice the depth makes that {2 ** (1 + gain):.2g} times as much",
                 severity="warning",
-                seeds_failing=seeds,
-                seeds_total=seeds,
+                seeds_failing=sum(by_seed),
+                seeds_total=len(by_seed),
                 effect=math.log(share),
-                advice=f"draw attn.c_proj.weight and mlp.c_proj.weight with their std divided by √(2·n_layer): "
-                f"at {deepest} layers {std:.3g} → {std / math.sqrt(2 * deepest):.3g}",
-                **measured,
+                advice=_advice(records, str(recipe), int(n_embd), deepest, unscaled, gain),
+                **common,
             )
         )
     return findings
 
 
-def _projection_std(records: pd.DataFrame, recipe: str, n_embd: int, n_layer: int) -> float:
+def _advice(records: pd.DataFrame, recipe: str, n_embd: int, n_layer: int, unscaled: list[str], gain: float) -> str:
+    parameters = {"attn_out": "attn.c_proj.weight", "mlp_out": "mlp.c_proj.weight"}
+    stds = {site: _projection_std(records, recipe, n_embd, n_layer, site) for site in unscaled}
+    which = " and ".join(parameters[site] for site in unscaled)
+    if abs(gain) > 0.5:
+        return f"make the std of {which} fall as 1/√n_layer; now it goes as n_layer^{gain / 2:+.2f}"
+    values = ", ".join(f"{std:.3g} → {std / math.sqrt(2 * n_layer):.3g}" for std in dict.fromkeys(stds.values()))
+    return f"divide the std of {which} by √(2·n_layer): at {n_layer} layers {values}"
+
+
+def _projection_std(records: pd.DataFrame, recipe: str, n_embd: int, n_layer: int, role: str) -> float:
     rows = records[
         (records["kind"] == "weight")
-        & (records["role"] == "mlp_out")
+        & (records["role"] == role)
         & (records["recipe"] == recipe)
         & (records["n_embd"] == n_embd)
         & (records["n_layer"] == n_layer)
     ]
-    return float(rows["std"].mean())
+    return round(float(rows["std"].mean()), 5)
 
 
 UNSCALED_WRITES = Rule(
     code="RES001",
     name="unscaled-branch-writes",
     question="Depth",
-    measures="least-squares slope of ln(mean over blocks of var(mlp_out)) on ln(n_layer)",
+    measures="slope of ln(mean over blocks of var(write) / mean square entering its projection) on ln(n_layer), of "
+    "attention and of MLP",
     needs="two depths or more",
     limit="exponent ≤ -0.5, or writes that sum to less than the embedding's variance",
     basis="derived",
     why="Each block adds variance to the residual stream. With 1/√(2·n_layer) on both output projections the sum over "
     "the blocks is the same at every depth (exponent -1); without it the stream, and the gradient on the way back, "
-    "grow with every block (exponent 0). -0.5 is half way. Measured at the MLP, whose input is normalised; what "
-    "attention writes also grows with the correlation between positions.",
+    "grow with every block (exponent 0). -0.5 is half way. Measured per input, since what attention hands to its "
+    "projection also grows with the correlation between positions.",
     advice="Divide the std of attn.c_proj.weight and mlp.c_proj.weight by √(2·n_layer).",
     false_alarms="Models that scale the branch in the forward pass (LayerScale, ReZero, residual multipliers) write "
     "scaled values anyway and pass. Unscaled models train: the measured cost with warmup is 0.004, 0.044 and 0.085 "

@@ -26,14 +26,20 @@ def check_zero_gradient(tables: Tables, manifest: dict[str, Any]) -> list[Findin
             message = f"A gradient reaches every one of {gradients['module'].nunique()} parameters"
             findings.append(ZERO_GRADIENT.passed(message, measured=0.0, **common))
             continue
+        if closed:
+            message = (
+                f"{zero['module'].nunique()} parameters stand behind an output projection that is 0 and wait one step "
+                "for their gradient; it reaches every other one"
+            )
+            findings.append(ZERO_GRADIENT.passed(message, measured=0.0, **common))
+            continue
         names = list(dict.fromkeys(zero["module"]))
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         layers = zero["layer"].dropna()
         findings.append(
             ZERO_GRADIENT.failed(
-                f"The gradient of {shown} is exactly 0"
-                + (": they stand behind an output projection that is 0 and wait one step for it" if closed else ""),
-                severity="info" if closed else "error",
+                f"No gradient reaches {shown}",
+                severity="error" if _was_used(rows, zero) else "warning",
                 site=str(zero["site"].iloc[0]),
                 layer_first=int(layers.min()) if len(layers) else None,
                 layer_last=int(layers.max()) if len(layers) else None,
@@ -41,13 +47,20 @@ def check_zero_gradient(tables: Tables, manifest: dict[str, Any]) -> list[Findin
                 seeds_failing=int(zero["seed"].nunique()),
                 seeds_total=int(gradients["seed"].nunique()),
                 effect=math.log(len(names)),
-                advice="expected of zero-initialised projections: nothing to change"
-                if closed
-                else f"check that {names[0]} is used in the forward pass and not detached",
+                advice=f"check that {names[0]} is used in the forward pass and not detached",
                 **common,
             )
         )
     return findings
+
+
+def _was_used(rows: pd.DataFrame, zero: pd.DataFrame) -> bool:
+    """A module that holds one of the parameters gave an output, so that something after it cut the gradient off.
+
+    Modules that never ran, such as experts that this batch wasn't routed to, may yet learn from another batch.
+    """
+    ran = set(rows.loc[(rows["kind"] == "activation") & (rows["numel"] > 0), "module"])
+    return any(module.rpartition(".")[0] in ran for module in zero["module"])
 
 
 def _behind_zero_projection(rows: pd.DataFrame, zero: pd.DataFrame) -> bool:
@@ -71,11 +84,12 @@ ZERO_GRADIENT = Rule(
     question="Gradient",
     measures="parameters whose gradient is 0 in every element",
     needs="a backward pass",
-    limit="0 parameters, but for those behind a zero-initialised output projection",
+    limit="none, but for those behind a zero-initialised output projection",
     basis="derived",
     why="A parameter without gradient doesn't learn: it is unused, detached, or shut off by a zero after it.",
     advice="Check that the parameter is used in the forward pass.",
-    false_alarms="Parameters that only other inputs reach, such as experts that this batch wasn't routed to.",
+    false_alarms="Parameters that only other inputs reach, such as experts that this batch wasn't routed to: a "
+    "warning.",
     source="chain rule; zero-initialised projections: Fixup, 1901.09321",
     since="0.1.0",
     check=check_zero_gradient,

@@ -24,19 +24,19 @@ def check_overconfident_start(tables: Tables, manifest: dict[str, Any]) -> list[
         if by_size.isna().any():
             findings.append(OVERCONFIDENT.not_applicable("Needs a finite loss", **common))
             continue
-        (n_layer, _), value = by_size.idxmax(), float(by_size.max())
+        (n_layer, n_embd), value = tuple(by_size.idxmax()), float(by_size.max())
         common["measured"] = value
         if value <= WARNING_ABOVE:
             message = f"The first loss is ln V {value:+.2f} nats at its worst ({n_layer} layers)"
             findings.append(OVERCONFIDENT.passed(message, **common))
             continue
-        worst = rows[rows["n_layer"] == n_layer]
+        worst = rows[(rows["n_layer"] == n_layer) & (rows["n_embd"] == n_embd)]
         own, std = float(worst["own_logit"].median()), float(worst["logit_std"].median())
         own_token = own > 2 * std
         cause = (
             f"the tied head gives the token just read a logit of {own:.1f}"
             if own_token
-            else f"the logits have std {std:.2g}, which costs about std²/2"
+            else f"the logits have std {std:.2g}" + (", which costs about std²/2" if std < 2 else "")
         )
         by_seed = excess[worst.index].groupby(worst["seed"]).median()
         findings.append(
@@ -73,10 +73,12 @@ def check_off_prediction(tables: Tables, manifest: dict[str, Any]) -> list[Findi
             )
             continue
         by_size = off.groupby([rows["n_layer"], rows["n_embd"]]).mean()
-        (n_layer, _), value = by_size.abs().idxmax(), float(by_size.loc[by_size.abs().idxmax()])
+        (n_layer, n_embd), value = tuple(by_size.abs().idxmax()), float(by_size.loc[by_size.abs().idxmax()])
+        judged = rows[(rows["n_layer"] == n_layer) & (rows["n_embd"] == n_embd)]
         # Targets repeat, so the mean target logit of a batch has std logit_std·√Σp², however many tokens it has.
-        seeds = int(rows["seed"].nunique())
-        limit = SLACK + 3 * float(rows["logit_std"].median()) * math.sqrt(sum_p2 / seeds)
+        seeds = int(judged["seed"].nunique())
+        error = float(judged["logit_std"].median()) * math.sqrt(sum_p2)
+        limit = SLACK + 3 * error / math.sqrt(seeds)
         common |= {"measured": value, "limit": f"|loss − closed form| ≤ {limit:.2f} nats"}
         text = f"The first loss is {value:+.2f} nats off its closed form at {n_layer} layers"
         if abs(value) <= limit:
@@ -86,7 +88,7 @@ def check_off_prediction(tables: Tables, manifest: dict[str, Any]) -> list[Findi
                 OFF_PREDICTION.failed(
                     text,
                     severity="warning",
-                    seeds_failing=seeds,
+                    seeds_failing=int((off[judged.index].abs() > SLACK + 3 * error).sum()) or 1,
                     seeds_total=seeds,
                     effect=math.log(abs(value) / limit),
                     advice="compare the weight rows' std with the recipe's table: a matrix is drawn differently, "

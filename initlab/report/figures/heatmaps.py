@@ -106,7 +106,8 @@ def draw_site_map(run: Run, theme: str) -> Figure:
 
 
 def _times(factor: float) -> str:
-    return f"×{factor:.3g}" if factor >= 1 else f"÷{1 / factor:.3g}"
+    times, size = ("×", factor) if factor >= 1 else ("÷", 1 / factor)
+    return f"{times}{size:.0f}" if size >= 100 else f"{times}{size:.3g}"
 
 
 def _draw(

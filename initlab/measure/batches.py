@@ -1,0 +1,64 @@
+"""The batch of a probe: the caller's, or one of real text, random ids or Gaussian inputs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from initlab.corpus import load_corpus
+from initlab.errors import DataError
+from initlab.measure import inputs as making
+from initlab.measure.inputs import Inputs
+
+
+def inputs_for(
+    model: nn.Module, batch: Any, *, data: str | Path, tokenizer: str | None, batch_size: int | None, seed: int
+) -> tuple[Inputs, dict[str, Any]]:
+    """The call to measure, and what it was made of, for the manifest.
+
+    Raises:
+        ConfigError: the batch can't be used, or none can be made.
+        DataError: the text can't be used, or has ids that the model doesn't know.
+    """
+    vocab_size = making.vocabulary(model)
+    if batch is not None:
+        given = making.of_batch(model, batch)
+        if given.ids is None or given.targets is None:
+            return given, {"label": "the caller's batch", "targets": "none", "sum_p2": math.nan}
+        return given, _describe_batch(given.ids, given.targets, vocab_size or int(given.ids.max()) + 1)
+    if vocab_size is None:
+        made = making.for_vectors(model, seed)
+        return made, {"label": "Gaussian inputs", "targets": "none", "sum_p2": math.nan}
+    chosen = data != "docstrings" or tokenizer is not None
+    corpus = load_corpus(data, tokenizer, vocab_size if data == "uniform" else None)
+    if corpus.vocab_size > vocab_size and chosen:
+        raise DataError(
+            f"{corpus.label} has {corpus.vocab_size} ids as {corpus.tokenizer}, the model {vocab_size}; use a "
+            "tokenizer that fits (--tokenizer char), the model's own ids (a .bin file), or --data uniform"
+        )
+    if corpus.vocab_size > vocab_size:
+        corpus = load_corpus("uniform", vocab_size=vocab_size)
+    T = making.longest(model)
+    ids, targets = corpus.batch(making.TOKENS // T or 1 if batch_size is None else batch_size, T, seed)
+    return making.of_ids(model, ids, targets), corpus.describe()
+
+
+def _describe_batch(idx: Tensor, targets: Tensor, vocab_size: int) -> dict[str, Any]:
+    counts = idx.flatten().bincount().double()
+    p = counts / counts.sum()
+    seen = p[p > 0]
+    return {
+        "label": "the caller's batch",
+        "tokenizer": "none",
+        "vocab_size": vocab_size,
+        "n_tokens": idx.numel(),
+        "sha256": None,
+        "sha256_of": None,
+        "targets": "as given",
+        "entropy_nats": float(-(seen * seen.log()).sum()),
+        "sum_p2": float((p * p).sum()),
+        "repeat_rate": float((idx == targets).double().mean()),
+    }
