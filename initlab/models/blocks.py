@@ -17,6 +17,8 @@ ATTENTION = re.compile(r"attn|attention|(^|_)att(_|$)", re.IGNORECASE)
 _MLP = re.compile(
     r"mlp|ffn|feed_?forward|(^|_)ff(wd)?(_|$)|expert|moe|intermediate|dense.*dense|^fc_?\d|linear_?\d|lin\d"
 )
+# what has an attention's or an MLP's widths and is neither; classes in their own case: GptOssMLP is no SSM
+_OTHER, _OTHER_CLASS = re.compile(r"conv|ssm|mamba"), re.compile(r"Conv|SSM|Mamba|RecurrentBlock")
 _QKV = re.compile(
     r"(to_?|w_?|c_|in_proj_|linear_|fc_|lin_)?(q|k|v|qk|kv|qkv|query|key|value|queries|keys|values|query_key_value)"
     r"(_.*|s|lin|proj|linear)?|c_attn|att_proj|attn_proj|in_proj|w_pack|wqkv"
@@ -58,6 +60,10 @@ def branches(group: list[Matrix], width: int) -> list[tuple[str, list[Matrix]]]:
     within = any(ATTENTION.search(name) for m in group for name in (*m.labels[:-1], *m.classes))
     # a module named in_proj may be anyone's; the tensor is nn.MultiheadAttention's
     plain = [m for m in group if m.label != "in_proj" or m.name.endswith("in_proj_weight")]
+    if any(any(map(_OTHER.search, m.labels[:-1])) or any(map(_OTHER_CLASS.search, m.classes)) for m in group):
+        return []
+    if not within and any(_MLP.search(name.lower()) for m in group for name in (*m.labels[:-1], *m.classes)):
+        plain = []  # RWKV's MLP has a key and a value
     queries = [m for m in plain if _QKV.fullmatch(m.label) or ATTENTION.search(m.label)]
     if within or _is_attention(group, width):
         return [("attention", group)]
@@ -107,7 +113,8 @@ def attention_roles(group: list[Matrix], width: int) -> dict[str, Role]:
     for m in group:
         query, out = _QKV.fullmatch(m.label), _ATTN_OUT.fullmatch(m.label)
         if m in reads:
-            if query or not _ATTN_OTHER.search(m.label):
+            # without a name for it: the only one that reads the stream, or one of three beside the output
+            if query or (not _ATTN_OTHER.search(m.label) and (len(reads) == 1 or _is_attention(group, width))):
                 roles[m.name] = Role.ATTN_QKV
         elif m.fan_out == width and m.fan_in != width and not query:
             roles[m.name] = Role.ATTN_OUT

@@ -94,6 +94,7 @@ class _Finder:
         self.outputs: dict[str, int] = {}  # of a fused matrix: the width that the matrix after it reads
         self.alone: dict[str, bool] = {}  # it is the only matrix of its group that reads the stream
         self.experts: dict[str, int] = {}  # path of their container: how many
+        self.tables: dict[str, nn.Embedding] = {}
         self.width: dict[str, int] = {}  # path of a stack: its stream's
 
     def roles(self) -> Roles:
@@ -135,15 +136,17 @@ class _Finder:
             asked = getter() if getter else None
         except Exception:  # Hugging Face raises where a model has none
             asked = None
-        tables = {}
-        for name in self.named:
-            path, _, own = name.rpartition(".")
-            if own == "weight" and isinstance(self.modules[path], nn.Embedding):
-                tables[name] = path
+        # by identity: a tied table may stand under its head's name
+        names = {id(parameter): name for name, parameter in self.named.items()}
+        paths = {}
+        for path, module in self.modules.items():
+            if isinstance(module, nn.Embedding) and (name := names.get(id(module.weight))) and name not in paths:
+                paths[name] = path
+                self.tables[name] = module
         linears = [m for m in self.modules.values() if structure.linear_fans(m)]
         heads = {id(m.weight) for m in linears}
         outs = {fans[1] for m in linears if (fans := structure.linear_fans(m))}
-        for name, path in tables.items():
+        for name, path in paths.items():
             label = self._label(path)
             rows = self.named[name].shape[0]
             known = self.modules[path] is asked or id(self.named[name]) in heads
@@ -155,7 +158,7 @@ class _Finder:
                 self.roles_of[name] = Role.TOKEN_EMBED
             elif _POSITION.search(label):
                 self.roles_of[name] = Role.POS_EMBED
-            elif _TOKEN.search(label) or rows in outs or len(tables) == 1:
+            elif _TOKEN.search(label) or rows in outs or len(paths) == 1:
                 self.roles_of[name] = Role.TOKEN_EMBED
         if asked is not None and isinstance(getattr(asked, "weight", None), Tensor):
             # the one that the model itself calls its input; others (per-layer tables) are of other widths
@@ -191,7 +194,7 @@ class _Finder:
                 self.experts[stack.path] = len(stack.blocks)
         for matrix in found:
             if matrix.experts:
-                self.experts[matrix.parent] = matrix.experts
+                self.experts[matrix.name.rpartition(".")[0]] = matrix.experts
             if "experts" in matrix.labels[:-1]:
                 steps = matrix.name.split(".")
                 self.experts.setdefault(".".join(steps[: steps.index("experts") + 1]), 0)
@@ -265,7 +268,7 @@ class _Finder:
         home = self.home[name]
         stack = home or structure.nearest(name, self.stacks)
         layer = home.index(name) if home else None
-        path, _, own = name.rpartition(".")
+        path = name.rpartition(".")[0]
         owner = self._owner(name) if role == Role.BIAS else name
         n_embd = self.width.get(stack.path, 0) if stack and (home or not self.n_embd) else self.n_embd
         dims = Dims(
@@ -297,7 +300,7 @@ class _Finder:
             parts=parts,
             axis=next((i for i, size in enumerate(parameter.shape) if size == divided), 0) if parts else 0,
             offset=structure.gain_offset(module) if role == Role.NORM_GAIN and structure.is_norm(module) else 0.0,
-            padding_row=module.padding_idx if isinstance(module, nn.Embedding) and own == "weight" else None,
+            padding_row=self.tables[name].padding_idx if name in self.tables else None,
         )
 
     def _fans(self, name: str, n_embd: int) -> tuple[int, int]:

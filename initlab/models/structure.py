@@ -84,7 +84,9 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             continue  # the parts of one block, as in T5
         if children:
             paths = tuple(f"{path}.{name}" if path else name for name, _ in children)
-            whole = any(is_norm(inner) for _, child in children for inner in child.modules())
+            names = f"{path.rpartition('.')[2]} {type(children[0][1]).__name__}"
+            part = re.search("attention|attn|mlp|expert", names, re.I) and not re.search("block|layer", names, re.I)
+            whole = not part and any(is_norm(inner) for _, child in children for inner in child.modules())
             stacks.append(Stack(path, paths, whole))
     return stacks
 
@@ -153,8 +155,8 @@ def matrices(model: nn.Module, stack: Stack) -> Iterator[Matrix]:
 
 def _matrix(name: str, parameter: Tensor, owner: nn.Module, block: str, modules: dict[str, nn.Module]) -> Matrix | None:
     path, _, own = name.rpartition(".")
-    if own.endswith("bias") or own.startswith("bias"):
-        return None
+    if own.endswith("bias") or own.startswith("bias") or (own != "weight" and sum(n > 1 for n in parameter.shape) < 2):
+        return None  # RWKV's time_mix is (1, 1, C)
     if own == "weight":  # the module is the matrix, and its name says what it does
         steps = path.removeprefix(block).strip(".").split(".")
         parent = path.rpartition(".")[0]

@@ -497,3 +497,38 @@ def test_a_rule_sees_the_role_of_every_part() -> None:
     assert (Role.ATTN_QKV, 16) in seen
     assert (Role.ATTN_QKV, 32) in seen
     assert (Role.MLP_IN, FF) in seen
+
+
+def test_matrices_that_only_look_like_attentions_have_no_role() -> None:
+    short_conv = module(in_proj=linear(D, 3 * D), out_proj=linear(D, D), conv=nn.Conv1d(D, D, 3))
+    attention = llama_attention()
+    attention.add_module("b_proj", linear(D, NH))  # a decay, a gate: whatever it is, no query
+    unknown = find_roles(llama([llama_block(conv=short_conv), llama_block(), module(attn=attention, n=RMSNorm(D))]))
+    assert [name.split(".", 2)[2] for name in unknown.unassigned] == [
+        "conv.in_proj.weight",
+        "conv.out_proj.weight",
+        "conv.conv.weight",
+        "conv.conv.bias",
+        "attn.b_proj.weight",
+    ]
+
+
+def test_an_embedding_tied_under_its_heads_name_is_a_token_embedding() -> None:
+    head, table = linear(D, V), nn.Embedding(V, D, padding_idx=0)
+    table.weight = head.weight
+    place = assign_roles(module(lm_head=head, embed=table, layers=nn.ModuleList([llama_block()])))[0]
+    assert (place.name, place.role, place.padding_row) == ("lm_head.weight", Role.TOKEN_EMBED, 0)
+    assert (place.dims.tied, place.dims.fan_in, place.dims.fan_out) == (True, V, D)
+
+
+def test_two_attentions_in_a_list_are_one_layer() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(D, D) for _ in range(4))
+            self.q_norm = RMSNorm(8)
+
+    block = module(self_attn=nn.ModuleList([Attention(), Attention()]), mlp=swiglu(), norm=RMSNorm(D))
+    found = find_roles(llama([block, llama_block()]))
+    assert not found.unassigned
+    assert {(place.dims.n_layer, place.layer) for place in found.assigned if "self_attn" in place.name} == {(2, 0)}
