@@ -32,12 +32,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import initlab
 
+DEBUG = []
 LIMIT = 45  # seconds for one class
 LAYERS, VOCAB = 3, 512
 
 # What makes a config small, by the names that configs use. Only names that a config has are passed on.
 SMALL: dict[str, Any] = {
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "embedding_size", "dim_model"), 64),
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "embedding_size", "dim_model", "adapter_in_dim"), 64
+    ),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"), LAYERS),
     **dict.fromkeys(("decoder_layers", "num_encoder_layers", "num_decoder_layers"), LAYERS),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"), 4),
@@ -64,6 +67,9 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size", "mamba_expand", "expand"), None),
     **dict.fromkeys(("lru_width", "attention_hidden_size", "conv_dim", "block_dim"), 64),
     **dict.fromkeys(("hidden_size_per_layer_input", "per_layer_input_dim", "laurel_rank", "adapter_rank"), 16),
+    **dict.fromkeys(("n_groups", "mamba_n_groups", "mamba_ngroups", "attn_layer_offset", "expert_layer_offset"), 1),
+    **dict.fromkeys(("attn_layer_period", "expert_layer_period"), 2),
+    "default_language": "en_XX",
     "rotary_dim": 8,
     "mamba_d_ssm": 128,
     "mamba_chunk_size": 16,
@@ -85,13 +91,14 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"head_dim": None, "attention_head_dim": None},  # None: leave it to the config
     {"head_dim": 32, "n_mamba_heads": 2, "mamba_num_heads": 8, "mamba_n_heads": 8, "mamba_d_head": 16, "d_inner": None},
     {"intermediate_size": 64, "chunk_size": None, "v_head_dim": None, "qk_nope_head_dim": None},
+    {"num_experts_per_tok": 1, "num_key_value_heads": 4},
     {name: None for name in SMALL if "head" in name and not name.endswith("heads")},
     {"num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "n_group": None, "topk_group": None},
 )
 EXTRA: tuple[dict[str, Any], ...] = ({}, {"is_decoder": True, "is_encoder_decoder": False})
 
 
-class TooSlow(Exception):
+class TooSlow(BaseException):  # not an Exception, so that nothing on the way takes it for a model's error
     """One class took longer than its limit."""
 
 
@@ -141,16 +148,17 @@ def audit(model_type: str, class_name: str, seconds: int) -> dict[str, Any]:
 
 def build(model_type: str, class_name: str, row: dict[str, Any]) -> Any:
     """The first tiny model of the class that runs forward and backward; else the last that was built, or None."""
-    model = None
+    cls, model = getattr(transformers, class_name), None
     for variant in VARIANTS:
         for extra in EXTRA:
             try:
                 torch.manual_seed(0)
-                candidate = getattr(transformers, class_name)(tiny_config(model_type, {**SMALL, **variant}, extra))
+                candidate = cls(tiny_config(model_type, cls.config_class, {**SMALL, **variant}, extra))
             except TooSlow:
                 raise
             except Exception as error:
                 row["built"] = row["built"] or short(error)
+                DEBUG.append(error)
                 continue
             model, row["built"] = candidate, "yes"
             try:
@@ -159,6 +167,7 @@ def build(model_type: str, class_name: str, row: dict[str, Any]) -> Any:
                 raise
             except Exception as error:
                 row["runs"] = row["runs"] or short(error)
+                DEBUG.append(error)
                 continue
             row["runs"] = "yes"
             torch.manual_seed(0)
@@ -166,10 +175,11 @@ def build(model_type: str, class_name: str, row: dict[str, Any]) -> Any:
     return model
 
 
-def tiny_config(model_type: str, small: dict[str, Any], extra: dict[str, Any]) -> Any:
+def tiny_config(model_type: str, wanted: type, small: dict[str, Any], extra: dict[str, Any]) -> Any:
     """The config class's defaults with every size replaced, in sub-configs too."""
-    chosen = CONFIG_MAPPING[model_type]
-    return shrink(chosen(), small, extra)
+    config = shrink(CONFIG_MAPPING[model_type](), small, extra)
+    parts = [config, *(part for part in vars(config).values() if isinstance(part, transformers.PretrainedConfig))]
+    return next((part for part in parts if isinstance(part, wanted)), config)
 
 
 def shrink(config: Any, small: dict[str, Any], extra: dict[str, Any]) -> Any:
@@ -187,6 +197,8 @@ def shrink(config: Any, small: dict[str, Any], extra: dict[str, Any]) -> Any:
             values[name] = small[name]
         elif name.endswith("token_id") and isinstance(value, int) and value >= VOCAB and not special(name):
             values[name] = 1 + len(values) % 8
+        elif name == "attn_layer_indices":
+            values[name] = [1]
         elif name.endswith("token_id") and isinstance(value, list):
             values[name] = 1
         elif isinstance(value, list) and depth and len(value) == depth and not name.startswith("_"):
@@ -202,6 +214,8 @@ def special(name: str) -> bool:
 def spread(values: list[Any]) -> list[Any]:
     """LAYERS of a list with one entry per layer, every kind of layer among them if they fit."""
     kinds = list({str(value): value for value in values}.values())
+    if kinds == ["mamba"]:
+        kinds.append("attention")
     return [kinds[place % len(kinds)] for place in range(LAYERS)]
 
 
@@ -232,7 +246,9 @@ def probe(model: Any, row: dict[str, Any]) -> None:
         return
     row["probed"] = "yes"
     notes = [str(note) for note in found.coverage.loc[found.coverage["site"] == "model", "note"]]
-    stacks = [m for note in notes if (m := re.search(r"(\d+) blocks?, stream reproduced from its writes in (\d+)", note))]
+    stacks = [
+        m for note in notes if (m := re.search(r"(\d+) blocks?, stream reproduced from its writes in (\d+)", note))
+    ]
     blocks, verified = (sum(int(m[group]) for m in stacks) for group in (1, 2))
     if str(found.summary["mode"].iloc[0]) and not stacks and found.summary["n_head"].iloc[0]:
         blocks = verified = int(found.summary["n_layer"].iloc[0])  # nanoGPT's own layout is known by heart
@@ -319,9 +335,17 @@ def summary(table: pd.DataFrame, seconds: float) -> str:
     parts = (
         ("Not reached", table[table["runs"] != "yes"], ["model_type", "built", "runs"]),
         ("Reached, not probed", reached[reached["probed"] != "yes"], ["model_type", "probed"]),
-        ("Probed, not every block verified", probed[probed["verified"] < 1], ["model_type", "blocks", "verified", "notes"]),
+        (
+            "Probed, not every block verified",
+            probed[probed["verified"] < 1],
+            ["model_type", "blocks", "verified", "notes"],
+        ),
         ("Error-level findings", probed[probed["errors"] != ""], ["model_type", "errors", "warnings"]),
-        ("Probed", probed, ["model_type", "class", "stacks", "blocks", "verified", "multipliers", "warnings", "seconds"]),
+        (
+            "Probed",
+            probed,
+            ["model_type", "class", "stacks", "blocks", "verified", "multipliers", "warnings", "seconds"],
+        ),
     )
     for title, rows, columns in parts:
         head += [f"## {title} ({len(rows)})", "", markdown(rows[columns]), ""]

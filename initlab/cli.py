@@ -213,7 +213,8 @@ def _probe(options: argparse.Namespace) -> int:
 
     _threads(options)
     out = Path(options.out) if options.out else _default_out("probe")
-    rundir.check(out)  # before anything is measured for it
+    if options.out:
+        rundir.check(out)  # before anything is measured for it
     sizes = {key: value for key in ("n_layer", "n_embd", "n_head") if (value := getattr(options, key)) is not None}
     model, drawn = load_model(
         options.model, sizes, recipe=options.recipe, seed=options.seed, data=options.data, tokenizer=options.tokenizer

@@ -168,15 +168,21 @@ def test_a_recipe_that_fails_at_its_ends_is_refused_before_anything_is_written(t
         ({"recipes": ["nanogtp"]}, RecipeError, "did you mean nanogpt"),
         ({"recipes": []}, ConfigError, "recipes is empty"),
         ({"recipes": ["nanogpt", "nanogpt"]}, ConfigError, "'nanogpt' more than once"),
+        ({"recipes": "nanogpt"}, ConfigError, r"recipes is 'nanogpt'; expected a list"),
+        ({"depths": 4}, ConfigError, "depths is 4; expected a list"),
+        ({"depths": (4.0,)}, ConfigError, "depths holds 4.0; expected whole numbers"),
+        ({"seeds": 2.5}, ConfigError, "seeds is 2.5"),
+        ({"n_head": 0}, ConfigError, "n_head is 0"),
+        ({"device": "meta"}, ConfigError, "unknown device 'meta'"),
         ({"depths": ()}, ConfigError, "depths is empty"),
         ({"depths": (0,)}, ConfigError, "n_layer"),
         ({"widths": (97,)}, ConfigError, "give n_head"),
         ({"widths": (32,), "n_head": 3}, ConfigError, "n_head"),
         ({"seeds": 0}, ConfigError, "seeds is 0"),
         ({"batch_size": 0}, ConfigError, "batch_size is 0"),
-        ({"preset": "fast"}, ConfigError, "known: light, full"),
+        ({"stats": "fast"}, ConfigError, "known: light, full"),
         ({"dtype": "int8"}, ConfigError, "known: float32"),
-        ({"device": "tpu9"}, ConfigError, "expected auto, cpu or cuda"),
+        ({"device": "tpu9"}, ConfigError, "expected auto, cpu, cuda or cuda:N"),
         ({"activation": "tanh"}, ConfigError, "activation"),
         ({"data": "no/such/file.txt"}, DataError, "no/such/file.txt"),
         ({"block_size": 10**7, "data": "docstrings"}, DataError, "10000000"),
@@ -283,3 +289,176 @@ def test_manifest_names_no_owner(comparison):
 
 def test_estimate_is_finite_for_nothing_to_do():
     assert api._estimate(0.0, 1.0, []) == 0.0
+
+
+def test_another_models_probe_isnt_taken_for_this_one(model, tmp_path):
+    first = initlab.probe(model)
+    first.report(tmp_path / "run")
+    again = initlab.probe(model)
+    again.report(tmp_path / "run")  # the same model and batch: the same run
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    other = initlab.probe(model)
+    with pytest.raises(RunError, match="holds another run"):
+        other.report(tmp_path / "run")
+    assert initlab.load(tmp_path / "run").summary["loss"].item() == pytest.approx(first.summary["loss"].item())
+
+
+def test_text_that_was_asked_for_is_never_replaced():
+    small = initlab.NanoGPT(initlab.NanoGPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=65))
+    with pytest.raises(DataError, match="has 256 ids as bytes, the model 65; use a tokenizer that fits"):
+        initlab.probe(small, tokenizer="bytes")
+
+
+def test_uniform_ids_span_the_models_vocabulary(model):
+    probe = initlab.probe(model, data="uniform")
+    assert probe.run.manifest["data"]["vocab_size"] == 300
+    assert probe.run.manifest["data"]["sum_p2"] == pytest.approx(1 / 300)
+
+
+def test_repeats_are_counted_where_there_is_a_target(model):
+    ids = torch.randint(300, (4, 32), generator=torch.Generator().manual_seed(0))
+    targets = torch.full_like(ids, -1)
+    targets[:, 5] = ids[:, 5]
+    probe = initlab.probe(model, (ids, targets))
+    assert probe.summary["repeat_rate"].item() == 1.0
+    # own logit about 0.064·σ²/..: what the closed form says, since every target is the token just read
+    assert probe.summary["loss"].item() == pytest.approx(probe.summary["expected_loss"].item(), abs=0.3)
+    with pytest.raises(ConfigError, match="has a target"):
+        initlab.probe(model, (ids, torch.full_like(ids, -1)))
+    with pytest.raises(ConfigError, match="has a target"):
+        initlab.probe(model, ids[:, :1])
+
+
+def test_dropout_is_in_the_closed_form():
+    config = initlab.NanoGPTConfig(n_layer=3, n_head=4, n_embd=256, block_size=64, vocab_size=300, dropout=0.4)
+    model = initlab.NanoGPT(config)
+    initlab.apply_recipe(model, "xavier", seed=0)
+    for mode, off in (("train", False), ("eval", True)):
+        getattr(model, mode)()
+        probe = initlab.probe(model, batch_size=16)
+        rows = probe.at("resid_post")
+        np.testing.assert_allclose(rows["var"], rows["expected_var"], rtol=0.15)
+        assert probe.run.manifest["config"]["mode"] == mode
+        level = probe.at("embed")["var"].item()
+        assert level == pytest.approx(8e-4 if off else 8e-4 / 0.6, rel=0.03)
+
+
+def test_norm_gains_are_in_the_closed_form(model):
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".ln_" in name and name.endswith("weight"):
+                p.fill_(2.0)
+    probe = initlab.probe(model, batch_size=8)
+    for site in ("ln_1", "mlp_pre", "final_norm"):
+        rows = probe.at(site)
+        np.testing.assert_allclose(rows["var"], rows["expected_var"], rtol=0.1)
+    assert not [f.message for f in probe.findings if f.status == "fail"]
+
+
+def test_in_place_residual_adds_are_seen_at_every_step():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = torch.nn.LayerNorm(32), torch.nn.Linear(32, 32)
+
+        def forward(self, x):
+            x += self.linear(self.norm(x.clone()))  # or the norm's backward would miss the x it saved
+            return x
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList([Block() for _ in range(3)])
+
+        def forward(self, x):
+            x = x.clone()
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    torch.manual_seed(0)
+    levels = initlab.probe(Model(), torch.randn(64, 32)).at("resid_post")["var"]
+    assert levels.is_monotonic_increasing and levels.is_unique
+
+
+def test_a_buffer_that_is_replaced_is_put_back():
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(8, 8)
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x):
+            self.n = self.n + 1
+            return self.linear(x)
+
+    model = Counting()
+    before = model.n
+    initlab.probe(model)
+    assert model.n is before and model.n.item() == 0
+
+
+def test_a_detached_branch_is_an_error(model):
+    model.transformer.h[1].mlp.gelu.register_forward_hook(lambda m, args, output: output.detach())
+    finding = next(f for f in initlab.probe(model).findings if f.code == "GRD001")
+    assert (finding.status, finding.severity) == ("fail", "error")
+    assert "transformer.h.1.mlp.c_fc.weight" in finding.message
+
+
+def test_an_init_that_was_not_applied_is_named(model):
+    initlab.apply_recipe(model, "nanogpt", seed=0)
+    assert initlab.probe(model, recipe="nanogpt").worst is None
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight.mul_(3)
+    finding = next(f for f in initlab.probe(model, recipe="nanogpt").findings if f.code == "INI001")
+    assert finding.status == "fail" and finding.severity == "error"
+    assert "transformer.h.1.mlp.c_proj.weight has std 0.03" in finding.message
+    assert finding.layer_first == finding.layer_last == 1
+
+
+def test_one_unscaled_projection_is_found():
+    def attention_unscaled(role, dims):
+        if role == Role.ATTN_OUT:
+            return Normal(0.02)
+        return registry.get("nanogpt")(role, dims)
+
+    found = initlab.compare([attention_unscaled], depths=(2, 4, 8), widths=(128,), seeds=2, block_size=64)
+    finding = next(f for f in found.findings if f.code == "RES001")
+    assert finding.status == "fail" and finding.site == "attn_out"
+    assert finding.advice.startswith("divide the std of attn.c_proj.weight by")
+
+
+def test_assert_healthy_says_what_is_wrong(model):
+    assert initlab.assert_healthy(model).worst is None
+    initlab.apply_recipe(model, "torch-default", seed=0)
+    with pytest.raises(AssertionError, match=r"NanoGPT isn't healthy at init:\nerror EMB001.*\n  help: draw"):
+        initlab.assert_healthy(model)
+    with pytest.raises(ConfigError, match="fail_on is 'never'"):
+        initlab.assert_healthy(model, fail_on="never")
+
+
+def test_describe_init_names_the_recipe_and_what_doesnt_fit():
+    torch.manual_seed(0)
+    config = initlab.NanoGPTConfig(n_layer=4, n_head=2, n_embd=128, block_size=32, vocab_size=300)
+    model = initlab.NanoGPT(config)
+    fits = initlab.describe_init(model)
+    assert not fits.mismatches and "nanogpt" in repr(fits)
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.attn.c_proj.weight.normal_(0, 0.02)
+            block.mlp.c_proj.weight.normal_(0, 0.02)
+    assert any("not depth-scaled" in sentence for sentence in initlab.describe_init(model).mismatches)
+
+
+def test_a_trained_checkpoint_is_measured_but_not_judged_as_an_init(model, tmp_path):
+    arguments = {
+        key: getattr(model.config, key) for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
+    }
+    torch.save({"model": model.state_dict(), "model_args": arguments, "iter_num": 250}, tmp_path / "ckpt.pt")
+    loaded = initlab.NanoGPT.from_checkpoint(tmp_path / "ckpt.pt")
+    with torch.no_grad():
+        loaded.lm_head.weight.mul_(30)
+    probe = initlab.probe(loaded)
+    assert (probe.summary["step"] == 250).all() and probe.records["expected_var"].isna().all()
+    assert not [f.code for f in probe.findings if f.status == "fail"]

@@ -16,7 +16,8 @@ EXPECTED = {
 
 
 def test_every_example_is_expected():
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXPECTED)
+    needs_more = {"audit_transformers.py"}  # transformers, and minutes
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} - needs_more == set(EXPECTED)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -1,9 +1,10 @@
 """Finding the residual stream of a model that nobody described, and proving it.
 
 One forward pass in eval mode records a few thousand elements of every tensor that enters or leaves a module with the
-shape of the stream. A tensor that equals an earlier state of the stream plus a multiple of one module's output, to
-rounding, is a state of the stream too, and that module writes to it; nothing is guessed from names. The norm of a
-state may take its place (post-norm blocks). What can't be explained this way is reported as unverified.
+shape of the stream. A tensor that equals an earlier state of the stream plus multiples of a few modules' outputs, to
+rounding, is a state of the stream too, and those modules write to it; nothing is guessed from names. The norm of a
+state may take its place (post-norm blocks). Where plain sums don't explain a block, the skip may be scaled too, and
+then the write channel by channel. What can't be explained this way is reported as unverified.
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-SAMPLE = 4096  # elements of each tensor; a linear relation among so many numbers isn't there by chance
-
-Array = NDArray[np.float64]
+from initlab.measure.fitting import Array, Fit, fit_channels, fit_scaled_sum, fit_sum, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +35,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A module whose output is added to the stream, times `scale`."""
+    """A module whose output is added to the stream, times `scale`: of its rms, if every channel has its own."""
 
     place: Place
     scale: float
+    per_channel: bool = False
 
 
 @dataclass(slots=True)
@@ -49,7 +48,8 @@ class Block:
 
     name: str
     states: list[Place] = field(default_factory=list)  # from resid_pre to resid_post
-    writes: list[Write] = field(default_factory=list)  # states[i + 1] holds writes[i] and what came before
+    writes: list[Write] = field(default_factory=list)  # in the order of the sums
+    skips: list[float] = field(default_factory=list)  # what a sum multiplied the stream with, where that isn't 1
     verified: bool = False
     note: str = ""
 
@@ -68,7 +68,7 @@ class Stack:
         return sum(block.verified for block in self.blocks) / len(self.blocks)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Seen:
     place: Place
     values: Array
@@ -176,23 +176,29 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _seen(place: Place, tensor: Tensor, norm: bool) -> _Seen:
-    return _Seen(place, _sample(tensor), torch.finfo(tensor.dtype).eps, norm)
+    return _Seen(place, sample(tensor), torch.finfo(tensor.dtype).eps, norm)
 
 
 def _explain(name: str, seen: list[_Seen]) -> Block:
-    """Follow the stream through one block."""
-    block = Block(name)
+    """Follow the stream through one block, with the plainest kind of sum that explains it."""
     start = next((s for s in seen if s.place == Place(name, "in")), None)
     end = next((s for s in reversed(seen) if s.place.module == name and s.place.where == "out"), None)
     if start is None or end is None:
-        block.note = "not called with a tensor of the stream's shape, or returned none"
-        return block
+        return Block(name, note="not called with a tensor of the stream's shape, or returned none")
     inside = [s for s in seen[seen.index(start) + 1 :] if s is not end] + [end]
-    block.states = [start.place]
-    bases, outputs = (
-        [start],
-        list[_Seen](),
-    )  # the stream's present state, and its norms: post-norm blocks go on with one
+    plain = _follow(name, start, inside, "plain")
+    if plain.verified:
+        return plain
+    others = (_follow(name, start, inside, kind) for kind in ("scaled", "channels"))
+    return next((block for block in others if block.verified), plain)
+
+
+def _follow(name: str, start: _Seen, inside: list[_Seen], kind: str) -> Block:
+    """Which of the tensors seen are states of the stream, and which modules brought them about."""
+    block = Block(name, [start.place])
+    end = inside[-1]
+    bases = [start]  # the stream's present state, and its norms: post-norm blocks go on with one
+    outputs: list[_Seen] = []  # what hasn't been written yet
     for current in inside:
         if any(_same(current.values, base.values) for base in bases):
             continue
@@ -201,11 +207,16 @@ def _explain(name: str, seen: list[_Seen]) -> Block:
             outputs.append(current)
             continue
         for base in bases:
-            found = _as_sum(current, base, [output for output in outputs if output is not base])
+            others = [output for output in outputs if output is not base]
+            found = _as_sum(current, base, others, kind, closing=current is end)
             if found is not None:
-                block.writes += [Write(output.place, scale) for output, scale in found]
+                written = [others[term] for term in found.terms]
+                writes = [Write(w.place, s, found.per_channel) for w, s in zip(written, found.scales, strict=True)]
+                block.writes += writes[::-1]  # fits name the latest first
+                block.skips += [found.keep] if found.keep != 1 else []
                 block.states.append(current.place)
-                bases, outputs = [current], []
+                outputs = [output for output in others if output not in written and output not in bases]
+                bases = [current]
                 break
         else:
             if current.place.where == "out" and not any(_same(current.values, o.values) for o in outputs):
@@ -220,26 +231,15 @@ def _explain(name: str, seen: list[_Seen]) -> Block:
     return block
 
 
-def _as_sum(target: _Seen, base: _Seen, outputs: list[_Seen]) -> list[tuple[_Seen, float]] | None:
-    """target = base + scale·output, or with two outputs (parallel branches); None where neither holds."""
-    rest = target.values - base.values
-    if not np.isfinite(rest).all():
-        return None
-    outputs = [output for output in outputs if output.values.any() and np.isfinite(output.values).all()]
-    # what rounding leaves of an exact sum; and a fit that explains less than most of the difference explains nothing
-    rounding = 4 * max(target.eps, base.eps) * (np.linalg.norm(target.values) + np.linalg.norm(base.values))
-    tolerance = min(float(rounding), 0.1 * float(np.linalg.norm(rest)))
-    singles = [(output,) for output in reversed(outputs)]
-    pairs = [(first, second) for place, second in enumerate(outputs) for first in outputs[:place]]
-    for terms in (*singles, *reversed(pairs)):
-        matrix = np.stack([term.values for term in terms], axis=1)
-        scales, *_ = np.linalg.lstsq(matrix, rest, rcond=None)
-        if np.linalg.norm(rest - matrix @ scales) <= tolerance:
-            # a plain sum in low precision fits with a scale that is off by rounding
-            plain = np.abs(scales - 1) < 8 * max(target.eps, base.eps)
-            scales = np.where(plain, 1.0, scales)
-            return [(term, float(scale)) for term, scale in zip(terms, scales, strict=True)]
-    return None
+def _as_sum(target: _Seen, base: _Seen, outputs: list[_Seen], kind: str, *, closing: bool) -> Fit | None:
+    """target = base + outputs times numbers; in the other kinds also with a scaled base, or a scale per channel."""
+    given = target.values, base.values, [output.values for output in outputs], max(target.eps, base.eps)
+    found = fit_sum(*given)
+    if found is None and kind == "scaled":
+        found = fit_scaled_sum(*given, alone=closing)
+    if found is None and kind == "channels":
+        found = fit_channels(*given)
+    return found
 
 
 def _is_norm_of(norm: _Seen, base: _Seen, seen: list[_Seen]) -> bool:
@@ -250,14 +250,6 @@ def _is_norm_of(norm: _Seen, base: _Seen, seen: list[_Seen]) -> bool:
 
 def _same(a: Array, b: Array) -> bool:
     return bool(np.array_equal(a, b))
-
-
-def _sample(tensor: Tensor) -> Array:
-    flat = tensor.detach().reshape(-1)
-    if flat.numel() > SAMPLE:
-        index = torch.randint(flat.numel(), (SAMPLE,), generator=torch.Generator().manual_seed(flat.numel()))
-        flat = flat[index.to(flat.device)]
-    return flat.double().cpu().numpy()
 
 
 def _floats(value: Any) -> Iterator[Tensor]:

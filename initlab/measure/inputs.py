@@ -157,14 +157,20 @@ def vocabulary(model: nn.Module) -> int | None:
 def longest(model: nn.Module) -> int:
     """Tokens of a sequence to try: what the config allows, at most LONGEST."""
     config = getattr(model, "config", None)
-    names = ("block_size", "n_positions", "max_position_embeddings", "n_ctx", "max_seq_len", "seq_length", "max_length")
+    positions = ("block_size", "n_positions", "max_position_embeddings", "max_target_positions", "n_ctx")
+    lengths = ("max_seq_len", "seq_length", "max_length")
     limits = [
         size
         for part in (config, getattr(config, "text_config", None))
-        for name in names
+        for name in (*positions, *lengths)
         if isinstance(size := getattr(part, name, None), int) and size > 1
     ]
-    return min([LONGEST, *limits])
+    tables = [
+        module for module in model.modules() if isinstance(module, nn.Embedding) and module.padding_idx is not None
+    ]
+    # a position table with a padding row, as RoBERTa's, starts counting behind it
+    limits += [t.num_embeddings - int(t.padding_idx or 0) - 1 for t in tables if t.num_embeddings in limits]
+    return min([LONGEST, *(limit for limit in limits if limit > 1)])
 
 
 @dataclass(frozen=True, slots=True)

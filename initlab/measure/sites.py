@@ -175,8 +175,10 @@ def _write_sites(names: list[str]) -> list[str]:
     if len(kinds) == 2 and sorted(kinds) in (["", ""], ["", "attn_out"], ["", "mlp_out"]):
         kinds = ["attn_out", "mlp_out"]
     kinds = [kind or "mixer_out" for kind in kinds]
+    plain = [re.sub(r"\d", "", name) for name in names]  # self_attn.1 is another self_attn.0, and no cross-attention
     return [
-        "cross_attn_out" if kind == "attn_out" and "attn_out" in kinds[:i] else kind for i, kind in enumerate(kinds)
+        "cross_attn_out" if kind == "attn_out" and "attn_out" in kinds[:i] and plain[i] not in plain[:i] else kind
+        for i, kind in enumerate(kinds)
     ]
 
 
@@ -210,7 +212,11 @@ def _notes(stacks: list[Stack]) -> list[str]:
         scales = sorted({round(write.scale, 4) for block in stack.blocks for write in block.writes} - {1.0})
         proved = sum(block.verified for block in stack.blocks)
         text = f"{stack.name}: {len(stack.blocks)} blocks, stream reproduced from its writes in {proved}"
-        notes.append(text + (f", writes scaled by {', '.join(f'{scale:g}' for scale in scales)}" if scales else ""))
+        skips = sorted({round(skip, 4) for block in stack.blocks for skip in block.skips})
+        text += f", writes scaled by {', '.join(f'{scale:g}' for scale in scales)}" if scales else ""
+        if any(write.per_channel for block in stack.blocks for write in block.writes):
+            text += " (rms of one scale per channel)"
+        notes.append(text + (f", skip scaled by {', '.join(f'{skip:g}' for skip in skips)}" if skips else ""))
         notes += [f"{block.name}: {block.note}" for block in stack.blocks if block.note]
     return notes or ["no residual stream found: no list of blocks whose output is their input plus what modules gave"]
 

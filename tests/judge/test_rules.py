@@ -40,7 +40,7 @@ def summary(**row):
     return [{"token_position_ratio": 1.0, "loss": 5.55, "ln_vocab": math.log(256), "expected_loss": 5.55} | row]
 
 
-def gradient(zero_module="", shut=False):
+def gradient(zero_module="", shut=False, ran=True):
     modules = [C_ATTN, "transformer.h.0.attn.c_proj.weight"]
     rows = [
         {
@@ -53,7 +53,21 @@ def gradient(zero_module="", shut=False):
         for m in modules
     ]
     projection = {"kind": "weight", "site": "attn_out", "role": "attn_out", "layer": 0, "module": modules[1]}
-    return [*rows, projection | {"abs_max": 0.0 if shut else 0.1}]
+    outputs = [{"kind": "activation", "site": "q", "layer": 0, "module": m.removesuffix(".weight")} for m in modules]
+    return [*rows, projection | {"abs_max": 0.0 if shut else 0.1}, *(outputs if ran else [])]
+
+
+def weights(std=0.02, expected=0.02, numel=10_000):
+    row = {"kind": "weight", "site": "mlp_in", "role": "mlp_in", "layer": 1, "module": "h.1.c_fc.weight"}
+    return [row | {"std": std, "var": std**2, "expected_var": expected**2, "numel": numel}]
+
+
+def level(ratio, loss=5.55):
+    rows = [
+        {"kind": "activation", "site": site, "layer": layer, "var": 0.01 * ratio, "expected_var": 0.01}
+        for site, layer in (("embed", None), ("resid_post", 0), ("resid_post", 3))
+    ]
+    return run_of(rows, summary(loss=loss))
 
 
 # code -> (frames that fail, with their severity), (frames that pass), (frames where it can't say)
@@ -95,12 +109,26 @@ CASES = {
     "GRD001": (
         [
             (run_of(gradient(C_ATTN)), "error"),
-            (run_of(gradient(C_ATTN, shut=True)), "info"),
+            (run_of(gradient(C_ATTN, ran=False)), "warning"),  # an expert that wasn't chosen
             # one of two zeros isn't explained by the projection
             (run_of([*gradient(C_ATTN, shut=True), *gradient("transformer.h.0.attn.c_proj.weight")[1:2]]), "error"),
         ],
-        [run_of(gradient()), run_of(gradient(shut=True))],
+        [run_of(gradient()), run_of(gradient(shut=True)), run_of(gradient(C_ATTN, shut=True))],
         [run_of(stream(0.0))],
+    ),
+    "INI001": (
+        [
+            (run_of(weights(std=0.0071)), "error"),
+            (run_of(weights(std=0.02, expected=0.0)), "error"),  # a bias that should be 0
+            (run_of(weights(std=0.0)), "error"),
+        ],
+        [run_of(weights()), run_of(weights(0.0205)), run_of(weights(0.0, 0.0)), run_of(weights(0.024, numel=64))],
+        [run_of(weights(expected=math.nan))],
+    ),
+    "RES002": (
+        [(level(3.0), "warning"), (level(0.3), "warning"), (level(0.0), "warning")],
+        [level(1.0), level(1.5), level(0.7)],
+        [level(30.0, loss=3.0), run_of([row | {"expected_var": math.nan} for row in stream(0.0)], summary())],
     ),
     "NUM001": (
         [(run_of([{"kind": "activation", "site": "mlp_pre", "layer": 3, "frac_nonfinite": 0.01}]), "error")],
@@ -145,25 +173,43 @@ def test_not_applicable(code):
         assert finding.message
 
 
-def test_exponent_and_its_standard_error():
-    rows = stream(-1.0, depths=(4, 8, 16))
+def test_exponent_is_the_mean_over_seeds_and_its_error_their_scatter():
+    rows = [row | {"seed": 0} for row in stream(-1.0, depths=(4, 8, 16))]
+    rows += [row | {"seed": 1} for row in stream(-0.8, depths=(4, 8, 16))]
     fitted = depth_exponents(run_of(rows).tables.records).set_index("site")
-    assert fitted["slope"].tolist() == pytest.approx([-1.0, -1.0])
-    assert fitted["stderr"].tolist() == pytest.approx([0.0, 0.0], abs=1e-12)
-    two = depth_exponents(run_of(stream(-1.0)).tables.records)
-    assert two["stderr"].isna().all()
+    assert fitted["slope"].tolist() == pytest.approx([-0.9, -0.9])
+    assert fitted["stderr"].tolist() == pytest.approx([0.1, 0.1])
+    one = depth_exponents(run_of(stream(-1.0)).tables.records)
+    assert one["slope"].tolist() == pytest.approx([-1, -1]) and one["stderr"].isna().all()
+
+
+def test_one_unscaled_branch_is_enough_and_is_named():
+    rows = [row for row in stream(-1.0) if row["site"] != "attn_out"]
+    rows += [row for row in stream(0.0) if row["site"] == "attn_out"]
+    rows += [
+        {"n_layer": L, "site": "attn_out", "kind": "weight", "role": "attn_out", "std": 0.02, "var": 4e-4}
+        for L in (4, 16)
+    ]
+    (finding,) = verdicts(run_of(rows), "RES001")
+    assert finding.status == "fail" and finding.site == "attn_out"
+    assert "attn.c_proj.weight" in finding.advice and "mlp.c_proj.weight" not in finding.advice
+
+
+def test_growing_writes_get_other_advice_and_factors():
+    (finding,) = verdicts(run_of(stream(2.0)), "RES001")
+    assert "makes that 8 times as much" in finding.message
+    assert "fall as 1/√n_layer; now it goes as n_layer^+1.00" in finding.advice
 
 
 def test_advice_names_the_std_to_draw():
     (finding,) = verdicts(run_of(stream(0.0)), "RES001")
-    assert "0.02 → 0.00354" in finding.advice
-    assert "c_proj.weight" in finding.advice
+    assert "0.02 → 0.00354" in finding.advice and "mlp.c_proj.weight" in finding.advice
 
 
 def test_widths_are_judged_apart():
     wide = [row | {"n_embd": 128} for row in stream(-1.0)]
     findings = verdicts(run_of([*stream(0.0), *wide]), "RES001")
-    assert sorted((f.status, f.message.partition(" at n_embd ")[2][:3].strip(",")) for f in findings) == [
+    assert sorted((f.status, f.message.partition(" at n_embd ")[2].partition(":")[0]) for f in findings) == [
         ("fail", "64"),
         ("pass", "128"),
     ]

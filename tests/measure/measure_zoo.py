@@ -93,6 +93,10 @@ class Post(Block):
 
 
 class Parallel(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.norm_2
+
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm_1(x)
         return x + self.attn(h) + self.mlp(h)
@@ -134,6 +138,66 @@ class Functional(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm_1(x)) * torch.sigmoid(x)
         return x + self.mlp(self.norm_2(x))
+
+
+class Balanced(Block):
+    """Skip and write are both scaled, so that the variance stays: √½·x + √½·f(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 0.5**0.5 * x + 0.5**0.5 * self.attn(self.norm_1(x))
+        return 0.5**0.5 * x + 0.5**0.5 * self.mlp(self.norm_2(x))
+
+
+class LayerScaled(Block):
+    """A LayerScale that is no module; its values differ, as after training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale_1, self.scale_2 = nn.Parameter(torch.rand(D)), nn.Parameter(torch.rand(D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.scale_1 * self.attn(self.norm_1(x))
+        return x + self.scale_2 * self.mlp(self.norm_2(x))
+
+
+class Shortcut(Block):
+    """Two attentions, and experts that see the first state and write to the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.ModuleList([Attention(), Attention()])
+        self.experts, self.norm_3 = Experts(), Norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn[0](self.norm_1(x))
+        late = self.experts(self.norm_2(x))
+        x = x + self.attn[1](self.norm_3(x))
+        return x + self.mlp(self.norm_2(x)) + late
+
+
+class Threefold(Block):
+    """Attention, a mixer and an MLP in one sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm_1(x)
+        return x + (self.attn(h) + self.mixer(h) + self.mlp(h))
+
+
+class SplitBranch(Block):
+    """Its MLP is a sum of parts and of the branch's own input, and no state of the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Gated(), Gated()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm_1(x)) * torch.sigmoid(x)
+        h = self.norm_2(x)
+        return x + self.mlp(0.3 * self.first(h) + 0.7 * self.second(h) + 0.5 * h)
 
 
 class Cross(Block):
@@ -222,6 +286,11 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, ...]]]] = {
     "in-place activation": (lambda: Language(InPlace), {"layers": ATTN_MLP}),
     "sequential": (Stacked, {"body": ATTN_MLP}),
     "one block three times": (Shared, {"group": ATTN_MLP}),
+    "three writes in one sum": (lambda: Language(Threefold), {"layers": ("attn_out", "mixer_out", "mlp_out")}),
+    "a write from an earlier state": (
+        lambda: Language(Shortcut),
+        {"layers": ("attn_out", "attn_out", "mlp_out", "mlp_out")},
+    ),
     "encoder and decoder": (
         Translator,
         {"encoder": ATTN_MLP, "decoder": ("attn_out", "cross_attn_out", "mlp_out")},

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from measure_zoo import ATTN_MLP, ZOO, D, Functional, Language, Multiplied, T, V
+from measure_zoo import ATTN_MLP, ZOO, Balanced, D, Functional, Language, LayerScaled, Multiplied, SplitBranch, T, V
 from torch import nn
 
 from initlab.measure.discovery import find_stacks
@@ -93,6 +93,38 @@ def test_a_residual_multiplier_is_found_by_fit():
     (stack,) = stacks_of(Language(Multiplied))
     for block in stack.blocks:
         assert [write.scale for write in block.writes] == pytest.approx([0.22, 0.22], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_scaled_skip_is_found_by_fit(dtype):
+    torch.manual_seed(0)
+    model = Language(Balanced).to(dtype)
+    (stack,) = stacks_of(model)
+    assert stack.verified == 1
+    rel = 8 * torch.finfo(dtype).eps
+    for block in stack.blocks:
+        assert block.skips == pytest.approx([0.5**0.5] * 2, rel=rel)
+        assert [write.scale for write in block.writes] == pytest.approx([0.5**0.5] * 2, rel=2 * rel)
+    sites = discover_sites(model, lambda: model(ids()))
+    assert "writes scaled by 0.70" in sites.notes[0] and "skip scaled by 0.70" in sites.notes[0]
+
+
+def test_a_scale_per_channel_is_found_and_given_as_its_effect_on_the_rms():
+    torch.manual_seed(0)
+    model = Language(LayerScaled)
+    (stack,) = stacks_of(model)
+    assert stack.verified == 1
+    for block, layer in zip(stack.blocks, model.layers, strict=True):
+        assert all(write.per_channel for write in block.writes)
+        scales = [layer.scale_1.square().mean().sqrt().item(), layer.scale_2.square().mean().sqrt().item()]
+        assert [write.scale for write in block.writes] == pytest.approx(scales, rel=0.1)
+    sites = discover_sites(model, lambda: model(ids()))
+    assert "(rms of one scale per channel)" in sites.notes[0]
+
+
+def test_a_branch_that_adds_up_its_own_parts_is_not_the_stream():
+    torch.manual_seed(0)
+    assert stacks_of(Language(SplitBranch)) == []
 
 
 def test_final_norm_is_the_one_that_reads_the_last_block():
