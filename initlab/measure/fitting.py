@@ -70,9 +70,6 @@ def fit_scaled_sum(target: Array, base: Array, outputs: list[Array], eps: float,
     if not (np.isfinite(target).all() and np.isfinite(base).all()) or not base.any():
         return None
     limit, size = _rounding(target, base, eps), _norm(target)
-    keep = float(np.vdot(base, target) / np.vdot(base, base))
-    if alone and keep and _norm(target - keep * base) <= limit:
-        return Fit((), (), keep)
     for terms, scales in _solutions(target.ravel(), [base.ravel()], outputs, limit):
         written = target - scales[0] * base
         left = written - sum(scale * outputs[term] for term, scale in zip(terms, scales[1:], strict=True))
@@ -80,7 +77,9 @@ def fit_scaled_sum(target: Array, base: Array, outputs: list[Array], eps: float,
         # fit that explains less than most of what was written explains nothing
         if abs(scales[0]) * _norm(base) > 0.01 * size and _norm(left) < 0.1 * _norm(written):
             return Fit(terms, tuple(scales[1:].tolist()), float(scales[0]))
-    return None
+    keep = float(np.vdot(base, target) / np.vdot(base, base))
+    one_rounding = eps * size
+    return Fit((), (), keep) if alone and keep and _norm(target - keep * base) <= one_rounding else None
 
 
 def fit_channels(target: Array, base: Array, outputs: list[Array], eps: float) -> Fit | None:
@@ -132,8 +131,10 @@ def _usable(outputs: list[Array]) -> list[int]:
 
 
 def _rounding(target: Array, base: Array, eps: float) -> float:
-    """What rounding leaves of an exact sum."""
-    return 4 * eps * (_norm(target) + _norm(base))
+    """What rounding leaves of an exact sum, at most: one rounding changes a tensor's norm by a quarter of eps, a sum of
+    scaled terms is rounded a few times, and wider would let a norm of the stream pass for the stream in bfloat16."""
+    eps = max(eps, 1e-13)  # the arithmetic here is in float64 itself
+    return eps * (_norm(target) + _norm(base))
 
 
 def _norm(values: Array) -> float:

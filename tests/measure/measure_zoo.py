@@ -181,6 +181,7 @@ class Threefold(Block):
     def __init__(self) -> None:
         super().__init__()
         self.mixer = nn.Linear(D, D)
+        del self.norm_2
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm_1(x)
