@@ -209,3 +209,19 @@ def test_everything_moves_to_the_device():
     assert {
         tensor.device.type for tensor in inputs.tensors((nested.args, nested.kwargs, nested.ids, nested.targets))
     } == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("config", "padding", "expected"),
+    [
+        ({"max_position_embeddings": 66}, None, 66),
+        ({"max_position_embeddings": 66}, 1, 64),  # RoBERTa's positions start behind the padding row
+        ({"max_target_positions": 40}, None, 40),
+        ({"max_position_embeddings": 66, "max_length": 20}, 1, 20),
+        ({}, None, inputs.LONGEST),
+    ],
+)
+def test_the_longest_sequence_is_what_config_and_position_table_allow(config, padding, expected):
+    model = Takes(config)
+    model.positions = nn.Embedding(66, 8, padding_idx=padding)
+    assert inputs.longest(model) == expected
