@@ -1,9 +1,9 @@
 """What a probe costs beside a bare forward and backward pass of the same model.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/probe_overhead.py
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/probe_overhead.py [--write]
 
 Every round runs each way once, in an order that turns round every time, in one process; the figure is the median over
-rounds of CPU time relative to the bare pass of the same round. Writes benchmarks/probe_overhead.json.
+rounds of CPU time relative to the bare pass of the same round. --write keeps the result beside this file.
 """
 
 from __future__ import annotations
@@ -74,13 +74,15 @@ def run(rounds: int) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9, help="takes about half a minute each")
     parser.add_argument("--threads", type=int, default=1, help="more than one is noisy on a shared machine")
+    parser.add_argument("--write", action="store_true", help="into probe_overhead.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     result = {"environment": environment.describe("cpu"), "rows": run(options.rounds)}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    if options.write:
+        Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

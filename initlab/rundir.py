@@ -174,6 +174,10 @@ def load(path: str | Path) -> Run:
             f"{source} is damaged: {', '.join(damaged)} missing or of another type; measure into a new folder"
         )
     tables = {name: _read_table(name, path / f"{name}.csv") for name in schema.TABLES}
+    if tables["summary"].duplicated(["run_id", "step"]).any():
+        # two processes measured into one folder; their cells are the same but for the seconds
+        tables = {name: frame.drop_duplicates() for name, frame in tables.items()}
+        tables["summary"] = tables["summary"].drop_duplicates(["run_id", "step"])
     committed = set(tables["summary"]["run_id"])
     kept = {
         name: schema.cast(name, frame[frame["run_id"].isin(committed)].reset_index(drop=True))

@@ -249,7 +249,7 @@ def test_probe_refuses_a_batch_that_is_none(model, batch):
 
 
 def test_ids_outside_the_vocabulary_are_a_clear_error(model):
-    with pytest.raises(ProbeError, match="raised in its forward pass: IndexError"):
+    with pytest.raises(ConfigError, match="holds the id 300; the model knows ids below 300"):
         initlab.probe(model, torch.full((1, 8), 300))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXPECTED = {
-    "01_probe.py": ["as-found passes all checks", "expected_var"],
+    "01_probe.py": ["NanoGPT passes all checks", "expected_var"],
     "02_compare.py": ["nanogpt-no-depth-scale", "RES001"],
     "03_your_own_recipe.py": ["by_layer"],
 }

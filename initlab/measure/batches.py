@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from initlab.corpus import load_corpus
-from initlab.errors import DataError
+from initlab.errors import ConfigError, DataError
 from initlab.measure import inputs as making
 from initlab.measure.inputs import Inputs
 
@@ -28,6 +28,8 @@ def inputs_for(
         given = making.of_batch(model, batch)
         if given.ids is None or given.targets is None:
             return given, {"label": "the caller's batch", "targets": "none", "sum_p2": math.nan}
+        if vocab_size is not None and (largest := int(given.ids.max())) >= vocab_size:
+            raise ConfigError(f"the batch holds the id {largest}; the model knows ids below {vocab_size}")
         return given, _describe_batch(given.ids, given.targets, vocab_size or int(given.ids.max()) + 1)
     if vocab_size is None:
         made = making.for_vectors(model, seed)

@@ -54,6 +54,8 @@ def load_model(
         raise ConfigError(f"{next(iter(sizes))} was given, but only presets can be resized; {name} has its own sizes")
     if ":" in name:
         return _from_factory(name), None
+    if name.endswith(".py"):
+        raise ConfigError(f"{name} is a Python file; name the function that makes the model, as in {name}:make")
     if Path(name).exists() or name.endswith((".pt", ".pth", ".ckpt")):
         return NanoGPT.from_checkpoint(name), None
     raise ConfigError(

@@ -26,11 +26,15 @@ def recipe_text(id: str, evaluated: dict[str, Any], size: dict[str, int], *, col
     roles = [row["role"] for row in evaluated["rows"]]
     for row in evaluated["rows"]:
         block = f" (block {row['layer']})" if roles.count(row["role"]) > 1 else ""
-        table.add_row(row["role"] + block, row["distribution"], f"{row['std']:.4g}", row["formula"])
+        table.add_row(row["role"] + block, row["distribution"], _value(row), row["formula"])
     sizes = ", ".join(f"{name} {value}" for name, value in size.items())
     name = f"{id}: {evaluated['summary']}" if evaluated["summary"] else id
     head = f"{name}\nat {sizes}\n\n"
     return f"{head}{_text(table, color)}\nsource: {evaluated['source']}\n"
+
+
+def _value(row: dict[str, Any]) -> str:
+    return f"{row['mean']:g} (all)" if row["distribution"] == "constant" else f"{row['std']:.4g}"
 
 
 def _table(*heads: str) -> Table:

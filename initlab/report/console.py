@@ -31,7 +31,11 @@ _QUIET_SECONDS = 30.0  # between lines where there is no terminal to redraw
 
 def comparison_text(run: Run, findings: Sequence[Finding], *, width: int | None = None, color: bool = False) -> str:
     """One row per recipe, the findings, one sentence that sums up."""
-    return _text(run, findings, _recipe_table(run, findings), width, color)
+    depths = run.tables.summary["n_layer"]
+    footer = (
+        f"of the deepest model ({depths.max()} layers), median over seeds; depth exp.: what a block writes ∝ n_layer^x"
+    )
+    return _text(run, findings, _recipe_table(run, findings), width, color, footer if len(depths) else "")
 
 
 def probe_text(run: Run, findings: Sequence[Finding], *, width: int | None = None, color: bool = False) -> str:
@@ -40,7 +44,7 @@ def probe_text(run: Run, findings: Sequence[Finding], *, width: int | None = Non
     return _text(run, findings, _layer_table(run) if has_stream else _module_table(run), width, color)
 
 
-def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None, color: bool) -> str:
+def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None, color: bool, footer: str = "") -> str:
     width = width or shutil.get_terminal_size((100, 24)).columns
     buffer = io.StringIO()
     console = Console(
@@ -61,6 +65,8 @@ def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None
         console.print(_wrapped(note, width, "  "), style="dim" if color else "")
     console.print()
     console.print(table)
+    if footer:
+        console.print(_wrapped(footer, width), style="dim" if color else "")
     console.print()
     for finding in digest.failing(findings):
         _print_finding(console, finding, width)
@@ -86,6 +92,7 @@ def _header(run: Run) -> str:
     if recipes > 1:
         parts.append(f"{recipes} recipes")
     parts.append(digest.plural(int(facts.get("seeds", 1)), "seed"))
+    parts.append(f"{facts['mode']} mode" if facts.get("mode") else "")
     parts.append(" ".join(filter(None, (facts.get("dtype"), facts.get("device")))))
     parts.append(f"batch {facts['batch']}" if facts.get("batch") else "")
     parts.append(facts.get("data", ""))

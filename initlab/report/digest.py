@@ -226,7 +226,10 @@ def verdict(run: Run, findings: Sequence[Finding]) -> str:
     done, planned = progress(run)
     if not done:
         return "Nothing was measured."
-    sentence = _verdict(recipes_of(run), findings)
+    recipes = recipes_of(run)
+    sentence = _verdict(recipes, findings)
+    if run.manifest.get("kind") == "probe" and len(recipes) == 1:
+        sentence = _verdict_of_model(run, recipes[0], findings)
     return sentence if done == planned else f"So far, {done} of {planned} cells: {sentence}"
 
 
@@ -244,7 +247,7 @@ def _verdict(recipes: Sequence[str], findings: Sequence[Finding]) -> str:
     warned = [recipe for recipe in recipes if states[recipe][0] == "warning"]
     clean = [recipe for recipe in recipes if states[recipe][0] in ("pass", "info")]
     if len(recipes) == 1:
-        return _verdict_of_one(recipes[0], findings, states[recipes[0]][1])
+        return _verdict_of_one(recipes[0], recipes[0], findings, states[recipes[0]][1])
     unjudged = [recipe for recipe in recipes if states[recipe][0] == "not_applicable"]
     if len(clean) == len(recipes):
         return f"All {len(recipes)} recipes pass every error and warning check that applies to them."
@@ -263,14 +266,27 @@ def _verdict(recipes: Sequence[str], findings: Sequence[Finding]) -> str:
     return "; ".join(parts) + "."
 
 
-def _verdict_of_one(recipe: str, findings: Sequence[Finding], checks: str) -> str:
+def _verdict_of_model(run: Run, recipe: str, findings: Sequence[Finding]) -> str:
+    """A probe judges a model; a recipe is only what it is judged by."""
+    model = run.manifest["config"].get("model")
+    judged = f" (judged as {recipe})" if recipe in (run.manifest.get("recipes") or {}) else ""
+    subject = f"{model}{judged}" if model else recipe
+    state, checks = tally(findings, recipe)
+    if state == "not_applicable":
+        return f"{subject}: measured, not judged."
+    step = run.manifest["config"].get("step")
+    after = f", after {step} steps of training: checks of an init don't apply" if step else ""
+    return _verdict_of_one(subject, recipe, findings, checks).removesuffix(".") + f"{after}."
+
+
+def _verdict_of_one(subject: str, recipe: str, findings: Sequence[Finding], checks: str) -> str:
     state = worst(findings)
     if state in ("pass", "info"):
-        return f"{recipe} passes all checks that apply ({checks})."
+        return f"{subject} passes all checks that apply ({checks})."
     count = sum(finding.severity == state for finding in failing(findings))
     what = plural(count, "check") if state == "error" else plural(count, "warning")
     verb = "fails" if state == "error" else "draws"
-    return f"{recipe} {verb} {what}: {_questions([recipe], findings, state)}."
+    return f"{subject} {verb} {what}: {_questions([recipe], findings, state)}."
 
 
 def _blamed(recipes: Sequence[str], findings: Sequence[Finding], severity: str) -> str:
@@ -308,13 +324,17 @@ def count_sentence(run: Run, findings: Sequence[Finding]) -> str:
 
 
 def shortfall(run: Run) -> list[str]:
-    """Sentences about cells that are missing or failed; empty for a complete run."""
+    """Sentences about what is missing or failed, cells and tensors; empty for a complete run."""
     (done, planned), failed = progress(run), run.manifest.get("failed", {})
     notes = []
     if done < planned or not run.manifest.get("finished"):
         notes.append(f"Incomplete: {done} of {planned} cells; the same command with the same -o resumes.")
     notes += [f"Cell {cell} could not be measured: {error}" for cell, error in failed.items()]
-    return notes
+    coverage = run.tables.coverage
+    unseen = coverage[(coverage["fired"] < coverage["expected"]) & (coverage["site"] != "module")]
+    sums = unseen.groupby(["kind", "site", "note"], observed=True)[["fired", "expected"]].sum().reset_index()
+    rows = [f"{row.kind} {row.site} {row.fired} of {row.expected} ({row.note})" for row in sums.itertuples()]
+    return notes + ([f"Not everything was seen: {listed(rows, 3)}."] if rows else [])
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -336,6 +356,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("seeds", seeds if isinstance(seeds, int) else len(seeds)),
         ("data", data.get("label") or config.get("data")),
         ("tokenizer", data.get("tokenizer") or config.get("tokenizer")),
+        ("mode", config.get("mode")),
+        ("steps", config.get("step") or None),
         ("dtype", config.get("dtype")),
         ("device", config.get("device")),
         ("commit", git and f"{git['commit']}{' + changes' if git.get('dirty') else ''}"),

@@ -20,7 +20,13 @@ _ORDER = {"fail": 0, "not_applicable": 1, "pass": 2}
 
 def evaluate(run: Run) -> list[Finding]:
     """Every rule's verdict on every recipe: failures first, by severity, then by how far beyond the limit."""
-    findings = [finding for rule in RULES for finding in rule.check(run.tables, run.manifest)]
+    findings = []
+    for rule in RULES:
+        found = rule.check(run.tables, run.manifest)
+        unjudged = [
+            recipe for recipe in run.tables.summary["recipe"].unique() if recipe not in {f.recipe for f in found}
+        ]
+        findings += found + [rule.not_applicable(f"Needs {rule.needs}", recipe=str(recipe)) for recipe in unjudged]
     return sorted(findings, key=lambda f: (_ORDER[f.status], SEVERITIES.index(f.severity), -f.effect))
 
 
