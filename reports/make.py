@@ -19,10 +19,13 @@ COMMANDS = {
 
 
 def make(name: str) -> None:
+    made = Path("initlab-runs") / name  # ignored by git, so that the page shows a commit without changes
+    shutil.rmtree(HERE.parent / made, ignore_errors=True)
+    command = [sys.executable, "-m", "initlab", *shlex.split(COMMANDS[name]), "-o", str(made)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout
     out = HERE / name
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "initlab", *shlex.split(COMMANDS[name]), "-o", str(out.relative_to(HERE.parent))]
-    text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout
+    shutil.move(HERE.parent / made, out)
     (out / "terminal.txt").write_text(text, encoding="utf-8")
     for table in ("records.csv", "heads.csv", "coverage.csv"):
         path = out / table

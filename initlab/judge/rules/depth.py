@@ -97,7 +97,9 @@ def check_unscaled_writes(tables: Tables, manifest: dict[str, Any]) -> list[Find
         share = float(total[unscaled].sum()) / start if unscaled else 0.0
         common |= {"measured": gain, "uncertainty": stderr, "unit": "exponent of n_layer", "site": worst}
         names = {"attn_out": "attention", "mlp_out": "MLP"}
-        text = " and ".join(f"{names[str(site)]} ∝ n_layer^{fits.loc[site, 'gain']:+.2f}" for site in fits.index)
+        text = " and ".join(
+            f"{names[str(site)]} ∝ n_layer^{round(fits.loc[site, 'gain'], 2) + 0.0:+.2f}" for site in fits.index
+        )
         text = f"Per input, blocks write{where}: {text}"
         # a sum of writes below the embedding's own variance leaves the stream's scale to the embedding
         if share <= 1:
