@@ -16,7 +16,7 @@ def check_drowned_token(tables: Tables, manifest: dict[str, Any]) -> list[Findin
     findings = []
     for recipe, rows in tables.summary[tables.summary["step"] == 0].groupby("recipe", observed=True):
         ratio = float(rows["token_position_ratio"].median())
-        common = {"recipe": str(recipe), "site": "embed", "unit": "ratio of mean squares", "measured": ratio}
+        common = {"recipe": str(recipe), "site": "embed", "unit": "token / position", "measured": ratio}
         if math.isnan(ratio):
             findings.append(DROWNED_TOKEN.not_applicable("Needs learned position embeddings", **common))
         elif ratio >= WARNING_BELOW:

@@ -16,7 +16,7 @@ def check_zero_gradient(tables: Tables, manifest: dict[str, Any]) -> list[Findin
     findings = []
     for recipe, rows in tables.records.groupby("recipe", observed=True):
         gradients = rows[rows["kind"] == "weight_grad"]
-        common = {"recipe": str(recipe), "unit": "parameters"}
+        common = {"recipe": str(recipe), "unit": "without gradient"}
         if gradients.empty:
             findings.append(ZERO_GRADIENT.not_applicable("Needs a backward pass and trainable parameters", **common))
             continue

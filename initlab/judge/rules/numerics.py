@@ -18,7 +18,7 @@ def check_non_finite(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
     findings = []
     for recipe, rows in tables.records.groupby("recipe", observed=True):
         bad = rows[rows["frac_nonfinite"] > 0]
-        common = {"recipe": str(recipe), "unit": "tensors", "measured": float(len(bad))}
+        common = {"recipe": str(recipe), "unit": "non-finite", "measured": float(len(bad))}
         if bad.empty:
             findings.append(NON_FINITE.passed(f"All {len(rows)} measured tensors are finite", **common))
             continue

@@ -21,7 +21,7 @@ def check_not_applied(tables: Tables, manifest: dict[str, Any]) -> list[Finding]
     weights = tables.records[(tables.records["kind"] == "weight") & (tables.records["step"] == 0)]
     for recipe, rows in weights.groupby("recipe", observed=True):
         rows = rows[rows["expected_var"].notna()]
-        common: dict[str, Any] = {"recipe": str(recipe), "unit": "× the declared std"}
+        common: dict[str, Any] = {"recipe": str(recipe), "unit": "× declared std"}
         if rows.empty:
             findings.append(NOT_APPLIED.not_applicable("Needs a declared recipe: --recipe NAME", **common))
             continue
@@ -68,7 +68,7 @@ def check_off_theory(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
         (records["kind"] == "activation") & (records["step"] == 0) & records["site"].isin(["embed", "resid_post"])
     ]
     for recipe, rows in stream.groupby("recipe", observed=True):
-        common: dict[str, Any] = {"recipe": str(recipe), "site": "resid_post", "unit": "× the closed form"}
+        common: dict[str, Any] = {"recipe": str(recipe), "site": "resid_post", "unit": "× closed form"}
         rows = rows[(rows["expected_var"] > 0) & ~rows["run_id"].isin(trained)]
         if rows.empty:
             reason = "The loss is below ln V: a trained model" if trained else "Needs nanoGPT's layout"
