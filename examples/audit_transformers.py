@@ -56,7 +56,10 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group", "n_shared_experts", "num_shared_experts"), 1),
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 1),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank", "index_head_dim"), 32),
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "n_tokens"), VOCAB),
+    **dict.fromkeys(
+        ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "n_tokens", "encoder_hash_byte_group_vocab"),
+        VOCAB,
+    ),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"), 64),
     **dict.fromkeys(("max_target_positions", "max_source_positions", "context_length", "max_length"), 64),
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "local_window_size", "attention_window_size"), 32),
