@@ -172,7 +172,9 @@ def _trace(
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
+    """Named as a norm, and without a matrix: a block's part in a model called PreLayerNorm isn't one."""
+    named = "norm" in type(module).__name__.lower()
+    return isinstance(module, nn.LayerNorm) or (named and all(p.dim() < 2 for p in module.parameters()))
 
 
 def _seen(place: Place, tensor: Tensor, norm: bool) -> _Seen:
@@ -206,6 +208,8 @@ def _follow(name: str, start: _Seen, inside: list[_Seen], kind: str) -> Block:
             bases.append(current)
             outputs.append(current)
             continue
+        if any(_same(current.values, output.values) for output in outputs):
+            continue  # what a module gave, handed on
         for base in bases:
             others = [output for output in outputs if output is not base]
             found = _as_sum(current, base, others, kind, closing=current is end)
@@ -219,7 +223,7 @@ def _follow(name: str, start: _Seen, inside: list[_Seen], kind: str) -> Block:
                 bases = [current]
                 break
         else:
-            if current.place.where == "out" and not any(_same(current.values, o.values) for o in outputs):
+            if current.place.where == "out":
                 outputs.append(current)
     block.verified = any(_same(end.values, base.values) for base in bases)
     if block.verified and block.states[-1] != end.place:

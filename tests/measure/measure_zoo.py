@@ -201,6 +201,30 @@ class SplitBranch(Block):
         return x + self.mlp(0.3 * self.first(h) + 0.7 * self.second(h) + 0.5 * h)
 
 
+class AddPreLayerNorm(nn.Module):
+    """Projects and adds; the norm in its name is the model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(64, D)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return self.dense(hidden) + residual
+
+
+class Added(Block):
+    """The sums are inside modules that are handed the residual, as BERT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(D, 64)
+        self.output = AddPreLayerNorm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm_1(x))
+        return self.output(hidden=F.gelu(self.mlp(self.norm_2(x))), residual=x)
+
+
 class Cross(Block):
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,20 @@ from functools import partial
 
 import pytest
 import torch
-from measure_zoo import ATTN_MLP, ZOO, Balanced, D, Functional, Language, LayerScaled, Multiplied, SplitBranch, T, V
+from measure_zoo import (
+    ATTN_MLP,
+    ZOO,
+    Added,
+    Balanced,
+    D,
+    Functional,
+    Language,
+    LayerScaled,
+    Multiplied,
+    SplitBranch,
+    T,
+    V,
+)
 from torch import nn
 
 from initlab.measure.discovery import find_stacks
@@ -120,6 +133,25 @@ def test_a_scale_per_channel_is_found_and_given_as_its_effect_on_the_rms():
         assert [write.scale for write in block.writes] == pytest.approx(scales, rel=0.1)
     sites = discover_sites(model, lambda: model(ids()))
     assert "(rms of one scale per channel)" in sites.notes[0]
+
+
+def test_a_norm_in_a_class_name_doesnt_hide_a_write():
+    torch.manual_seed(0)
+    (stack,) = stacks_of(Language(Added))
+    assert stack.verified == 1
+    writes = [[write.place.module.split(".", 2)[2] for write in block.writes] for block in stack.blocks]
+    assert writes == [["attn.o_proj", "output.dense"]] * 3
+
+
+def test_what_is_handed_on_isnt_a_sum():
+    """With an input that is normal already, x - norm(x) is next to nothing, and would make a sum of any output."""
+    torch.manual_seed(0)
+    model = Language(Added)
+    model.embed = nn.Sequential(model.embed, nn.LayerNorm(D))
+    for layer in model.layers:
+        layer.norm_1 = nn.LayerNorm(D)
+    (stack,) = stacks_of(model)
+    assert [write.scale for block in stack.blocks for write in block.writes] == [1.0] * 6
 
 
 def test_a_branch_that_adds_up_its_own_parts_is_not_the_stream():
