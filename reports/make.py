@@ -16,9 +16,16 @@ HERE = Path(__file__).parent
 COMMANDS = {
     "recipes-by-depth": "compare nanogpt nanogpt-no-depth-scale torch-default",
 }
+# need what their first lines say
+SCRIPTS = {
+    "transformers-audit": "examples/audit_transformers.py --out reports/transformers-audit",
+}
 
 
 def make(name: str) -> None:
+    if name in SCRIPTS:
+        subprocess.run([sys.executable, *shlex.split(SCRIPTS[name])], check=True, cwd=HERE.parent)
+        return
     made = Path("initlab-runs") / name  # ignored by git, so that the page shows a commit without changes
     shutil.rmtree(HERE.parent / made, ignore_errors=True)
     command = [sys.executable, "-m", "initlab", *shlex.split(COMMANDS[name]), "-o", str(made)]
@@ -34,8 +41,9 @@ def make(name: str) -> None:
 
 
 if __name__ == "__main__":
-    unknown = set(sys.argv[1:]) - set(COMMANDS)
+    known = [*COMMANDS, *SCRIPTS]
+    unknown = set(sys.argv[1:]) - set(known)
     if unknown:
-        sys.exit(f"unknown report {', '.join(sorted(unknown))}; known: {', '.join(COMMANDS)}")
-    for each in sys.argv[1:] or COMMANDS:
+        sys.exit(f"unknown report {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    for each in sys.argv[1:] or known:
         make(each)

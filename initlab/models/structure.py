@@ -122,7 +122,10 @@ def config_value(model: nn.Module, names: tuple[str, ...]) -> int | None:
     config = getattr(model, "config", None)
     for holder in (config, getattr(config, "text_config", None), getattr(config, "decoder", None)):
         for name in names:
-            value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
+            try:
+                value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
+            except Exception:  # some configs refuse to answer for all layers at once
+                continue
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
     return None
