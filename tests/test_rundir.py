@@ -442,3 +442,12 @@ def test_a_packed_table_is_read_and_a_damaged_one_refused(tmp_path: Path) -> Non
     packed.write_bytes(b"no archive")
     with pytest.raises(RunError, match=r"records\.csv\.xz is damaged"):
         load(tmp_path)
+
+
+def test_a_cell_that_two_processes_measured_counts_once(tmp_path: Path) -> None:
+    folder = started(tmp_path, "a", "b")
+    once = load(tmp_path).tables
+    again = cell("a")
+    again.summary["seconds"] = again.summary["seconds"] + 1.5  # the only thing that differs
+    folder.append(again)
+    same(load(tmp_path).tables, once)

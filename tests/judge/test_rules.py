@@ -240,3 +240,11 @@ def test_first_non_finite_is_the_one_computed_first():
 
 def test_an_empty_run_is_judged_without_error():
     assert evaluate(run_of()) == []
+
+
+def test_every_rule_says_something_of_every_recipe():
+    run = run_of(summary=summary(recipe="a") + summary(recipe="b"))
+    found = {(finding.code, finding.recipe) for finding in evaluate(run)}
+    assert found == {(rule.code, recipe) for rule in RULES for recipe in ("a", "b")}
+    unjudged = next(f for f in evaluate(run) if f.code == "RES001" and f.recipe == "a")
+    assert unjudged.status == "not_applicable" and unjudged.message == "Needs two depths or more"

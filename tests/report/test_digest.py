@@ -2,7 +2,7 @@ import dataclasses
 import math
 
 import pytest
-from synthetic import synthetic_findings
+from synthetic import synthetic_findings, synthetic_run
 from variants import variants
 
 from initlab.report import digest
@@ -105,3 +105,15 @@ def test_overview_of_a_run_that_broke():
 
 def test_recipes_keep_the_given_order():
     assert digest.recipes_of(variants()["usual"]) == ["nanogpt", "nanogpt-no-depth-scale", "torch-default"]
+
+
+def test_what_was_not_seen_is_said() -> None:
+    run = synthetic_run()
+    assert digest.shortfall(run) == []
+    coverage = run.tables.coverage
+    at = (coverage["site"] == "attn_out") & (coverage["kind"] == "grad")
+    coverage.loc[at, "fired"] = 0
+    coverage.loc[at, "note"] = "no gradient reached it"
+    (sentence,) = digest.shortfall(run)
+    assert sentence.startswith("Not everything was seen: grad attn_out 0 of ")
+    assert sentence.endswith("(no gradient reached it).")
