@@ -111,9 +111,9 @@ def test_what_was_not_seen_is_said() -> None:
     run = synthetic_run()
     assert digest.shortfall(run) == []
     coverage = run.tables.coverage
-    at = (coverage["site"] == "attn_out") & (coverage["kind"] == "grad")
+    at = coverage["site"] == "attn_out"
     coverage.loc[at, "fired"] = 0
-    coverage.loc[at, "note"] = "no gradient reached it"
+    coverage.loc[at, "note"] = "not reached by the pass"
     (sentence,) = digest.shortfall(run)
-    assert sentence.startswith("Not everything was seen: grad attn_out 0 of ")
-    assert sentence.endswith("(no gradient reached it).")
+    assert sentence.startswith("Not everything was seen: activation attn_out 0 of ")
+    assert sentence.endswith("(not reached by the pass).")
