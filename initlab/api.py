@@ -67,8 +67,8 @@ def probe(
         recipe: id of the recipe that the model should have been drawn from. With it, predictions answer «was it
             initialised as intended?»; without, they follow from the weights' own scale and answer «does it behave
             as its weights imply?» Predictions exist for nanoGPT's layout.
-        data, tokenizer: text for the default batch; see `initlab.corpus.load_corpus`. A vocabulary too small for
-            the text gets uniform random ids.
+        data, tokenizer: text for the default batch; see `initlab.corpus.load_corpus`. A vocabulary too small for it
+            is a DataError where either was named, and gets uniform random ids where neither was.
         batch_size: sequences of the default batch.
         seed: of the default batch and of dropout.
         stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.

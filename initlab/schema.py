@@ -41,7 +41,6 @@ SITES = (
     "logits",
     "module",  # any other layer of a model
 )
-KINDS = ("activation", "grad", "weight", "weight_grad", "update")
 FORMATS = ("fp16", "bf16", "e4m3", "e5m2")
 
 Dtype = Literal["string", "category", "int64", "Int64", "float64"]

@@ -77,7 +77,6 @@ def from_recipe(
     n_head: int,
     block_size: int,
     vocab_size: int,
-    context: int | None = None,
     bias: bool = True,
     tied: bool = True,
     activation: str = "gelu",
@@ -85,7 +84,7 @@ def from_recipe(
     sum_p2: float,
     repeat_rate: float,
 ) -> Setting:
-    """The setting of a NanoGPT drawn from a recipe. `context`: tokens in the measured sequences, if not block_size."""
+    """The setting of a NanoGPT drawn from a recipe. `block_size`: tokens in the measured sequences."""
     sizes = {
         "n_layer": n_layer,
         "n_embd": n_embd,
@@ -106,7 +105,7 @@ def from_recipe(
     token = square(Role.TOKEN_EMBED)
     return Setting(
         n_embd=n_embd,
-        block_size=context or block_size,
+        block_size=block_size,
         vocab_size=vocab_size,
         token=token,
         position=square(Role.POS_EMBED),

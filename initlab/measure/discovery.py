@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from initlab.measure.fitting import Array, Fit, fit_channels, fit_scaled_sum, fit_sum, sample
+from initlab.measure.inputs import floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def _trace(
     handles = []
 
     def see(block: str, place: Place, value: Any, norm: bool) -> None:
-        for tensor in _floats(value):
+        for tensor in floats(value):
             if (tensor.numel(), tensor.shape[-1]) == shapes[block]:
                 trace[block].append(_seen(place, tensor, norm))
                 return
@@ -136,7 +137,7 @@ def _trace(
     def enter(block: str, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = (*args, *kwargs.values())
         if name == block and not calls[block]:
-            stream = next((t for t in _floats(given) if t.dim() >= 2), None)
+            stream = next((t for t in floats(given) if t.dim() >= 2), None)
             if stream is None:
                 return
             trace[block], shapes[block] = [], (stream.numel(), stream.shape[-1])
@@ -149,7 +150,7 @@ def _trace(
         calls[name] += 1
 
     def outside(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensor = next(_floats((*args, *kwargs.values())), None)
+        tensor = next(floats((*args, *kwargs.values())), None)
         if tensor is not None:
             norms.append(_seen(Place(name, "in"), tensor, norm=False))
 
@@ -254,19 +255,6 @@ def _is_norm_of(norm: _Seen, base: _Seen, seen: list[_Seen]) -> bool:
 
 def _same(a: Array, b: Array) -> bool:
     return bool(np.array_equal(a, b))
-
-
-def _floats(value: Any) -> Iterator[Tensor]:
-    """Floating-point tensors in any nesting, depth first."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _floats(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _floats(item)
 
 
 @contextmanager

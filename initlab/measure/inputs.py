@@ -188,7 +188,7 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
     Raises:
         ProbeError: the output holds no floating-point tensor.
     """
-    found = [tensor for tensor in tensors(output) if tensor.is_floating_point()]
+    found = list(floats(output))
     if inputs.ids is not None and inputs.targets is not None:
         logits = next(
             (t for t in found if t.dim() == 3 and t.shape[:2] == inputs.ids.shape and _spans(t, vocab_size)), None
@@ -223,6 +223,11 @@ def tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from tensors(item)
+
+
+def floats(value: Any) -> Iterator[Tensor]:
+    """The floating-point ones of `tensors`."""
+    return (tensor for tensor in tensors(value) if tensor.is_floating_point())
 
 
 def _of_tensor(model: nn.Module, first: Tensor, targets: Tensor | None) -> Inputs:

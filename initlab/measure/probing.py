@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from initlab import schema
-from initlab.errors import InitlabError, ProbeError
+from initlab.errors import InitlabError, ProbeError, SiteError
 from initlab.measure.inputs import Inputs, of_ids, take_loss, vocabulary
 from initlab.measure.moments import Moments, Preset
 from initlab.measure.recorder import recording
 from initlab.measure.rows import activation_rows, coverage_rows, head_rows, scalars, weight_rows
-from initlab.measure.sites import SiteMap, Tap, discover_sites, find_sites, has_nanogpt_layout
+from initlab.measure.sites import SiteMap, Tap, discover_sites, find_sites
 from initlab.measure.unwrapping import eagerly, unwrap
 from initlab.models.roles import find_roles
 from initlab.recipes import Recipe
@@ -153,9 +153,10 @@ def measure_inputs(
 
 
 def _sites(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> SiteMap:
-    if has_nanogpt_layout(model):
+    try:
         return find_sites(model)
-    return discover_sites(model, lambda: _run(model, inputs, autocast))
+    except SiteError:
+        return discover_sites(model, lambda: _run(model, inputs, autocast))
 
 
 def _run(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> Any:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from initlab.measure.attention import head_statistics
-from initlab.measure.inputs import tensors
+from initlab.measure.inputs import floats, tensors
 from initlab.measure.moments import Moments, Preset
 from initlab.measure.sites import SiteMap, Tap
 
@@ -56,7 +56,7 @@ class Recorder:
 
     def take(self, tap: Tap, value: Any) -> None:
         """Measure what a hook was handed; nestings give their first floating-point tensor."""
-        tensor = next((found for found in tensors(value) if found.is_floating_point()), None)
+        tensor = next(floats(value), None)
         if not self._open or tensor is None:
             return
         call = self._calls[tap]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from initlab.errors import RecipeError
 
@@ -69,19 +68,6 @@ class Dims:
         except Exception as error:
             raise RecipeError(f"formula {text!r} can't be evaluated: {error}; names: {', '.join(names)}") from error
         return Formula(value, text)
-
-
-class Init(Protocol):
-    """A distribution value: what one element of a parameter is drawn from."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def mean(self) -> float: ...
-    @property
-    def std(self) -> float: ...
-    @property
-    def formula(self) -> str: ...
 
 
 def _text(value: float) -> str:
