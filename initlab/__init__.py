@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from initlab.api import apply_recipe, assert_healthy, compare, describe_init, probe
+    from initlab.api.comparing import compare
+    from initlab.api.inits import apply_recipe, describe_init
+    from initlab.api.measuring import assert_healthy, probe
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
     from initlab.results import Comparison, Probe, load
@@ -18,12 +20,12 @@ _HOME = {
     "NanoGPT": "initlab.models.nanogpt",
     "NanoGPTConfig": "initlab.models.nanogpt",
     "Probe": "initlab.results",
-    "apply_recipe": "initlab.api",
-    "assert_healthy": "initlab.api",
-    "compare": "initlab.api",
-    "describe_init": "initlab.api",
+    "apply_recipe": "initlab.api.inits",
+    "assert_healthy": "initlab.api.measuring",
+    "compare": "initlab.api.comparing",
+    "describe_init": "initlab.api.inits",
     "load": "initlab.results",
-    "probe": "initlab.api",
+    "probe": "initlab.api.measuring",
 }
 
 __all__ = [

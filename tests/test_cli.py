@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import initlab
 from initlab import cli
@@ -236,8 +237,32 @@ def test_help_is_instant_and_imports_nothing_heavy():
 
 
 def test_every_option_of_every_command_has_help():
-    parser = cli._parser()
+    parser = cli.parser()
     (commands,) = [action for action in parser._actions if hasattr(action, "choices") and action.choices]
     for name, command in commands.choices.items():
         for action in command._actions:
             assert action.help, (name, action.dest)
+
+
+def test_threads_are_those_asked_for(capsys, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        arguments = [
+            "probe",
+            "--n-layer",
+            "1",
+            "--n-embd",
+            "32",
+            "--n-head",
+            "2",
+            "--no-report",
+            "-o",
+            tmp_path / "run",
+        ]
+        assert run(capsys, *arguments, "--threads", "1")[0] == 0
+        assert torch.get_num_threads() == 1
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["environment"]["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
+    code, _, err = run(capsys, *arguments, "--threads", "0")
+    assert code == 2 and "--threads is 0; expected at least 1" in err

@@ -1,0 +1,10 @@
+"""The public functions: the only place that joins the half that measures and the half that judges and shows.
+
+torch is imported inside the functions, so that loading a saved run, and the command line's help, don't pay for it.
+"""
+
+from initlab.api.comparing import Progress, compare
+from initlab.api.inits import apply_recipe, describe_init
+from initlab.api.measuring import assert_healthy, probe
+
+__all__ = ["Progress", "apply_recipe", "assert_healthy", "compare", "describe_init", "probe"]

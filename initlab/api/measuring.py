@@ -1,0 +1,174 @@
+"""One model measured: `probe`, and `assert_healthy` for tests."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from initlab.api.manifests import annotate, new_manifest
+from initlab.errors import ConfigError
+from initlab.judge import theory
+from initlab.judge.rules import SEVERITIES, Severity
+from initlab.recipes import Recipe, registry
+from initlab.recipes.base import Rule
+from initlab.recipes.tabulating import evaluate
+from initlab.results import Probe, now
+from initlab.rundir import Run
+from initlab.schema import Tables
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def probe(
+    model: nn.Module,
+    batch: Any = None,
+    *,
+    recipe: str | Recipe | Rule | None = None,
+    data: str | Path = "docstrings",
+    tokenizer: str | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    stats: str = "full",
+    dtype: str = "float32",
+    command: str = "",
+) -> Probe:
+    """Measure forward and backward scale at every site of one model, whatever it is.
+
+    Answers: does the signal keep its scale from embedding to logits, and the gradient on the way back?
+
+    The residual stream is found by following the numbers (see `initlab.measure.discovery`); what was found, and what
+    could not be verified, is in `.coverage`.
+
+    Args:
+        model: probed in the mode it is in and left exactly as found, also after an error. A compiled model is measured
+            eagerly, through the original with the same parameters.
+        batch: token ids (B, T), whose targets are the next tokens; (ids, targets), -1 where there is no target; a
+            tuple of arguments; a dict of keyword arguments; or a loader of any of these. Default: about 1024 tokens of
+            `data` for a model with a vocabulary, else Gaussian inputs in the shape of its first layer.
+        recipe: id of the recipe that the model should have been drawn from. With it, predictions answer «was it
+            initialised as intended?»; without, they follow from the weights' own scale and answer «does it behave
+            as its weights imply?» Predictions exist for nanoGPT's layout.
+        data, tokenizer: text for the default batch; see `initlab.corpus.load_corpus`. A vocabulary too small for it
+            is a DataError where either was named, and gets uniform random ids where neither was.
+        batch_size: sequences of the default batch.
+        seed: of the default batch and of dropout.
+        stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
+        dtype: `bfloat16` or `float16` run the forward pass under autocast.
+        command: kept in the manifest; for the command line.
+
+    Returns:
+        Probe. Variances are over every element of a tensor; gradients are of a mean loss, so they scale as 1/(B·T).
+
+    Raises:
+        ProbeError: the model's forward or backward raised, or its weights can't be measured (meta device, several
+            devices, sharded, quantised).
+        RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
+    """
+    from initlab.measure.batches import inputs_for
+    from initlab.measure.moments import PRESETS
+    from initlab.measure.probing import Identity, measure_inputs
+    from initlab.measure.sites import activation_name, dropout_in_force, has_nanogpt_layout
+    from initlab.measure.sweeping import DTYPES
+    from initlab.measure.unwrapping import unwrap
+
+    started = time.perf_counter()
+    if stats not in PRESETS:
+        raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    entry = registry.get(recipe) if recipe is not None else None
+    inside, _ = unwrap(model)
+    inputs, described = inputs_for(inside, batch, data=data, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
+    label = entry.id if entry else "as-found"
+    step = getattr(inside, "iter_num", 0)
+    step = step if isinstance(step, int) else 0
+    identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
+    tables = measure_inputs(model, inputs, identity, preset=stats, recipe=entry, autocast=DTYPES[dtype])
+    summary = tables.summary.iloc[0]
+    roles = set(tables.records["role"].dropna())
+    tied, bias = "unembed" not in roles, "bias" in roles
+    known = has_nanogpt_layout(inside)
+    activation = activation_name(inside) if known and not step else None  # the closed form is about init
+    size: dict[str, Any] = {
+        "n_layer": int(summary["n_layer"]),
+        "n_embd": int(summary["n_embd"]),
+        "n_head": int(summary["n_head"]),
+        "block_size": int(summary["block_size"]),
+        "vocab_size": int(summary["vocab_size"]),
+    }
+    if activation is not None:
+        text: dict[str, Any] = {
+            "activation": activation,
+            "dropout": dropout_in_force(inside),
+            "sum_p2": described["sum_p2"],
+            "repeat_rate": float(summary["repeat_rate"]),
+        }
+        if entry is not None:
+            setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **text)
+        else:
+            weights = tables.records[tables.records["kind"] == "weight"]
+            setting = theory.from_weights(weights, context=size["block_size"], **text)
+        annotate(tables, setting)
+    config = {
+        "model": type(inside).__name__,
+        "recipes": [label],
+        "depths": [size["n_layer"]],
+        "widths": [size["n_embd"]],
+        "seeds": 1,
+        "seed": seed,
+        "n_head": size["n_head"],
+        "block_size": size["block_size"],
+        "batch_size": inputs.ids.shape[0] if inputs.ids is not None else inputs.n_tokens,
+        "vocab_size": size["vocab_size"],
+        "bias": bias,
+        "activation": activation,
+        "tie_weights": tied,
+        "mode": str(summary["mode"]),
+        "step": step,
+        "preset": stats,
+        "dtype": _dtype(inside, dtype),
+        "device": str(next(inside.parameters()).device),
+        "fingerprint": _fingerprint(tables),
+    }
+    recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
+    manifest = new_manifest("probe", command, config, recipes, described, [identity.run_id])
+    manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
+    return Probe(Run(tables, manifest))
+
+
+def assert_healthy(model: nn.Module, batch: Any = None, *, fail_on: Severity = "error", **options: Any) -> Probe:
+    """Fail a test when signal propagation at init is broken; the message is the findings.
+
+    Args:
+        model, batch, options: as `probe` takes them.
+        fail_on: the lowest severity that fails: `error`, `warning` or `info`.
+
+    Returns:
+        The probe, for further assertions.
+
+    Raises:
+        AssertionError: a finding of that severity or above.
+    """
+    if fail_on not in SEVERITIES:
+        raise ConfigError(f"fail_on is {fail_on!r}; expected {', '.join(SEVERITIES)}")
+    found = probe(model, batch, **options)
+    counted = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    broken = [f for f in found.findings if f.status == "fail" and f.severity in counted]
+    if broken:
+        lines = [f"{f.severity} {f.code} {f.name}: {f.message}\n  help: {f.advice}" for f in broken]
+        raise AssertionError("\n".join([f"{type(model).__name__} isn't healthy at init:", *lines]))
+    return found
+
+
+def _dtype(model: nn.Module, autocast: str) -> str:
+    own = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return own if autocast == "float32" else f"{own}, autocast {autocast}"
+
+
+def _fingerprint(tables: Tables) -> str:
+    """Of everything measured, so that another model's or batch's tables aren't taken for these."""
+    values = tables.records[["mean", "var", "abs_max"]].to_numpy(dtype=float)
+    return hashlib.sha256(values.round(12).tobytes()).hexdigest()[:16]

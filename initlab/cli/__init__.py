@@ -1,0 +1,67 @@
+"""The command line: parses, calls, prints. Results go to stdout, progress and errors to stderr.
+
+A module for each group of commands. Exit codes: 0 done; 1 findings at or above --fail-on; 2 usage or failure; 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from initlab import __version__
+from initlab.cli import measuring, showing
+from initlab.cli.common import kept
+from initlab.errors import InitlabError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding shows ? for ×, and goes on
+    described = parser()
+    options = described.parse_args(arguments)
+    if options.run is None:
+        described.print_help()
+        return 2
+    options.command_line = shlex.join(["initlab", *arguments])
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except InitlabError as error:
+        print(f"initlab: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "tiktoken"):
+            raise
+        needs = f"this command needs {error.name}, which isn't installed; `initlab report` works without"
+        print(f"initlab: error: {needs}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"initlab: interrupted{kept(options)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader (head, less) has gone; Python would complain again when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    described = argparse.ArgumentParser(
+        prog="initlab",
+        description="Does the signal of a freshly initialised transformer keep its scale, and which line to change?",
+        epilog="Exit codes: 0 done, 1 findings at or above --fail-on, 2 usage or failure, 130 interrupted.",
+    )
+    described.add_argument("--version", action="version", version=f"initlab {__version__}")
+    described.set_defaults(run=None)
+    commands = described.add_subparsers(title="commands", metavar="COMMAND")
+    measuring.add(commands)
+    showing.add(commands)
+    return described

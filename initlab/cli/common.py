@@ -1,0 +1,136 @@
+"""What commands share: options, output, progress, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from initlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from initlab.results import Result
+
+    # what add_subparsers gives; argparse has no public name for it
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+SEVERITIES = ("error", "warning", "info")
+
+
+def add_measuring(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
+    parser.add_argument(
+        "--data",
+        default="docstrings",
+        metavar="PATH",
+        help="text file, folder of .txt and .md, nanoGPT .bin, `uniform` (random ids), `docstrings` (Python's own)",
+    )
+    parser.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
+    parser.add_argument(
+        "--stats", choices=("full", "light"), default="full", help="light: mean, variance, rms, maximum alone (full)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="autocast of the forward pass (float32: none)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (all cores)")
+    parser.add_argument("-o", "--out", metavar="DIR", help="output folder (initlab-runs/<command>-<time>)")
+    parser.add_argument("--no-report", action="store_true", help="tables only, no report.html and figures")
+    add_output(parser, fail_on=fail_on)
+
+
+def add_output(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
+    parser.add_argument(
+        "--fail-on",
+        choices=(*SEVERITIES, "never"),
+        default=fail_on,
+        help=f"exit with 1 on findings of this severity or above ({fail_on})",
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of stdout (text)")
+
+
+def show(result: Result, options: argparse.Namespace, out: Path) -> int:
+    """Write the report, print the summary, and turn findings into an exit code."""
+    from initlab.results import json_ready
+
+    page = None if options.no_report else result.report(out)
+    if options.format == "json":
+        found = {
+            "out": str(out),
+            "findings": [finding.as_dict() for finding in result.findings],
+            "summary": json.loads(result.summary.to_json(orient="records")),
+        }
+        print(json.dumps(json_ready(found), ensure_ascii=False, indent=1))
+    else:
+        print(result._text(color=use_color()), end="")
+        print(f"report  {page}" if page else f"tables  {out}")
+    worst = result.worst
+    if options.fail_on == "never" or worst is None:
+        return 0
+    return int(SEVERITIES.index(worst) <= SEVERITIES.index(options.fail_on))
+
+
+class Progress:
+    """Prints the estimate and the output folder, then draws a bar on a terminal."""
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def start(self, work: float, cells: int, seconds: float) -> None:
+        from initlab.report import console
+
+        about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        print(f"initlab: {cells} models to measure, about {about}; writing to {self.out}", file=sys.stderr)
+        self.bar = self.stack.enter_context(console.Progress(work, "compare"))
+
+    def advance(self, work: float, text: str) -> None:
+        self.bar.advance(work, text)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 4,8,16") from None
+
+
+def set_threads(options: argparse.Namespace) -> None:
+    # OpenMP's spinning threads slow a shared machine several times over; it must be set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if options.threads is None:
+        return
+    if options.threads < 1:
+        raise ConfigError(f"--threads is {options.threads}; expected at least 1")
+    import torch
+
+    torch.set_num_threads(options.threads)
+
+
+def default_out(command: str) -> Path:
+    return Path("initlab-runs") / f"{command}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+
+
+def use_color() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def kept(options: argparse.Namespace) -> str:
+    folder = getattr(options, "folder", None)
+    if folder is None or not (folder / "run.json").exists():
+        return ""
+    return (
+        f"; finished models are kept: `initlab report {folder}` shows them, the same command with -o {folder} resumes"
+    )

@@ -1,0 +1,123 @@
+"""`initlab compare` and `initlab probe`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from initlab.cli.common import Progress, add_measuring, default_out, numbers, set_threads, show
+
+if TYPE_CHECKING:
+    from initlab.cli.common import Commands
+
+
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    compare = commands.add_parser(
+        "compare",
+        help="measure init recipes side by side on NanoGPT, across depths",
+        description="Measure init recipes side by side on NanoGPT, over depths, widths and seeds, on real text.",
+    )
+    compare.add_argument("recipes", nargs="+", metavar="RECIPE", help="id (see `initlab recipes`) or file.py:name")
+    compare.add_argument("--depths", type=numbers, default=(4, 8, 16), metavar="L,L,…", help="n_layer (4,8,16)")
+    compare.add_argument(
+        "--n-embd", type=numbers, default=(384,), metavar="D,D,…", help="widths (384); heads of 64 unless --n-head"
+    )
+    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of weights and text (3)")
+    compare.add_argument("--n-head", type=int, metavar="N", help="attention heads at every width")
+    compare.add_argument("--block-size", type=int, default=256, metavar="T", help="tokens in a sequence (256)")
+    compare.add_argument("--batch-size", type=int, default=4, metavar="B", help="sequences (4)")
+    compare.add_argument("--vocab-size", type=int, metavar="V", help="the tokenizer's, unless --data needs it")
+    compare.add_argument("--activation", default="gelu", help="gelu, gelu_tanh, relu, relu2 or silu (gelu)")
+    compare.add_argument("--no-bias", action="store_true", help="no bias in linear layers and norms")
+    compare.add_argument("--untied", action="store_true", help="lm_head with weights of its own")
+    add_measuring(compare, fail_on="never")
+    compare.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    compare.set_defaults(run=_compare)
+
+    probe = commands.add_parser(
+        "probe",
+        help="measure one model",
+        description="Measure one model: a preset drawn from a recipe, a nanoGPT checkpoint, or a factory of yours.",
+    )
+    probe.add_argument(
+        "model",
+        nargs="?",
+        default="shakespeare",
+        metavar="MODEL",
+        help="preset (shakespeare, shakespeare-cpu, gpt2), ckpt.pt, file.py:factory or package.module:factory "
+        "(shakespeare)",
+    )
+    probe.add_argument(
+        "--recipe", metavar="RECIPE", help="draw a preset from it (nanogpt); for other models, what to judge them by"
+    )
+    probe.add_argument("--n-layer", type=int, metavar="L", help="of a preset, instead of its own")
+    probe.add_argument("--n-embd", type=int, metavar="D", help="of a preset, instead of its own")
+    probe.add_argument("--n-head", type=int, metavar="N", help="of a preset, instead of its own")
+    probe.add_argument("--batch-size", type=int, metavar="B", help="sequences (about 1024 tokens)")
+    probe.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, text and dropout (0)")
+    add_measuring(probe, fail_on="error")
+    probe.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    probe.set_defaults(run=_probe)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from initlab import api
+
+    set_threads(options)
+    out = Path(options.out) if options.out else default_out("compare")
+    options.folder = out
+    with Progress(out) as progress:
+        result = api.compare(
+            options.recipes,
+            depths=options.depths,
+            widths=options.n_embd,
+            seeds=options.seeds,
+            n_head=options.n_head,
+            block_size=options.block_size,
+            batch_size=options.batch_size,
+            vocab_size=options.vocab_size,
+            bias=not options.no_bias,
+            activation=options.activation,
+            tie_weights=not options.untied,
+            data=options.data,
+            tokenizer=options.tokenizer,
+            stats=options.stats,
+            dtype=options.dtype,
+            device=options.device,
+            out=out,
+            progress=progress,
+            command=options.command_line,
+        )
+    return show(result, options, out)
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from initlab import api, rundir
+    from initlab.models.loading import choose_device, load_model
+
+    set_threads(options)
+    out = Path(options.out) if options.out else default_out("probe")
+    if options.out:
+        rundir.check(out)  # before anything is measured for it
+    sizes = {key: value for key in ("n_layer", "n_embd", "n_head") if (value := getattr(options, key)) is not None}
+    model, drawn = load_model(
+        options.model, sizes, recipe=options.recipe, seed=options.seed, data=options.data, tokenizer=options.tokenizer
+    )
+    model.to(choose_device(options.device))
+    print(f"initlab: measuring {type(model).__name__}; writing to {out}", file=sys.stderr)
+    result = api.probe(
+        model,
+        recipe=options.recipe or drawn,
+        data=options.data,
+        tokenizer=options.tokenizer,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        stats=options.stats,
+        dtype=options.dtype,
+        command=options.command_line,
+    )
+    result.save(out)
+    return show(result, options, out)
