@@ -125,7 +125,9 @@ def coverage_rows(
     notes: list[str],
 ) -> list[dict[str, Any]]:
     """What should have been seen and what was, site by site; then what was found out about the model."""
-    expected = Counter(tap.site for tap in sites.taps)
+    output = [seen.tap for seen in recorder.seen if seen.kind == "activation" and seen.tap.site == "logits"]
+    taps = list(dict.fromkeys([*sites.taps, *output]))  # also logits that no module of their own gave
+    expected = Counter(tap.site for tap in taps)
     fired = Counter((seen.kind, seen.tap.site) for seen in recorder.seen)
     again = Counter((seen.kind, seen.tap.site) for seen in recorder.seen if seen.call)
     rows = []
@@ -135,10 +137,14 @@ def coverage_rows(
         notes = [note, short if seen < wanted else "", f"{n} by further calls" if (n := again[kind, site]) else ""]
         rows.append(_coverage(run_id, kind, site, wanted, seen, "; ".join(filter(None, notes))))
 
-    for site, count in expected.items():
-        add("activation", site, count, "", "not reached by the pass, or no floating-point tensor")
-    for site, count in expected.items():
-        add("grad", site, count, "", "no gradient reached it")
+    for kind, why in (
+        ("activation", "not reached by the pass, or no floating-point tensor"),
+        ("grad", "no gradient reached it"),
+    ):
+        reached = {seen.tap for seen in recorder.seen if seen.kind == kind}
+        for site, count in expected.items():
+            missed = [tap.module for tap in taps if tap.site == site and tap not in reached]
+            add(kind, site, count, "", why + (f": {_some(missed)}" if len(missed) < count else ""))
     sampled = f"from q and k on {ROWS} query rows a sequence, forward only"
     for site in ("attn_logits", "attn_pattern"):
         if sites.attention:
@@ -151,6 +157,10 @@ def coverage_rows(
             note = "" if seen == count else "frozen, or not used by the loss"
             rows.append(_coverage(run_id, kind, role, count, seen, note))
     return rows + [_coverage(run_id, "activation", "model", 0, 0, note) for note in notes]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _coverage(run_id: str, kind: str, site: str, expected: int, fired: int, note: str) -> dict[str, Any]:

@@ -219,7 +219,8 @@ def _notes(stacks: list[Stack]) -> list[str]:
     for stack in stacks:
         scales = sorted({round(write.scale, 4) for block in stack.blocks for write in block.writes} - {1.0})
         proved = sum(block.verified for block in stack.blocks)
-        text = f"{stack.name}: {len(stack.blocks)} blocks, stream reproduced from its writes in {proved}"
+        name = stack.name or "the model itself"
+        text = f"{name}: {len(stack.blocks)} blocks, stream reproduced from its writes in {proved}"
         skips = sorted({round(skip, 4) for block in stack.blocks for skip in block.skips})
         text += f", writes scaled by {', '.join(f'{scale:g}' for scale in scales)}" if scales else ""
         if any(write.per_channel for block in stack.blocks for write in block.writes):
