@@ -11,6 +11,7 @@ Each class is built from a tiny random config (nothing is downloaded), its own f
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import signal
@@ -39,7 +40,7 @@ TASKS = {
     "seq2seq": ("sequence-to-sequence language models", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
 }
 
-LIMIT = 120  # seconds for one class
+LIMIT = 240  # seconds for one class
 LAYERS, VOCAB = 3, 512
 
 # What makes a config small, by the names that configs use. Only names that a config has are passed on.
@@ -232,8 +233,12 @@ def spread(values: list[Any]) -> list[Any]:
 def run(model: Any) -> None:
     """The model's own forward and backward, without initlab."""
     ids = torch.randint(16, VOCAB, (2, 32), generator=torch.Generator().manual_seed(0))
-    output = model(input_ids=ids, use_cache=False) if "use_cache" in signature(model) else model(input_ids=ids)
-    logits = output.logits
+    given: dict[str, Any] = {"input_ids": ids}
+    if "use_cache" in signature(model):
+        given["use_cache"] = False
+    if "decoder_input_ids" in signature(model) and getattr(model.config, "is_encoder_decoder", False):
+        given["decoder_input_ids"] = ids
+    logits = model(**given).logits
     if not torch.isfinite(logits).all():
         raise ValueError("logits aren't finite")
     torch.nn.functional.cross_entropy(logits.float().flatten(0, -2), ids.flatten()).backward()
@@ -242,7 +247,7 @@ def run(model: Any) -> None:
 
 def signature(model: Any) -> set[str]:
     """Names of the forward's arguments."""
-    return set(model.forward.__code__.co_varnames)
+    return set(inspect.signature(model.forward).parameters)
 
 
 def probe(model: Any, row: dict[str, Any]) -> None:
