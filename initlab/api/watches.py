@@ -149,8 +149,7 @@ class Watcher:
         try:
             tables = recorder.step(loss)
         except Exception as error:
-            self._warn("recording", f"{type(error).__name__}: {error}")
-            self._manifest["failed"][f"step {number}"] = str(error)
+            self._fail(number, error)
             return
         if tables is None:
             return
@@ -192,12 +191,22 @@ class Watcher:
             except RunError as error:
                 self._warn("writing", str(error))
 
+    def _fail(self, number: int, error: Exception) -> None:
+        self._warn("recording", f"{type(error).__name__}: {error}")
+        try:
+            if self._folder is None:
+                self._manifest["failed"][f"step {number}"] = str(error)
+            else:
+                self._folder.fail(f"step {number}", str(error))
+        except RunError as unwritten:
+            self._warn("writing", str(unwritten))
+
     def _warn(self, what: str, text: str) -> None:
         """Once for each cause; the warning points at the line that called `step`."""
         if what not in self._warned:
             self._warned.add(what)
             message = f"initlab.watch goes on after an error in {what}, and won't repeat this: {text}"
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     @property
     def result(self) -> Watch:

@@ -8,6 +8,7 @@ import pandas as pd
 # A ratio far above means that a step rewrites the weight, one far below that it hardly learns. A rule of thumb for
 # Adam-like steps: karpathy, "makemore" part 3 (https://youtu.be/P6sfmUTpUmc), which draws the same line.
 RULE_OF_THUMB = 1e-3
+VECTORS = ("norm_gain", "norm_bias", "bias")  # roles of what isn't a matrix
 
 
 def update_ratios(records: pd.DataFrame) -> pd.DataFrame:
@@ -37,6 +38,12 @@ def by_role(updates: pd.DataFrame) -> pd.DataFrame:
     for name in ("update_rms", "weight_rms"):
         totals[name] = np.sqrt(totals[name] / totals["numel"])
     return _with_ratio(totals).drop(columns="numel")
+
+
+def matrix_ratios(updates: pd.DataFrame) -> pd.Series:
+    """One ratio per step, of all matrices together: vectors are left out, since biases that start at 0 have none."""
+    matrices = updates[~updates["role"].isin(VECTORS)]
+    return by_role(matrices.assign(role="matrices")).set_index("step")["ratio"]
 
 
 def _with_ratio(frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from initlab.report import figures
 from initlab.report.figures import FIGURES, dots
 from initlab.report.figures.data import curve
 
-ORDER = ["residual", "branches", "depth", "gradients", "gradient-roles", "first-loss", "attention", "site-map"]
+ORDER = ["watch", "residual", "branches", "depth", "gradients", "gradient-roles", "first-loss", "attention", "site-map"]
 
 
 def texts(figure):
