@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -135,6 +136,8 @@ class Watcher:
         self._parts: list[Tables] = []
         self._warned: set[str] = set()
         self._started = time.perf_counter()
+        if recorder is not None:  # also when nobody closes it, at the latest before the interpreter goes down
+            weakref.finalize(self, recorder.close)
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """Count one update; call it after `optimizer.step()`. After `close()` it does nothing.

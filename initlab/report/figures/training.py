@@ -10,6 +10,8 @@ import pandas as pd
 
 from initlab.judge.updates import RULE_OF_THUMB, VECTORS, by_role, update_ratios
 from initlab.report.digest import number, steps_of
+from initlab.report.figures.data import Curve
+from initlab.report.figures.panels import draw_curve
 from initlab.report.theme import Label, block_axis, log_axis, log_limits, new_figure, place_labels, style
 from initlab.rundir import Run
 
@@ -27,11 +29,7 @@ class _Line:
     name: str  # empty: not labelled
     token: str
     marker: str
-    steps: np.ndarray
-    values: np.ndarray
-
-    def drawable(self) -> np.ndarray:
-        return np.isfinite(self.values) & (self.values > 0)
+    curve: Curve
 
 
 def needs_watch(run: Run) -> str:
@@ -52,21 +50,14 @@ def draw_watch(run: Run, theme: str) -> Figure:
         for axes, (title, unit, lines) in zip(grid, panels, strict=True):
             labels = []
             for line in lines:
-                shown = np.where(line.drawable(), line.values, np.nan)
-                thin = not line.name
-                axes.plot(
-                    line.steps,
-                    shown,
-                    color=palette["faint" if thin else line.token],
-                    linewidth=0.8 if thin else 1.7,
-                    marker="" if thin else line.marker,
-                    markersize=max(2.2, 4.5 - len(steps) / 25),
-                    zorder=2 if thin else 3,
-                )
-                if line.name and line.drawable().any():
-                    end = np.flatnonzero(line.drawable())[-1]
-                    labels.append(Label(float(line.steps[end]), float(line.values[end]), line.name, line.token))
-            drawn = np.concatenate([line.values[line.drawable()] for line in lines])
+                if line.name:
+                    draw_curve(axes, line.curve, palette[line.token], line.marker)
+                    end = line.curve.end()
+                    labels += [Label(*end, line.name, line.token)] if end else []
+                else:
+                    between = np.where(line.curve.drawable, line.curve.median, np.nan)
+                    axes.plot(line.curve.x, between, color=palette["faint"], linewidth=0.8, zorder=1)
+            drawn = np.concatenate([line.curve.median[line.curve.drawable] for line in lines])
             if title == _UPDATES:
                 axes.axhline(RULE_OF_THUMB, color=palette["muted"], linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
                 labels.append(Label(float(steps[-1]), RULE_OF_THUMB, "10⁻³, a rule of thumb", "muted", muted=True))
@@ -88,7 +79,7 @@ def describe_watch(run: Run) -> str:
     parts = []
     for title, _, lines in _panels(run):
         named = [line for line in lines if line.name]
-        ends = [f"{line.name} {number(float(line.values[0]))} to {number(float(line.values[-1]))}" for line in named]
+        ends = [f"{line.name} {number(line.curve.median[0])} to {number(line.curve.median[-1])}" for line in named]
         parts.append(f"{title}: {', '.join(ends)}")
     return f"From step {steps[0]} to step {steps[-1]}. {'. '.join(parts)}."
 
@@ -104,7 +95,7 @@ def _panels(run: Run) -> list[tuple[str, str, list[_Line]]]:
         ("Gradient of the residual stream", "variance of ∂loss/∂x", _stream(records, "grad")),
         (_UPDATES, "rms of update / rms of weight", _updates(records)),
     ]
-    return [panel for panel in panels if any(line.drawable().any() for line in panel[2])]
+    return [panel for panel in panels if any(line.curve.drawable.any() for line in panel[2])]
 
 
 def _stream(records: pd.DataFrame, kind: str) -> list[_Line]:
@@ -139,4 +130,5 @@ def _updates(records: pd.DataFrame) -> list[_Line]:
 
 
 def _line(rows: pd.DataFrame, column: str, name: str, token: str, marker: str) -> _Line:
-    return _Line(name, token, marker, rows["step"].to_numpy(float), rows[column].to_numpy(float))
+    values = rows[column].to_numpy(float)
+    return _Line(name, token, marker, Curve(rows["step"].to_numpy(float), values, values, values, values * np.nan))
