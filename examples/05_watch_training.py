@@ -30,5 +30,6 @@ print("rms of update / rms of weight, by role and step")
 print(ratios.dropna().to_string(float_format="{:.4f}".format))
 
 stream = watched.at("resid_post").pivot(index="layer", columns="step", values="var")
-print(f"\nresidual variance by block and step, grown {stream[30].iloc[-1] / stream[0].iloc[-1]:.0f}-fold after the last")
+grown = stream[30].iloc[-1] / stream[0].iloc[-1]
+print(f"\nresidual variance by block and step, grown {grown:.0f}-fold after the last")
 print(stream.to_string(float_format="{:.3g}".format))

@@ -1,5 +1,5 @@
-"""What `probe`, `compare` and `watch` give back: tables, findings, pictures and a report. Torch-free, so a saved run loads
-anywhere."""
+"""What `probe`, `compare` and `watch` give back: tables, findings, pictures and a report. Torch-free, so a saved
+run loads anywhere."""
 
 from __future__ import annotations
 

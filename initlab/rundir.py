@@ -32,8 +32,8 @@ _REQUIRED = {"config": dict, "recipes": dict, "cells": list, "failed": dict, "cr
 class Run:
     """What a run folder holds: tables, and the manifest that run.json stores.
 
-    Manifest keys: schema_version, kind (probe, compare or watch), command, config (what makes two runs the same), recipes
-    (evaluated, see `initlab.recipes.evaluate`), data, environment, created, finished (None while incomplete),
+    Manifest keys: schema_version, kind (probe, compare or watch), command, config (what makes two runs the same),
+    recipes (evaluated, see `initlab.recipes.evaluate`), data, environment, created, finished (None while incomplete),
     cells (planned run ids), failed (run id -> error text).
     """
 

@@ -12,6 +12,7 @@ EXPECTED = {
     "01_probe.py": ["NanoGPT passes all checks", "expected_var"],
     "02_compare.py": ["nanogpt-no-depth-scale", "RES001"],
     "03_your_own_recipe.py": ["by_layer"],
+    "05_watch_training.py": ["NanoGPT passes all checks", "attn_out", "fold after the last"],
 }
 
 

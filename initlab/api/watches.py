@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
@@ -94,8 +95,7 @@ def watch(
             raise ConfigError(f"{name} is {value!r}; expected a whole number of steps from {least} on")
     if stats not in PRESETS:
         raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
-    number = isinstance(loss_scale, int | float)
-    if not (0 < loss_scale < float("inf") if number else hasattr(loss_scale, "get_scale")):  # type: ignore[operator]
+    if not (0 < loss_scale < math.inf if isinstance(loss_scale, int | float) else hasattr(loss_scale, "get_scale")):
         raise ConfigError(f"loss_scale is {loss_scale!r}; expected a positive number or a torch.amp.GradScaler")
     callbacks = as_callbacks(callback)
     inside, _ = unwrap(model)

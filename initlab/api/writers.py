@@ -32,7 +32,7 @@ def _as_callback(given: Any) -> Callback:
     if callable(getattr(given, "log", None)):
         return partial(_to_wandb, given)
     if callable(given):
-        return given  # type: ignore[no-any-return]
+        return given
     raise ConfigError(
         f"callback is {type(given).__name__}; expected a function (step, records), a TensorBoard SummaryWriter, a "
         "wandb run, or a list of these"

@@ -219,7 +219,8 @@ def logits_in(output: Any, ids: Tensor | None, vocab_size: int | None) -> Tensor
     """The logits that a model returned for token ids (B, T): (B, T, V), in any nesting; None if there are none."""
     if ids is None:
         return None
-    return next((t for t in floats(output) if t.dim() == 3 and t.shape[:2] == ids.shape and _spans(t, vocab_size)), None)
+    found = (t for t in floats(output) if t.dim() == 3 and t.shape[:2] == ids.shape)
+    return next((t for t in found if _spans(t, vocab_size)), None)
 
 
 def next_tokens(ids: Tensor) -> Tensor:

@@ -198,7 +198,8 @@ def _module_table(run: Run) -> Table:
 
 def _step_table(run: Run) -> Table:
     """What training does to the scales: loss, both ends of the stream and of its gradient, size of the updates."""
-    table = _table("step", "loss", "residual var\nembed → last", "grad var\nembed ← last", "update\nratio", "logit\nstd")
+    heads = ("loss", "residual var\nembed → last", "grad var\nembed ← last", "update\nratio", "logit\nstd")
+    table = _table("step", *heads)
     records = run.tables.records
     ratios = matrix_ratios(update_ratios(records))
     last = records["n_layer"] - 1

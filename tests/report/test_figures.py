@@ -26,7 +26,7 @@ def test_the_figures_and_their_order():
 
 
 def test_unknown_figure_lists_the_known_ones(usual):
-    with pytest.raises(ConfigError, match="unknown figure 'rms'; figures: residual, branches"):
+    with pytest.raises(ConfigError, match="unknown figure 'rms'; figures: watch, residual, branches"):
         figures.draw("rms", usual)
 
 
