@@ -3,9 +3,10 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/watch_overhead.py [--write]
 
 Every round trains each way for a few steps (AdamW, one batch), in an order that turns round every time, in one
-process: bare; under a watch, on steps that it only counts; and on watched steps, in both presets. The figures are
-medians over rounds of CPU time a step relative to the bare steps of the same round, and for the counter, which is far
-below the noise of a step, of its own CPU time over 10000 calls. --write keeps the result beside this file.
+process: bare; under a watch, on steps that it only counts; and on watched steps, in both presets, with their tables
+built but not written. The figures are medians over rounds of CPU time a step relative to the bare steps of the same
+round, and for the counter, which is far below the noise of a step, of its own CPU time over 10000 calls. --write keeps
+the result beside this file.
 """
 
 from __future__ import annotations

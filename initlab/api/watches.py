@@ -77,7 +77,8 @@ def watch(
             after this step; rows of later steps, made before the training was set back, are dropped.
         stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
         loss_scale: what the loss is multiplied with before `backward()`, by which gradients are divided: the
-            `torch.amp.GradScaler`, or a number (1/n where gradients of n micro-batches are summed up).
+            `torch.amp.GradScaler`, or a number (1/n where gradients of n micro-batches are summed up). Gradients that
+            overflow, as a GradScaler's first ones may, are recorded, and judged, as not finite.
         callback: called as `callback(step, records)` after each watched step; or a TensorBoard SummaryWriter, or a
             wandb run, which get tags such as `initlab/resid_post/3/var`; or a list of these.
 
@@ -114,7 +115,7 @@ def watch(
     if _rank():
         return Watcher(None, manifest, None, [])
     folder = _open(Path(out), manifest, start_step) if out is not None else None
-    recorder = StepRecorder(model, every, preset=stats, start_step=start_step, loss_scale=loss_scale)  # type: ignore[arg-type]
+    recorder = StepRecorder(model, every, preset=stats, start_step=start_step, loss_scale=loss_scale)
     return Watcher(recorder, manifest, folder, callbacks)
 
 

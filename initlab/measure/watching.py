@@ -144,8 +144,8 @@ class StepRecorder:
         with ExitStack() as stack:
             stack.enter_context(eagerly(inside))
             for handle in (
-                inside.register_forward_pre_hook(self._enter, with_kwargs=True),
-                inside.register_forward_hook(self._leave, always_call=True),
+                inside.register_forward_pre_hook(_Hook(self._enter), with_kwargs=True),
+                inside.register_forward_hook(_Hook(self._leave), always_call=True),
             ):
                 stack.callback(handle.remove)
             self._armed = stack.pop_all()
@@ -233,6 +233,24 @@ class StepRecorder:
         weights = _weights(made)
         self.close()
         return _tables(made, weights, f"{LABEL}-step{self.done}", self.done, value, self._preset, self._notes)
+
+
+class _Hook:
+    """A hook that does nothing in a copy of the model: it may be deep-copied (as for an average of the weights) or
+    pickled while a step is watched."""
+
+    def __init__(self, call: Callable[..., None]):
+        self._call = call
+
+    def __call__(self, *given: Any) -> None:
+        self._call(*given)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Hook, (_nothing,))
+
+
+def _nothing(*given: Any) -> None:
+    pass
 
 
 def _number(loss: Tensor | float | None) -> float:

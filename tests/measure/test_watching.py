@@ -1,10 +1,14 @@
 """Watched steps against hooks written out by hand, and what a watch must not change."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from measure_zoo import ZOO, T, V
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from initlab.errors import ProbeError
@@ -331,6 +335,19 @@ def test_watches_that_overlap_leave_compilation_as_it_was():
         recorder.step()
     compiled(batch(1)[0])
     assert backend.calls > 0
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), AveragedModel])
+def test_a_model_may_be_copied_on_a_watched_step(again):
+    model = nano()
+    recorder = StepRecorder(model, 1)
+    before = again(model)
+    loss_of(model, 0).backward()
+    after = copy.deepcopy(model)
+    for twin in (before, after):
+        twin(*batch(1))  # isn't what is watched
+    tables = recorder.step()
+    assert not any("forward passes" in note for note in tables.coverage["note"])
 
 
 def test_closing_in_the_middle_of_a_watched_step_leaves_nothing():
