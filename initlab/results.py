@@ -1,5 +1,5 @@
-"""What `probe` and `compare` give back: tables, findings, pictures and a report. Torch-free, so a saved run loads
-anywhere."""
+"""What `probe`, `compare` and `watch` give back: tables, findings, pictures and a report. Torch-free, so a saved
+run loads anywhere."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pandas as pd
 from initlab import rundir
 from initlab.errors import RunError
 from initlab.judge.rules import Finding, Severity, evaluate, worst
+from initlab.judge.updates import by_role, update_ratios
 from initlab.report import console
 from initlab.rundir import Run, RunDir
 
@@ -129,6 +130,28 @@ class Comparison(Result):
         return console.comparison_text(self.run, self.findings, width=width, color=color)
 
 
+class Watch(Result):
+    """One model, at several steps of its training."""
+
+    kind = "watch"
+
+    @property
+    def updates(self) -> pd.DataFrame:
+        """How far each watched step moved each parameter, relative to its size: update_rms / weight_rms = `ratio`.
+
+        Columns: see `initlab.judge.updates.update_ratios`.
+        """
+        return update_ratios(self.records)
+
+    @property
+    def updates_by_role(self) -> pd.DataFrame:
+        """`updates`, all parameters of a role taken together: step, role, update_rms, weight_rms, ratio."""
+        return by_role(self.updates)
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        return console.watch_text(self.run, self.findings, width=width, color=color)
+
+
 @dataclass(frozen=True, slots=True)
 class Description:
     """What a model was initialised with.
@@ -147,14 +170,18 @@ class Description:
         return self.text
 
 
-def load(path: str | Path) -> Probe | Comparison:
-    """Read a run that was written by `probe`, `compare` or the command line; torch isn't needed.
+def load(path: str | Path) -> Probe | Comparison | Watch:
+    """Read a run that was written by `probe`, `compare`, `watch` or the command line; torch isn't needed.
 
     Raises:
         RunError: no run in the folder, or not one that this version can read.
     """
     run = rundir.load(path)
-    kinds: dict[str, type[Probe] | type[Comparison]] = {"probe": Probe, "compare": Comparison}
+    kinds: dict[str, type[Probe] | type[Comparison] | type[Watch]] = {
+        "probe": Probe,
+        "compare": Comparison,
+        "watch": Watch,
+    }
     kind = run.manifest.get("kind")
     if kind not in kinds:
         raise RunError(f"{path} holds a run of kind {kind!r}; this version reads {', '.join(kinds)}")

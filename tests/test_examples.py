@@ -13,6 +13,7 @@ EXPECTED = {
     "02_compare.py": ["nanogpt-no-depth-scale", "RES001"],
     "03_your_own_recipe.py": ["by_layer"],
     "04_your_own_model.py": ["6 blocks, stream reproduced from its writes in 6", "torch-default"],
+    "05_watch_training.py": ["NanoGPT passes all checks", "attn_out", "fold after the last"],
     "06_hugging_face.py": ["LlamaForCausalLM passes", "though GPT2PreTrainedModel._init_weights says so", "Now every"],
 }
 

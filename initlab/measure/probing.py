@@ -146,7 +146,7 @@ def measure_inputs(
         "loss": float(judged.loss.detach()),
         "ln_vocab": math.log(vocab_size) if vocab_size else math.nan,
         "logit_std": next((row["std"] for row in records if row["site"] == "logits"), math.nan),
-        "own_logit": _own_logit(judged.logits, ids),
+        "own_logit": own_logit(judged.logits, ids),
         "repeat_rate": _share_equal(ids, inputs.targets),
         **scalars(recorder),
         "seconds": round(time.perf_counter() - started, 3),
@@ -194,7 +194,7 @@ def _share_equal(ids: Tensor | None, targets: Tensor | None) -> float:
     return float((torch.eq(ids, targets) & counted).sum() / counted.sum())
 
 
-def _own_logit(logits: Tensor | None, ids: Tensor | None) -> float:
+def own_logit(logits: Tensor | None, ids: Tensor | None) -> float:
     """Mean logit of the token just read."""
     if logits is None or ids is None:
         return math.nan

@@ -27,7 +27,7 @@ def activation_rows(recorder: Recorder, values: list[dict[str, float]], shared: 
     rows = [
         {
             **shared,
-            **_scaled(values[seen.slot], seen.tap.scale if seen.kind == "activation" else 1 / seen.tap.scale),
+            **scaled(values[seen.slot], seen.tap.scale if seen.kind == "activation" else 1 / seen.tap.scale),
             "layer": seen.tap.layer,
             "position": position[seen.tap],
             "site": seen.tap.site,
@@ -41,7 +41,7 @@ def activation_rows(recorder: Recorder, values: list[dict[str, float]], shared: 
     return sorted(rows, key=lambda row: (row["kind"], row["position"]))
 
 
-def _scaled(row: dict[str, float], scale: float) -> dict[str, float]:
+def scaled(row: dict[str, Any], scale: float) -> dict[str, Any]:
     """Statistics of a tensor times a number, but for the shares, which stay those of the tensor itself."""
     if scale == 1:
         return row
@@ -151,10 +151,12 @@ def coverage_rows(
             full = preset == "full"
             add("activation", site, sites.n_layer if full else 0, sampled if full else "skipped by preset light", "")
     found = Counter((row["kind"], row["place"].role.value if row["place"] else UNASSIGNED) for row in weights)
+    updated = any(kind == "update" for kind, _ in found)
     for role in sorted({role for _, role in found}):
-        for kind in ("weight", "weight_grad"):
+        for kind in ("weight", "weight_grad", "update") if updated else ("weight", "weight_grad"):
             count, seen = found["weight", role], found[kind, role]
-            note = "" if seen == count else "frozen, or not used by the loss"
+            short = "frozen, or replaced during the step" if kind == "update" else "frozen, or not used by the loss"
+            note = "" if seen == count else short
             rows.append(_coverage(run_id, kind, role, count, seen, note))
     return rows + [_coverage(run_id, "activation", "model", 0, 0, note) for note in notes]
 
