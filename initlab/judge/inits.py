@@ -1,0 +1,150 @@
+"""Which recipe a model was drawn from, and what doesn't fit it: verdicts on the rows of `models.describing`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from initlab.errors import RecipeError
+from initlab.recipes.base import OUTPUTS, VECTORS
+
+TOLERANCE = 0.05  # relative, of a std: "has the value that it would have without depth scaling"
+# Of recipes that fit equally many roles, those whose std are likelier by more than four standard errors stand alone.
+_CLOSER = 16.0
+_UNEXPLAINED = 0.003  # relative error of a std beside sampling: rounding, rows of padding
+
+
+def best_recipes(rows: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
+    """The recipes that fit most roles (weight matrices first), and how many rows they don't fit.
+
+    Of those, the ones with the fewest misfitting parameters, and whose std are as close as chance allows: recipes
+    may lie within the tolerance of each other. Empty, unless they fit more than half of the weight matrices' rows.
+    """
+    described = [row for row in rows if row["role"]]
+    matrices = [row for row in described if row["role"] not in VECTORS]
+    scores = {id: _score(id, described) for row in described for id in row["expected"]}
+    top = max(scores.values(), default=(0, 0))
+    if 2 * top[0] <= len(matrices):
+        return [], len(described)
+    left = {id: _misfitting(id, described) for id, score in scores.items() if score == top}
+    best = [id for id, count in left.items() if count == min(left.values())]
+    off = {id: _deviation(id, matrices) for id in best}
+    return [id for id in best if off[id] <= min(off.values()) + _CLOSER], len(described) - sum(top)
+
+
+def same_draws(rows: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[list[str]]:
+    """The ids in groups that would draw this very model alike, in the order of their first member."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for id in ids:
+        drawn = [row["expected"].get(id, {}) for row in rows if row["role"]]
+        groups.setdefault(tuple((d.get("kind"), d.get("mean"), d.get("std")) for d in drawn), []).append(id)
+    return list(groups.values())
+
+
+def mismatches(rows: Sequence[dict[str, Any]], recipes: Sequence[str] | None = None) -> list[str]:
+    """Sentences on what doesn't fit the recipe that the model was meant to have.
+
+    Args:
+        recipes: what was meant, ids among those described; of several the closest. None: the recipe that fits most
+            roles, or nanogpt where the model's own code scales by depth and its weights aren't scaled.
+
+    Raises:
+        RecipeError: an id that the rows weren't compared with.
+    """
+    described = [row for row in rows if row["role"]]
+    if recipes is None:
+        best, _ = best_recipes(rows)
+        if not best:
+            return [_nothing_known(described)]
+        unscaled = "nanogpt-no-depth-scale" in best and "nanogpt" not in best
+        if unscaled and described[0]["depth_code"] and "nanogpt" in described[0]["expected"]:
+            best = ["nanogpt"]
+    else:
+        for id in recipes:
+            if not any(id in row["expected"] for row in described):
+                raise RecipeError(f"recipe {id!r} is not among those that the model was compared with")
+        best = sorted(recipes, key=lambda id: _score(id, described), reverse=True)
+    return _misfits(best[0], described) if best else []
+
+
+def _score(id: str, described: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    fitting = [row for row in described if id in row["matches"]]
+    matrices = sum(row["role"] not in VECTORS for row in fitting)
+    return matrices, len(fitting) - matrices
+
+
+def _misfitting(id: str, described: Sequence[dict[str, Any]]) -> int:
+    return sum(len(row["expected"][id]["misfits"]) for row in described if id in row["expected"])
+
+
+def _deviation(id: str, matrices: Sequence[dict[str, Any]]) -> float:
+    """Squared distance of the fitting rows' std from the recipe's, in their standard errors."""
+    total = 0.0
+    for row in matrices:
+        wanted = row["expected"].get(id, {"std": 0.0})["std"]
+        if id in row["matches"] and wanted > 0 and row["std"] > 0:
+            total += math.log(row["std"] / wanted) ** 2 / (1 / (2 * row["numel"]) + _UNEXPLAINED**2)
+    return total
+
+
+def _nothing_known(described: Sequence[dict[str, Any]]) -> str:
+    if not described:
+        return "no known recipe: nothing to compare"
+    known = [row["role"] for row in described if row["matches"] and row["role"] not in VECTORS]
+    fits = f"; only {_list(list(dict.fromkeys(known)))} would fit one" if known else ""
+    return f"no known recipe: the weights are trained, or drawn another way{fits}"
+
+
+def _misfits(id: str, described: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence per way of being different."""
+    several = len({row["stack"] for row in described if row["stack"]}) > 1
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in described:
+        wanted = row["expected"].get(id)
+        if wanted is None or not wanted["misfits"]:
+            continue
+        place = f"{row['role']} of {row['stack'] or 'outside the blocks'}" if several else row["role"]
+        if len(wanted["misfits"]) < row["n"]:
+            place += f" in {len(wanted['misfits'])} of {row['n']} parameters ({wanted['misfits'][0]})"
+        groups.setdefault((_found_text(wanted), _wanted_text(wanted), _reason(row, wanted)), []).append(place)
+    alone = all(row["expected"].get(id, {}).get("misfits") for row in described)
+    lead = f"{_name(id)}: " if alone else f"everything else is {_name(id)}, but "
+    return [
+        f"{lead}{_list(places)} {'has' if len(places) == 1 else 'have'} {found}, not {wanted}{reason}"
+        for (found, wanted, reason), places in groups.items()
+    ]
+
+
+def _found_text(wanted: dict[str, Any]) -> str:
+    mean, std = wanted["misfit_mean"], wanted["misfit_std"]
+    if std <= 1e-6 * abs(mean) or std == 0:
+        return f"the value {mean:.3g}"
+    return f"std {std:.2g}" + (f" and mean {mean:.2g}" if abs(mean) > std / 5 else "")
+
+
+def _wanted_text(wanted: dict[str, Any]) -> str:
+    value = f"{wanted['mean' if wanted['kind'] == 'constant' else 'std']:.2g}"
+    text = wanted["text"].replace(" / ", "/").replace("2 * n_layer", "2*n_layer")
+    if wanted["kind"] not in ("normal", "constant"):
+        return f"{value} ({wanted['kind']}, {text})"
+    return value if text == value else f"{text} = {value}"
+
+
+def _reason(row: dict[str, Any], wanted: dict[str, Any]) -> str:
+    plain = row["expected"].get("nanogpt-no-depth-scale", {"std": 0.0})["std"]
+    if (
+        row["role"] not in OUTPUTS
+        or "n_layer" not in wanted["text"]
+        or abs(wanted["misfit_std"] - plain) > TOLERANCE * plain
+    ):
+        return ""
+    return ": not depth-scaled" + (f", though {row['depth_code']} says so" if row["depth_code"] else "")
+
+
+def _name(id: str) -> str:
+    return "nanogpt (GPT-2's init)" if id == "nanogpt" else id
+
+
+def _list(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
