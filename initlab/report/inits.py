@@ -54,13 +54,15 @@ def _spread(row: dict[str, Any]) -> str:
 
 
 def _fits(row: dict[str, Any], compared: int, best: Sequence[str]) -> str:
-    """One of the recipes that fit the row, the whole model's where it does; how many others."""
-    matches = sorted(row["matches"], key=lambda id: id not in best[:1])
+    """The whole model's recipe where it fits the row, else one of those that do and how many others."""
+    matches = row["matches"]
     if not matches:
         far = not row["nearest"] or not math.isfinite(row["difference"])
         return "none" if far else f"none; {row['difference']:.0%} off {row['nearest']}"
     if len(matches) == compared and compared > 1:
         return "all"
+    if best and best[0] in matches:
+        return best[0]
     return matches[0] + (f" +{len(matches) - 1}" if len(matches) > 1 else "")
 
 

@@ -573,3 +573,16 @@ def test_blocks_that_are_drawn_differently_have_a_row_for_the_first_and_the_last
     rows = evaluate(own(lambda role, dims: Normal(0.02 / (dims.layer + 1))), [size])["rows"]
     found = [(row["layer"], row["std"]) for row in rows if row["role"] == "mlp_in"]
     assert found == [(0, 0.02), (3, 0.005)]
+
+
+@pytest.mark.parametrize(
+    ("id", "shown"),
+    [("torchtitan-llama3", {"mlp_gate": 0.02}), ("nanogpt-width-matched", {"router": 0.02}), ("xavier", {})],
+)
+def test_a_gate_and_a_router_are_shown_where_they_are_drawn_apart(id: str, shown: dict[str, float]) -> None:
+    size = {"n_layer": 4, "n_embd": 64, "n_head": 4, "block_size": T, "vocab_size": VOCAB}
+    rows = evaluate(registry.get(id), [size], special=True)["rows"]
+    assert {row["role"]: row["std"] for row in rows if row["role"] in ("mlp_gate", "router")} == shown
+    names = [row["role"] for row in rows]
+    assert all(names.index(role) == names.index("mlp_in") - 1 for role in shown)
+    assert not {"mlp_gate", "router"} & {row["role"] for row in evaluate(registry.get(id), [size])["rows"]}
