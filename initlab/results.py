@@ -4,7 +4,8 @@ anywhere."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from initlab import rundir
-from initlab.errors import RunError
+from initlab.errors import ConfigError, RunError
+from initlab.judge.remedies import Change
 from initlab.judge.rules import Finding, Severity, evaluate, worst
-from initlab.report import console
+from initlab.report import console, proposals
 from initlab.rundir import Run, RunDir
 
 if TYPE_CHECKING:
@@ -145,6 +147,66 @@ class Description:
 
     def __repr__(self) -> str:
         return self.text
+
+
+@dataclass
+class Proposal:
+    """What `fix` would change.
+
+    Attributes:
+        model: class of the model.
+        before, after: probes of the model as found, and of the changed copy; `after` is None without a change.
+        problems: findings that it answers; a depth scaling that is lacking on one model is among them as RES001.
+        changes: by role and stack of blocks.
+        left: findings that stay.
+        notes: what is as published, and yet worth knowing.
+        applied: whether the model was changed.
+    """
+
+    model: str
+    before: Probe
+    problems: list[Finding]
+    changes: list[Change]
+    left: list[Finding]
+    notes: list[Finding]
+    after: Probe | None
+    _change: Callable[[], None] | None = field(repr=False)
+    applied: bool = False
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Per role and stack: role, stack, n (parameters), names, found and proposed (std), how, code, why."""
+        return [
+            {
+                "role": change.role,
+                "stack": change.stack,
+                "n": len(change.names),
+                "names": list(change.names),
+                "found": change.found,
+                "proposed": change.proposed,
+                "how": change.how,
+                "recipe": change.recipe,
+                "code": change.code,
+                "why": change.why,
+            }
+            for change in self.changes
+        ]
+
+    def apply(self) -> None:
+        """Change the model, in place, as shown.
+
+        Raises:
+            ConfigError: there is nothing to change, or it was applied already: a factor would count twice.
+        """
+        if self._change is None:
+            raise ConfigError(f"there is nothing to change in {self.model}")
+        if self.applied:
+            raise ConfigError(f"this proposal was applied to {self.model} already; call fix again for another look")
+        self._change()
+        self.applied = True
+
+    def __repr__(self) -> str:
+        return proposals.proposal_text(self)
 
 
 def load(path: str | Path) -> Probe | Comparison:

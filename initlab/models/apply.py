@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import weakref
@@ -52,6 +53,22 @@ def apply_recipe(model: nn.Module, recipe: Recipe, seed: int, only: Collection[s
             parameter.copy_(whole)
     if only is None:
         _APPLIED.add(model)
+
+
+def rescale(model: nn.Module, names: Collection[str], factor: float) -> None:
+    """Multiply parameters in place, which keeps what was drawn but for its scale."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.mul_(factor)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, which also counts as drawn from a recipe where the model does."""
+    twin = copy.deepcopy(model)
+    if was_applied(model):
+        _APPLIED.add(twin)
+    return twin
 
 
 def was_applied(model: nn.Module) -> bool:

@@ -36,11 +36,11 @@ class _Found:
 def describe(model: nn.Module, recipes: Iterable[str | Recipe] | None = None) -> list[dict[str, Any]]:
     """One row per role and stack of blocks, in the model's order: what was found, and what each recipe would draw.
 
-    Keys: role, stack, n_layer, n (parameters), numel, shape (of the first), mean, std (pooled), std_min, std_max,
-    stds (by parameter name), distribution, matches (ids of the recipes that fit every parameter), nearest and
-    difference (the id closest in std, and how far it is, relative), expected (per id: std, text, misfits), depth_code
-    (the model's own code that scales by depth, unless apply_recipe has overruled it). Parameters without a role share
-    a last row, with role "" and their names.
+    Keys: role, stack, n_layer, n_embd, n (parameters), numel, shape (of the first), mean, std (pooled), std_min,
+    std_max, stds (by parameter name), distribution, matches (ids of the recipes that fit every parameter), nearest and
+    difference (the id closest in std, and how far it is, relative), expected (per id: std, flat: the same in every
+    parameter, text, misfits), depth_code (the model's own code that scales by depth, unless apply_recipe has overruled
+    it). Parameters without a role share a last row, with role "" and their names.
 
     Raises:
         RecipeError: an unknown recipe, or a model on the meta device.
@@ -108,6 +108,7 @@ def _row(group: list[_Found], recipes: list[Recipe]) -> dict[str, Any]:
     nearest = min(distance, key=lambda id: (distance[id], len(expected[id]["misfits"])), default="")
     return {
         "n_layer": group[0].place.dims.n_layer,
+        "n_embd": group[0].place.dims.n_embd,
         "n": len(group),
         "mean": sum(found.numel * found.mean for found in group) / max(numel, 1),
         "numel": numel,
@@ -144,6 +145,7 @@ def _expected(group: list[_Found], recipe: Recipe, distribution: str) -> dict[st
     text = first.formula.removeprefix("std = ").removeprefix("value = ")
     return {
         "std": whole,
+        "flat": len({round(std, 12) for _, std in stds}) == 1,
         "mean": mean,
         "kind": first.kind,
         "text": text,
