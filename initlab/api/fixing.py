@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab.api.measuring import probe
 from initlab.errors import ConfigError, RecipeError
-from initlab.judge import remedies
+from initlab.judge import inits, remedies
 from initlab.judge.remedies import Case, Change
 from initlab.judge.rules import Finding
 from initlab.recipes import Recipe, registry
@@ -85,14 +85,14 @@ class _Look:
         from initlab.models.describing import describe
 
         self.probe = found
-        known: list[str | Recipe] = [*remedies.REFERENCES]
+        known: list[str | Recipe] = [*inits.REFERENCES]
         if declared is not None and declared.id not in known:
             known.append(declared)
         self.rows = describe(model, known)
         failed = [f for f in found.findings if f.status == "fail" and f.severity != "info"]
         # a declared recipe says what was meant, and INI001 whether it is so
         said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)
-        unscaled = None if said else remedies.unscaled_outputs(self.rows, _growth(found))
+        unscaled = None if said else inits.unscaled_outputs(self.rows, _growth(found))
         self.notes = [unscaled] if unscaled and unscaled.severity == "info" else []
         self.problems: list[Finding] = failed + ([unscaled] if unscaled and not self.notes else [])
 
@@ -109,7 +109,7 @@ def _search(
     model: nn.Module, look: _Look, measure: Callable[[nn.Module], Probe], declared: Recipe | None, seed: int
 ) -> tuple[list[Change], _Look] | None:
     """The best of: changes role by role; the nearest recipe; nanogpt. None where none of them helps."""
-    nearest = declared.id if declared else remedies.reference_of(look.rows)
+    nearest = declared.id if declared else inits.reference_of(look.rows)
 
     def tried(changes: list[Change], twin: nn.Module) -> _Look:
         _apply(twin, changes, declared, seed)

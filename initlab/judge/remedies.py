@@ -11,24 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from initlab.judge.inits import TOLERANCE, best_recipes
+from initlab.judge.inits import TOLERANCE, unscaled
 from initlab.judge.rules import Finding
-from initlab.judge.rules.depth import UNSCALED_WRITES
 from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS
 
-# Published models of today were pre-trained from these; of several that fit, the first is the reference.
-REFERENCES = (
-    "nanogpt",
-    "hf-llama",
-    "torchtitan-llama3",
-    "small-init-wang-neox",
-    "small-init-wang-litgpt",
-    "olmo-mitchell",
-    "olmo-full-megatron",
-    "olmo-normal",
-    "nanodo",
-)
 GPT2_EMBEDDING = 0.02
 GPT2_STD = 0.02 * math.sqrt(768)  # of the logits and of the hidden pre-activations of a fresh GPT-2 124M: 0.554
 
@@ -78,61 +65,6 @@ class Case:
 Remedy = Callable[[Finding, Case], list[Change]]
 
 
-def reference_of(rows: Sequence[dict[str, Any]]) -> str:
-    """The recipe that the model is nearest to, among those that models are trained from; else nanogpt."""
-    best, _ = best_recipes(_narrowed(rows))
-    return next((id for id in REFERENCES if id in best), "nanogpt")
-
-
-def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding | None:
-    """RES001 on a single depth: output projections as wide as the others', in a stream that the blocks dominate.
-
-    RES001 fits an exponent over depths: variance of the writes ∝ n_layer^-1 when scaled, ^0 when not, and fails above
-    half way, -0.5. On one model the same half way is a squared ratio of std, output to input, of 1/√(2·n_layer),
-    between 1 and 1/(2·n_layer). As in RES001, writes that sum to less than the embedding's own variance are no matter,
-    unless the model's own code says that they are scaled.
-
-    A warning; a note (`info`) on a model without learned positions whose every role fits a published recipe: Llama and
-    its like are published with outputs at 0.02, GPT-2 and its like with scaled ones.
-
-    Args:
-        growth: what the blocks add to the stream's variance, in units of the embedding's; NaN where there is no stream.
-    """
-    found = [row for row, names in _unscaled(rows) if names]
-    code = found[0]["depth_code"] if found else ""
-    if not found or not (code or growth > 1):
-        return None
-    roles, n_layer = " and ".join(dict.fromkeys(row["role"] for row in found)), found[0]["n_layer"]
-    stds = ", ".join(dict.fromkeys(f"{row['std_max']:.2g}" for row in found))
-    best, left = best_recipes(_narrowed(rows))
-    published = best[0] if best and not left and not code and not any(r["role"] == Role.POS_EMBED for r in rows) else ""
-    verb = "aren't" if " and " in roles else "isn't"
-    message = f"{roles} (std {stds}) {verb} depth-scaled at {n_layer} layers" + (
-        f", though {code} says so" if code else ""
-    )
-    if not math.isnan(growth):
-        message += f"{', as ' + published + ' draws them' if published else ''}; the blocks add {growth:.3g}× the embedding's variance to the stream"
-    return Finding(
-        code=UNSCALED_WRITES.code,
-        name=UNSCALED_WRITES.name,
-        question=UNSCALED_WRITES.question,
-        status="fail",
-        severity="info" if published else "warning",
-        recipe="",
-        message=message,
-        site=found[0]["role"],
-        measured=growth,
-        unit="× the embedding's variance",
-        limit=f"std² of outputs ≤ that of inputs / √(2·{n_layer}), or an added variance ≤ the embedding's",
-        effect=math.log(growth) if growth > 0 else 0.0,
-        why=UNSCALED_WRITES.why,
-        advice=f"divide the std of {roles} by √(2·{n_layer})"
-        + (", as recipe='megatron' does, if your depth calls for it" if published else ""),
-        basis=UNSCALED_WRITES.basis,
-        source=UNSCALED_WRITES.source,
-    )
-
-
 def propose(findings: Iterable[Finding], case: Case) -> list[Change]:
     """One change per role and stack, the first that answers a finding; empty where no init is at fault."""
     changes: dict[tuple[str, str], Change] = {}
@@ -145,7 +77,7 @@ def propose(findings: Iterable[Finding], case: Case) -> list[Change]:
 def scale_outputs(finding: Finding, case: Case) -> list[Change]:
     """Divide by √(2·n_layer) what isn't yet: two writes a block."""
     changes = []
-    for row, names in _unscaled(case.rows):
+    for row, names in unscaled(case.rows):
         factor = 1 / math.sqrt(2 * row["n_layer"])
         why = (
             f"{row['n_layer']} blocks write twice each; 1/√(2·{row['n_layer']}) makes the sum independent of the depth"
@@ -258,25 +190,6 @@ REMEDIES: dict[str, Remedy] = {
     "INI002": scale_outputs,  # depth scaling lost, by the model's own code
     "ACT001": widen_hidden,  # hidden std too small for the width
 }
-
-
-def _narrowed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, compared with the references alone."""
-    known = [row for row in rows if row["role"]]
-    return [row | {"expected": {id: e for id, e in row["expected"].items() if id in REFERENCES}} for row in known]
-
-
-def _unscaled(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[str]]]:
-    """Output projections whose std is closer to the inputs' than to 1/√(2·n_layer) of it, row by row."""
-    inputs = {"attn_out": "attn_qkv", "mlp_out": "mlp_in"}
-    std = {(row["stack"], row["role"]): row["std"] for row in rows if row["role"]}
-    found = []
-    for row in rows:
-        beside = std.get((row["stack"], inputs.get(row["role"], "")), 0.0)
-        if beside > 0 and row["n_layer"] > 1:
-            limit = beside**2 / math.sqrt(2 * row["n_layer"])
-            found.append((row, [name for name, each in row["stds"].items() if each**2 > limit]))
-    return found
 
 
 def _rescaled(row: dict[str, Any], names: list[str], factor: float, finding: Finding, why: str) -> list[Change]:
