@@ -1,7 +1,8 @@
 """Probe every causal language model of the installed transformers, with no configuration, and write one table.
 
     python examples/audit_transformers.py --out reports/transformers-audit
-    python examples/audit_transformers.py --out /tmp/audit --only llama mamba2
+    python examples/audit_transformers.py --out audit --only llama mamba2
+    python examples/audit_transformers.py --out audit --task seq2seq   # classes that discovery wasn't written with
 
 Each class is built from a tiny random config (nothing is downloaded), its own forward and backward are run, then
 `initlab.probe(model)`. The table says which were reached, which stream was found and proved, and what the probe found.
@@ -10,7 +11,7 @@ Each class is built from a tiny random config (nothing is downloaded), its own f
 from __future__ import annotations
 
 import argparse
-import importlib
+import inspect
 import os
 import re
 import signal
@@ -27,12 +28,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pandas as pd
 import torch
 import transformers
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import initlab
+from initlab.models.declared import depth_code
 
-LIMIT = 120  # seconds for one class
+TASKS = {
+    "causal": ("causal language models", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    "masked": ("masked language models", modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    "seq2seq": ("sequence-to-sequence language models", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+}
+
+LIMIT = 240  # seconds for one class
 LAYERS, VOCAB = 3, 512
 
 # What makes a config small, by the names that configs use. Only names that a config has are passed on.
@@ -108,12 +116,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("transformers-audit"))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="model types, as AutoConfig names them")
+    parser.add_argument("--task", choices=TASKS, default="causal", help="which of transformers' lists (causal)")
     parser.add_argument("--limit", type=int, help="the first N entries alone")
     parser.add_argument("--seconds", type=int, default=LIMIT, help="limit for one class")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    names = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items())
+    kind, mapping = TASKS[args.task]
+    names = list(mapping.items())
     names = [entry for entry in names if not args.only or entry[0] in args.only][: args.limit]
     started, rows = time.perf_counter(), []
     for number, (model_type, class_name) in enumerate(names, 1):
@@ -123,7 +133,7 @@ def main() -> None:
     table = pd.DataFrame(rows)
     args.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(args.out / "audit.csv", index=False)
-    text = summary(table, time.perf_counter() - started)
+    text = summary(table, kind, time.perf_counter() - started)
     (args.out / "audit.md").write_text(text, encoding="utf-8")
     print(text.split("\n## ")[0])
 
@@ -134,7 +144,7 @@ def audit(model_type: str, class_name: str, seconds: int) -> dict[str, Any]:
         "model_type": model_type, "class": class_name, "built": "", "runs": "", "probed": "", "stacks": 0, "blocks": 0,
         "verified": 0.0, "multipliers": "", "errors": "", "warnings": "", "error_text": "",
         "initializer_range": "", "matrix_std": "",
-        "out_std": "", "depth_scaling_in_code": "", "notes": "", "seconds": 0.0,
+        "out_std": "", "depth_scaling": "", "off_range": "", "describe_init": "", "notes": "", "seconds": 0.0,
     }  # fmt: skip
     started = time.perf_counter()
     try:
@@ -223,8 +233,12 @@ def spread(values: list[Any]) -> list[Any]:
 def run(model: Any) -> None:
     """The model's own forward and backward, without initlab."""
     ids = torch.randint(16, VOCAB, (2, 32), generator=torch.Generator().manual_seed(0))
-    output = model(input_ids=ids, use_cache=False) if "use_cache" in signature(model) else model(input_ids=ids)
-    logits = output.logits
+    given: dict[str, Any] = {"input_ids": ids}
+    if "use_cache" in signature(model):
+        given["use_cache"] = False
+    if "decoder_input_ids" in signature(model) and getattr(model.config, "is_encoder_decoder", False):
+        given["decoder_input_ids"] = ids
+    logits = model(**given).logits
     if not torch.isfinite(logits).all():
         raise ValueError("logits aren't finite")
     torch.nn.functional.cross_entropy(logits.float().flatten(0, -2), ids.flatten()).backward()
@@ -233,7 +247,7 @@ def run(model: Any) -> None:
 
 def signature(model: Any) -> set[str]:
     """Names of the forward's arguments."""
-    return set(model.forward.__code__.co_varnames)
+    return set(inspect.signature(model.forward).parameters)
 
 
 def probe(model: Any, row: dict[str, Any]) -> None:
@@ -272,17 +286,34 @@ def codes(findings: list[Any], severity: str) -> str:
 
 def declared(model: Any, found: Any, row: dict[str, Any]) -> None:
     """What the class's code and config say of its init, beside what was drawn."""
-    config = model.config.get_text_config()
-    row["initializer_range"] = getattr(config, "initializer_range", "")
     weights = found.records[found.records["kind"] == "weight"]
     for column, roles in (
-        ("matrix_std", ("attn_qkv", "attn_q", "attn_v", "mlp_in", "mlp_gate")),
+        ("matrix_std", ("attn_qkv", "mlp_in", "mlp_gate")),
         ("out_std", ("attn_out", "mlp_out")),
     ):
         stds = weights.loc[weights["role"].isin(roles), "std"]
         row[column] = "–".join(sorted({f"{stds.min():.4f}", f"{stds.max():.4f}"})) if len(stds) else ""
-    source = Path(str(importlib.import_module(type(model).__module__).__file__)).read_text(encoding="utf-8")
-    row["depth_scaling_in_code"] = "yes" if re.search(r"sqrt\(\s*2(\.0)?\s*\*\s*(self\.)?(config\.)?n", source) else ""
+    row["describe_init"] = "; ".join(initlab.describe_init(model).mismatches)[:300]
+    config = model.config.get_text_config()
+    std = getattr(config, "initializer_range", None)
+    row["initializer_range"] = "" if std is None else std
+    if not isinstance(std, float) or std <= 0:
+        return
+    parameters = dict(model.named_parameters())
+    stds = dict(zip(weights["module"], weights["std"], strict=True))
+    if code := depth_code(model):
+        outputs = {name: stds[name] for name in weights.loc[weights["role"].isin(["attn_out", "mlp_out"]), "module"]}
+        scaled = [name for name, value in outputs.items() if value < 0.75 * std]
+        plain = sorted({re.sub(r"\d+", "*", name) for name in outputs.keys() - set(scaled)})
+        row["depth_scaling"] = f"{code}: {len(scaled)} of {len(outputs)} output projections scaled"
+        row["depth_scaling"] += f", not {', '.join(plain)}" if plain else ""
+    # of matrices alone: biases, norms and gains have inits of their own
+    off = {
+        re.sub(r"\d+", "*", name): f"{value:.3g}"
+        for name, value in stds.items()
+        if parameters[name].dim() > 1 and parameters[name].numel() >= 1024 and value > 2 * std
+    }
+    row["off_range"] = "; ".join(f"{name} {value}" for name, value in off.items())[:400]
 
 
 @contextmanager
@@ -314,7 +345,7 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['model_type']}: {share}, errors [{row['errors']}] warnings [{row['warnings']}], {row['seconds']} s"
 
 
-def summary(table: pd.DataFrame, seconds: float) -> str:
+def summary(table: pd.DataFrame, kind: str, seconds: float) -> str:
     """The Markdown page."""
     reached = table[table["runs"] == "yes"]
     probed = reached[reached["probed"] == "yes"]
@@ -322,7 +353,7 @@ def summary(table: pd.DataFrame, seconds: float) -> str:
     command = " ".join(["python", *sys.argv])
     count = max(len(reached), 1)
     head = [
-        f"# Audit of the causal language models of transformers {transformers.__version__}",
+        f"# Audit of the {kind} of transformers {transformers.__version__}",
         "",
         f"`{command}` · torch {torch.__version__} · initlab {initlab.__version__} · {seconds:.0f} s",
         "",
@@ -342,6 +373,16 @@ def summary(table: pd.DataFrame, seconds: float) -> str:
             "Probed, not every block verified",
             probed[probed["verified"] < 1],
             ["model_type", "blocks", "verified", "notes"],
+        ),
+        (
+            "Depth scaling that the class's own code declares",
+            probed[probed["depth_scaling"] != ""],
+            ["model_type", "initializer_range", "out_std", "depth_scaling"],
+        ),
+        (
+            "Matrices drawn at more than twice the config's initializer_range",
+            probed[probed["off_range"] != ""],
+            ["model_type", "initializer_range", "off_range"],
         ),
         ("Error-level findings", probed[probed["errors"] != ""], ["model_type", "errors", "error_text"]),
         (

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from initlab.api.fixing import fix
     from initlab.api.inits import apply_recipe, describe_init
     from initlab.api.measuring import assert_healthy, probe
+    from initlab.api.watches import watch
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-    from initlab.results import Comparison, Probe, load
+    from initlab.results import Comparison, Probe, Watch, load
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
@@ -21,6 +22,7 @@ _HOME = {
     "NanoGPT": "initlab.models.nanogpt",
     "NanoGPTConfig": "initlab.models.nanogpt",
     "Probe": "initlab.results",
+    "Watch": "initlab.results",
     "apply_recipe": "initlab.api.inits",
     "assert_healthy": "initlab.api.measuring",
     "compare": "initlab.api.comparing",
@@ -28,6 +30,7 @@ _HOME = {
     "fix": "initlab.api.fixing",
     "load": "initlab.results",
     "probe": "initlab.api.measuring",
+    "watch": "initlab.api.watches",
 }
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "NanoGPT",
     "NanoGPTConfig",
     "Probe",
+    "Watch",
     "__version__",
     "apply_recipe",
     "assert_healthy",
@@ -44,6 +48,7 @@ __all__ = [
     "fix",
     "load",
     "probe",
+    "watch",
 ]
 
 

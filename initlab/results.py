@@ -1,11 +1,10 @@
-"""What `probe` and `compare` give back: tables, findings, pictures and a report. Torch-free, so a saved run loads
-anywhere."""
+"""What `probe`, `compare` and `watch` give back: tables, findings, pictures and a report. Torch-free, so a saved
+run loads anywhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from initlab import rundir
-from initlab.errors import ConfigError, RunError
-from initlab.judge.remedies import Change
+from initlab.errors import RunError
 from initlab.judge.rules import Finding, Severity, evaluate, worst
-from initlab.report import console, proposals
+from initlab.judge.updates import by_role, update_ratios
+from initlab.report import console
 from initlab.rundir import Run, RunDir
 
 if TYPE_CHECKING:
@@ -131,6 +130,28 @@ class Comparison(Result):
         return console.comparison_text(self.run, self.findings, width=width, color=color)
 
 
+class Watch(Result):
+    """One model, at several steps of its training."""
+
+    kind = "watch"
+
+    @property
+    def updates(self) -> pd.DataFrame:
+        """How far each watched step moved each parameter, relative to its size: update_rms / weight_rms = `ratio`.
+
+        Columns: see `initlab.judge.updates.update_ratios`.
+        """
+        return update_ratios(self.records)
+
+    @property
+    def updates_by_role(self) -> pd.DataFrame:
+        """`updates`, all parameters of a role taken together: step, role, update_rms, weight_rms, ratio."""
+        return by_role(self.updates)
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        return console.watch_text(self.run, self.findings, width=width, color=color)
+
+
 @dataclass(frozen=True, slots=True)
 class Description:
     """What a model was initialised with.
@@ -149,74 +170,18 @@ class Description:
         return self.text
 
 
-@dataclass
-class Proposal:
-    """What `fix` would change.
-
-    Attributes:
-        model: class of the model.
-        before, after: probes of the model as found, and of the changed copy; `after` is None without a change.
-        problems: findings that it answers; a depth scaling that is lacking on one model is among them as RES001.
-        changes: by role and stack of blocks.
-        left: findings that stay.
-        notes: what is as published, and yet worth knowing.
-        applied: whether the model was changed.
-    """
-
-    model: str
-    before: Probe
-    problems: list[Finding]
-    changes: list[Change]
-    left: list[Finding]
-    notes: list[Finding]
-    after: Probe | None
-    _change: Callable[[], None] | None = field(repr=False)
-    applied: bool = False
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """Per role and stack: role, stack, n (parameters), names, found and proposed (std), how, code, why."""
-        return [
-            {
-                "role": change.role,
-                "stack": change.stack,
-                "n": len(change.names),
-                "names": list(change.names),
-                "found": change.found,
-                "proposed": change.proposed,
-                "how": change.how,
-                "recipe": change.recipe,
-                "code": change.code,
-                "why": change.why,
-            }
-            for change in self.changes
-        ]
-
-    def apply(self) -> None:
-        """Change the model, in place, as shown.
-
-        Raises:
-            ConfigError: there is nothing to change, or it was applied already: a factor would count twice.
-        """
-        if self._change is None:
-            raise ConfigError(f"there is nothing to change in {self.model}")
-        if self.applied:
-            raise ConfigError(f"this proposal was applied to {self.model} already; call fix again for another look")
-        self._change()
-        self.applied = True
-
-    def __repr__(self) -> str:
-        return proposals.proposal_text(self)
-
-
-def load(path: str | Path) -> Probe | Comparison:
-    """Read a run that was written by `probe`, `compare` or the command line; torch isn't needed.
+def load(path: str | Path) -> Probe | Comparison | Watch:
+    """Read a run that was written by `probe`, `compare`, `watch` or the command line; torch isn't needed.
 
     Raises:
         RunError: no run in the folder, or not one that this version can read.
     """
     run = rundir.load(path)
-    kinds: dict[str, type[Probe] | type[Comparison]] = {"probe": Probe, "compare": Comparison}
+    kinds: dict[str, type[Probe] | type[Comparison] | type[Watch]] = {
+        "probe": Probe,
+        "compare": Comparison,
+        "watch": Watch,
+    }
     kind = run.manifest.get("kind")
     if kind not in kinds:
         raise RunError(f"{path} holds a run of kind {kind!r}; this version reads {', '.join(kinds)}")

@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ _REQUIRED = {"config": dict, "recipes": dict, "cells": list, "failed": dict, "cr
 class Run:
     """What a run folder holds: tables, and the manifest that run.json stores.
 
-    Manifest keys: schema_version, kind (probe or compare), command, config (what makes two runs the same), recipes
-    (evaluated, see `initlab.recipes.evaluate`), data, environment, created, finished (None while incomplete),
+    Manifest keys: schema_version, kind (probe, compare or watch), command, config (what makes two runs the same),
+    recipes (evaluated, see `initlab.recipes.evaluate`), data, environment, created, finished (None while incomplete),
     cells (planned run ids), failed (run id -> error text).
     """
 
@@ -78,7 +79,7 @@ class RunDir:
             raise RunError(f"output folder {path} holds other files ({shown}); choose an empty one with -o")
         else:
             folder = cls(path, manifest)
-        folder._write_manifest()
+        folder.write_manifest()
         return folder
 
     @property
@@ -109,12 +110,12 @@ class RunDir:
     def fail(self, run_id: str, error: str) -> None:
         """Record a cell that could not be measured."""
         self.manifest["failed"][run_id] = error
-        self._write_manifest()
+        self.write_manifest()
 
     def finish(self, finished: str, seconds: float) -> Run:
         """Mark the run as done and read it back."""
         self.manifest.update(finished=finished, seconds=round(self.manifest.get("seconds", 0) + seconds, 1))
-        self._write_manifest()
+        self.write_manifest()
         return load(self.path)
 
     def _rewrite(self, tables: Tables) -> None:
@@ -122,7 +123,13 @@ class RunDir:
             frame = getattr(tables, name)
             write_whole(self.path / f"{name}.csv", _csv(frame, header=True) if len(frame) else b"")
 
-    def _write_manifest(self) -> None:
+    def forget(self, run_ids: Iterable[str]) -> None:
+        """Drop committed cells that will be measured again."""
+        tables, dropped = load(self.path).tables, set(run_ids)
+        self._rewrite(Tables(**{name: frame[~frame["run_id"].isin(dropped)] for name, frame in tables.items()}))
+
+    def write_manifest(self) -> None:
+        """Bring run.json up to date with `manifest`."""
         write_whole(self.path / MANIFEST, (json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n").encode())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.measuring import probe
@@ -13,7 +14,8 @@ from initlab.judge.remedies import Case, Change
 from initlab.judge.rules import Finding
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
-from initlab.results import Probe, Proposal
+from initlab.report.proposals import Shown, proposal_text
+from initlab.results import Probe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +23,77 @@ if TYPE_CHECKING:
 ROUNDS = 4  # of finding, change, new measurement: a change can uncover what another finding hid
 FEW_ROLES = 3  # to change one by one; beyond, the nearest recipe is the shorter thing to say
 TRAINED_BELOW = 0.5  # nats below ln V, as the rules tell a trained model
+
+
+@dataclass
+class Proposal:
+    """What `fix` would change.
+
+    Attributes:
+        model: class of the model.
+        before, after: probes of the model as found, and of the changed copy; `after` is None without a change.
+        problems: findings that it answers; a depth scaling that is lacking on one model is among them as RES001.
+        changes: by role and stack of blocks.
+        left: findings that stay.
+        notes: what is as published, and yet worth knowing.
+        applied: whether the model was changed.
+    """
+
+    model: str
+    before: Probe
+    problems: list[Finding]
+    changes: list[Change]
+    left: list[Finding]
+    notes: list[Finding]
+    after: Probe | None
+    _change: Callable[[], None] | None = field(repr=False)
+    applied: bool = False
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Per role and stack: role, stack, n (parameters), names, found and proposed (std), how, code, why."""
+        return [
+            {
+                "role": change.role,
+                "stack": change.stack,
+                "n": len(change.names),
+                "names": list(change.names),
+                "found": change.found,
+                "proposed": change.proposed,
+                "how": change.how,
+                "recipe": change.recipe,
+                "code": change.code,
+                "why": change.why,
+            }
+            for change in self.changes
+        ]
+
+    def apply(self) -> None:
+        """Change the model, in place, as shown.
+
+        Raises:
+            ConfigError: there is nothing to change, or it was applied already: a factor would count twice.
+        """
+        if self._change is None:
+            raise ConfigError(f"there is nothing to change in {self.model}")
+        if self.applied:
+            raise ConfigError(f"this proposal was applied to {self.model} already; call fix again for another look")
+        self._change()
+        self.applied = True
+
+    def __repr__(self) -> str:
+        return proposal_text(
+            Shown(
+                model=self.model,
+                problems=self.problems,
+                rows=self.rows,
+                left=self.left,
+                notes=self.notes,
+                before=self.before.run,
+                after=self.after.run if self.after else None,
+                applied=self.applied,
+            )
+        )
 
 
 def fix(

@@ -21,6 +21,8 @@ from initlab.schema import Tables
 if TYPE_CHECKING:
     from torch import nn
 
+    from initlab.measure.declaring import Sites
+
 
 def probe(
     model: nn.Module,
@@ -33,6 +35,8 @@ def probe(
     seed: int = 0,
     stats: str = "full",
     dtype: str = "float32",
+    sites: Sites | None = None,
+    modules: Any = None,
     command: str = "",
 ) -> Probe:
     """Measure forward and backward scale at every site of one model, whatever it is.
@@ -57,6 +61,11 @@ def probe(
         seed: of the default batch and of dropout.
         stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
         dtype: `bfloat16` or `float16` run the forward pass under autocast.
+        sites: where the residual stream runs, for a model whose blocks aren't found: a glob over dotted names or a list
+            (`"net.layer*"`: the blocks), or a dict from site to glob (`{"resid_post": "net.layer*", "attn_out":
+            "net.layer*.mix"}`). Verified like what is found by itself; see `initlab.measure.declaring`.
+        modules: look at these alone: a glob over dotted names (`"*.mlp.*"`), a compiled regular expression, a function
+            `(name, module) -> bool`, a role (`"mlp_out"`), or a list of these. Checks that need the others don't apply.
         command: kept in the manifest; for the command line.
 
     Returns:
@@ -65,9 +74,11 @@ def probe(
     Raises:
         ProbeError: the model's forward or backward raised, or its weights can't be measured (meta device, several
             devices, sharded, quantised).
+        SiteError: `sites` names what the model doesn't have.
         RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
     """
     from initlab.measure.batches import inputs_for
+    from initlab.measure.filters import chosen_modules
     from initlab.measure.moments import PRESETS
     from initlab.measure.probing import Identity, measure_inputs
     from initlab.measure.sites import activation_name, dropout_in_force, has_nanogpt_layout
@@ -86,7 +97,9 @@ def probe(
     step = getattr(inside, "iter_num", 0)
     step = step if isinstance(step, int) else 0
     identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
-    tables = measure_inputs(model, inputs, identity, preset=stats, recipe=entry, autocast=DTYPES[dtype])
+    tables = measure_inputs(
+        model, inputs, identity, preset=stats, recipe=entry, autocast=DTYPES[dtype], declared=sites, modules=modules
+    )
     summary = tables.summary.iloc[0]
     roles = set(tables.records["role"].dropna())
     tied, bias = "unembed" not in roles, "bias" in roles
@@ -112,6 +125,12 @@ def probe(
             weights = tables.records[tables.records["kind"] == "weight"]
             setting = theory.from_weights(weights, context=size["block_size"], **text)
         annotate(tables, setting)
+    if modules is not None:  # only now: the closed form needs every weight
+        chosen = chosen_modules(inside, modules)
+        rows = tables.records
+        parameter = ~rows["kind"].isin(["activation", "grad"])
+        owner = rows["module"].mask(parameter, rows["module"].str.rpartition(".")[0])
+        tables.records = rows[owner.isin(chosen)].reset_index(drop=True)
     config = {
         "model": type(inside).__name__,
         "recipes": [label],
@@ -131,6 +150,8 @@ def probe(
         "preset": stats,
         "dtype": _dtype(inside, dtype),
         "device": str(next(inside.parameters()).device),
+        "sites": _text(sites),
+        "modules": _text(modules),
         "fingerprint": _fingerprint(tables),
     }
     recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
@@ -172,3 +193,12 @@ def _fingerprint(tables: Tables) -> str:
     """Of everything measured, so that another model's or batch's tables aren't taken for these."""
     values = tables.records[["mean", "var", "abs_max"]].to_numpy(dtype=float)
     return hashlib.sha256(values.round(12).tobytes()).hexdigest()[:16]
+
+
+def _text(value: Any) -> Any:
+    """A filter as run.json can hold it: names as they are, functions by their name."""
+    if isinstance(value, dict):
+        return {key: _text(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_text(item) for item in value]
+    return str(value) if isinstance(value, str) else getattr(value, "pattern", getattr(value, "__name__", value))

@@ -107,6 +107,11 @@ def numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 4,8,16") from None
 
 
+def names(text: str) -> list[str]:
+    """A list of globs or codes, as they are written with commas between."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def set_threads(options: argparse.Namespace) -> None:
     # OpenMP's spinning threads slow a shared machine several times over; it must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from initlab.cli.common import Progress, add_measuring, default_out, numbers, set_threads, show
+from initlab.cli.common import Progress, add_measuring, default_out, names, numbers, set_threads, show
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -57,6 +57,10 @@ def add(commands: Commands) -> None:
     probe.add_argument("--n-embd", type=int, metavar="D", help="of a preset, instead of its own")
     probe.add_argument("--n-head", type=int, metavar="N", help="of a preset, instead of its own")
     probe.add_argument("--batch-size", type=int, metavar="B", help="sequences (about 1024 tokens)")
+    probe.add_argument("--blocks", type=names, metavar="GLOB,…", help="the blocks, where they aren't found: net.layer*")
+    probe.add_argument(
+        "--modules", type=names, metavar="GLOB,…", help="look at these alone: globs ('*.mlp.*') or roles (mlp_out)"
+    )
     probe.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, text and dropout (0)")
     add_measuring(probe, fail_on="error")
     probe.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
@@ -117,6 +121,8 @@ def _probe(options: argparse.Namespace) -> int:
         seed=options.seed,
         stats=options.stats,
         dtype=options.dtype,
+        sites=options.blocks,
+        modules=options.modules,
         command=options.command_line,
     )
     result.save(out)

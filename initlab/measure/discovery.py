@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,11 +36,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A module whose output is added to the stream, times `scale`: of its rms, if every channel has its own."""
+    """A module whose output is added to the stream, times `scale`: of its rms, if every channel has its own.
+
+    `handed_on` names the modules around it that gave the very same tensor, as an attention its projection's.
+    """
 
     place: Place
     scale: float
     per_channel: bool = False
+    handed_on: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -77,19 +81,22 @@ class _Seen:
     norm: bool  # the output of a normalisation
 
 
-def find_stacks(model: nn.Module, forward: Callable[[], Any]) -> list[Stack]:
+def find_stacks(
+    model: nn.Module, forward: Callable[[], Any], declared: Mapping[str, Sequence[str]] | None = None
+) -> list[Stack]:
     """Every residual stack of a model, outermost first, in the order of the forward pass.
 
     Args:
         model: any module; run once, in eval mode and without gradients, and left as it was.
         forward: runs the model on a batch.
+        declared: name of a stack -> its blocks, where the caller knows them; kept even if nothing can be verified.
     """
-    candidates = _candidates(model)
+    candidates = _candidates(model) if declared is None else {name: list(blocks) for name, blocks in declared.items()}
     trace, norms = _trace(model, candidates, forward)
     stacks = []
     for name, blocks in candidates.items():
         found = [_explain(block, trace.get(block, [])) for block in blocks]
-        if any(block.verified for block in found):
+        if declared is not None or any(block.verified for block in found):
             last = trace[blocks[-1]][-1].values if trace.get(blocks[-1]) else np.empty(0)
             final = next((seen.place.module for seen in norms if _same(seen.values, last)), "")
             stacks.append(Stack(name, found, final))
@@ -202,6 +209,7 @@ def _follow(name: str, start: _Seen, inside: list[_Seen], kind: str) -> Block:
     end = inside[-1]
     bases = [start]  # the stream's present state, and its norms: post-norm blocks go on with one
     outputs: list[_Seen] = []  # what hasn't been written yet
+    handed_on: dict[Place, list[str]] = defaultdict(list)
     for current in inside:
         if any(_same(current.values, base.values) for base in bases):
             continue
@@ -209,14 +217,20 @@ def _follow(name: str, start: _Seen, inside: list[_Seen], kind: str) -> Block:
             bases.append(current)
             outputs.append(current)
             continue
-        if any(_same(current.values, output.values) for output in outputs):
-            continue  # what a module gave, handed on
+        first = next((output for output in outputs if _same(current.values, output.values)), None)
+        if first is not None:
+            if current.place.where == "out":
+                handed_on[first.place].append(current.place.module)
+            continue
         for base in bases:
             others = [output for output in outputs if output is not base]
             found = _as_sum(current, base, others, kind, closing=current is end)
             if found is not None:
                 written = [others[term] for term in found.terms]
-                writes = [Write(w.place, s, found.per_channel) for w, s in zip(written, found.scales, strict=True)]
+                writes = [
+                    Write(w.place, s, found.per_channel, tuple(handed_on[w.place]))
+                    for w, s in zip(written, found.scales, strict=True)
+                ]
                 block.writes += writes[::-1]  # fits name the latest first
                 block.skips += [found.keep] if found.keep != 1 else []
                 block.states.append(current.place)

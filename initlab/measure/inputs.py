@@ -118,6 +118,15 @@ def of_batch(model: nn.Module, batch: Any) -> Inputs:
     )
 
 
+def of_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """A call that somebody else makes: its ids are those under a usual name, else the first (B, T) integers."""
+    ids = None
+    if vocabulary(model) is not None:
+        named = [kwargs[name] for name in _IDS if _is_ids(kwargs.get(name))]
+        ids = next((value for value in (*named, *tensors((args, kwargs))) if _is_ids(value)), None)
+    return Inputs(args=args, kwargs=kwargs, ids=ids)
+
+
 def for_vectors(model: nn.Module, seed: int) -> Inputs:
     """Gaussian inputs for a model without tokens, in the shape that its first layer takes.
 
@@ -190,9 +199,7 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
     """
     found = list(floats(output))
     if inputs.ids is not None and inputs.targets is not None:
-        logits = next(
-            (t for t in found if t.dim() == 3 and t.shape[:2] == inputs.ids.shape and _spans(t, vocab_size)), None
-        )
+        logits = logits_in(output, inputs.ids, vocab_size)
         if logits is not None:
             # Taken here and not from the model, so that it is the same quantity whatever a model calls its loss.
             wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -206,6 +213,14 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
             f"the model returned {type(output).__name__} without a floating-point tensor; nothing to measure"
         )
     return Judged(found[0].float().square().mean(), "mean square of the output", None)
+
+
+def logits_in(output: Any, ids: Tensor | None, vocab_size: int | None) -> Tensor | None:
+    """The logits that a model returned for token ids (B, T): (B, T, V), in any nesting; None if there are none."""
+    if ids is None:
+        return None
+    found = (t for t in floats(output) if t.dim() == 3 and t.shape[:2] == ids.shape)
+    return next((t for t in found if _spans(t, vocab_size)), None)
 
 
 def next_tokens(ids: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from initlab import schema
 from initlab.errors import InitlabError, ProbeError, SiteError
+from initlab.measure.declaring import Sites, declared_sites
+from initlab.measure.filters import chosen_modules, filtered
 from initlab.measure.inputs import Inputs, of_ids, take_loss, vocabulary
 from initlab.measure.moments import Moments, Preset
 from initlab.measure.recorder import recording
@@ -85,6 +87,8 @@ def measure_inputs(
     preset: Preset = "full",
     recipe: Recipe | None = None,
     autocast: torch.dtype | None = None,
+    declared: Sites | None = None,
+    modules: Any = None,
 ) -> Tables:
     """Record every site of a model, forward and backward, and its weights and weight gradients.
 
@@ -93,6 +97,9 @@ def measure_inputs(
         inputs: one call of its forward; moved to the model's device.
         recipe: what the weights should have been drawn from; gives the weight rows their expected_var.
         autocast: run the forward pass under autocast to this dtype.
+        declared: where the stream runs, see `initlab.measure.declaring`; None: it is found.
+        modules: which modules' activations to look at, see `initlab.measure.filters`; None: every one. Weights are
+            measured all the same.
 
     Returns:
         records, heads (preset `full`, nanoGPT's layout), summary (one row) and coverage; other `expected_*` columns
@@ -100,12 +107,15 @@ def measure_inputs(
 
     Raises:
         ProbeError: the model's own forward or backward raised (chained), or its weights can't be measured.
+        SiteError, ConfigError: `declared` or `modules` names what the model doesn't have.
     """
     started = time.perf_counter()
     model, notes = unwrap(model)
     inputs = inputs.to(next(model.parameters()).device)
     with untouched(model, identity.seed), eagerly(model):
-        sites = _sites(model, inputs, autocast)
+        sites = _sites(model, inputs, autocast, declared)
+        if modules is not None:
+            sites = filtered(sites, chosen_modules(model, modules))
         with recording(model, sites, preset) as recorder:
             judged = take_loss(_run(model, inputs, autocast), inputs, vocabulary(model))
             if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
@@ -136,7 +146,7 @@ def measure_inputs(
         "loss": float(judged.loss.detach()),
         "ln_vocab": math.log(vocab_size) if vocab_size else math.nan,
         "logit_std": next((row["std"] for row in records if row["site"] == "logits"), math.nan),
-        "own_logit": _own_logit(judged.logits, ids),
+        "own_logit": own_logit(judged.logits, ids),
         "repeat_rate": _share_equal(ids, inputs.targets),
         **scalars(recorder),
         "seconds": round(time.perf_counter() - started, 3),
@@ -152,7 +162,9 @@ def measure_inputs(
     )
 
 
-def _sites(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> SiteMap:
+def _sites(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None, declared: Sites | None) -> SiteMap:
+    if declared is not None:
+        return declared_sites(model, declared, lambda: _run(model, inputs, autocast))
     try:
         return find_sites(model)
     except SiteError:
@@ -182,7 +194,7 @@ def _share_equal(ids: Tensor | None, targets: Tensor | None) -> float:
     return float((torch.eq(ids, targets) & counted).sum() / counted.sum())
 
 
-def _own_logit(logits: Tensor | None, ids: Tensor | None) -> float:
+def own_logit(logits: Tensor | None, ids: Tensor | None) -> float:
     """Mean logit of the token just read."""
     if logits is None or ids is None:
         return math.nan

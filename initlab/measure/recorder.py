@@ -48,16 +48,16 @@ class Recorder:
         self._known: dict[int, tuple[weakref.ref[Tensor], int, int, list[tuple[Tap, int]]]] = {}
         self._last_layer = sites.n_layer - 1
         self._full = preset == "full"
-        self._open = True
+        self.open = True
 
     def close(self) -> None:
         """Stop recording; a forward that checkpointing runs again during backward isn't counted twice."""
-        self._open = False
+        self.open = False
 
     def take(self, tap: Tap, value: Any) -> None:
         """Measure what a hook was handed; nestings give their first floating-point tensor."""
         tensor = next(floats(value), None)
-        if not self._open or tensor is None:
+        if not self.open or tensor is None:
             return
         call = self._calls[tap]
         self._calls[tap] += 1
@@ -72,13 +72,13 @@ class Recorder:
     def take_embedding(self, name: str, output: Any) -> None:
         """Mean square of an embedding's output."""
         tensor = next(tensors(output), None)
-        if self._open and tensor is not None:
+        if self.open and tensor is not None:
             self.scalars[name] = tensor.detach().float().square().mean()
 
     def take_attention(self, layer: int, module: str, output: Any) -> None:
         """Entropy and logits of one block's heads, from the output of its c_attn."""
         qkv = next(tensors(output), None)
-        if not self._open or qkv is None or qkv.dim() != 3 or qkv.shape[1] < 2:
+        if not self.open or qkv is None or qkv.dim() != 3 or qkv.shape[1] < 2:
             return
         per_head, logits, pattern = head_statistics(qkv, self.sites.n_head)
         self.heads.append(per_head)
@@ -113,6 +113,7 @@ class Recorder:
             elif slot is None:
                 slot = self.moments.add(gradient)
             self._note(tap, "grad", call, gradient.dtype, slot)
+        taps.clear()  # a second backward pass through the same graph isn't counted
 
     def _note(self, tap: Tap, kind: str, call: int, dtype: torch.dtype, slot: int) -> None:
         self.seen.append(Seen(tap, kind, call, str(dtype).removeprefix("torch."), slot))

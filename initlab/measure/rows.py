@@ -27,7 +27,7 @@ def activation_rows(recorder: Recorder, values: list[dict[str, float]], shared: 
     rows = [
         {
             **shared,
-            **_scaled(values[seen.slot], seen.tap.scale if seen.kind == "activation" else 1 / seen.tap.scale),
+            **scaled(values[seen.slot], seen.tap.scale if seen.kind == "activation" else 1 / seen.tap.scale),
             "layer": seen.tap.layer,
             "position": position[seen.tap],
             "site": seen.tap.site,
@@ -41,7 +41,7 @@ def activation_rows(recorder: Recorder, values: list[dict[str, float]], shared: 
     return sorted(rows, key=lambda row: (row["kind"], row["position"]))
 
 
-def _scaled(row: dict[str, float], scale: float) -> dict[str, float]:
+def scaled(row: dict[str, Any], scale: float) -> dict[str, Any]:
     """Statistics of a tensor times a number, but for the shares, which stay those of the tensor itself."""
     if scale == 1:
         return row
@@ -125,7 +125,9 @@ def coverage_rows(
     notes: list[str],
 ) -> list[dict[str, Any]]:
     """What should have been seen and what was, site by site; then what was found out about the model."""
-    expected = Counter(tap.site for tap in sites.taps)
+    output = [seen.tap for seen in recorder.seen if seen.kind == "activation" and seen.tap.site == "logits"]
+    taps = list(dict.fromkeys([*sites.taps, *output]))  # also logits that no module of their own gave
+    expected = Counter(tap.site for tap in taps)
     fired = Counter((seen.kind, seen.tap.site) for seen in recorder.seen)
     again = Counter((seen.kind, seen.tap.site) for seen in recorder.seen if seen.call)
     rows = []
@@ -135,22 +137,32 @@ def coverage_rows(
         notes = [note, short if seen < wanted else "", f"{n} by further calls" if (n := again[kind, site]) else ""]
         rows.append(_coverage(run_id, kind, site, wanted, seen, "; ".join(filter(None, notes))))
 
-    for site, count in expected.items():
-        add("activation", site, count, "", "not reached by the pass, or no floating-point tensor")
-    for site, count in expected.items():
-        add("grad", site, count, "", "no gradient reached it")
+    for kind, why in (
+        ("activation", "not reached by the pass, or no floating-point tensor"),
+        ("grad", "no gradient reached it"),
+    ):
+        reached = {seen.tap for seen in recorder.seen if seen.kind == kind}
+        for site, count in expected.items():
+            missed = [tap.module for tap in taps if tap.site == site and tap not in reached]
+            add(kind, site, count, "", why + (f": {_some(missed)}" if len(missed) < count else ""))
     sampled = f"from q and k on {ROWS} query rows a sequence, forward only"
     for site in ("attn_logits", "attn_pattern"):
         if sites.attention:
             full = preset == "full"
             add("activation", site, sites.n_layer if full else 0, sampled if full else "skipped by preset light", "")
     found = Counter((row["kind"], row["place"].role.value if row["place"] else UNASSIGNED) for row in weights)
+    updated = any(kind == "update" for kind, _ in found)
     for role in sorted({role for _, role in found}):
-        for kind in ("weight", "weight_grad"):
+        for kind in ("weight", "weight_grad", "update") if updated else ("weight", "weight_grad"):
             count, seen = found["weight", role], found[kind, role]
-            note = "" if seen == count else "frozen, or not used by the loss"
+            short = "frozen, or replaced during the step" if kind == "update" else "frozen, or not used by the loss"
+            note = "" if seen == count else short
             rows.append(_coverage(run_id, kind, role, count, seen, note))
     return rows + [_coverage(run_id, "activation", "model", 0, 0, note) for note in notes]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _coverage(run_id: str, kind: str, site: str, expected: int, fired: int, note: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ with ln_1, attn (c_attn, c_proj), ln_2 and mlp (c_fc, c_proj). In other models t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -122,12 +122,19 @@ def discover_sites(model: nn.Module, forward: Callable[[], Any]) -> SiteMap:
     Args:
         forward: runs the model on a batch, for the discovery.
     """
-    stacks = find_stacks(model, forward)
+    return site_map(model, find_stacks(model, forward))
+
+
+def site_map(
+    model: nn.Module, stacks: list[Stack], stream: Sequence[Tap] | None = None, notes: Sequence[str] = ()
+) -> SiteMap:
+    """The map of a model with these stacks: their taps (`stream` instead, if given), and every other layer's."""
     blocks = [block for stack in stacks for block in stack.blocks]
-    taps: list[Tap] = [Tap("embed", blocks[0].name, "in")] if blocks else []
-    for layer, block in enumerate(blocks):
-        taps += _block_taps(model, layer, block)
-    taps += [Tap("final_norm", stack.final_norm, "out") for stack in stacks if stack.final_norm]
+    if stream is None:
+        stream = [Tap("embed", blocks[0].name, "in")] if blocks else []
+        stream += [tap for layer, block in enumerate(blocks) for tap in block_taps(layer, block)]
+        stream += [Tap("final_norm", stack.final_norm, "out") for stack in stacks if stack.final_norm]
+    taps = list(stream)
     taken = {tap.module for tap in taps if tap.where == "out"}
     taps += [
         Tap("module", name, "out", _layer_of(name, blocks))
@@ -145,11 +152,12 @@ def discover_sites(model: nn.Module, forward: Callable[[], Any]) -> SiteMap:
         n_embd=_width(model, blocks),
         token_embedding=embeddings.get(Role.TOKEN_EMBED, ""),
         position_embedding=embeddings.get(Role.POS_EMBED, ""),
-        notes=tuple(_notes(stacks)),
+        notes=(*_notes(stacks), *notes),
     )
 
 
-def _block_taps(model: nn.Module, layer: int, block: Block) -> list[Tap]:
+def block_taps(layer: int, block: Block) -> list[Tap]:
+    """What to look at in one block: its stream, and what was found to write to it."""
     taps = [Tap("resid_pre", block.name, "in", layer)]
     sites = _write_sites([write.place.module.removeprefix(block.name) for write in block.writes])
     writes = [
@@ -211,7 +219,8 @@ def _notes(stacks: list[Stack]) -> list[str]:
     for stack in stacks:
         scales = sorted({round(write.scale, 4) for block in stack.blocks for write in block.writes} - {1.0})
         proved = sum(block.verified for block in stack.blocks)
-        text = f"{stack.name}: {len(stack.blocks)} blocks, stream reproduced from its writes in {proved}"
+        name = stack.name or "the model itself"
+        text = f"{name}: {len(stack.blocks)} blocks, stream reproduced from its writes in {proved}"
         skips = sorted({round(skip, 4) for block in stack.blocks for skip in block.skips})
         text += f", writes scaled by {', '.join(f'{scale:g}' for scale in scales)}" if scales else ""
         if any(write.per_channel for block in stack.blocks for write in block.writes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -53,6 +53,27 @@ def _refuse(model: nn.Module) -> None:
         raise ProbeError(f"{name} is on several devices ({', '.join(devices)}); move it to one with model.to(...)")
 
 
+_eager = ExitStack()
+_holders = 0
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """The stance is the process's, and each that is set restores the one before it: two watches that end in the order
+    in which they began would leave everything eager for good. So the first one sets it, and the last one restores it.
+    """
+    global _holders
+    if not _holders:
+        _eager.enter_context(torch.compiler.set_stance("force_eager"))
+    _holders += 1
+    try:
+        yield
+    finally:
+        _holders -= 1
+        if not _holders:
+            _eager.close()
+
+
 @contextmanager
 def eagerly(model: nn.Module) -> Iterator[None]:
     """Run modules that were compiled in place as if they weren't: hooks added after compilation don't fire."""
@@ -60,7 +81,7 @@ def eagerly(model: nn.Module) -> Iterator[None]:
     try:
         for module, _ in compiled:
             module._compiled_call_impl = None
-        with torch.compiler.set_stance("force_eager"):
+        with _nothing_compiled():
             yield
     finally:
         for module, implementation in compiled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from initlab.judge.rules.base import Finding
+from initlab.judge.updates import matrix_ratios, update_ratios
 from initlab.report import digest
 from initlab.rundir import Run
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold", "pass": "green", "not_applicable": "dim"}
 _MOST_LAYERS = 16  # rows of the probe's table; deeper models show every k-th block
+_MOST_STEPS = 20  # rows of a watch's table
 _MOST_MODULES = 24  # rows, of a model without blocks
 _QUIET_SECONDS = 30.0  # between lines where there is no terminal to redraw
 
@@ -42,6 +45,12 @@ def probe_text(run: Run, findings: Sequence[Finding], *, width: int | None = Non
     """One row per block of the deepest model, the findings, one sentence that sums up."""
     has_stream = (run.tables.records["site"] == "resid_post").any()
     return _text(run, findings, _layer_table(run) if has_stream else _module_table(run), width, color)
+
+
+def watch_text(run: Run, findings: Sequence[Finding], *, width: int | None = None, color: bool = False) -> str:
+    """One row per watched step, the findings of its first, one sentence that sums up."""
+    footer = "update ratio: rms of what the step added to the weights / rms of the weights, of all matrices together"
+    return _text(run, findings, _step_table(run), width, color, footer)
 
 
 def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None, color: bool, footer: str = "") -> str:
@@ -184,6 +193,40 @@ def _module_table(run: Run) -> Table:
         )
     if len(forward) > _MOST_MODULES:
         table.caption, table.caption_justify = f"{len(forward) - _MOST_MODULES} more modules are in records.csv", "left"
+    return table
+
+
+def _step_table(run: Run) -> Table:
+    """What training does to the scales: loss, both ends of the stream and of its gradient, size of the updates."""
+    heads = ("loss", "residual var\nembed → last", "grad var\nembed ← last", "update\nratio", "logit\nstd")
+    table = _table("step", *heads)
+    records = run.tables.records
+    ratios = matrix_ratios(update_ratios(records))
+    last = records["n_layer"] - 1
+    ends = {
+        name: records[(records["call"] == 0) & keep].set_index(["kind", "step"])["var"]
+        for name, keep in (
+            ("first", records["site"] == "embed"),
+            ("last", (records["site"] == "resid_post") & (records["layer"] == last)),
+        )
+    }
+    summary = run.tables.summary.sort_values("step")
+    every = -(-len(summary) // _MOST_STEPS)
+    for place, row in enumerate(summary.itertuples()):
+        if place % every and place != len(summary) - 1:
+            continue
+        first, final = (ends["first"].get(("activation", row.step)), ends["last"].get(("activation", row.step)))
+        back, start = (ends["first"].get(("grad", row.step)), ends["last"].get(("grad", row.step)))
+        table.add_row(
+            str(row.step),
+            "–" if math.isnan(row.loss) else digest.number(row.loss, 4),
+            f"{_or_dash(first)} → {_or_dash(final)}",
+            f"{_or_dash(back)} ← {_or_dash(start)}",
+            _or_dash(ratios.get(row.step)),
+            "–" if math.isnan(row.logit_std) else digest.number(row.logit_std),
+        )
+    if every > 1:
+        table.caption, table.caption_justify = "not every watched step is shown; records.csv has them all", "left"
     return table
 
 

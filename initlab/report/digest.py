@@ -228,7 +228,7 @@ def verdict(run: Run, findings: Sequence[Finding]) -> str:
         return "Nothing was measured."
     recipes = recipes_of(run)
     sentence = _verdict(recipes, findings)
-    if run.manifest.get("kind") == "probe" and len(recipes) == 1:
+    if run.manifest.get("kind") in ("probe", "watch") and len(recipes) == 1:
         sentence = _verdict_of_model(run, recipes[0], findings)
     return sentence if done == planned else f"So far, {done} of {planned} cells: {sentence}"
 
@@ -276,6 +276,8 @@ def _verdict_of_model(run: Run, recipe: str, findings: Sequence[Finding]) -> str
         return f"{subject}: measured, not judged."
     step = run.manifest["config"].get("step")
     after = f", after {step} steps of training: checks of an init don't apply" if step else ""
+    if run.manifest.get("kind") == "watch":
+        after = f"; as an init at step {steps_of(run)[0]}, for finite values at every watched step"
     return _verdict_of_one(subject, recipe, findings, checks).removesuffix(".") + f"{after}."
 
 
@@ -327,7 +329,10 @@ def shortfall(run: Run) -> list[str]:
     """Sentences about what is missing or failed, cells and tensors; empty for a complete run."""
     (done, planned), failed = progress(run), run.manifest.get("failed", {})
     notes = []
-    if done < planned or not run.manifest.get("finished"):
+    if run.manifest.get("kind") == "watch":
+        if not run.manifest.get("finished"):
+            notes.append(f"The watch is still open, or was killed: recorded up to step {steps_of(run)[-1]}.")
+    elif done < planned or not run.manifest.get("finished"):
         notes.append(f"Incomplete: {done} of {planned} cells; the same command with the same -o resumes.")
     notes += [f"Cell {cell} could not be measured: {error}" for cell, error in failed.items()]
     coverage = run.tables.coverage
@@ -357,13 +362,24 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("data", data.get("label") or config.get("data")),
         ("tokenizer", data.get("tokenizer") or config.get("tokenizer")),
         ("mode", config.get("mode")),
-        ("steps", config.get("step") or None),
+        ("steps", config.get("step") or _steps_text(run)),
         ("dtype", config.get("dtype")),
         ("device", config.get("device")),
         ("commit", git and f"{git['commit']}{' + changes' if git.get('dirty') else ''}"),
         ("date", str(run.manifest.get("created") or "").replace("T", " ").removesuffix("Z")),
     ]
     return [(label, str(value)) for label, value in found if value not in (None, "")]
+
+
+def steps_of(run: Run) -> list[int]:
+    """Steps in the tables, in order; [0] for a run without any."""
+    return sorted(int(step) for step in run.tables.summary["step"].unique()) or [0]
+
+
+def _steps_text(run: Run) -> str | None:
+    """`0 to 300, every 100`, of a watch."""
+    every, steps = run.manifest["config"].get("every"), steps_of(run)
+    return f"{steps[0]} to {steps[-1]}, every {every}" if every else None
 
 
 def model_notes(run: Run) -> list[str]:

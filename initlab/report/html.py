@@ -92,6 +92,8 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
         recipe_table=_recipe_table(run, recipes),
         recipe_info=run.manifest.get("recipes") or {},
         coverage=_coverage(run.tables.coverage),
+        watched=run.manifest.get("kind") == "watch",
+        first_step=digest.steps_of(run)[0],
         cells=_cells(run.tables.summary),
         cells_total=len(run.tables.summary),
         data=_named(run.manifest.get("data") or {}),
@@ -305,10 +307,11 @@ _CELL_COLUMNS = (
 
 def _cells(summary: pd.DataFrame) -> dict[str, Any]:
     rows = []
-    for row in summary[list(_CELL_COLUMNS)].head(_MOST_ROWS).itertuples(index=False):
+    columns = _CELL_COLUMNS if summary["step"].nunique() < 2 else ("step", *_CELL_COLUMNS)
+    for row in summary[list(columns)].head(_MOST_ROWS).itertuples(index=False):
         rows.append([_shown(value) for value in row])
-    meanings = [schema.SUMMARY[name].meaning for name in _CELL_COLUMNS]
-    return {"heads": list(zip(_CELL_COLUMNS, meanings, strict=True)), "rows": rows}
+    meanings = [schema.SUMMARY[name].meaning for name in columns]
+    return {"heads": list(zip(columns, meanings, strict=True)), "rows": rows}
 
 
 def _shown(value: Any) -> str:

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
 
 from initlab.judge.rules import Finding
 from initlab.report.digest import GLYPHS
-
-if TYPE_CHECKING:
-    from initlab.results import Proposal
+from initlab.rundir import Run
 
 _WIDTH = 100
 
 
-def proposal_text(proposal: Proposal) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """A proposal as it is shown; `rows` are those of `Proposal.rows`."""
+
+    model: str
+    problems: Sequence[Finding]
+    rows: Sequence[dict[str, Any]]
+    left: Sequence[Finding]
+    notes: Sequence[Finding]
+    before: Run
+    after: Run | None
+    applied: bool
+
+
+def proposal_text(proposal: Shown) -> str:
     """At most 100 columns, without colour."""
     if not proposal.problems:
         verdict = f"{proposal.model}: nothing to change; every check that applies to one fresh model passes."
         return "\n".join([_filled(verdict), *map(_note, proposal.notes)])
     lines = [f"{proposal.model} as found", ""]
     lines += [_finding(finding) for finding in proposal.problems]
-    if not proposal.changes:
+    if not proposal.rows:
         return "\n".join([*lines, "", "No change of the init that was tried clears that.", *_hints(proposal.left)])
     lines += ["", "changed" if proposal.applied else "proposed", "", *_table(proposal), "", *_reasons(proposal), ""]
     if proposal.left:
@@ -34,7 +50,7 @@ def proposal_text(proposal: Proposal) -> str:
     return "\n".join(lines)
 
 
-def _table(proposal: Proposal) -> list[str]:
+def _table(proposal: Shown) -> list[str]:
     stacks = len({row["stack"] for row in proposal.rows if row["stack"]}) > 1
     table = [("role", "of", "n", "std found", "std proposed", "how")]
     for row in proposal.rows:
@@ -47,7 +63,7 @@ def _table(proposal: Proposal) -> list[str]:
     return [f"  {line.rstrip()}" for line in padded]
 
 
-def _reasons(proposal: Proposal) -> list[str]:
+def _reasons(proposal: Shown) -> list[str]:
     """Every reason once, with the roles that it is for."""
     roles: dict[tuple[str, str], list[str]] = {}
     for row in proposal.rows:
@@ -67,22 +83,29 @@ def _note(finding: Finding) -> str:
     return _filled(f"note: {finding.message}; {finding.advice}.", "  ", "    ")
 
 
-def _hints(findings: list[Finding]) -> list[str]:
+def _hints(findings: Sequence[Finding]) -> list[str]:
     return [_filled(f"{finding.code}: {finding.advice}", "  help: ", "        ") for finding in findings]
 
 
-def _passes(proposal: Proposal) -> str:
+def _passes(proposal: Shown) -> str:
     """What the problem was measured by, before and after."""
     assert proposal.after is not None  # there are changes
+    tables = [each.tables for each in (proposal.before, proposal.after)]
     parts = ["every check passes"]
-    for column, name, digits in (("loss", "first loss", 2), ("token_position_ratio", "token ÷ position", 3)):
-        old, new = (float(each.summary[column].iloc[0]) for each in (proposal.before, proposal.after))
-        if not math.isnan(new) and f"{old:.{digits}g}" != f"{new:.{digits}g}":
-            parts.append(f"{name} {old:.3g} → {new:.3g}")
-    stream = [each.at("resid_post", -1)["var"] for each in (proposal.before, proposal.after)]
-    if not stream[0].empty and not stream[1].empty:
-        parts.append(f"variance after the last block {float(stream[0].max()):.3g} → {float(stream[1].max()):.3g}")
+    for column, name in (("loss", "first loss"), ("token_position_ratio", "token ÷ position")):
+        parts += _moved(name, [float(each.summary[column].iloc[0]) for each in tables])
+    parts += _moved("variance after the last block", [_last_variance(each.records) for each in tables])
     return "; ".join(parts)
+
+
+def _moved(name: str, values: list[float]) -> list[str]:
+    old, new = (f"{value:.3g}" for value in values)
+    return [f"{name} {old} → {new}"] if not math.isnan(values[1]) and old != new else []
+
+
+def _last_variance(records: pd.DataFrame) -> float:
+    stream = records[(records["site"] == "resid_post") & (records["kind"] == "activation")]
+    return float(stream.loc[stream["layer"].idxmax(), "var"]) if len(stream) else math.nan
 
 
 def _number(std: float) -> str:

@@ -54,6 +54,37 @@ def test_data_parallel_is_taken_off():
     assert type(inside).__name__ == "Language" and "DataParallel" in notes[0]
 
 
+def test_distributed_data_parallel_is_taken_off(tmp_path):
+    plain = model()
+    expected = initlab.probe(plain, ids())
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(plain)
+        wrapped(ids()).sum().backward()
+        gradients = [parameter.grad.clone() for parameter in plain.parameters()]
+        found = initlab.probe(wrapped, ids())
+    finally:
+        torch.distributed.destroy_process_group()
+    assert found.records["var"].tolist() == expected.records["var"].tolist()
+    assert found.records["module"].tolist() == expected.records["module"].tolist()  # without DDP's `module.`
+    assert "wrapped in DistributedDataParallel" in found.coverage["note"].iloc[-2]
+    assert all(torch.equal(p.grad, before) for p, before in zip(plain.parameters(), gradients, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_of_every_precision_in_either_mode(dtype, training):
+    expected = initlab.probe(model().train(training), ids())
+    found = initlab.probe(model().to(dtype).train(training), ids())
+    assert set(found.records["dtype"]) == {str(dtype).removeprefix("torch.")}
+    assert found.summary["mode"].item() == ("train" if training else "eval")
+    both = found.records.merge(expected.records, on=["site", "module", "kind", "call"])
+    forward = both[both["kind"].isin(["activation", "weight"])]
+    assert len(both) == len(expected.records)
+    assert forward["var_x"].to_numpy() == pytest.approx(forward["var_y"].to_numpy(), rel=0.05)
+    assert "reproduced from its writes in 3" in repr(found)
+
+
 def quantise(m):
     m.requires_grad_(False)
     m.head.weight = nn.Parameter(torch.ones(V, 1, dtype=torch.int8), requires_grad=False)

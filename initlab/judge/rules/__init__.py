@@ -10,6 +10,7 @@ from initlab.judge.rules.logits import LOGIT_RULES
 from initlab.judge.rules.numerics import NUMERIC_RULES
 from initlab.judge.rules.theory import THEORY_RULES
 from initlab.rundir import Run
+from initlab.schema import Tables
 
 __all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "Status", "evaluate", "worst"]
 
@@ -21,13 +22,21 @@ _ORDER = {"fail": 0, "not_applicable": 1, "pass": 2}
 def evaluate(run: Run) -> list[Finding]:
     """Every rule's verdict on every recipe: failures first, by severity, then by how far beyond the limit."""
     findings = []
+    start = _first_step(run.tables) if run.manifest.get("kind") == "watch" else run.tables
     for rule in RULES:
-        found = rule.check(run.tables, run.manifest)
+        # training moves what the others judge: of a watched run they are given its first step alone
+        found = rule.check(run.tables if rule in NUMERIC_RULES else start, run.manifest)
         unjudged = [
             recipe for recipe in run.tables.summary["recipe"].unique() if recipe not in {f.recipe for f in found}
         ]
         findings += found + [rule.not_applicable(f"Needs {rule.needs}", recipe=str(recipe)) for recipe in unjudged]
     return sorted(findings, key=lambda f: (_ORDER[f.status], SEVERITIES.index(f.severity), -f.effect))
+
+
+def _first_step(tables: Tables) -> Tables:
+    step = tables.summary["step"].min()
+    kept = tables.summary.loc[tables.summary["step"] == step, "run_id"]
+    return Tables(**{name: frame[frame["run_id"].isin(kept)] for name, frame in tables.items()})
 
 
 def worst(findings: list[Finding]) -> Severity | None:

@@ -14,7 +14,7 @@ _FORWARD_FIRST = {"weight": 0, "activation": 1, "grad": 2, "weight_grad": 3, "up
 
 
 def check_non_finite(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
-    """One finding per recipe, naming the first place in the order of computation."""
+    """One finding per recipe, over all steps, naming the first place in the order of computation."""
     findings = []
     for recipe, rows in tables.records.groupby("recipe", observed=True):
         bad = rows[rows["frac_nonfinite"] > 0]
@@ -23,12 +23,13 @@ def check_non_finite(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
             findings.append(NON_FINITE.passed(f"All {len(rows)} measured tensors are finite", **common))
             continue
         order = bad["kind"].map(_FORWARD_FIRST).astype(int)
-        first = bad.assign(order=order).sort_values(["order", "position"]).iloc[0]
+        first = bad.assign(order=order).sort_values(["step", "order", "position"]).iloc[0]
         layer = None if pd.isna(first["layer"]) else int(first["layer"])
+        place = f"{first['kind']} at {first['site']}" + (f", layer {layer}" if layer is not None else "")
+        place += f", step {first['step']}" if rows["step"].nunique() > 1 else ""
         findings.append(
             NON_FINITE.failed(
-                f"{len(bad)} tensors hold NaN or infinity, first {first['module']} ({first['kind']} at {first['site']}"
-                + (f", layer {layer})" if layer is not None else ")"),
+                f"{len(bad)} tensors hold NaN or infinity, first {first['module']} ({place})",
                 severity="error",
                 site=str(first["site"]),
                 layer_first=layer,

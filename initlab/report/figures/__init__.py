@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from initlab.errors import ConfigError
-from initlab.report.figures import curves, dots, heatmaps
+from initlab.report.figures import curves, dots, heatmaps, training
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -29,6 +29,15 @@ class FigureSpec:
 FIGURES: dict[str, FigureSpec] = {
     spec.name: spec
     for spec in (
+        FigureSpec(
+            name="watch",
+            title="Scales over training",
+            question="Do the stream, its gradient and the size of the updates settle, or drift away? "
+            "Thin lines: the blocks between those named.",
+            needs=training.needs_watch,
+            draw=training.draw_watch,
+            describe=training.describe_watch,
+        ),
         FigureSpec(
             name="residual",
             title="Residual stream by layer",

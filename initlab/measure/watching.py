@@ -1,0 +1,339 @@
+"""Inside somebody's training loop: the passes of every N-th step, and the update that follows from them.
+
+Nothing is run for it: on a watched step the user's own forward and backward pass are recorded, by hooks that are
+attached when the step begins and gone when it ends. On the other steps nothing is attached at all. (Only a model whose
+residual stream has to be discovered is run once more, in eval mode and without gradients, at its first watched pass.)
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from initlab import schema
+from initlab.errors import ConfigError, ProbeError, SiteError
+from initlab.measure.inputs import Inputs, logits_in, of_call, vocabulary
+from initlab.measure.moments import Preset
+from initlab.measure.probing import own_logit, untouched
+from initlab.measure.recorder import Recorder, recording
+from initlab.measure.rows import activation_rows, coverage_rows, head_rows, scalars, scaled, weight_rows
+from initlab.measure.sites import SiteMap, Tap, discover_sites, find_sites
+from initlab.measure.unwrapping import eagerly, unwrap
+from initlab.models.roles import find_roles
+from initlab.schema import Tables
+
+TARGETS = "the training loop's"
+LABEL = "as-found"  # recipe of a model that is watched
+_UNMOVED = (
+    "no weight changed on a watched step: a learning rate of 0, an optimizer step that the GradScaler skipped, or "
+    "step() called before optimizer.step()"
+)
+
+
+class Scaler(Protocol):
+    """What is needed of a torch.amp.GradScaler."""
+
+    def get_scale(self) -> float:
+        """The number that the loss is multiplied with."""
+
+
+@dataclass(slots=True, eq=False)
+class _Pass:
+    """The recorded forward and backward pass of one step."""
+
+    model: nn.Module
+    sites: SiteMap
+    recorder: Recorder
+    inputs: Inputs
+    before: dict[str, Tensor]  # the trained weights that the pass was made with
+    scale: float  # of the loss
+    started: float
+    hooks: ExitStack  # forward hooks, for as long as the forward pass runs
+    own_logit: float = math.nan
+    vocab_size: int = 0
+    mode: str = ""
+    again: int = 0  # further forward passes of the step
+    gradients: dict[str, int] = field(default_factory=dict)  # parameter -> place in the moments
+
+    def take_gradient(self, name: str, gradient: Tensor) -> None:
+        """Of one parameter, of this backward pass alone: before it is accumulated, averaged, unscaled or clipped."""
+        if name not in self.gradients:
+            dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
+            self.gradients[name] = self.recorder.moments.add(dense)
+
+
+class StepRecorder:
+    """Counts steps and records every N-th one.
+
+    The records of step k are of the first forward pass with gradients enabled that is made with the weights after k
+    updates, of the first backward pass through it, and of the update that follows.
+
+    Args:
+        model: may be compiled or wrapped, as `unwrap` takes it.
+        every: step k is watched when k is a multiple of it.
+        start_step: updates done before the first call of `step`.
+        loss_scale: what the loss is multiplied with before backward(): a number, or a GradScaler.
+
+    Raises:
+        ProbeError: the model can't be measured; see `unwrap`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        every: int,
+        *,
+        preset: Preset = "full",
+        start_step: int = 0,
+        loss_scale: float | Scaler = 1.0,
+    ):
+        self.done = start_step
+        self._model = model
+        self._every = every
+        self._preset: Preset = preset
+        self._loss_scale = loss_scale
+        self._armed: ExitStack | None = None
+        self._pass: _Pass | None = None
+        self._error: Exception | None = None
+        self._sites: tuple[list[str], SiteMap] | None = None
+        self._notes: list[str] = []
+        unwrap(model)
+        if self.done % every == 0:
+            self._arm()
+
+    def step(self, loss: Tensor | float | None = None) -> Tables | None:
+        """Count an update; the tables of the step that it ends, if that one was watched.
+
+        Raises:
+            ProbeError: a watched step could not be recorded. The step is counted, and nothing is left attached.
+            ConfigError: `loss` isn't one number.
+        """
+        try:
+            return None if self._armed is None else self._finish(loss)
+        finally:
+            if self._armed is not None:
+                self.close()
+            self.done += 1
+            if self.done % self._every == 0:
+                self._arm()
+
+    def close(self) -> None:
+        """Take everything off the model; a step that is under way isn't recorded."""
+        armed, self._armed, self._pass, self._error = self._armed, None, None, None
+        if armed is not None:
+            armed.close()
+
+    def _arm(self) -> None:
+        """Wait for the forward pass: two hooks on the model itself, and nothing compiled until the step is over."""
+        inside, notes = unwrap(self._model)
+        self._notes = [
+            "compiled: watched steps run eagerly, as does whatever else is compiled; the others run compiled"
+            if note.startswith("compiled")
+            else note
+            for note in notes
+        ]
+        with ExitStack() as stack:
+            stack.enter_context(eagerly(inside))
+            for handle in (
+                inside.register_forward_pre_hook(_Hook(self._enter), with_kwargs=True),
+                inside.register_forward_hook(_Hook(self._leave), always_call=True),
+            ):
+                stack.callback(handle.remove)
+            self._armed = stack.pop_all()
+
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a forward pass. What goes wrong here must not stop a training run: `step` raises it."""
+        if not torch.is_grad_enabled() or self._armed is None or self._error is not None:
+            return
+        if self._pass is not None:
+            self._pass.again += 1
+            return
+        try:
+            self._pass = self._begin(model, args, kwargs)
+        except Exception as error:
+            self._error = error
+
+    def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After a forward pass, also one that raised: then the next one is recorded instead."""
+        made = self._pass
+        if made is None or not made.recorder.open:
+            return
+        try:
+            logits = logits_in(output, made.inputs.ids, vocabulary(model))
+            if logits is not None:
+                made.vocab_size = vocabulary(model) or logits.shape[-1]
+                made.own_logit = own_logit(logits, made.inputs.ids)
+                if not any(tap.site == "logits" for tap in made.sites.taps):
+                    made.recorder.take(Tap("logits", "(output)", "out"), logits)
+        except Exception as error:
+            self._error = error
+        made.hooks.close()
+        made.recorder.close()
+        if output is None and sys.exception() is not None:
+            self._pass = None
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Pass:
+        started = time.perf_counter()
+        sites = self._find(model, lambda: model(*args, **kwargs))
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        scale = self._loss_scale if isinstance(self._loss_scale, int | float) else self._loss_scale.get_scale()
+        with ExitStack() as stack:
+            made = _Pass(
+                model=model,
+                sites=sites,
+                recorder=stack.enter_context(recording(model, sites, self._preset)),
+                inputs=of_call(model, args, kwargs),
+                before={name: p.detach().clone() for name, p in trained.items()},
+                scale=float(scale),
+                started=started,
+                hooks=ExitStack(),
+                mode="train" if model.training else "eval",
+            )
+            for name, p in trained.items():
+                handle = p.register_hook(partial(made.take_gradient, name))
+                assert self._armed is not None
+                self._armed.callback(handle.remove)
+            made.hooks = stack.pop_all()
+            assert self._armed is not None
+            self._armed.callback(made.hooks.close)
+            return made
+
+    def _find(self, model: nn.Module, forward: Callable[[], Any]) -> SiteMap:
+        """The model's sites; found again only when it has other modules than the last time."""
+        names = [name for name, _ in model.named_modules()]
+        if self._sites is None or self._sites[0] != names:
+            try:
+                self._sites = (names, find_sites(model))
+            except SiteError:
+                with untouched(model, 0):
+                    self._sites = (names, discover_sites(model, forward))
+        return self._sites[1]
+
+    def _finish(self, loss: Tensor | float | None) -> Tables:
+        value = _number(loss)
+        if self._error is not None:
+            raise ProbeError(
+                f"step {self.done} could not be recorded: {type(self._error).__name__}: {self._error}"
+            ) from self._error
+        if self._pass is None:
+            raise ProbeError(
+                f"step {self.done} was not recorded: the watched {type(self._model).__name__} wasn't called with "
+                "gradients enabled; watch the module that the loop itself calls"
+            )
+        made = self._pass
+        weights = _weights(made)
+        self.close()
+        return _tables(made, weights, f"{LABEL}-step{self.done}", self.done, value, self._preset, self._notes)
+
+
+class _Hook:
+    """A hook that does nothing in a copy of the model: it may be deep-copied (as for an average of the weights) or
+    pickled while a step is watched."""
+
+    def __init__(self, call: Callable[..., None]):
+        self._call = call
+
+    def __call__(self, *given: Any) -> None:
+        self._call(*given)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Hook, (_nothing,))
+
+
+def _nothing(*given: Any) -> None:
+    pass
+
+
+def _number(loss: Tensor | float | None) -> float:
+    if loss is None:
+        return math.nan
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ConfigError(f"loss has shape {tuple(loss.shape)}; expected one number: step(loss=loss.mean())")
+        return float(loss.detach())
+    try:
+        return float(loss)
+    except (TypeError, ValueError):
+        raise ConfigError(f"loss is {type(loss).__name__}; expected a number or a tensor of one element") from None
+
+
+def _weights(made: _Pass) -> list[dict[str, Any]]:
+    """Statistics of every parameter as the pass used it, of its gradient, and of what the step added to it.
+
+    The copies of the weights become the updates, in place.
+    """
+    rows = []
+    moments = made.recorder.moments
+    places = {place.name: place for place in find_roles(made.model).assigned}
+    for name, parameter in made.model.named_parameters():
+        now = parameter.detach()
+        before = made.before.pop(name, None)
+        if before is not None and (before.shape, before.dtype, before.device) != (now.shape, now.dtype, now.device):
+            before = None  # another parameter has taken its place
+        kinds = {"weight": moments.add(now if before is None else before)}
+        if before is not None:
+            if made.gradients:  # a backward pass that didn't reach it leaves it a gradient of 0
+                slot = made.gradients.get(name)
+                kinds["weight_grad"] = moments.add(torch.zeros_like(now)) if slot is None else slot
+            kinds["update"] = moments.add(torch.sub(now, before, out=before))
+        rows += [
+            {"name": name, "place": places.get(name), "kind": kind, "tensor_dtype": str(now.dtype), "slot": slot}
+            for kind, slot in kinds.items()
+        ]
+    return rows
+
+
+def _tables(
+    made: _Pass, weights: list[dict[str, Any]], run_id: str, step: int, loss: float, preset: Preset, notes: list[str]
+) -> Tables:
+    sites, recorder, ids = made.sites, made.recorder, made.inputs.ids
+    values = recorder.moments.read()
+    keys = {
+        "run_id": run_id,
+        "recipe": LABEL,
+        "seed": 0,
+        "step": step,
+        "n_layer": sites.n_layer,
+        "n_embd": sites.n_embd,
+    }
+    shared = {**keys, "n_tokens": made.inputs.n_tokens, "targets": TARGETS}
+    records = activation_rows(recorder, values, shared)
+    records += weight_rows(weights, values, shared, None, first=len(sites.taps))
+    records = [scaled(row, 1 / made.scale) if row["kind"] in ("grad", "weight_grad") else row for row in records]
+    summary = {
+        **shared,
+        "n_head": sites.n_head,
+        "block_size": 0 if ids is None else ids.shape[1],
+        "vocab_size": made.vocab_size,
+        "n_params": sum(p.numel() for p in made.model.parameters()),
+        "mode": made.mode,
+        "loss": loss,
+        "ln_vocab": math.log(made.vocab_size) if made.vocab_size else math.nan,
+        "logit_std": next((row["std"] for row in records if row["site"] == "logits"), math.nan),
+        "own_logit": made.own_logit,
+        **scalars(recorder),
+        "seconds": round(time.perf_counter() - made.started, 3),
+    }
+    said = [*notes, *sites.notes]
+    if made.again:
+        said.append(f"1 of {made.again + 1} forward passes of a step was recorded, the first, with its backward pass")
+    if made.scale != 1:
+        said.append("gradients are the loop's own, of the scaled loss, divided by its scale")
+    updates = [row["abs_max"] for row in records if row["kind"] == "update"]
+    if updates and not any(updates):
+        said.append(_UNMOVED)
+    return Tables(
+        records=schema.table("records", records),
+        heads=schema.table("heads", head_rows(recorder, keys, ids)),
+        summary=schema.table("summary", [summary]),
+        coverage=schema.table("coverage", coverage_rows(run_id, sites, recorder, weights, preset, said)),
+    )

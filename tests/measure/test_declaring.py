@@ -1,0 +1,117 @@
+"""`sites=`: the caller names the blocks, and they are verified like those that are found."""
+
+import pytest
+import torch
+from measure_zoo import D, Functional, Language, Multiplied, Post, Pre, V
+from torch import nn
+
+import initlab
+from initlab.errors import SiteError
+
+
+class Loose(nn.Module):
+    """Blocks that no list holds."""
+
+    def __init__(self, block=Pre):
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Embedding(V, D), nn.LayerNorm(D), nn.Linear(D, V)
+        self.layer1, self.layer2 = block(), block()
+
+    def forward(self, ids):
+        return self.head(self.norm(self.layer2(self.layer1(self.embed(ids)))))
+
+
+def build(*args):
+    torch.manual_seed(0)
+    return Loose(*args)
+
+
+def notes(probe):
+    return list(probe.coverage.loc[probe.coverage["site"] == "model", "note"])
+
+
+def rows(probe, site):
+    return list(probe.at(site)["module"])
+
+
+def test_without_a_word_nothing_is_found():
+    probe = initlab.probe(build())
+    assert "no residual stream found" in notes(probe)[0]
+    assert probe.at("resid_post").empty
+
+
+@pytest.mark.parametrize("sites", ["layer*", ["layer1", "layer2"], {"resid_post": "layer*"}])
+def test_named_blocks_are_followed_as_if_they_had_been_found(sites):
+    probe = initlab.probe(build(), sites=sites)
+    assert notes(probe)[0] == "declared blocks: 2 blocks, stream reproduced from its writes in 2"
+    assert rows(probe, "resid_post") == ["layer1", "layer2"]
+    assert rows(probe, "attn_out") == ["layer1.attn.o_proj", "layer2.attn.o_proj"]
+    assert rows(probe, "embed") == ["layer1"] and rows(probe, "final_norm") == ["norm"]
+    assert probe.summary["n_embd"].item() == D and probe.summary["n_layer"].item() == 2
+
+
+def test_the_same_numbers_as_where_the_blocks_are_found():
+    torch.manual_seed(0)
+    model = Language(Pre)
+    found, told = initlab.probe(model), initlab.probe(model, sites="layers.*")
+    keys = ["site", "kind", "module", "layer", "call", "var"]
+    assert found.records[keys].sort_values(keys).values.tolist() == told.records[keys].sort_values(keys).values.tolist()
+
+
+def test_declared_writes_take_the_place_of_those_that_were_found():
+    sites = {"resid_post": "layer*", "attn_out": "layer*.attn", "mlp_out": "layer*.mlp", "embed": "embed:out"}
+    probe = initlab.probe(build(), sites=sites)
+    assert rows(probe, "attn_out") == ["layer1.attn", "layer2.attn"]
+    assert rows(probe, "embed") == ["embed"]
+    assert notes(probe) == ["declared blocks: 2 blocks, stream reproduced from its writes in 2"]
+
+
+def test_a_declared_write_that_isnt_one_is_said():
+    probe = initlab.probe(build(), sites={"resid_post": "layer*", "attn_out": "layer*.attn.v_proj"})
+    assert any("layer1.attn.v_proj is declared to write" in note and "layer1.mlp" in note for note in notes(probe))
+
+
+def test_a_declared_write_has_the_scale_that_was_fitted():
+    sites = {"resid_post": "layers.*", "attn_out": "layers.*.attn", "mlp_out": "layers.*.mlp"}
+    torch.manual_seed(0)
+    model = Language(Multiplied)
+    found, told = initlab.probe(model), initlab.probe(model, sites=sites)
+    assert told.at("mlp_out")["var"].tolist() == pytest.approx(found.at("mlp_out")["var"].tolist())
+
+
+@pytest.mark.parametrize(("block", "verified"), [(Post, 2), (Functional, 0)])
+def test_what_cant_be_verified_is_kept_and_said(block, verified):
+    probe = initlab.probe(build(block), sites="layer*")
+    assert f"reproduced from its writes in {verified}" in notes(probe)[0]
+    assert len(rows(probe, "resid_post")) == 2
+    assert any("isn't its input plus" in note for note in notes(probe)) is (verified == 0)
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        ("block*", r"resid_post: no module 'block\*' in Loose; its modules are named like"),
+        (
+            {"resid_post": "layer*", "attn_out": "layer*.attention"},
+            r"no module 'layer\*.attention'.*layer1.attn",
+        ),
+        ({"resid_post": "layer*", "residual": "layer*"}, "unknown site 'residual'; known: embed"),
+        ({"attn_out": "layer*.attn"}, "resid_post is missing"),
+        ({"resid_post": "layer*", "mlp_out": "layer1.mlp"}, "mlp_out has 0 modules in block layer2 and 1 in all"),
+        ([], "resid_post: no glob"),
+    ],
+)
+def test_what_the_model_doesnt_have_is_a_clear_error(sites, message):
+    model = build()
+    with pytest.raises(SiteError, match=message):
+        initlab.probe(model, sites=sites)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_no_trace():
+    model = build().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    initlab.probe(model, sites="layer*")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state()) and model.training
