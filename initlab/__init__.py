@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from initlab.api.comparing import compare
+    from initlab.api.fixing import fix
     from initlab.api.inits import apply_recipe, describe_init
     from initlab.api.measuring import assert_healthy, probe
     from initlab.api.watches import watch
@@ -26,6 +27,7 @@ _HOME = {
     "assert_healthy": "initlab.api.measuring",
     "compare": "initlab.api.comparing",
     "describe_init": "initlab.api.inits",
+    "fix": "initlab.api.fixing",
     "load": "initlab.results",
     "probe": "initlab.api.measuring",
     "watch": "initlab.api.watches",
@@ -43,6 +45,7 @@ __all__ = [
     "assert_healthy",
     "compare",
     "describe_init",
+    "fix",
     "load",
     "probe",
     "watch",

@@ -141,7 +141,11 @@ def test_probe_of_a_factory_and_of_a_checkpoint(capsys, tmp_path):
 
 def test_recipes_lists_and_shows(capsys):
     code, stdout, _ = run(capsys, "recipes")
-    assert code == 0 and "torch-default" in stdout
+    assert code == 0
+    lines = stdout.splitlines()
+    assert lines.index("OLMo") < next(n for n, line in enumerate(lines) if line.startswith("  olmo-normal "))
+    assert max(map(len, lines)) <= 100
+    assert "mlp_gate" in run(capsys, "recipes", "torchtitan-llama3")[1]
     code, stdout, _ = run(capsys, "recipes", "nanogpt", "--n-layer", "12", "--n-embd", "768")
     assert "attn_out" in stdout and "0.004082" in stdout and "0.02 / sqrt(2 * n_layer)" in stdout
     assert "karpathy/nanoGPT" in stdout

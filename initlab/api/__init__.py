@@ -4,8 +4,9 @@ torch is imported inside the functions, so that loading a saved run, and the com
 """
 
 from initlab.api.comparing import Progress, compare
+from initlab.api.fixing import fix
 from initlab.api.inits import apply_recipe, describe_init
 from initlab.api.measuring import assert_healthy, probe
 from initlab.api.watches import watch
 
-__all__ = ["Progress", "apply_recipe", "assert_healthy", "compare", "describe_init", "probe", "watch"]
+__all__ = ["Progress", "apply_recipe", "assert_healthy", "compare", "describe_init", "fix", "probe", "watch"]

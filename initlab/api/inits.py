@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from initlab.judge.inits import mismatches
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
+from initlab.report.inits import describe_text
 from initlab.results import Description
 
 if TYPE_CHECKING:
@@ -17,10 +19,10 @@ def describe_init(model: nn.Module) -> Description:
 
     Works on any model; its `str` is the table, `.rows` the data, `.mismatches` the sentences.
     """
-    from initlab.models import describing
+    from initlab.models.describing import describe
 
-    rows = describing.describe(model)
-    return Description(rows, describing.mismatches(rows), describing.describe_text(rows))
+    rows = describe(model)
+    return Description(rows, mismatches(rows), describe_text(rows))
 
 
 def apply_recipe(model: nn.Module, recipe: str | Recipe | Rule, *, seed: int = 0) -> None:

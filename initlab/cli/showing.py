@@ -79,7 +79,7 @@ def _recipes(options: argparse.Namespace) -> int:
     wrong = [name for name, value in size.items() if value < 1]
     if wrong:
         raise ConfigError(f"{wrong[0]} is {size[wrong[0]]}; expected at least 1")
-    evaluated = evaluate(entry, [size], tied=not options.untied)
+    evaluated = evaluate(entry, [size], tied=not options.untied, special=True)
     if options.format == "json":
         print(json.dumps({"id": entry.id, **evaluated}, ensure_ascii=False, indent=1))
     else:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import weakref
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
 from initlab.errors import RecipeError
-from initlab.models.roles import Parameter, assign_roles
-from initlab.recipes import Constant, Distribution, Normal, Recipe, TruncNormal, Uniform
+from initlab.models.roles import Parameter, assign_roles, find_roles
+from initlab.recipes import Constant, Distribution, Normal, Orthogonal, Recipe, TruncNormal, Uniform
 
 _APPLIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def apply_recipe(model: nn.Module, recipe: Recipe, seed: int) -> None:
+def apply_recipe(model: nn.Module, recipe: Recipe, seed: int, only: Collection[str] | None = None) -> None:
     """Overwrite every parameter of the model, in place, with the recipe's draw.
 
     Each parameter has its own stream of standard normals on the CPU, keyed by seed and parameter name, which the
@@ -26,13 +28,20 @@ def apply_recipe(model: nn.Module, recipe: Recipe, seed: int) -> None:
     An embedding's padding row becomes zero, as torch and Hugging Face leave it: it gets no gradient, so it would
     keep for ever what was drawn into it.
 
+    Args:
+        only: names of the parameters to draw; the others, which may be of unknown role, stay as they are.
+
     Raises:
         RecipeError: the recipe or the model can't be used; then no parameter was changed.
     """
-    plan = [(found, _distributions(found, recipe)) for found in assign_roles(model)]
+    places = assign_roles(model) if only is None else [p for p in find_roles(model).assigned if p.name in only]
+    plan = [(found, _distributions(found, recipe)) for found in places]
     parameters = dict(model.named_parameters())
     if any(parameter.is_meta for parameter in parameters.values()):
         raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to draw")
+    for found, distributions in plan:
+        if any(isinstance(value, Orthogonal) for value in distributions):
+            _matrices(found, parameters[found.name].shape)  # raises where they can't be told apart
     with torch.no_grad():
         for found, distributions in plan:
             parameter = parameters[found.name]
@@ -42,7 +51,24 @@ def apply_recipe(model: nn.Module, recipe: Recipe, seed: int) -> None:
             if found.padding_row is not None:
                 whole[found.padding_row] = 0.0
             parameter.copy_(whole)
-    _APPLIED.add(model)
+    if only is None:
+        _APPLIED.add(model)
+
+
+def rescale(model: nn.Module, names: Collection[str], factor: float) -> None:
+    """Multiply parameters in place, which keeps what was drawn but for its scale."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.mul_(factor)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, which also counts as drawn from a recipe where the model does."""
+    twin = copy.deepcopy(model)
+    if was_applied(model):
+        _APPLIED.add(twin)
+    return twin
 
 
 def was_applied(model: nn.Module) -> bool:
@@ -58,15 +84,60 @@ def _distributions(found: Parameter, recipe: Recipe) -> list[Distribution]:
 def _drawn(found: Parameter, distributions: list[Distribution], shape: torch.Size, seed: int) -> Tensor:
     """A fused matrix has each part in its own distribution of the same standard normals."""
     if not found.parts:
-        return draw(distributions[0], shape, found.name, seed)
+        return _whole(found, distributions[0], shape, seed)
     axis = 0 if len(shape) == 1 else found.axis
     sizes = [size for size, _ in found.parts]
     # drawn whole, then cut: queries, keys and values keep the numbers that the matrix has under any other recipe
-    kinds = {d: draw(d, shape, found.name, seed).split(sizes, axis) for d in dict.fromkeys(distributions)}
+    kinds = {d: _whole(found, d, shape, seed).split(sizes, axis) for d in dict.fromkeys(distributions)}
     return torch.cat([kinds[d][place] for place, d in enumerate(distributions)], axis)
 
 
-def draw(distribution: Distribution, shape: torch.Size, name: str, seed: int) -> Tensor:
+def _whole(found: Parameter, distribution: Distribution, shape: torch.Size, seed: int) -> Tensor:
+    if isinstance(distribution, Orthogonal):
+        return _orthogonal(found, distribution.gain, _standard_normal(shape, found.name, seed))
+    return draw(distribution, shape, found.name, seed)
+
+
+def _orthogonal(found: Parameter, gain: float, normal: Tensor) -> Tensor:
+    """torch.nn.init.orthogonal_ of every single matrix: each expert's, and each of q, k and v in a fused one."""
+    axis, matrices = _matrices(found, normal.shape)
+    out = torch.empty_like(normal)
+    for places in matrices:
+        index = torch.tensor(places)
+        matrix = normal.index_select(axis, index)
+        tall = matrix.shape[-2] >= matrix.shape[-1]
+        q, r = torch.linalg.qr(matrix if tall else matrix.mT)
+        # QR leaves the signs open; the diagonal's make the draw uniform over orthogonal matrices (math-ph/0609050)
+        q *= r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+        out.index_copy_(axis, index, gain * (q if tall else q.mT))
+    return out
+
+
+def _matrices(found: Parameter, shape: torch.Size) -> tuple[int, list[list[int]]]:
+    """The dimension (-2 or -1) along which single matrices are stacked, and the indices of each one.
+
+    Parts of equal fan_out are cut in order; where heads are interleaved, these are blocks of the right size, not q.
+    """
+    parts = found.parts or ((0, found.dims),)
+    fan_in = found.dims.fan_in
+    for axis, other in ((-2, -1), (-1, -2)):
+        if len(shape) < 2 or shape[other] != fan_in:
+            continue
+        rows: dict[int, list[int]] = {}
+        start = 0
+        for size, dims in parts:
+            size = size or shape[axis]
+            rows.setdefault(dims.fan_out, []).extend(range(start, start + size))
+            start += size
+        if start == shape[axis] and all(len(places) % fan_out == 0 for fan_out, places in rows.items()):
+            return axis, [p[i : i + fan_out] for fan_out, p in rows.items() for i in range(0, len(p), fan_out)]
+    raise RecipeError(
+        f"{found.name} of shape {tuple(shape)} can't be drawn orthogonal: it isn't made of matrices of "
+        f"{fan_in} × {parts[0][1].fan_out}; use a recipe whose entries are independent, such as xavier"
+    )
+
+
+def draw(distribution: Constant | Normal | Uniform | TruncNormal, shape: torch.Size, name: str, seed: int) -> Tensor:
     """A float32 tensor on the CPU from the distribution, of the stream that belongs to this name and seed."""
     match distribution:
         case Constant(value):

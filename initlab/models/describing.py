@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,8 @@ from initlab.models.roles import Parameter, find_roles
 from initlab.recipes import Recipe, Role, registry
 
 TOLERANCE = 0.05  # relative, of a std; wider where a tensor is too small to tell
-_VECTORS = (Role.NORM_GAIN, Role.NORM_BIAS, Role.BIAS)  # ones and zeros in most recipes: they tell little apart
-_OUTPUTS = (Role.ATTN_OUT, Role.MLP_OUT)
 _SAMPLE = 1 << 20  # elements that the kurtosis is taken from
+_VECTORS = 64  # rows, and columns, that are looked at for equal lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +30,17 @@ class _Found:
     mean: float
     std: float
     kurtosis: float
+    orthogonal: bool = False
 
 
 def describe(model: nn.Module, recipes: Iterable[str | Recipe] | None = None) -> list[dict[str, Any]]:
     """One row per role and stack of blocks, in the model's order: what was found, and what each recipe would draw.
 
-    Keys: role, stack, n_layer, n (parameters), shape (of the first), mean, std (pooled), std_min, std_max (of single
-    parameters), distribution, matches (ids of the recipes that fit every parameter), nearest and difference (the id
-    closest in std, and how far it is, relative), expected (per id: std, text, misfits), depth_code (the model's own
-    code that scales by depth, unless apply_recipe has overruled it). Parameters without a role share a last row, with
-    role "" and their names.
+    Keys: role, stack, n_layer, n_embd, n (parameters), numel, shape (of the first), mean, std (pooled), std_min,
+    std_max, stds (by parameter name), distribution, matches (ids of the recipes that fit every parameter), nearest and
+    difference (the id closest in std, and how far it is, relative), expected (per id: std, flat: the same in every
+    parameter, text, misfits), depth_code (the model's own code that scales by depth, unless apply_recipe has overruled
+    it). Parameters without a role share a last row, with role "" and their names.
 
     Raises:
         RecipeError: an unknown recipe, or a model on the meta device.
@@ -65,78 +64,9 @@ def describe(model: nn.Module, recipes: Iterable[str | Recipe] | None = None) ->
     return rows
 
 
-def best_recipes(rows: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
-    """The recipes that fit most roles (weight matrices first), and how many rows they don't fit.
-
-    Empty, unless they fit more than half of the weight matrices' rows.
-    """
-    described = [row for row in rows if row["role"]]
-    matrices = [row for row in described if row["role"] not in _VECTORS]
-    scores = {id: _score(id, described) for row in described for id in row["expected"]}
-    top = max(scores.values(), default=(0, 0))
-    if 2 * top[0] <= len(matrices):
-        return [], len(described)
-    return [id for id, score in scores.items() if score == top], len(described) - sum(top)
-
-
-def mismatches(rows: Sequence[dict[str, Any]], recipes: Sequence[str] | None = None) -> list[str]:
-    """Sentences on what doesn't fit the recipe that the model was meant to have.
-
-    Args:
-        recipes: what was meant, ids among those described; of several the closest. None: the recipe that fits most
-            roles, or nanogpt where the model's own code scales by depth and its weights aren't scaled.
-
-    Raises:
-        RecipeError: an id that the rows weren't compared with.
-    """
-    described = [row for row in rows if row["role"]]
-    if recipes is None:
-        best, _ = best_recipes(rows)
-        if not best:
-            return [_nothing_known(described)]
-        unscaled = "nanogpt-no-depth-scale" in best and "nanogpt" not in best
-        if unscaled and described[0]["depth_code"] and "nanogpt" in described[0]["expected"]:
-            best = ["nanogpt"]
-    else:
-        for id in recipes:
-            if not any(id in row["expected"] for row in described):
-                raise RecipeError(f"recipe {id!r} is not among those that the model was compared with")
-        best = sorted(recipes, key=lambda id: _score(id, described), reverse=True)
-    return _misfits(best[0], described) if best else []
-
-
-def describe_text(rows: Sequence[dict[str, Any]], recipes: Sequence[str] | None = None) -> str:
-    """The rows as an aligned table of at most 100 columns, then sentences: the recipe, and what doesn't fit it."""
-    table = [("role", "stack", "n", "shape", "std found", "drawn", "fits")]
-    compared = max((len(row.get("expected", {})) for row in rows), default=0)
-    for row in rows:
-        if row["role"]:
-            shape = "×".join(str(size) for size in row["shape"])
-            fits = _fits(row, compared)
-            table.append(
-                (row["role"], _tail(row["stack"]), str(row["n"]), shape, _spread(row), row["distribution"], fits)
-            )
-    table = table if len(table) > 1 else []
-    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
-    lines = [line.rstrip() if len(line.rstrip()) <= 100 else line[:99] + "…" for line in lines]
-    lines += [""] if lines else []
-    best, left = best_recipes(rows)
-    problems = mismatches(rows, recipes)
-    if not problems and best:
-        shown = " or ".join(best[:3]) + (f" and {len(best) - 3} more" if len(best) > 3 else "")
-        lines += _wrapped(f"Initialised as {shown}: every role fits." if not left else f"Closest: {shown}.")
-    for sentence in problems:
-        lines += _wrapped(sentence[0].upper() + sentence[1:] + ".")
-    unknown = [name for row in rows if not row["role"] for name in row["names"]]
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        lines += _wrapped(f"No role is known for {', '.join(unknown[:5])}{more}: not compared.")
-    return "\n".join(lines)
-
-
 def _moments(place: Parameter, parameter: Tensor) -> _Found:
     values = parameter.detach()
+    orthogonal = _is_orthogonal(values)
     if place.padding_row is not None and not bool(values[place.padding_row].any()):
         padding = place.padding_row % len(values)
         values = torch.cat([values[:padding], values[padding + 1 :]])
@@ -148,7 +78,20 @@ def _moments(place: Parameter, parameter: Tensor) -> _Found:
     centred = sample - sample.mean()
     square = centred.square().mean()
     kurtosis = (centred.square() / square).square().mean().item() if square > 0 else math.nan
-    return _Found(place, len(values), mean.item(), math.sqrt(max(var.item(), 0.0)), kurtosis)
+    return _Found(place, len(values), mean.item(), math.sqrt(max(var.item(), 0.0)), kurtosis, orthogonal)
+
+
+def _is_orthogonal(values: Tensor) -> bool:
+    """Its rows, or its columns, all have the same length: independent entries scatter by √(2/length) in the square."""
+    if values.dim() < 2 or min(values.shape[-2:]) < 2:
+        return False
+    for vectors in (values[..., :_VECTORS, :], values[..., :_VECTORS].mT):
+        squares = vectors.float().square().sum(-1)
+        var, mean = torch.var_mean(squares.flatten(), correction=0)
+        # bfloat16 rounds every entry by up to 0.4 %, which averages out
+        if mean > 0 and var.sqrt() < min(0.01, 0.1 * math.sqrt(2 / vectors.shape[-1])) * mean:
+            return True
+    return False
 
 
 def _row(group: list[_Found], recipes: list[Recipe]) -> dict[str, Any]:
@@ -165,9 +108,12 @@ def _row(group: list[_Found], recipes: list[Recipe]) -> dict[str, Any]:
     nearest = min(distance, key=lambda id: (distance[id], len(expected[id]["misfits"])), default="")
     return {
         "n_layer": group[0].place.dims.n_layer,
+        "n_embd": group[0].place.dims.n_embd,
         "n": len(group),
         "mean": sum(found.numel * found.mean for found in group) / max(numel, 1),
+        "numel": numel,
         "std": std,
+        "stds": {found.place.name: found.std for found in group},
         "std_min": min(found.std for found in group),
         "std_max": max(found.std for found in group),
         "distribution": distribution,
@@ -189,7 +135,8 @@ def _expected(group: list[_Found], recipe: Recipe, distribution: str) -> dict[st
         mean = sum(size * float(value.mean) for size, value in drawn) / sum(size for size, _ in drawn)
         stds.append((found.numel, std))
         first = drawn[0][1]
-        other = {first.kind, distribution} == {"normal", "uniform"}
+        told = {first.kind, distribution}
+        other = told == {"normal", "uniform"} or (len(told) == 2 and "orthogonal" in told)
         if other or not _fits_one(found, mean, std):
             misfits.append(found)
     whole = _pooled(stds)
@@ -198,6 +145,7 @@ def _expected(group: list[_Found], recipe: Recipe, distribution: str) -> dict[st
     text = first.formula.removeprefix("std = ").removeprefix("value = ")
     return {
         "std": whole,
+        "flat": len({round(std, 12) for _, std in stds}) == 1,
         "mean": mean,
         "kind": first.kind,
         "text": text,
@@ -235,6 +183,8 @@ def _distribution(group: list[_Found], std: float, numel: int) -> str:
     """By kurtosis: 3 of a normal, 1.8 of a uniform, between them a normal with its tails cut. Empty where unclear."""
     if all(found.std <= 1e-6 * abs(found.mean) for found in group):
         return "constant"
+    if all(found.orthogonal for found in group):
+        return "orthogonal"
     weighed = [(found.numel, found.kurtosis) for found in group if not math.isnan(found.kurtosis)]
     size = sum(n for n, _ in weighed)
     if not size or not math.isfinite(std):
@@ -245,97 +195,3 @@ def _distribution(group: list[_Found], std: float, numel: int) -> str:
     if normal or uniform:
         return "" if normal and uniform else "normal" if normal else "uniform"
     return "cut normal" if 1.8 < kurtosis < 3 else "heavy tails" if kurtosis > 3 else "other"
-
-
-def _score(id: str, described: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    fitting = [row for row in described if id in row["matches"]]
-    matrices = sum(row["role"] not in _VECTORS for row in fitting)
-    return matrices, len(fitting) - matrices
-
-
-def _nothing_known(described: Sequence[dict[str, Any]]) -> str:
-    if not described:
-        return "no known recipe: nothing to compare"
-    known = [row["role"] for row in described if row["matches"] and row["role"] not in _VECTORS]
-    fits = f"; only {_list(list(dict.fromkeys(known)))} would fit one" if known else ""
-    return f"no known recipe: the weights are trained, or drawn another way{fits}"
-
-
-def _misfits(id: str, described: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence per way of being different."""
-    several = len({row["stack"] for row in described if row["stack"]}) > 1
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for row in described:
-        wanted = row["expected"].get(id)
-        if wanted is None or not wanted["misfits"]:
-            continue
-        place = f"{row['role']} of {row['stack'] or 'outside the blocks'}" if several else row["role"]
-        if len(wanted["misfits"]) < row["n"]:
-            place += f" in {len(wanted['misfits'])} of {row['n']} parameters ({wanted['misfits'][0]})"
-        groups.setdefault((_found_text(wanted), _wanted_text(wanted), _reason(row, wanted)), []).append(place)
-    alone = all(row["expected"].get(id, {}).get("misfits") for row in described)
-    lead = f"{_name(id)}: " if alone else f"everything else is {_name(id)}, but "
-    return [
-        f"{lead}{_list(places)} {'has' if len(places) == 1 else 'have'} {found}, not {wanted}{reason}"
-        for (found, wanted, reason), places in groups.items()
-    ]
-
-
-def _found_text(wanted: dict[str, Any]) -> str:
-    mean, std = wanted["misfit_mean"], wanted["misfit_std"]
-    if std <= 1e-6 * abs(mean) or std == 0:
-        return f"the value {mean:.3g}"
-    return f"std {std:.2g}" + (f" and mean {mean:.2g}" if abs(mean) > std / 5 else "")
-
-
-def _wanted_text(wanted: dict[str, Any]) -> str:
-    value = f"{wanted['mean' if wanted['kind'] == 'constant' else 'std']:.2g}"
-    text = wanted["text"].replace(" / ", "/").replace("2 * n_layer", "2*n_layer")
-    if wanted["kind"] not in ("normal", "constant"):
-        return f"{value} ({wanted['kind']}, {text})"
-    return value if text == value else f"{text} = {value}"
-
-
-def _reason(row: dict[str, Any], wanted: dict[str, Any]) -> str:
-    plain = row["expected"].get("nanogpt-no-depth-scale", {"std": 0.0})["std"]
-    if (
-        row["role"] not in _OUTPUTS
-        or "n_layer" not in wanted["text"]
-        or _distance(wanted["misfit_std"], plain) > TOLERANCE
-    ):
-        return ""
-    return ": not depth-scaled" + (f", though {row['depth_code']} says so" if row["depth_code"] else "")
-
-
-def _name(id: str) -> str:
-    return "nanogpt (GPT-2's init)" if id == "nanogpt" else id
-
-
-def _list(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _tail(stack: str) -> str:
-    return stack if len(stack) <= 22 else "…" + stack[-21:]
-
-
-def _spread(row: dict[str, Any]) -> str:
-    if row["distribution"] == "constant":
-        return f"0 (all {row['mean']:.3g})"
-    if f"{row['std_min']:.2g}" == f"{row['std_max']:.2g}":
-        return f"{row['std']:.3g}"
-    return f"{row['std']:.3g} ({row['std_min']:.2g}–{row['std_max']:.2g})"
-
-
-def _fits(row: dict[str, Any], compared: int) -> str:
-    matches = row["matches"]
-    if not matches:
-        far = not row["nearest"] or not math.isfinite(row["difference"])
-        return "none" if far else f"none; {row['difference']:.0%} off {row['nearest']}"
-    if len(matches) == compared and compared > 1:
-        return "all"
-    return matches[0] + (f" +{len(matches) - 1}" if len(matches) > 1 else "")
-
-
-def _wrapped(sentence: str) -> list[str]:
-    return textwrap.wrap(sentence, 100, break_long_words=False, break_on_hyphens=False)

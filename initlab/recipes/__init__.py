@@ -1,5 +1,27 @@
 """Init recipes as data. A recipe of your own: a `Recipe`, or a function `(role, dims) -> distribution`."""
 
-from initlab.recipes.base import Constant, Dims, Distribution, Formula, Normal, Recipe, Role, TruncNormal, Uniform
+from initlab.recipes.base import (
+    Constant,
+    Dims,
+    Distribution,
+    Formula,
+    Normal,
+    Orthogonal,
+    Recipe,
+    Role,
+    TruncNormal,
+    Uniform,
+)
 
-__all__ = ["Constant", "Dims", "Distribution", "Formula", "Normal", "Recipe", "Role", "TruncNormal", "Uniform"]
+__all__ = [
+    "Constant",
+    "Dims",
+    "Distribution",
+    "Formula",
+    "Normal",
+    "Orthogonal",
+    "Recipe",
+    "Role",
+    "TruncNormal",
+    "Uniform",
+]

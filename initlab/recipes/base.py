@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from types import CodeType
 
 from initlab.errors import RecipeError
 
@@ -25,6 +27,10 @@ class Role(StrEnum):
     NORM_GAIN = "norm_gain"
     NORM_BIAS = "norm_bias"
     BIAS = "bias"
+
+
+OUTPUTS = (Role.ATTN_OUT, Role.MLP_OUT)  # what writes into the residual stream
+VECTORS = (Role.NORM_GAIN, Role.NORM_BIAS, Role.BIAS)  # ones and zeros in most recipes: they tell little apart
 
 
 class Formula(float):
@@ -57,17 +63,26 @@ class Dims:
     tied: bool = True
 
     def __call__(self, text: str) -> Formula:
-        """Evaluate an expression over these sizes, as in `dims("0.02 / sqrt(2 * n_layer)")`.
+        """Evaluate an expression over these sizes, as in `dims("0.02 / sqrt(2 * n_layer)")`; sqrt, log and min work.
 
         Raises:
             RecipeError: the expression doesn't evaluate to a number.
         """
         names = {name: getattr(self, name) for name in self.__slots__}
         try:
-            value = float(eval(text, {"__builtins__": {}, "sqrt": math.sqrt, "log": math.log}, names))
+            value = float(eval(_compiled(text), {"__builtins__": {}} | _FUNCTIONS, names))
         except Exception as error:
             raise RecipeError(f"formula {text!r} can't be evaluated: {error}; names: {', '.join(names)}") from error
         return Formula(value, text)
+
+
+_FUNCTIONS = {"sqrt": math.sqrt, "log": math.log, "min": min}
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(text: str) -> CodeType:
+    """A model has thousands of parameters and the catalogue dozens of recipes, with a few formulas between them."""
+    return compile(text, "<formula>", "eval")
 
 
 def _text(value: float) -> str:
@@ -144,7 +159,28 @@ class Constant:
         return f"value = {_text(self.value)}"
 
 
-Distribution = Normal | Uniform | TruncNormal | Constant
+@dataclass(frozen=True, slots=True)
+class Orthogonal:
+    """gain times a random (semi-)orthogonal matrix, as torch.nn.init.orthogonal_ draws it.
+
+    Its entries have variance gain^2 / `larger`, the larger of fan_in and fan_out, which the recipe fills in.
+    """
+
+    gain: float
+    larger: int = 0
+    kind = "orthogonal"
+    mean = 0.0
+
+    @property
+    def std(self) -> float:
+        return self.gain / math.sqrt(self.larger) if self.larger else math.nan
+
+    @property
+    def formula(self) -> str:
+        return f"gain = {_text(self.gain)}"
+
+
+Distribution = Normal | Uniform | TruncNormal | Constant | Orthogonal
 Rule = Callable[[Role, Dims], Distribution]
 
 
@@ -165,19 +201,32 @@ class Recipe:
         """What a parameter of this role is drawn from.
 
         Raises:
-            RecipeError: the recipe has no answer for the role, or its answer isn't a finite distribution.
+            RecipeError: an unknown role, the recipe has no answer for it, or its answer isn't a finite distribution.
         """
+        if role not in Role.__members__.values():
+            raise RecipeError(f"unknown role {role!r}; expected one of {', '.join(Role)}")
         try:
-            value = self.rule(role, dims)
+            value = self.rule(Role(role), dims)
         except RecipeError:
             raise
         except Exception as error:
-            raise RecipeError(f"recipe {self.id} failed on role {role}: {type(error).__name__}: {error}") from error
+            # of a role that isn't there, Python before 3.12 says no more than its name
+            absent = isinstance(error, AttributeError) and (str(error).isupper() or "'Role'" in str(error))
+            hint = f"; the roles are {', '.join(Role.__members__)}" if absent else ""
+            failed = f"recipe {self.id} failed on role {role}: {type(error).__name__}: {error}{hint}"
+            raise RecipeError(failed) from error
         if not isinstance(value, Distribution):
             raise RecipeError(
                 f"recipe {self.id} returned {value!r} for role {role}; "
-                "expected Normal, Uniform, TruncNormal or Constant from initlab.recipes"
+                "expected Normal, Uniform, TruncNormal, Orthogonal or Constant from initlab.recipes"
             )
+        if isinstance(value, Orthogonal):
+            if role in VECTORS:
+                raise RecipeError(
+                    f"recipe {self.id} returned {value!r} for role {role}, whose parameters are vectors; "
+                    "only a matrix can be orthogonal"
+                )
+            value = replace(value, larger=max(dims.fan_in, dims.fan_out))
         numbers = [getattr(value, name) for name in value.__slots__]
         expected = {Constant: "finite", TruncNormal: "finite, positive"}.get(type(value), "finite, non-negative")
         lowest = {Constant: -math.inf, TruncNormal: math.ulp(0.0)}.get(type(value), 0.0)

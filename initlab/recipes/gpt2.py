@@ -37,6 +37,33 @@ def nanogpt_no_depth_scale(role: Role, dims: Dims) -> Distribution:
     return _gpt2(role, dims, "0.02")
 
 
+@recipe(
+    "gpt2-openai-release",
+    family="gpt2",
+    source="openai/gpt-2 src/model.py@9b63575 (2019), lines 50-56, 152-155: w_init_stdev 0.02 in every conv1d; the "
+    "paper's 1/√N is not in it",
+)
+def gpt2_openai_release(role: Role, dims: Dims) -> Distribution:
+    """The code that OpenAI released: no depth scaling, and positions at 0.01."""
+    return Normal(dims("0.01")) if role == Role.POS_EMBED else _gpt2(role, dims, "0.02")
+
+
+@recipe(
+    "nanogpt-width-matched",
+    family="gpt2",
+    source="derived here (2026): keeps fan_in·σ² of GPT-2's smallest model, 768·0.02² = 0.31, at every width",
+)
+def nanogpt_width_matched(role: Role, dims: Dims) -> Distribution:
+    """nanogpt with 0.02·√(768/n_embd) for 0.02 in the blocks' matrices, so that narrow models are as nonlinear."""
+    match role:
+        case Role.ATTN_OUT | Role.MLP_OUT:
+            return Normal(dims("0.02 * sqrt(768 / n_embd) / sqrt(2 * n_layer)"))
+        case Role.ATTN_QKV | Role.MLP_IN | Role.MLP_GATE:
+            return Normal(dims("0.02 * sqrt(768 / n_embd)"))
+        case _:
+            return _gpt2(role, dims, "0.02")
+
+
 @recipe("out-x0.02", family="gpt2", source=FOLKLORE)
 def out_x002(role: Role, dims: Dims) -> Distribution:
     """nanogpt with output projections at 0.02 × 0.02: blocks start as almost the identity."""

@@ -15,7 +15,7 @@ from initlab.errors import RecipeError
 from initlab.recipes.base import Recipe, Rule
 
 _REGISTRY: dict[str, Recipe] = {}
-_FAMILIES = ("gpt2", "frameworks", "classical")
+_FAMILIES = ("gpt2", "megatron", "llama", "olmo", "fans", "frameworks")
 
 
 def register(entry: Recipe) -> Recipe:
@@ -61,7 +61,7 @@ def get(name: str | Recipe | Rule) -> Recipe:
         raise RecipeError(f"recipe is {name!r}; expected an id, file.py:name, a Recipe, or a function (role, dims)")
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
     raise RecipeError(f"unknown recipe {name!r}; {hint}known: {', '.join(known)}; your own: path/to/file.py:name")
 

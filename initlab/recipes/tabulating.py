@@ -16,6 +16,7 @@ def gpt_dims(
         Role.TOKEN_EMBED: (vocab_size, n_embd),
         Role.POS_EMBED: (block_size, n_embd),
         Role.MLP_IN: (n_embd, 4 * n_embd),
+        Role.MLP_GATE: (n_embd, 4 * n_embd),
         Role.MLP_OUT: (4 * n_embd, n_embd),
         Role.UNEMBED: (n_embd, vocab_size),
     }
@@ -40,15 +41,27 @@ def gpt_roles(*, bias: bool = True, tied: bool = True) -> list[Role]:
     return roles
 
 
-def evaluate(recipe: Recipe, sizes: list[dict[str, int]], *, bias: bool = True, tied: bool = True) -> dict[str, Any]:
+def evaluate(
+    recipe: Recipe, sizes: list[dict[str, int]], *, bias: bool = True, tied: bool = True, special: bool = False
+) -> dict[str, Any]:
     """A recipe as JSON-ready data: summary, source, and a row per role and size.
 
     A recipe that draws blocks differently has a row for the first block and one for the last.
-    `sizes` hold n_layer, n_embd, n_head, block_size and vocab_size.
+
+    Args:
+        sizes: n_layer, n_embd, n_head, block_size and vocab_size of each.
+        special: also the roles that a GPT lacks, where the recipe tells them apart: an MLP's gate, which is otherwise
+            drawn as the projection beside it, and an experts' router, otherwise as queries are.
     """
     rows = []
     for size in sizes:
-        for role in gpt_roles(bias=bias, tied=tied):
+        roles = gpt_roles(bias=bias, tied=tied)
+        if special:
+            for role, beside in ((Role.ROUTER, Role.ATTN_QKV), (Role.MLP_GATE, Role.MLP_IN)):
+                both = [recipe(each, gpt_dims(each, **size, tied=tied)) for each in (role, beside)]
+                if both[0] != both[1]:
+                    roles.insert(roles.index(Role.MLP_IN), role)
+        for role in roles:
             dims = gpt_dims(role, **size, tied=tied)
             last = size["n_layer"] - 1
             values = {layer: recipe(role, replace(dims, layer=layer)) for layer in (0, last)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import textwrap
 from typing import Any
 
 from rich.console import Console
@@ -11,12 +12,26 @@ from rich.table import Table
 
 from initlab.recipes import Recipe
 
+_FAMILIES = {
+    "gpt2": "GPT-2",
+    "megatron": "Megatron",
+    "llama": "Llama",
+    "olmo": "OLMo",
+    "fans": "by fans",
+    "framework": "framework",
+}
+
 
 def catalogue_text(recipes: list[Recipe], *, color: bool = False) -> str:
-    """One line per recipe: id and what it draws."""
+    """One line per recipe, by family: id and what it draws."""
     table = _table("recipe", "draws")
-    for recipe in recipes:
-        table.add_row(recipe.id, recipe.summary)
+    families = {recipe.family: [each for each in recipes if each.family == recipe.family] for recipe in recipes}
+    for family, members in families.items():
+        table.add_row("")
+        table.add_row(_FAMILIES.get(family, family), style="bold")
+        for recipe in members:
+            table.add_row(f"  {recipe.id}", recipe.summary)
+    table.add_row("")
     return _text(table, color) + "initlab recipes NAME shows the std of every role, its formula and its source.\n"
 
 
@@ -29,8 +44,10 @@ def recipe_text(id: str, evaluated: dict[str, Any], size: dict[str, int], *, col
         table.add_row(row["role"] + block, row["distribution"], _value(row), row["formula"])
     sizes = ", ".join(f"{name} {value}" for name, value in size.items())
     name = f"{id}: {evaluated['summary']}" if evaluated["summary"] else id
-    head = f"{name}\nat {sizes}\n\n"
-    return f"{head}{_text(table, color)}\nsource: {evaluated['source']}\n"
+    head = f"{textwrap.fill(name, shutil.get_terminal_size((100, 24)).columns)}\nat {sizes}\n\n"
+    width = shutil.get_terminal_size((100, 24)).columns
+    source = textwrap.fill(f"source: {evaluated['source']}", width, break_long_words=False, break_on_hyphens=False)
+    return f"{head}{_text(table, color)}\n{source}\n"
 
 
 def _value(row: dict[str, Any]) -> str:

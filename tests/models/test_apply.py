@@ -49,7 +49,11 @@ def role_of(name: str) -> str:
 def stds(recipe: str) -> dict[str, float]:
     """std of each weight matrix for L, D, V and an untied head."""
     gpt2 = {"token_embed": 0.02, "pos_embed": 0.02, "attn_qkv": 0.02, "mlp_in": 0.02, "unembed": 0.02}
-    thin = 0.02 / math.sqrt(D)
+    thin, wide, cut = 0.02 / math.sqrt(D), 1 / math.sqrt(D), 0.986578  # cut: std of a standard normal within ±3
+    blocks = math.sqrt(sum(1 / (layer + 1) for layer in range(L)) / L / 2)  # rms of 1/√(2(layer + 1))
+    matched = 0.02 * math.sqrt(768 / D)
+    small = dict.fromkeys(gpt2, math.sqrt(0.4 / D))
+    wide_gpt2 = dict.fromkeys(gpt2, wide)
     torchs = 1 / math.sqrt(3 * D)
 
     def outputs(std: float) -> dict[str, float]:
@@ -66,6 +70,28 @@ def stds(recipe: str) -> dict[str, float]:
         "xavier": gpt2
         | {"attn_qkv": 1 / math.sqrt(D), "attn_out": 1 / math.sqrt(D), "unembed": math.sqrt(2 / (D + V))}
         | {"mlp_in": math.sqrt(2 / (5 * D)), "mlp_out": math.sqrt(2 / (5 * D))},
+        "gpt2-openai-release": outputs(0.02) | {"pos_embed": 0.01},
+        "nanogpt-width-matched": outputs(matched / math.sqrt(2 * L)) | {"attn_qkv": matched, "mlp_in": matched},
+        "megatron": outputs(0.02 / math.sqrt(2 * L)),
+        "small-init-wang-neox": small | dict.fromkeys(("attn_out", "mlp_out"), 2 * wide / L),
+        "small-init-wang-litgpt": small | dict.fromkeys(("attn_out", "mlp_out"), wide / L),
+        "hf-llama": outputs(0.02),
+        "torchtitan-llama3": outputs(0.02 * blocks)
+        | {"token_embed": 1.0, "unembed": cut * wide, "mlp_in": 0.02 * blocks},
+        "olmo-mitchell": {role: cut * std for role, std in wide_gpt2.items()}
+        | {"attn_out": cut * wide * blocks, "mlp_out": cut * wide / 2 * blocks},
+        "olmo-full-megatron": {role: cut * std for role, std in outputs(0.02 / math.sqrt(2 * L)).items()}
+        | {"unembed": cut * wide},
+        "olmo-normal": {role: cut * std for role, std in outputs(0.02).items()},
+        "nanodo": wide_gpt2
+        | {"attn_out": wide, "mlp_in": math.sqrt(0.4 / D), "mlp_out": math.sqrt(0.4 / D)}
+        | {"unembed": math.sqrt(2 / (D + V))},
+        "kaiming": gpt2
+        | dict.fromkeys(("attn_qkv", "attn_out", "mlp_in", "unembed"), math.sqrt(2) * wide)
+        | {"mlp_out": math.sqrt(0.5) * wide},
+        "orthogonal": gpt2
+        | {"attn_qkv": wide, "attn_out": wide, "mlp_in": wide / 2, "mlp_out": wide / 2, "unembed": V**-0.5},
+        "spectral": wide_gpt2 | {"token_embed": 1.0, "pos_embed": 1.0, "attn_out": wide, "mlp_out": wide / 4},
         "torch-default": {"token_embed": 1.0, "pos_embed": 1.0, "unembed": torchs, "attn_qkv": torchs}
         | {"attn_out": torchs, "mlp_in": torchs, "mlp_out": 1 / math.sqrt(12 * D)},
     }[recipe]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,19 @@ import numpy as np
 import pytest
 
 from initlab.errors import RecipeError
-from initlab.recipes import Constant, Dims, Distribution, Formula, Normal, Recipe, Role, TruncNormal, Uniform, registry
+from initlab.recipes import (
+    Constant,
+    Dims,
+    Distribution,
+    Formula,
+    Normal,
+    Orthogonal,
+    Recipe,
+    Role,
+    TruncNormal,
+    Uniform,
+    registry,
+)
 from initlab.recipes.tabulating import evaluate, gpt_dims, gpt_roles
 
 SIZES = [(1, 16), (2, 64), (12, 768), (48, 1600)]
@@ -19,6 +32,7 @@ VOCAB, T = 50304, 1024
 EMBEDDINGS = (Role.TOKEN_EMBED, Role.POS_EMBED)
 OUTPUTS = (Role.ATTN_OUT, Role.MLP_OUT)
 INPUTS = (Role.ATTN_QKV, Role.MLP_IN, Role.UNEMBED)
+CUT3 = 0.986578  # std of a standard normal cut at ±3: √(1 − 6φ(3)/erf(3/√2)), by hand
 
 
 def dims(role: Role = Role.ATTN_QKV, n_layer: int = 12, n_embd: int = 768, *, tied: bool = True) -> Dims:
@@ -30,7 +44,11 @@ def table(output: float, linear: float = 0.02) -> dict[Role, float]:
     return dict.fromkeys((*EMBEDDINGS, *INPUTS), 0.02) | dict.fromkeys(INPUTS, linear) | dict.fromkeys(OUTPUTS, output)
 
 
-# std of every weight by (n_layer, n_embd), written out by hand
+def small_wang(n_embd: int, output: float) -> dict[Role, float]:
+    return dict.fromkeys((*EMBEDDINGS, *INPUTS), math.sqrt(0.4 / n_embd)) | dict.fromkeys(OUTPUTS, output)
+
+
+# std of every weight of block 0 by (n_layer, n_embd), tied, written out by hand
 EXPECTED: dict[str, Callable[[int, int], dict[Role, float]]] = {
     "nanogpt": lambda L, d: table(0.02 / math.sqrt(2 * L)),
     "nanogpt-no-depth-scale": lambda L, d: table(0.02),
@@ -45,6 +63,56 @@ EXPECTED: dict[str, Callable[[int, int], dict[Role, float]]] = {
         | dict.fromkeys((Role.MLP_IN, Role.MLP_OUT), math.sqrt(2 / (5 * d)))
         | {Role.UNEMBED: math.sqrt(2 / (d + VOCAB))}
     ),
+    "gpt2-openai-release": lambda L, d: table(0.02) | {Role.POS_EMBED: 0.01},
+    "nanogpt-width-matched": lambda L, d: (
+        table(math.sqrt(0.1536 / (L * d)), linear=math.sqrt(0.3072 / d)) | {Role.UNEMBED: 0.02}
+    ),
+    "megatron": lambda L, d: table(0.02 / math.sqrt(2 * L)),
+    "small-init-wang-neox": lambda L, d: small_wang(d, 2 / L / math.sqrt(d)),
+    "small-init-wang-litgpt": lambda L, d: small_wang(d, 1 / math.sqrt(d) / L),
+    "hf-llama": lambda L, d: table(0.02),
+    "torchtitan-llama3": lambda L, d: {
+        Role.TOKEN_EMBED: CUT3 / math.sqrt(d),
+        Role.UNEMBED: CUT3 / math.sqrt(d),
+        Role.ATTN_QKV: 0.02,
+        Role.ATTN_OUT: 0.0141421356,
+        Role.MLP_IN: 0.0141421356,
+        Role.MLP_GATE: 0.02,
+        Role.MLP_OUT: 0.0141421356,
+    },
+    "olmo-mitchell": lambda L, d: {
+        Role.TOKEN_EMBED: CUT3 / math.sqrt(d),
+        Role.POS_EMBED: CUT3 / math.sqrt(d),
+        Role.UNEMBED: CUT3 / math.sqrt(d),
+        Role.ATTN_QKV: CUT3 / math.sqrt(d),
+        Role.ATTN_OUT: CUT3 / math.sqrt(2 * d),
+        Role.MLP_IN: CUT3 / math.sqrt(d),
+        Role.MLP_OUT: CUT3 / math.sqrt(8 * d),
+    },
+    "olmo-full-megatron": lambda L, d: (
+        table(CUT3 * 0.02 / math.sqrt(2 * L))
+        | dict.fromkeys((*EMBEDDINGS, Role.ATTN_QKV, Role.MLP_IN), CUT3 * 0.02)
+        | {Role.UNEMBED: CUT3 / math.sqrt(d)}
+    ),
+    "olmo-normal": lambda L, d: dict.fromkeys((*EMBEDDINGS, *INPUTS, *OUTPUTS), CUT3 * 0.02),
+    "nanodo": lambda L, d: (
+        dict.fromkeys((*EMBEDDINGS, Role.ATTN_QKV, Role.ATTN_OUT), 1 / math.sqrt(d))
+        | dict.fromkeys((Role.MLP_IN, Role.MLP_OUT), math.sqrt(0.4 / d))
+        | {Role.UNEMBED: math.sqrt(2 / (d + VOCAB))}
+    ),
+    "kaiming": lambda L, d: (
+        (dict.fromkeys(EMBEDDINGS, 0.02) | dict.fromkeys((*INPUTS, Role.ATTN_OUT), math.sqrt(2 / d)))
+        | {Role.MLP_OUT: math.sqrt(0.5 / d)}
+    ),
+    "orthogonal": lambda L, d: (
+        dict.fromkeys(EMBEDDINGS, 0.02)
+        | dict.fromkeys((Role.ATTN_QKV, Role.ATTN_OUT), 1 / math.sqrt(d))
+        | dict.fromkeys((Role.MLP_IN, Role.MLP_OUT), 0.5 / math.sqrt(d))
+        | {Role.UNEMBED: VOCAB**-0.5}
+    ),
+    "spectral": lambda L, d: (
+        dict.fromkeys((*EMBEDDINGS, *INPUTS, Role.ATTN_OUT), 1 / math.sqrt(d)) | {Role.MLP_OUT: 0.25 / math.sqrt(d)}
+    ),
     "torch-default": lambda L, d: (
         {Role.TOKEN_EMBED: 1 / math.sqrt(3 * d), Role.POS_EMBED: 1.0, Role.MLP_OUT: 1 / math.sqrt(12 * d)}
         | dict.fromkeys((Role.ATTN_QKV, Role.ATTN_OUT, Role.MLP_IN, Role.UNEMBED), 1 / math.sqrt(3 * d))
@@ -53,17 +121,6 @@ EXPECTED: dict[str, Callable[[int, int], dict[Role, float]]] = {
 
 
 def test_every_recipe_has_its_formulas_written_out_here() -> None:
-    assert list(registry.all_recipes()) == [
-        "nanogpt",
-        "nanogpt-no-depth-scale",
-        "out-x0.02",
-        "out-xsqrt2overL",
-        "out-xinvsqrtL",
-        "zero-out",
-        "std-0.02-over-sqrt-d",
-        "torch-default",
-        "xavier",
-    ]
     assert set(registry.all_recipes()) == set(EXPECTED)
 
 
@@ -73,8 +130,47 @@ def test_std_follows_the_formula(id: str, n_layer: int, n_embd: int) -> None:
     recipe = registry.get(id)
     for role, std in EXPECTED[id](n_layer, n_embd).items():
         found = recipe(role, dims(role, n_layer, n_embd))
-        assert found.std == pytest.approx(std, rel=1e-12), role
+        assert found.std == pytest.approx(std, rel=2e-6), role
         assert found.mean == 0, role
+
+
+# what the sources print or imply at the sizes of their own models; computed with a desk calculator
+PUBLISHED = [
+    ("nanogpt", {"n_layer": 12, "n_embd": 768}, Role.MLP_OUT, 0.00408248),
+    ("gpt2-openai-release", {"n_layer": 12, "n_embd": 768}, Role.POS_EMBED, 0.01),
+    ("small-init-wang-neox", {"n_layer": 44, "n_embd": 6144}, Role.ATTN_QKV, 0.00806872),  # GPT-NeoX-20B
+    ("small-init-wang-neox", {"n_layer": 44, "n_embd": 6144}, Role.MLP_OUT, 0.000579896),
+    ("small-init-wang-litgpt", {"n_layer": 22, "n_embd": 2048}, Role.MLP_OUT, 0.00100441),  # TinyLlama-1.1B
+    ("torchtitan-llama3", {"n_layer": 32, "n_embd": 4096, "layer": 0}, Role.MLP_IN, 0.0141421),  # Llama 3 8B
+    ("torchtitan-llama3", {"n_layer": 32, "n_embd": 4096, "layer": 31}, Role.MLP_IN, 0.0025),
+    ("torchtitan-llama3", {"n_layer": 32, "n_embd": 4096, "layer": 31}, Role.MLP_GATE, 0.02),
+    ("torchtitan-llama3", {"n_layer": 32, "n_embd": 4096, "tied": False}, Role.TOKEN_EMBED, 1.0),
+    ("olmo-mitchell", {"n_layer": 32, "n_embd": 4096, "layer": 31}, Role.ATTN_OUT, 0.00192691),  # 1/512, cut
+    ("olmo-mitchell", {"n_layer": 32, "n_embd": 4096, "layer": 31}, Role.MLP_OUT, 0.000963455),
+    ("nanogpt-width-matched", {"n_layer": 6, "n_embd": 128}, Role.MLP_IN, 0.0489898),
+    ("nanogpt-width-matched", {"n_layer": 6, "n_embd": 768}, Role.MLP_IN, 0.02),
+    ("spectral", {"n_layer": 12, "n_embd": 768, "tied": False}, Role.TOKEN_EMBED, 1.0),
+]
+
+
+@pytest.mark.parametrize(("id", "size", "role", "std"), PUBLISHED)
+def test_std_at_the_sizes_of_published_models(id: str, size: dict[str, Any], role: Role, std: float) -> None:
+    size = {"n_head": 1, "block_size": T, "vocab_size": VOCAB} | size
+    layer = size.pop("layer", 0)
+    found = registry.get(id)(role, replace(gpt_dims(role, **size), layer=layer))
+    assert found.std == pytest.approx(std, rel=1e-5)
+
+
+def test_recipes_that_draw_alike_are_known() -> None:
+    """Two ids for one init are kept where both names are in use; a third would be an accident."""
+    drawn: dict[tuple[Any, ...], list[str]] = {}
+    for id, recipe in registry.all_recipes().items():
+        values = [recipe(role, dims(role, n_embd=512, tied=tied)) for role in Role for tied in (True, False)]
+        drawn.setdefault(tuple((v.kind, round(v.mean, 9), round(v.std, 9)) for v in values), []).append(id)
+    assert [ids for ids in drawn.values() if len(ids) > 1] == [
+        ["nanogpt", "megatron"],
+        ["nanogpt-no-depth-scale", "hf-llama"],
+    ]
 
 
 @pytest.mark.parametrize("id", EXPECTED)
@@ -112,7 +208,7 @@ def test_every_recipe_answers_every_role(id: str) -> None:
 def test_every_recipe_says_what_it_is_and_where_it_was_read(id: str) -> None:
     recipe = registry.get(id)
     assert recipe.id == id
-    assert recipe.family in ("gpt2", "framework", "classical")
+    assert recipe.family in ("gpt2", "megatron", "llama", "olmo", "fans", "framework")
     assert len(recipe.source) > 20
     assert len(recipe.summary) > 20
     assert recipe.summary.endswith(".")
@@ -124,7 +220,7 @@ def test_the_text_of_a_formula_evaluates_to_its_value(id: str, n_layer: int, n_e
     for role in Role:
         size = dims(role, n_layer, n_embd)
         found = registry.get(id)(role, size)
-        quantity, _, text = found.formula.partition(" = ")
+        quantity, _, text = found.formula.partition(", cut at")[0].partition(" = ")
         names = {name: getattr(size, name) for name in Dims.__slots__}
         value = eval(text, {"sqrt": math.sqrt}, names)
         assert value == pytest.approx(getattr(found, quantity), rel=1e-12), role
@@ -187,6 +283,7 @@ def test_std_of_a_uniform_is_that_of_the_integral() -> None:
         (Uniform(0.5), "uniform", "bound = 0.5"),
         (TruncNormal(0.02, 0.06), "truncated normal", "scale = 0.02, cut at ±0.06"),
         (Constant(1.0), "constant", "value = 1"),
+        (Orthogonal(0.5), "orthogonal", "gain = 0.5"),
     ],
 )
 def test_a_distribution_says_what_it_is(value: Distribution, kind: str, text: str) -> None:
@@ -255,6 +352,8 @@ def fail(role: Role, dims: Dims) -> Distribution:
     [
         (Normal(math.nan), "returned .*nan.*expected finite, non-negative numbers"),
         (Normal(math.inf), "returned .*inf.* for role attn_qkv; expected finite"),
+        (Orthogonal(-1.0), "returned .*non-negative"),
+        (Orthogonal(math.nan), "returned .*expected finite"),
         (Normal(-0.02), r"returned .*-0\.02.*non-negative"),
         (Uniform(-1.0), "returned Uniform.*non-negative"),
         (TruncNormal(0.02, -0.04), "returned .*expected finite, positive"),
@@ -266,7 +365,7 @@ def fail(role: Role, dims: Dims) -> Distribution:
         (Normal(1j), "returned .*expected finite"),  # type: ignore[arg-type]
         (Normal(np.ones(2)), "returned .*expected finite"),  # type: ignore[arg-type]
         (Normal(10**400), "returned .*expected finite"),
-        (0.02, r"returned 0\.02 .*expected Normal, Uniform, TruncNormal or Constant from initlab\.recipes"),
+        (0.02, r"returned 0\.02 .*expected Normal, Uniform, TruncNormal, Orthogonal or Constant from initlab\.recipes"),
         (None, "returned None .*expected Normal"),
         (SimpleNamespace(std=0.02, mean=0.0, kind="normal", formula=""), "returned namespace.*expected Normal"),
         (Normal, "returned <class.*expected Normal"),
@@ -282,13 +381,33 @@ def test_an_answer_at_the_edge_of_the_allowed_is_taken(value: Distribution) -> N
     assert own(lambda role, dims: value)(Role.ATTN_QKV, dims()) is value
 
 
+@pytest.mark.parametrize("role", [Role.BIAS, Role.NORM_GAIN, Role.NORM_BIAS])
+def test_a_vector_cant_be_orthogonal(role: Role) -> None:
+    with pytest.raises(RecipeError, match=f"for role {role}, whose parameters are vectors; only a matrix can be"):
+        own(lambda role, dims: Orthogonal(1.0))(role, dims())
+
+
+def test_an_orthogonal_value_learns_its_size_from_the_recipe() -> None:
+    assert math.isnan(Orthogonal(2.0).std)
+    found = own(lambda role, dims: Orthogonal(2.0))(Role.MLP_OUT, dims(Role.MLP_OUT, n_embd=64))
+    assert found == Orthogonal(2.0, 256)
+    assert found.std == 2 / 16
+
+
+def test_an_unknown_role_is_refused_with_the_list() -> None:
+    with pytest.raises(RecipeError, match=r"unknown role 'attention'; expected one of token_embed, pos_embed, .*bias"):
+        registry.get("nanogpt")("attention", dims())  # type: ignore[arg-type]
+    assert registry.get("nanogpt")("mlp_in", dims()).std == 0.02  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("rule", "named"),
     [
         (fail, "recipe mine failed on role mlp_in: KeyError: "),
         (lambda role: Normal(0.02), "recipe mine failed on role mlp_in: TypeError: .*positional"),
         (lambda role, dims: Normal(dims("0.02 / depth")), r"formula '0\.02 / depth' can't be evaluated"),
-        (lambda role, dims: Normal(dims.n_layers), "recipe mine failed on role mlp_in: AttributeError"),
+        (lambda role, dims: Normal(dims.n_layers), "recipe mine failed on role mlp_in: AttributeError.*'n_layers'$"),
+        (lambda role, dims: Normal(role == Role.ATTN_Q), r"AttributeError: .*ATTN_Q.*; the roles are TOKEN_EMBED, "),
     ],
 )
 def test_a_rule_that_raises_names_the_recipe_or_the_formula(rule: Any, named: str) -> None:
@@ -454,3 +573,16 @@ def test_blocks_that_are_drawn_differently_have_a_row_for_the_first_and_the_last
     rows = evaluate(own(lambda role, dims: Normal(0.02 / (dims.layer + 1))), [size])["rows"]
     found = [(row["layer"], row["std"]) for row in rows if row["role"] == "mlp_in"]
     assert found == [(0, 0.02), (3, 0.005)]
+
+
+@pytest.mark.parametrize(
+    ("id", "shown"),
+    [("torchtitan-llama3", {"mlp_gate": 0.02}), ("nanogpt-width-matched", {"router": 0.02}), ("xavier", {})],
+)
+def test_a_gate_and_a_router_are_shown_where_they_are_drawn_apart(id: str, shown: dict[str, float]) -> None:
+    size = {"n_layer": 4, "n_embd": 64, "n_head": 4, "block_size": T, "vocab_size": VOCAB}
+    rows = evaluate(registry.get(id), [size], special=True)["rows"]
+    assert {row["role"]: row["std"] for row in rows if row["role"] in ("mlp_gate", "router")} == shown
+    names = [row["role"] for row in rows]
+    assert all(names.index(role) == names.index("mlp_in") - 1 for role in shown)
+    assert not {"mlp_gate", "router"} & {row["role"] for row in evaluate(registry.get(id), [size])["rows"]}

@@ -1,0 +1,244 @@
+"""Which recipe a model was drawn from, and what doesn't fit it: verdicts on the rows of `models.describing`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from initlab.errors import RecipeError
+from initlab.judge.rules import Finding
+from initlab.judge.rules.depth import UNSCALED_WRITES
+from initlab.recipes import Role
+from initlab.recipes.base import OUTPUTS, VECTORS
+
+# Published models of today were pre-trained from these; of several that fit, the first is the reference.
+REFERENCES = (
+    "nanogpt",
+    "hf-llama",
+    "torchtitan-llama3",
+    "small-init-wang-neox",
+    "small-init-wang-litgpt",
+    "olmo-mitchell",
+    "olmo-full-megatron",
+    "olmo-normal",
+)
+TOLERANCE = 0.05  # relative, of a std: "has the value that it would have without depth scaling"
+# Of recipes that fit equally many roles, those whose std are likelier by more than four standard errors stand alone.
+_CLOSER = 16.0
+_UNEXPLAINED = 0.003  # relative error of a std beside sampling: rounding, rows of padding
+
+
+def best_recipes(rows: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
+    """The recipes that fit most roles (weight matrices first), and how many rows they don't fit.
+
+    Of those, the ones with the fewest misfitting parameters, and whose std are as close as chance allows: recipes
+    may lie within the tolerance of each other. Empty, unless they fit more than half of the weight matrices' rows.
+    """
+    described = [row for row in rows if row["role"]]
+    matrices = [row for row in described if row["role"] not in VECTORS]
+    scores = {id: _score(id, described) for row in described for id in row["expected"]}
+    top = max(scores.values(), default=(0, 0))
+    if 2 * top[0] <= len(matrices):
+        return [], len(described)
+    left = {id: _misfitting(id, described) for id, score in scores.items() if score == top}
+    best = [id for id, count in left.items() if count == min(left.values())]
+    off = {id: _deviation(id, matrices) for id in best}
+    return [id for id in best if off[id] <= min(off.values()) + _CLOSER], len(described) - sum(top)
+
+
+def same_draws(rows: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[list[str]]:
+    """The ids in groups that would draw this very model alike, in the order of their first member."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for id in ids:
+        drawn = [row["expected"].get(id, {}) for row in rows if row["role"]]
+        groups.setdefault(tuple((d.get("kind"), d.get("mean"), d.get("std")) for d in drawn), []).append(id)
+    return list(groups.values())
+
+
+def mismatches(rows: Sequence[dict[str, Any]], recipes: Sequence[str] | None = None) -> list[str]:
+    """Sentences on what doesn't fit the recipe that the model was meant to have.
+
+    Args:
+        recipes: what was meant, ids among those described; of several the closest. None: the recipe that fits most
+            roles, or nanogpt where the model's own code scales by depth and its weights aren't scaled.
+
+    Raises:
+        RecipeError: an id that the rows weren't compared with.
+    """
+    described = [row for row in rows if row["role"]]
+    if recipes is None:
+        best, _ = best_recipes(rows)
+        if not best:
+            return [_nothing_known(described)]
+        unscaled = "nanogpt-no-depth-scale" in best and "nanogpt" not in best
+        if unscaled and described[0]["depth_code"] and "nanogpt" in described[0]["expected"]:
+            best = ["nanogpt"]
+    else:
+        for id in recipes:
+            if not any(id in row["expected"] for row in described):
+                raise RecipeError(f"recipe {id!r} is not among those that the model was compared with")
+        best = sorted(recipes, key=lambda id: _score(id, described), reverse=True)
+    return _misfits(best[0], described) if best else []
+
+
+def reference_of(rows: Sequence[dict[str, Any]]) -> str:
+    """The recipe that the model is nearest to, among those that models are trained from; else nanogpt."""
+    best, _ = best_recipes(_narrowed(rows))
+    return next((id for id in REFERENCES if id in best), "nanogpt")
+
+
+def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding | None:
+    """RES001 on a single depth: output projections as wide as the others', in a stream that the blocks dominate.
+
+    RES001 fits an exponent over depths: variance of the writes ∝ n_layer^-1 when scaled, ^0 when not, and fails above
+    half way, -0.5. On one model the same half way is a squared ratio of std, output to input, of 1/√(2·n_layer),
+    between 1 and 1/(2·n_layer). As in RES001, writes that sum to less than the embedding's own variance are no matter,
+    unless the model's own code says that they are scaled.
+
+    A warning; a note (`info`) on a model without learned positions whose every role fits a published recipe: Llama and
+    its like are published with outputs at 0.02, GPT-2 and its like with scaled ones.
+
+    Args:
+        growth: what the blocks add to the stream's variance, in units of the embedding's; NaN where there is no stream.
+    """
+    found = [row for row, names in unscaled(rows) if names]
+    code = found[0]["depth_code"] if found else ""
+    if not found or not (code or growth > 1):
+        return None
+    roles, n_layer = " and ".join(dict.fromkeys(row["role"] for row in found)), found[0]["n_layer"]
+    stds = ", ".join(dict.fromkeys(f"{row['std_max']:.2g}" for row in found))
+    best, left = best_recipes(_narrowed(rows))
+    published = best[0] if best and not left and not code and not any(r["role"] == Role.POS_EMBED for r in rows) else ""
+    verb = "aren't" if " and " in roles else "isn't"
+    message = f"{roles} (std {stds}) {verb} depth-scaled at {n_layer} layers"
+    message += f", though {code} says so" if code else ""
+    if not math.isnan(growth):
+        message += f", as {published} draws them" if published else ""
+        message += f"; the blocks add {growth:.3g}× the embedding's variance to the stream"
+    return Finding(
+        code=UNSCALED_WRITES.code,
+        name=UNSCALED_WRITES.name,
+        question=UNSCALED_WRITES.question,
+        status="fail",
+        severity="info" if published else "warning",
+        recipe="",
+        message=message,
+        site=found[0]["role"],
+        measured=growth,
+        unit="× the embedding's variance",
+        limit=f"std² of outputs ≤ that of inputs / √(2·{n_layer}), or an added variance ≤ the embedding's",
+        effect=math.log(growth) if growth > 0 else 0.0,
+        why=UNSCALED_WRITES.why,
+        advice=f"divide the std of {roles} by √(2·{n_layer})"
+        + (", as recipe='megatron' does, if your depth calls for it" if published else ""),
+        basis=UNSCALED_WRITES.basis,
+        source=UNSCALED_WRITES.source,
+    )
+
+
+def unscaled(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[str]]]:
+    """Output projections whose std is closer to the inputs' than to 1/√(2·n_layer) of it, row by row.
+
+    None in a row that fits a recipe which scales by depth, or block by block.
+    """
+    inputs: dict[str, float] = {}
+    for row in rows:
+        if row["role"] in (Role.ATTN_QKV, Role.MLP_IN, Role.MLP_GATE):
+            inputs[row["stack"]] = max(row["std"], inputs.get(row["stack"], 0.0))
+    found = []
+    for row in rows:
+        beside = inputs.get(row["stack"], 0.0) if row["role"] in OUTPUTS else 0.0
+        scaled = beside > 0 and any("layer" in row["expected"][id]["text"] for id in row["matches"])
+        if beside > 0 and row["n_layer"] > 1 and not scaled:
+            limit = beside**2 / math.sqrt(2 * row["n_layer"])
+            found.append((row, [name for name, each in row["stds"].items() if each**2 > limit]))
+    return found
+
+
+def _narrowed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, compared with the references alone."""
+    known = [row for row in rows if row["role"]]
+    return [row | {"expected": {id: e for id, e in row["expected"].items() if id in REFERENCES}} for row in known]
+
+
+def _score(id: str, described: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    fitting = [row for row in described if id in row["matches"]]
+    matrices = sum(row["role"] not in VECTORS for row in fitting)
+    return matrices, len(fitting) - matrices
+
+
+def _misfitting(id: str, described: Sequence[dict[str, Any]]) -> int:
+    return sum(len(row["expected"][id]["misfits"]) for row in described if id in row["expected"])
+
+
+def _deviation(id: str, matrices: Sequence[dict[str, Any]]) -> float:
+    """Squared distance of the fitting rows' std from the recipe's, in their standard errors."""
+    total = 0.0
+    for row in matrices:
+        wanted = row["expected"].get(id, {"std": 0.0})["std"]
+        if id in row["matches"] and wanted > 0 and row["std"] > 0:
+            total += math.log(row["std"] / wanted) ** 2 / (1 / (2 * row["numel"]) + _UNEXPLAINED**2)
+    return total
+
+
+def _nothing_known(described: Sequence[dict[str, Any]]) -> str:
+    if not described:
+        return "no known recipe: nothing to compare"
+    known = [row["role"] for row in described if row["matches"] and row["role"] not in VECTORS]
+    fits = f"; only {_list(list(dict.fromkeys(known)))} would fit one" if known else ""
+    return f"no known recipe: the weights are trained, or drawn another way{fits}"
+
+
+def _misfits(id: str, described: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence per way of being different."""
+    several = len({row["stack"] for row in described if row["stack"]}) > 1
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in described:
+        wanted = row["expected"].get(id)
+        if wanted is None or not wanted["misfits"]:
+            continue
+        place = f"{row['role']} of {row['stack'] or 'outside the blocks'}" if several else row["role"]
+        if len(wanted["misfits"]) < row["n"]:
+            place += f" in {len(wanted['misfits'])} of {row['n']} parameters ({wanted['misfits'][0]})"
+        groups.setdefault((_found_text(wanted), _wanted_text(wanted), _reason(row, wanted)), []).append(place)
+    alone = all(row["expected"].get(id, {}).get("misfits") for row in described)
+    lead = f"{_name(id)}: " if alone else f"everything else is {_name(id)}, but "
+    return [
+        f"{lead}{_list(places)} {'has' if len(places) == 1 else 'have'} {found}, not {wanted}{reason}"
+        for (found, wanted, reason), places in groups.items()
+    ]
+
+
+def _found_text(wanted: dict[str, Any]) -> str:
+    mean, std = wanted["misfit_mean"], wanted["misfit_std"]
+    if std <= 1e-6 * abs(mean) or std == 0:
+        return f"the value {mean:.3g}"
+    return f"std {std:.2g}" + (f" and mean {mean:.2g}" if abs(mean) > std / 5 else "")
+
+
+def _wanted_text(wanted: dict[str, Any]) -> str:
+    value = f"{wanted['mean' if wanted['kind'] == 'constant' else 'std']:.2g}"
+    text = wanted["text"].replace(" / ", "/").replace("2 * n_layer", "2*n_layer")
+    if wanted["kind"] not in ("normal", "constant"):
+        return f"{value} ({wanted['kind']}, {text})"
+    return value if text == value else f"{text} = {value}"
+
+
+def _reason(row: dict[str, Any], wanted: dict[str, Any]) -> str:
+    plain = row["expected"].get("nanogpt-no-depth-scale", {"std": 0.0})["std"]
+    if (
+        row["role"] not in OUTPUTS
+        or "n_layer" not in wanted["text"]
+        or abs(wanted["misfit_std"] - plain) > TOLERANCE * plain
+    ):
+        return ""
+    return ": not depth-scaled" + (f", though {row['depth_code']} says so" if row["depth_code"] else "")
+
+
+def _name(id: str) -> str:
+    return "nanogpt (GPT-2's init)" if id == "nanogpt" else id
+
+
+def _list(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

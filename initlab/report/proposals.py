@@ -1,0 +1,118 @@
+"""What `fix` proposes, as text: what is wrong, the std of each role before and after, what stays."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from initlab.judge.rules import Finding
+from initlab.report.digest import GLYPHS
+from initlab.rundir import Run
+
+_WIDTH = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """A proposal as it is shown; `rows` are those of `Proposal.rows`."""
+
+    model: str
+    problems: Sequence[Finding]
+    rows: Sequence[dict[str, Any]]
+    left: Sequence[Finding]
+    notes: Sequence[Finding]
+    before: Run
+    after: Run | None
+    applied: bool
+
+
+def proposal_text(proposal: Shown) -> str:
+    """At most 100 columns, without colour."""
+    if not proposal.problems:
+        verdict = f"{proposal.model}: nothing to change; every check that applies to one fresh model passes."
+        return "\n".join([_filled(verdict), *map(_note, proposal.notes)])
+    lines = [f"{proposal.model} as found", ""]
+    lines += [_finding(finding) for finding in proposal.problems]
+    if not proposal.rows:
+        return "\n".join([*lines, "", "No change of the init that was tried clears that.", *_hints(proposal.left)])
+    lines += ["", "changed" if proposal.applied else "proposed", "", *_table(proposal), "", *_reasons(proposal), ""]
+    if proposal.left:
+        lines += ["afterwards, on a copy, there stays", "", *map(_finding, proposal.left), *_hints(proposal.left)]
+    else:
+        lines.append(_filled(f"Afterwards, measured on a copy: {_passes(proposal)}."))
+    if not proposal.applied:
+        lines += ["", _filled("The model is as it was; proposal.apply() or fix(model, apply=True) changes it.")]
+    return "\n".join(lines)
+
+
+def _table(proposal: Shown) -> list[str]:
+    stacks = len({row["stack"] for row in proposal.rows if row["stack"]}) > 1
+    table = [("role", "of", "n", "std found", "std proposed", "how")]
+    for row in proposal.rows:
+        how = row["how"] + (f" from {row['recipe']}" if row["recipe"] else "")
+        found, proposed = (_number(row[key]) for key in ("found", "proposed"))
+        table.append((row["role"], row["stack"] if stacks else "", str(row["n"]), found, proposed, how))
+    table = [line if stacks else (line[0], *line[2:]) for line in table]  # type: ignore[misc]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
+    return [f"  {line.rstrip()}" for line in padded]
+
+
+def _reasons(proposal: Shown) -> list[str]:
+    """Every reason once, with the roles that it is for."""
+    roles: dict[tuple[str, str], list[str]] = {}
+    for row in proposal.rows:
+        roles.setdefault((row["code"], row["why"]), []).append(row["role"])
+    return [
+        _filled(f"{code}  {' and '.join(dict.fromkeys(names))}: {why}", "  ", "          ")
+        for (code, why), names in roles.items()
+    ]
+
+
+def _finding(finding: Finding) -> str:
+    head = f"{GLYPHS[finding.severity]} {finding.code} {finding.name}: {finding.message}"
+    return _filled(head, "  ", "    ")
+
+
+def _note(finding: Finding) -> str:
+    return _filled(f"note: {finding.message}; {finding.advice}.", "  ", "    ")
+
+
+def _hints(findings: Sequence[Finding]) -> list[str]:
+    return [_filled(f"{finding.code}: {finding.advice}", "  help: ", "        ") for finding in findings]
+
+
+def _passes(proposal: Shown) -> str:
+    """What the problem was measured by, before and after."""
+    assert proposal.after is not None  # there are changes
+    tables = [each.tables for each in (proposal.before, proposal.after)]
+    parts = ["every check passes"]
+    for column, name in (("loss", "first loss"), ("token_position_ratio", "token ÷ position")):
+        parts += _moved(name, [float(each.summary[column].iloc[0]) for each in tables])
+    parts += _moved("variance after the last block", [_last_variance(each.records) for each in tables])
+    return "; ".join(parts)
+
+
+def _moved(name: str, values: list[float]) -> list[str]:
+    old, new = (f"{value:.3g}" for value in values)
+    return [f"{name} {old} → {new}"] if not math.isnan(values[1]) and old != new else []
+
+
+def _last_variance(records: pd.DataFrame) -> float:
+    stream = records[(records["site"] == "resid_post") & (records["kind"] == "activation")]
+    return float(stream.loc[stream["layer"].idxmax(), "var"]) if len(stream) else math.nan
+
+
+def _number(std: float) -> str:
+    return f"{std:.3g}" if math.isfinite(std) else "not finite"
+
+
+def _filled(text: str, first: str = "", rest: str = "") -> str:
+    return textwrap.fill(
+        text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )

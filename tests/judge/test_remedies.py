@@ -1,0 +1,176 @@
+"""Which change answers which finding: on rows written by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from initlab.judge.inits import best_recipes, reference_of, same_draws, unscaled_outputs
+from initlab.judge.remedies import REMEDIES, Case, propose
+from initlab.judge.rules import Finding
+
+GPT2 = {
+    "token_embed": 0.02,
+    "pos_embed": 0.02,
+    "attn_qkv": 0.02,
+    "attn_out": 0.02 / math.sqrt(8),
+    "mlp_in": 0.02,
+    "mlp_out": 0.02 / math.sqrt(8),
+}
+
+
+def row(role: str, std: float, wanted: float | None = None, **changes: Any) -> dict[str, Any]:
+    """A described role of 4 blocks, compared with nanogpt."""
+    wanted = GPT2.get(role, 0.02) if wanted is None else wanted
+    inside = role not in ("token_embed", "pos_embed", "unembed")
+    names = [f"h.{layer}.{role}" for layer in range(4)] if inside else [role]
+    fits = abs(std - wanted) <= 0.05 * wanted
+    expected = {
+        "std": wanted,
+        "mean": 0.0,
+        "kind": "normal",
+        "text": "0.02 / sqrt(2 * n_layer)" if role.endswith("out") else "0.02",
+        "flat": True,
+        "misfits": [] if fits else names,
+        "misfit_std": std,
+        "misfit_mean": 0.0,
+    }
+    found = {
+        "role": role,
+        "stack": "h" if inside else "",
+        "n_layer": 4,
+        "n_embd": 64,
+        "n": len(names),
+        "numel": 100_000,
+        "mean": 0.0,
+        "std": std,
+        "std_max": std,
+        "stds": dict.fromkeys(names, std),
+        "distribution": "normal",
+        "matches": ["nanogpt"] if fits else [],
+        "expected": {"nanogpt": expected},
+        "depth_code": "",
+    }
+    return found | changes
+
+
+def rows(**stds: float) -> list[dict[str, Any]]:
+    return [row(role, std) for role, std in (GPT2 | stds).items()]
+
+
+def finding(code: str) -> Finding:
+    return Finding(code=code, name="", question="", status="fail", severity="error", recipe="", message="")
+
+
+def case(found: list[dict[str, Any]], logit_std: float = 0.5, own_logit: float = 0.0) -> Case:
+    return Case(found, "nanogpt", {"logit_std": logit_std, "own_logit": own_logit})
+
+
+def answered(code: str, found: Case) -> dict[str, float]:
+    return {change.role: change.proposed for change in propose([finding(code)], found)}
+
+
+def test_depth_scaling_touches_only_the_outputs_that_lack_it() -> None:
+    scaled = 0.02 / math.sqrt(8)
+    assert answered("RES001", case(rows())) == {}
+    found = answered("RES001", case(rows(attn_out=0.02, mlp_out=0.02)))
+    assert found == pytest.approx({"attn_out": scaled, "mlp_out": scaled})
+    assert set(answered("RES001", case(rows(mlp_out=0.02)))) == {"mlp_out"}
+
+
+def test_of_token_and_position_the_one_that_is_off_moves() -> None:
+    assert answered("EMB001", case(rows(pos_embed=1.0))) == pytest.approx({"pos_embed": 0.02})
+    assert answered("EMB001", case(rows(token_embed=1e-4))) == pytest.approx({"token_embed": 0.02})
+    assert answered("EMB001", case([r for r in rows() if r["role"] != "pos_embed"])) == {}
+
+
+def test_a_head_shrinks_to_the_references_or_to_gpt2s_logits() -> None:
+    untied = [*rows(), row("unembed", 0.5)]
+    assert answered("LOG001", case(untied, logit_std=4.0)) == pytest.approx({"unembed": 0.02})
+    as_wanted = [*rows(), row("unembed", 0.125, wanted=0.125)]
+    assert answered("LOG001", case(as_wanted, logit_std=1.0)) == pytest.approx({"unembed": 0.125 * 0.02 * 768**0.5})
+
+
+def test_a_trapped_tied_head_is_freed_by_the_blocks_first() -> None:
+    found = case(rows(attn_out=0.001, mlp_out=0.001), own_logit=10.0)
+    assert answered("LOG001", found) == pytest.approx({"attn_out": GPT2["attn_out"], "mlp_out": GPT2["mlp_out"]})
+    wide = [row("token_embed", 0.1, wanted=0.1), *(r for r in rows() if r["role"] != "token_embed")]
+    assert answered("LOG001", case(wide, own_logit=10.0)) == pytest.approx({"token_embed": 0.02})
+
+
+def test_hidden_matrices_are_widened_together() -> None:
+    found = answered("ACT001", case(rows()))
+    wide = 0.02 * math.sqrt(768 / 64)
+    expected = {"attn_qkv": wide, "mlp_in": wide, "attn_out": wide / math.sqrt(8), "mlp_out": wide / math.sqrt(8)}
+    assert found == pytest.approx(expected)
+
+
+def test_a_finding_without_a_remedy_brings_what_is_off_to_the_reference() -> None:
+    assert "XXX999" not in REMEDIES
+    assert answered("XXX999", case(rows(mlp_in=0.3))) == pytest.approx({"mlp_in": 0.02})
+    assert answered("XXX999", case(rows())) == {}
+
+
+def test_another_distribution_is_drawn_and_not_scaled() -> None:
+    uniform = [row("mlp_in", 0.02, wanted=0.2, distribution="uniform"), row("attn_qkv", 0.02, wanted=0.2)]
+    changes = {change.role: change for change in propose([finding("INI001")], case(uniform))}
+    assert (changes["mlp_in"].factor, changes["mlp_in"].recipe) == (None, "nanogpt")
+    assert changes["attn_qkv"].factor == pytest.approx(10)
+
+
+def test_non_finite_weights_are_drawn_by_name() -> None:
+    broken = row("mlp_in", math.nan)
+    broken["stds"] |= {"h.0.mlp_in": 0.02, "h.1.mlp_in": 0.02, "h.3.mlp_in": 0.02}
+    (change,) = propose([finding("NUM001")], case([broken]))
+    assert (change.names, change.recipe, change.factor) == (("h.2.mlp_in",), "nanogpt", None)
+
+
+def test_the_first_finding_decides_on_a_role() -> None:
+    found = case(rows(pos_embed=1.0))
+    changes = propose([finding("EMB001"), finding("INI001")], found)
+    assert [(change.role, change.code) for change in changes] == [("pos_embed", "EMB001")]
+
+
+@pytest.mark.parametrize(
+    ("stds", "growth", "severity"),
+    [
+        ({}, 50.0, None),  # scaled
+        ({"attn_out": 0.02, "mlp_out": 0.02}, 50.0, "warning"),
+        ({"attn_out": 0.02, "mlp_out": 0.02}, 0.5, None),  # the embedding sets the stream's scale
+        ({"attn_out": 0.02, "mlp_out": 0.02}, math.nan, None),
+        ({"mlp_out": 0.0118}, 50.0, None),  # √2/√(2·4)·0.02·... below half way: (0.0118/0.02)² < 1/√8
+        ({"mlp_out": 0.0120}, 50.0, "warning"),
+    ],
+)
+def test_unscaled_outputs_on_one_model(stds: dict[str, float], growth: float, severity: str | None) -> None:
+    found = unscaled_outputs(rows(**stds), growth)
+    assert (found.severity if found else None) == severity
+
+
+def test_a_models_own_code_counts_whatever_the_growth() -> None:
+    lost = [r | {"depth_code": "GPT._init"} for r in rows(attn_out=0.02, mlp_out=0.02)]
+    found = unscaled_outputs(lost, 0.1)
+    assert found is not None
+    assert (found.severity, found.code) == ("warning", "RES001")
+    assert "attn_out and mlp_out (std 0.02) aren't depth-scaled at 4 layers, though GPT._init says so" in found.message
+
+
+def test_the_reference_is_one_that_models_are_trained_from() -> None:
+    assert reference_of(rows()) == "nanogpt"
+    unknown = [r | {"matches": ["torch-default"], "expected": {"torch-default": {}}} for r in rows()]
+    assert reference_of(unknown) == "nanogpt"
+
+
+def test_of_recipes_within_the_tolerance_the_likelier_stand_alone() -> None:
+    def also(found: dict[str, Any], id: str, factor: float) -> dict[str, Any]:
+        own = found["expected"]["nanogpt"]
+        extra = {id: own | {"std": own["std"] * factor}}
+        return found | {"matches": [*found["matches"], id], "expected": found["expected"] | extra}
+
+    near = [also(also(r, "twin", 1.0), "cut", 0.9866) for r in rows()]
+    assert best_recipes(near)[0] == ["nanogpt", "twin"]
+    assert same_draws(near, ["nanogpt", "cut", "twin"]) == [["nanogpt", "twin"], ["cut"]]
+    small = [r | {"numel": 500} for r in near]  # too few weights to tell 1.3 % by
+    assert best_recipes(small)[0] == ["nanogpt", "twin", "cut"]
