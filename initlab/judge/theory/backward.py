@@ -1,9 +1,13 @@
 """The backward recursion: the covariance of the gradient between positions, from the loss to the embedding.
 
-Paths: through the values and the MLP in full, through q and k to leading order (the gradients of two different keys
-count as independent). Neglected: that a norm takes away a 1/n_embd share of the gradient; that its own weights'
-draws, which the gradient passes a second time, correlate with what it meets (matters where the positions' cosine
-comes close to 1); and the fluctuation of finite heads.
+Paths: through the values and the MLP in full, through q and k to leading order, as if different positions were
+independent but for what all of them share. That is enough for the stream, whose gradient hardly comes that way, but
+not for q and k themselves, which get no prediction: their gradients feed on what little else positions have in common.
+
+Neglected: the 1/n_embd share that a norm takes away; widths too small for the positions' covariance to be its mean;
+and, unless the tokens themselves are given, that after the same token the same target is likelier than in general.
+So the gradient at the embedding is predicted too low on text where branches are strong and positions alike: by up to
+18 % for GPT-2's init, by a third at n_embd 384 without depth scaling; uniform ids are within 5 % in both.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ def gradients(
     for layer in reversed(range(len(setting.blocks))):
         block = setting.blocks[layer]
         grad["resid_post", layer] = grad["mlp_out", layer] = grid.mean(g)
-        inner = setting.hidden * block.mlp_out * scale
+        inner = d * block.mlp_out * scale
         more, more_between = _through_mlp(setting, grid, trace.mlps[layer], layer, inner, g / kept, h, grad)
         if not setting.parallel:
             g, h = g + more, h + more_between
@@ -122,8 +126,7 @@ def _through_attention(
     query_between = z_between * np.sqrt(np.outer(unshared, unshared)) / keys[np.maximum.outer(index, index)]
     key = grid.attend_back(z * back.query * (1 - squares), z_between * back.query_between, squares)[0]
     key = setting.score_scale**2 * key * back.own_value
-    for site, values in (("q", query), ("k", key), ("v", v)):
-        grad[site, layer] = grid.mean(values)
+    grad["v", layer] = grid.mean(v)
     near = block.qkv if block.query_key is None else block.query_key
     total = setting.attended * (block.qkv * v + near * (query + key))
     total_between = setting.attended * (block.qkv * v_between + near * query_between)
