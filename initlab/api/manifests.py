@@ -11,8 +11,12 @@ from initlab.results import json_ready, now
 from initlab.schema import Tables
 
 
-def annotate(tables: Tables, setting: theory.Setting) -> None:
-    tables.records, tables.summary = theory.annotate(tables.records, tables.summary, theory.predict(setting))
+def annotate(tables: Tables, setting: theory.Setting, without: tuple[str, ...] = ()) -> None:
+    """Fill in `expected_*` in place, but for the sites named."""
+    prediction = theory.predict(setting)
+    for site in without:
+        prediction = prediction.without(site)
+    tables.records, tables.summary = theory.annotate(tables.records, tables.summary, prediction)
 
 
 def new_manifest(

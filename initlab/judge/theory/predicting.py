@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,11 @@ class Prediction:
     grad: dict[Site, float] = field(default_factory=dict)
     score_std: tuple[float, ...] = ()  # per block, of the attention logits within a row
     entropy_frac: tuple[float, ...] = ()  # per block, mean of the attention entropy / ln(keys)
+
+    def without(self, site: str) -> Prediction:
+        """The same without one site's variances."""
+        var, grad = ({at: x for at, x in values.items() if at[0] != site} for values in (self.var, self.grad))
+        return replace(self, var=var, grad=grad)
 
 
 def predict(
