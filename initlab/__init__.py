@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from initlab.api.comparing import compare
     from initlab.api.inits import apply_recipe, describe_init
     from initlab.api.measuring import assert_healthy, probe
+    from initlab.api.predicting import predict
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-    from initlab.results import Comparison, Probe, load
+    from initlab.results import Comparison, Probe, Profile, load
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
@@ -20,11 +21,13 @@ _HOME = {
     "NanoGPT": "initlab.models.nanogpt",
     "NanoGPTConfig": "initlab.models.nanogpt",
     "Probe": "initlab.results",
+    "Profile": "initlab.results",
     "apply_recipe": "initlab.api.inits",
     "assert_healthy": "initlab.api.measuring",
     "compare": "initlab.api.comparing",
     "describe_init": "initlab.api.inits",
     "load": "initlab.results",
+    "predict": "initlab.api.predicting",
     "probe": "initlab.api.measuring",
 }
 
@@ -34,12 +37,14 @@ __all__ = [
     "NanoGPT",
     "NanoGPTConfig",
     "Probe",
+    "Profile",
     "__version__",
     "apply_recipe",
     "assert_healthy",
     "compare",
     "describe_init",
     "load",
+    "predict",
     "probe",
 ]
 

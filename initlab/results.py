@@ -14,6 +14,7 @@ import pandas as pd
 from initlab import rundir
 from initlab.errors import RunError
 from initlab.judge.rules import Finding, Severity, evaluate, worst
+from initlab.judge.theory import Prediction, Setting
 from initlab.report import console
 from initlab.rundir import Run, RunDir
 
@@ -145,6 +146,87 @@ class Description:
 
     def __repr__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What the closed form expects of a model at init.
+
+    Attributes:
+        recipe: id of what the weights are drawn from.
+        setting: sizes, mean squares of the weights, statistics of the text.
+        expected: everything predicted, by site and block.
+        exact: whether every position was followed by itself.
+    """
+
+    recipe: str
+    setting: Setting
+    expected: Prediction
+    exact: bool
+
+    @property
+    def n_layer(self) -> int:
+        """Blocks."""
+        return len(self.setting.blocks)
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """One row per site and block: `var`, and `grad_var`, the variance of (B·T)·∂loss/∂x of a mean loss."""
+        rows = [
+            {"layer": layer, "site": site, "var": value, "grad_var": self.expected.grad.get((site, layer), math.nan)}
+            for (site, layer), value in self.expected.var.items()
+        ]
+        return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+    @property
+    def growth(self) -> float:
+        """Variance of the stream after the last block ÷ that of the embedding."""
+        return self._over(self.expected.var["resid_post", self.n_layer - 1], self.expected.var["embed", None])
+
+    @property
+    def gradient_ratio(self) -> float:
+        """Variance of the gradient at the embedding ÷ that after the last block."""
+        grad = self.expected.grad
+        return self._over(grad["embed", None], grad["resid_post", self.n_layer - 1])
+
+    @property
+    def excess_loss(self) -> float:
+        """First loss − ln V, nats."""
+        return self.expected.loss - math.log(self.setting.vocab_size)
+
+    @staticmethod
+    def _over(value: float, base: float) -> float:
+        return value / base if base > 0 else math.nan
+
+    def plot(self, theme: str = "light") -> Figure:
+        """The profile as a matplotlib Figure; it is returned, never shown. Themes: light, dark."""
+        from initlab.report.figures.expected import draw_profile
+
+        return draw_profile(self.recipe, self.setting, self.expected, theme)
+
+    def save(self, out: str | Path) -> Path:
+        """Write profile.csv, profile.png and profile-dark.png into a folder; returns the folder.
+
+        Raises:
+            RunError: the folder can't be written.
+        """
+        out = Path(out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self.var.to_csv(out / "profile.csv", index=False)
+            for theme, name in (("light", "profile.png"), ("dark", "profile-dark.png")):
+                self.plot(theme).savefig(out / name, dpi=150)
+        except OSError as error:
+            raise RunError(f"{out} can't be written: {error.strerror or error}; name another folder") from error
+        return out
+
+    def __repr__(self) -> str:
+        return self._text(color=False)
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        from initlab.report.profiles import profile_text
+
+        return profile_text(self, width=width, color=color)
 
 
 def load(path: str | Path) -> Probe | Comparison:

@@ -6,5 +6,6 @@ torch is imported inside the functions, so that loading a saved run, and the com
 from initlab.api.comparing import Progress, compare
 from initlab.api.inits import apply_recipe, describe_init
 from initlab.api.measuring import assert_healthy, probe
+from initlab.api.predicting import predict
 
-__all__ = ["Progress", "apply_recipe", "assert_healthy", "compare", "describe_init", "probe"]
+__all__ = ["Progress", "apply_recipe", "assert_healthy", "compare", "describe_init", "predict", "probe"]

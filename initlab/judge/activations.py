@@ -126,8 +126,8 @@ def hermite(f: Function) -> Moments:
 
     def moments(s1: Array, s2: Array, k: Array) -> tuple[Array, Array]:
         rho = _correlation(s1, s2, k)
-        values, slopes = zip(*(_at_nodes(f, s.ravel()) for s in (s1, s2)), strict=True)
-        return _series(*values, s1, s2, rho), _series(*slopes, s1, s2, rho)
+        (first, first_slope), (second, second_slope) = (_at_nodes(f, s.ravel()) for s in (s1, s2))
+        return _series(first, second, s1, s2, rho), _series(first_slope, second_slope, s1, s2, rho)
 
     return moments
 

@@ -96,7 +96,7 @@ class Grid:
         return mean_square, out
 
     def attend_back(self, g: Array, between: Array, squares: Array, kept: float = 1.0) -> tuple[Array, Array]:
-        """The transpose: the gradient at each value, from gradients at what attention gave. Arguments as in `attend`."""
+        """The transpose: gradients at the values, from those at what attention gave. Arguments as in `attend`."""
         keys = self.keys
         out = self.over_queries(between / np.outer(keys, keys))
         excess = g - np.diag(between)
