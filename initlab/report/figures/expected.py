@@ -32,18 +32,21 @@ def draw_profile(recipe: str, setting: Setting, expected: Prediction, theme: str
             "branch writes, variance",
             [("s2", "attention", block, writes["attn_out"]), ("s3", "MLP", block, writes["mlp_out"])],
         ),
-        ("gradient, variance ÷ after last block", [("s4", _times(relative[::-1]), after[::-1], relative[::-1])]),
+        ("gradient variance ÷ last block's", [("s4", _times(relative[::-1]), after[::-1], relative[::-1])]),
     ]
     title = f"{recipe}: expected at init, {L} blocks of {setting.n_embd}, T = {setting.block_size}"
     with style(theme) as palette:
         figure = new_figure(theme, 3.6, title)
         labelled = []
         for axes, (name, lines) in zip(figure.subplots(1, 3), panels, strict=True):
-            labelled.append((axes, [_draw(axes, line, palette) for line in lines]))
+            limits = log_limits(np.concatenate([line[3] for line in lines]))
+            labelled.append((axes, [_draw(axes, line, palette, limits[0]) for line in lines]))
             axes.set_title(name, fontsize=9)
-            log_axis(axes, "y", log_limits(np.concatenate([line[3] for line in lines])))
+            log_axis(axes, "y", limits)
             block_axis(axes, 0, L, most=4)
-        figure.supxlabel("after block (0 = embedding)", fontsize=9.5, color=palette["muted"])
+            axes.xaxis.set_inverted(bool(lines[0][2][0] > lines[0][2][-1]))
+        about = "after block (0 = embedding); the gradient from the output back"
+        figure.supxlabel(about, fontsize=9.5, color=palette["muted"])
         place_labels(figure, labelled, palette)
     return figure
 
@@ -57,11 +60,11 @@ def _times(values: np.ndarray) -> str:
     return f"×{number(values[-1] / values[0], 3)}" if values[0] > 0 and np.isfinite(values[0]) else ""
 
 
-def _draw(axes: Axes, line: Line, palette: dict[str, str]) -> Label:
+def _draw(axes: Axes, line: Line, palette: dict[str, str], low: float) -> Label:
+    """One line, and the label of its last point; a value that a log axis can't show is named at the axis' low end."""
     token, text, x, y = line
     shown = np.where(np.isfinite(y) & (y > 0), y, np.nan)
     axes.plot(x, shown, color=palette[token], marker="o" if len(x) <= 25 else "", markersize=3.5)
-    right = int(np.argmax(x))
-    finite = np.isfinite(shown[right])
-    zero = " (0)" if not finite and (y == 0).all() else ""
-    return Label(float(x[right]), float(shown[right]) if finite else axes.get_ylim()[0], f"{text}{zero}", token)
+    if np.isfinite(shown[-1]):
+        return Label(float(x[-1]), float(y[-1]), text, token)
+    return Label(float(x[-1]), low, f"{text} ({number(y[-1])})", token)
