@@ -165,11 +165,6 @@ class Profile:
     exact: bool
 
     @property
-    def n_layer(self) -> int:
-        """Blocks."""
-        return len(self.setting.blocks)
-
-    @property
     def var(self) -> pd.DataFrame:
         """One row per site and block: `var`, and `grad_var`, the variance of (B·T)·∂loss/∂x of a mean loss."""
         rows = [
@@ -181,22 +176,12 @@ class Profile:
     @property
     def growth(self) -> float:
         """Variance of the stream after the last block ÷ that of the embedding."""
-        return self._over(self.expected.var["resid_post", self.n_layer - 1], self.expected.var["embed", None])
+        return self.expected.growth
 
     @property
     def gradient_ratio(self) -> float:
         """Variance of the gradient at the embedding ÷ that after the last block."""
-        grad = self.expected.grad
-        return self._over(grad["embed", None], grad["resid_post", self.n_layer - 1])
-
-    @property
-    def excess_loss(self) -> float:
-        """First loss − ln V, nats."""
-        return self.expected.loss - math.log(self.setting.vocab_size)
-
-    @staticmethod
-    def _over(value: float, base: float) -> float:
-        return value / base if base > 0 else math.nan
+        return self.expected.gradient_ratio
 
     def plot(self, theme: str = "light") -> Figure:
         """The profile as a matplotlib Figure; it is returned, never shown. Themes: light, dark."""
@@ -226,7 +211,7 @@ class Profile:
     def _text(self, *, color: bool, width: int | None = None) -> str:
         from initlab.report.profiles import profile_text
 
-        return profile_text(self, width=width, color=color)
+        return profile_text(self.recipe, self.setting, self.expected, exact=self.exact, width=width, color=color)
 
 
 def load(path: str | Path) -> Probe | Comparison:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from initlab.judge.theory import Prediction, Setting
 from initlab.report.console import layers_shown, plain_table, print_text, wrapped
 from initlab.report.digest import number, plural, signed
 
-if TYPE_CHECKING:
-    from initlab.results import Profile
 
-
-def scalars(profile: Profile) -> dict[str, Any]:
+def scalars(setting: Setting, expected: Prediction) -> dict[str, Any]:
     """What one number says: sizes, statistics of the text, and the first step."""
-    setting, expected = profile.setting, profile.expected
     return {
-        "n_layer": profile.n_layer,
+        "n_layer": len(setting.blocks),
         "n_embd": setting.n_embd,
         "block_size": setting.block_size,
         "vocab_size": setting.vocab_size,
         "sum_p2": setting.sum_p2,
         "repeat_rate": setting.repeat_rate,
-        "exact": profile.exact,
-        "growth": profile.growth,
-        "gradient_ratio": profile.gradient_ratio,
+        "growth": expected.growth,
+        "gradient_ratio": expected.gradient_ratio,
         "logit_std": expected.logit_std,
         "own_logit": expected.own_logit,
         "loss": expected.loss,
@@ -33,18 +29,20 @@ def scalars(profile: Profile) -> dict[str, Any]:
     }
 
 
-def profile_text(profile: Profile, *, width: int | None = None, color: bool = False) -> str:
+def profile_text(
+    recipe: str, setting: Setting, expected: Prediction, *, exact: bool, width: int | None = None, color: bool = False
+) -> str:
     """Sizes, a row per block (every k-th of a deep model), and the scalars of the first step."""
-    setting, expected = profile.setting, profile.expected
+    n_layer = len(setting.blocks)
     text = f"chance of equal tokens {number(setting.sum_p2)}, repeated in a row {number(setting.repeat_rate)}"
     head = " · ".join(
         (
-            f"initlab predict {profile.recipe}",
-            f"n_layer {profile.n_layer}, n_embd {setting.n_embd}",
+            f"initlab predict {recipe}",
+            f"n_layer {n_layer}, n_embd {setting.n_embd}",
             f"T {setting.block_size}",
             f"vocabulary {setting.vocab_size}",
             text,
-            "every position by itself" if profile.exact else "positions in groups",
+            "every position by itself" if exact else "positions in groups",
         )
     )
     table = plain_table(
@@ -56,8 +54,8 @@ def profile_text(profile: Profile, *, width: int | None = None, color: bool = Fa
         "attn logit\nstd",
         "attn entropy\n÷ ln(keys)",
     )
-    top = expected.grad["resid_post", profile.n_layer - 1]
-    for layer, name in layers_shown(profile.n_layer):
+    top = expected.grad["resid_post", n_layer - 1]
+    for layer, name in layers_shown(n_layer):
         if layer is None:
             at: tuple[str, int | None] = ("embed", None)
             inner = ["", ""]
@@ -69,14 +67,14 @@ def profile_text(profile: Profile, *, width: int | None = None, color: bool = Fa
             attention = [number(expected.score_std[layer]), "–" if math.isnan(fraction) else f"{fraction:.3f}"]
         ratio = number(expected.grad[at] / top) if top > 0 else "–"
         table.add_row(name, number(expected.var[at]), *inner, ratio, *attention)
-    skipped = len(layers_shown(profile.n_layer)) <= profile.n_layer
+    skipped = len(layers_shown(n_layer)) <= n_layer
     own = f"; that of the token just read has mean {number(expected.own_logit)}" if setting.tied else ""
     notes = [
-        f"The stream grows ×{number(profile.growth, 3)} over {plural(profile.n_layer, 'block')}, the gradient "
-        f"×{number(profile.gradient_ratio, 3)} on its way back; two positions end with a cosine of "
+        f"The stream grows ×{number(expected.growth, 3)} over {plural(n_layer, 'block')}, the gradient "
+        f"×{number(expected.gradient_ratio, 3)} on its way back; two positions end with a cosine of "
         f"{number(expected.token_cosine)}.",
         f"Logits have std {number(expected.logit_std)}{own}. First loss {expected.loss:.3f} nats: "
-        f"ln V {signed(profile.excess_loss, 3)}.",
+        f"ln V {signed(expected.loss - math.log(setting.vocab_size), 3)}.",
     ]
 
     def body(console: Any, columns: int) -> None:

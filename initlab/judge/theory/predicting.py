@@ -30,10 +30,27 @@ class Prediction:
     score_std: tuple[float, ...] = ()  # per block, of the attention logits within a row
     entropy_frac: tuple[float, ...] = ()  # per block, mean of the attention entropy / ln(keys)
 
+    @property
+    def growth(self) -> float:
+        """Variance of the stream after the last block ÷ that of the embedding."""
+        return _ratio(self.var, *self._ends()[::-1])
+
+    @property
+    def gradient_ratio(self) -> float:
+        """Variance of the gradient at the embedding ÷ that after the last block."""
+        return _ratio(self.grad, *self._ends())
+
+    def _ends(self) -> tuple[Site, Site]:
+        return ("embed", None), ("resid_post", len(self.score_std) - 1)
+
     def without(self, site: str) -> Prediction:
         """The same without one site's variances."""
         var, grad = ({at: x for at, x in values.items() if at[0] != site} for values in (self.var, self.grad))
         return replace(self, var=var, grad=grad)
+
+
+def _ratio(values: dict[Site, float], over: Site, under: Site) -> float:
+    return values[over] / values[under] if values[under] > 0 else math.nan
 
 
 def predict(
