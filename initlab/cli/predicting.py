@@ -68,7 +68,8 @@ def _predict(options: argparse.Namespace) -> int:
     if options.format == "json":
         found = {
             "recipe": profile.recipe,
-            **scalars(profile),
+            "exact": profile.exact,
+            **scalars(profile.setting, profile.expected),
             "rows": json.loads(profile.var.to_json(orient="records")),
         }
         print(json.dumps(json_ready(found), ensure_ascii=False, indent=1))
