@@ -148,7 +148,8 @@ def markdown(found: pd.DataFrame, planned: int, missing: list[str]) -> str:
     lines += [
         "",
         "stream: the block that is worst, mean ± standard error of measured ÷ predicted. gradient: measured ÷ "
-        "predicted of the embedding's ÷ the last block's, with positions in groups, and (exact) from the batch's own tokens. "
+        "predicted of the embedding's ÷ the last block's, with positions in groups, and (exact) from the batch's own "
+        "tokens. "
         "loss: measured − predicted, nats. ! beyond what is claimed.",
         "",
         "| data | recipe | n_embd | n_layer | seeds | stream | after block | gradient | exact | loss |",

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import initlab
 from initlab.api.predicting import TEXTS
@@ -51,6 +52,23 @@ def test_attention_is_as_measured():
     np.testing.assert_allclose(heads.mean()["logit_std"], profile.expected.score_std, rtol=0.08)
     # how far below 1: rows sampled evenly, 0.01 apart in all
     np.testing.assert_allclose(heads.mean()["entropy_frac"], profile.expected.entropy_frac, atol=0.003)
+
+
+def test_gradients_are_predicted_for_the_targets_that_there_are():
+    model = initlab.NanoGPT(initlab.NanoGPTConfig(n_layer=2, n_head=2, n_embd=128, block_size=64, vocab_size=64))
+    initlab.apply_recipe(model, "nanogpt", seed=0)
+    ids = torch.randint(64, (4, 64), generator=torch.Generator().manual_seed(0))
+    few = torch.where(torch.arange(64) < 16, ids, -1)
+    expected = {}
+    for name, batch in {"next": ids, "all": (ids, ids.flip(1)), "few": (ids, few)}.items():
+        probe = initlab.probe(model, batch, stats="light")
+        row = probe.at("resid_post", layer=1, kind="grad").iloc[0]
+        expected[name] = row["expected_var"]
+        if name != "few":
+            assert row["var"] == pytest.approx(row["expected_var"], rel=0.06)
+        assert probe.at("resid_post", layer=1)["expected_var"].notna().all()
+    assert expected["next"] / expected["all"] == pytest.approx(64 / 63, rel=0.02)  # the last token has no next one
+    assert math.isnan(expected["few"])
 
 
 def test_text_statistics_are_those_of_the_corpus():

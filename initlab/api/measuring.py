@@ -112,7 +112,10 @@ def probe(
             setting = theory.from_weights(weights, context=size["block_size"], **described_as, **text)
         # where another model writes to the stream is found before its dropout, which the theory counts in
         dropped = not known and described_as["dropout"] > 0
-        annotate(tables, setting, without=("attn_out", "mlp_out") if dropped else ())
+        # 0 without: the gradient is of a loss that the theory doesn't know
+        share = 0.0 if inputs.targets is None else float((inputs.targets >= 0).float().mean())
+        share = share if summary["targets"] == "next-token" else 0.0
+        annotate(tables, setting, without=("attn_out", "mlp_out") if dropped else (), with_target=share)
     config = {
         "model": type(inside).__name__,
         "recipes": [label],
