@@ -21,14 +21,15 @@ def first_loss(*, vocab_size: int, spread: float, own_logit: float, repeat_rate:
         repeat_rate: probability that the target is that token.
     """
     std = math.sqrt(spread)
-    step = min(0.1 * std, 0.2) or 1.0
+    # wide logits have a loss as wide: steps that grow with it keep 4 digits, and the memory within 100 MB
+    step = max(min(0.1 * std, 0.2), std / 200) or 1.0
     x = np.arange(-8 * std, 8 * std + step, step)
     weight = np.exp(-0.5 * (x / std) ** 2) if std else np.ones(1)
     x = x if std else np.zeros(1)
     weight /= weight.sum()
     low = min(-8 * std, own_logit - 8 * std) - 5  # below it both terms are 0, above the other end too
     high = max(8 * std, own_logit + 8 * std) + math.log(vocab_size) + 40
-    u = np.linspace(low, high, max(400, int((high - low) / 0.1)))
+    u = np.linspace(low, high, min(max(400, int((high - low) / 0.1)), 4000))
 
     def alive(mean: float) -> Array:
         """E exp(-e^(x - u)) over the logits x of one token."""
