@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from initlab.api.fixing import fix
     from initlab.api.inits import apply_recipe, describe_init
     from initlab.api.measuring import assert_healthy, probe
+    from initlab.api.predicting import predict
     from initlab.api.watches import watch
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-    from initlab.results import Comparison, Probe, Watch, load
+    from initlab.results import Comparison, Probe, Profile, Watch, load
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
@@ -22,6 +23,7 @@ _HOME = {
     "NanoGPT": "initlab.models.nanogpt",
     "NanoGPTConfig": "initlab.models.nanogpt",
     "Probe": "initlab.results",
+    "Profile": "initlab.results",
     "Watch": "initlab.results",
     "apply_recipe": "initlab.api.inits",
     "assert_healthy": "initlab.api.measuring",
@@ -29,6 +31,7 @@ _HOME = {
     "describe_init": "initlab.api.inits",
     "fix": "initlab.api.fixing",
     "load": "initlab.results",
+    "predict": "initlab.api.predicting",
     "probe": "initlab.api.measuring",
     "watch": "initlab.api.watches",
 }
@@ -39,6 +42,7 @@ __all__ = [
     "NanoGPT",
     "NanoGPTConfig",
     "Probe",
+    "Profile",
     "Watch",
     "__version__",
     "apply_recipe",
@@ -47,6 +51,7 @@ __all__ = [
     "describe_init",
     "fix",
     "load",
+    "predict",
     "probe",
     "watch",
 ]

@@ -7,6 +7,7 @@ from initlab.api.comparing import Progress, compare
 from initlab.api.fixing import fix
 from initlab.api.inits import apply_recipe, describe_init
 from initlab.api.measuring import assert_healthy, probe
+from initlab.api.predicting import predict
 from initlab.api.watches import watch
 
-__all__ = ["Progress", "apply_recipe", "assert_healthy", "compare", "describe_init", "fix", "probe", "watch"]
+__all__ = ["Progress", "apply_recipe", "assert_healthy", "compare", "describe_init", "fix", "predict", "probe", "watch"]

@@ -11,8 +11,16 @@ from initlab.results import json_ready, now
 from initlab.schema import Tables
 
 
-def annotate(tables: Tables, setting: theory.Setting) -> None:
-    tables.records, tables.summary = theory.annotate(tables.records, tables.summary, theory.predict(setting))
+def annotate(
+    tables: Tables, setting: theory.Setting, *, without: tuple[str, ...] = (), with_target: float = 1.0
+) -> None:
+    """Fill in `expected_*` in place, but for the sites named; gradients need a next token nearly everywhere."""
+    prediction = theory.predict(setting, backward=with_target >= 0.9)
+    for site in without:
+        prediction = prediction.without(site)
+    tables.records, tables.summary = theory.annotate(
+        tables.records, tables.summary, prediction, with_target=with_target
+    )
 
 
 def new_manifest(

@@ -54,7 +54,8 @@ def probe(
             `data` for a model with a vocabulary, else Gaussian inputs in the shape of its first layer.
         recipe: id of the recipe that the model should have been drawn from. With it, predictions answer «was it
             initialised as intended?»; without, they follow from the weights' own scale and answer «does it behave
-            as its weights imply?» Predictions exist for nanoGPT's layout.
+            as its weights imply?» Predictions exist for nanoGPT's layout and, without a recipe, for transformers'
+            GPT-2, Llama, Mistral and Qwen2.
         data, tokenizer: text for the default batch; see `initlab.corpus.load_corpus`. A vocabulary too small for it
             is a DataError where either was named, and gets uniform random ids where neither was.
         batch_size: sequences of the default batch.
@@ -77,11 +78,12 @@ def probe(
         SiteError: `sites` names what the model doesn't have.
         RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
     """
+    from initlab.measure.architectures import architecture
     from initlab.measure.batches import inputs_for
     from initlab.measure.filters import chosen_modules
     from initlab.measure.moments import PRESETS
     from initlab.measure.probing import Identity, measure_inputs
-    from initlab.measure.sites import activation_name, dropout_in_force, has_nanogpt_layout
+    from initlab.measure.sites import has_nanogpt_layout
     from initlab.measure.sweeping import DTYPES
     from initlab.measure.unwrapping import unwrap
 
@@ -104,7 +106,6 @@ def probe(
     roles = set(tables.records["role"].dropna())
     tied, bias = "unembed" not in roles, "bias" in roles
     known = has_nanogpt_layout(inside)
-    activation = activation_name(inside) if known and not step else None  # the closed form is about init
     size: dict[str, Any] = {
         "n_layer": int(summary["n_layer"]),
         "n_embd": int(summary["n_embd"]),
@@ -112,19 +113,22 @@ def probe(
         "block_size": int(summary["block_size"]),
         "vocab_size": int(summary["vocab_size"]),
     }
-    if activation is not None:
-        text: dict[str, Any] = {
-            "activation": activation,
-            "dropout": dropout_in_force(inside),
-            "sum_p2": described["sum_p2"],
-            "repeat_rate": float(summary["repeat_rate"]),
-        }
+    weights = tables.records[tables.records["kind"] == "weight"]
+    described_as = None if step else architecture(inside, size["block_size"])  # the closed form is about init
+    # a recipe draws NanoGPT; other models are compared with their own weights, unless these have been trained
+    fresh = bool((weights.loc[weights["role"] == "norm_gain", "var"] == 0).all())
+    if described_as is not None and (known or (entry is None and fresh)):
+        text: dict[str, Any] = {"sum_p2": described["sum_p2"], "repeat_rate": float(summary["repeat_rate"])}
         if entry is not None:
-            setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **text)
+            setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **described_as, **text)
         else:
-            weights = tables.records[tables.records["kind"] == "weight"]
-            setting = theory.from_weights(weights, context=size["block_size"], **text)
-        annotate(tables, setting)
+            setting = theory.from_weights(weights, context=size["block_size"], **described_as, **text)
+        # where another model writes to the stream is found before its dropout, which the theory counts in
+        dropped = not known and described_as["dropout"] > 0
+        # 0 without: the gradient is of a loss that the theory doesn't know
+        share = 0.0 if inputs.targets is None else float((inputs.targets >= 0).float().mean())
+        share = share if summary["targets"] == "next-token" else 0.0
+        annotate(tables, setting, without=("attn_out", "mlp_out") if dropped else (), with_target=share)
     if modules is not None:  # only now: the closed form needs every weight
         chosen = chosen_modules(inside, modules)
         rows = tables.records
@@ -143,7 +147,7 @@ def probe(
         "batch_size": inputs.ids.shape[0] if inputs.ids is not None else inputs.n_tokens,
         "vocab_size": size["vocab_size"],
         "bias": bias,
-        "activation": activation,
+        "activation": None if described_as is None else described_as["activation"],
         "tie_weights": tied,
         "mode": str(summary["mode"]),
         "step": step,

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from initlab import __version__
-from initlab.cli import fixing, measuring, showing
+from initlab.cli import fixing, measuring, predicting, showing
 from initlab.cli.common import kept
 from initlab.errors import InitlabError
 
@@ -64,5 +64,6 @@ def parser() -> argparse.ArgumentParser:
     commands = described.add_subparsers(title="commands", metavar="COMMAND")
     measuring.add(commands)
     fixing.add(commands)
+    predicting.add(commands)
     showing.add(commands)
     return described

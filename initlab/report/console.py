@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -54,6 +54,27 @@ def watch_text(run: Run, findings: Sequence[Finding], *, width: int | None = Non
 
 
 def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None, color: bool, footer: str = "") -> str:
+    def body(console: Console, width: int) -> None:
+        console.print(wrapped(_header(run), width), style="dim" if color else "")
+        for note in digest.shortfall(run):
+            console.print(wrapped(f"! {note}", width, "  "), style="bold yellow")
+        for note in digest.model_notes(run):
+            console.print(wrapped(note, width, "  "), style="dim" if color else "")
+        console.print()
+        console.print(table)
+        if footer:
+            console.print(wrapped(footer, width), style="dim" if color else "")
+        console.print()
+        for finding in digest.failing(findings):
+            _print_finding(console, finding, width)
+        console.print(wrapped(digest.count_sentence(run, findings), width))
+        console.print(wrapped(digest.verdict(run, findings), width), style="bold")
+
+    return print_text(body, width, color)
+
+
+def print_text(body: Callable[[Console, int], None], width: int | None, color: bool) -> str:
+    """What `body` prints to a console of so many columns; the terminal's, unless given."""
     width = width or shutil.get_terminal_size((100, 24)).columns
     buffer = io.StringIO()
     console = Console(
@@ -67,25 +88,13 @@ def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None
         emoji=False,
         legacy_windows=False,
     )
-    console.print(_wrapped(_header(run), width), style="dim" if color else "")
-    for note in digest.shortfall(run):
-        console.print(_wrapped(f"! {note}", width, "  "), style="bold yellow")
-    for note in digest.model_notes(run):
-        console.print(_wrapped(note, width, "  "), style="dim" if color else "")
-    console.print()
-    console.print(table)
-    if footer:
-        console.print(_wrapped(footer, width), style="dim" if color else "")
-    console.print()
-    for finding in digest.failing(findings):
-        _print_finding(console, finding, width)
-    console.print(_wrapped(digest.count_sentence(run, findings), width))
-    console.print(_wrapped(digest.verdict(run, findings), width), style="bold")
+    body(console, width)
     # rich pads lines to the width of the table; nobody wants to copy that
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
-def _wrapped(text: str, width: int, indent: str = "") -> str:
+def wrapped(text: str, width: int, indent: str = "") -> str:
+    """Text broken into lines at spaces alone."""
     return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
@@ -108,7 +117,8 @@ def _header(run: Run) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _table(*heads: str) -> Table:
+def plain_table(*heads: str) -> Table:
+    """A table without lines: the first column of words, the others of numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
     for index, head in enumerate(heads):
         left = index == 0
@@ -123,7 +133,7 @@ def _table(*heads: str) -> Table:
 
 
 def _recipe_table(run: Run, findings: Sequence[Finding]) -> Table:
-    table = _table(
+    table = plain_table(
         "recipe",
         "residual var\nembed → last",
         "depth exp.\nattn   mlp",
@@ -156,8 +166,8 @@ def _or_dash(value: float | None) -> str:
 def _layer_table(run: Run) -> Table:
     """Where the signal is, block by block: level, against theory, what each branch writes, the gradient."""
     shown = digest.view(run)
-    table = _table("after", "residual\nvar", "× closed\nform", "attention\nwrites", "MLP\nwrites", "grad\nvar")
-    for layer, name in _layers_shown(shown.n_layer):
+    table = plain_table("after", "residual\nvar", "× closed\nform", "attention\nwrites", "MLP\nwrites", "grad\nvar")
+    for layer, name in layers_shown(shown.n_layer):
         site = "embed" if layer is None else "resid_post"
         stream = _value(shown, "activation", site, layer, "var")
         expected = _value(shown, "activation", site, layer, "expected_var")
@@ -183,7 +193,7 @@ def _module_table(run: Run) -> Table:
     records = run.tables.records
     forward = records[records["kind"] == "activation"].sort_values("position")
     grads = records[records["kind"] == "grad"].set_index(["module", "call"])["var"]
-    table = _table("module", "output\nvar", "largest\n|x|", "grad\nvar")
+    table = plain_table("module", "output\nvar", "largest\n|x|", "grad\nvar")
     for row in forward.head(_MOST_MODULES).itertuples():
         table.add_row(
             str(row.module),
@@ -199,7 +209,7 @@ def _module_table(run: Run) -> Table:
 def _step_table(run: Run) -> Table:
     """What training does to the scales: loss, both ends of the stream and of its gradient, size of the updates."""
     heads = ("loss", "residual var\nembed → last", "grad var\nembed ← last", "update\nratio", "logit\nstd")
-    table = _table("step", *heads)
+    shown = plain_table("step", *heads)
     records = run.tables.records
     ratios = matrix_ratios(update_ratios(records))
     last = records["n_layer"] - 1
@@ -217,7 +227,7 @@ def _step_table(run: Run) -> Table:
             continue
         first, final = (ends["first"].get(("activation", row.step)), ends["last"].get(("activation", row.step)))
         back, start = (ends["first"].get(("grad", row.step)), ends["last"].get(("grad", row.step)))
-        table.add_row(
+        shown.add_row(
             str(row.step),
             "–" if math.isnan(row.loss) else digest.number(row.loss, 4),
             f"{_or_dash(first)} → {_or_dash(final)}",
@@ -226,11 +236,12 @@ def _step_table(run: Run) -> Table:
             "–" if math.isnan(row.logit_std) else digest.number(row.logit_std),
         )
     if every > 1:
-        table.caption, table.caption_justify = "not every watched step is shown; records.csv has them all", "left"
-    return table
+        shown.caption, shown.caption_justify = "not every watched step is shown; records.csv has them all", "left"
+    return shown
 
 
-def _layers_shown(n_layer: int) -> list[tuple[int | None, str]]:
+def layers_shown(n_layer: int) -> list[tuple[int | None, str]]:
+    """The embedding (None) and the blocks that a table has room for, with their names; the last one among them."""
     step = -(-n_layer // _MOST_LAYERS)
     layers = sorted({*range(0, n_layer, step), n_layer - 1}) if n_layer else []
     rows: list[tuple[int | None, str]] = [(None, "embedding")]

@@ -96,6 +96,16 @@ def test_first_loss_against_sampled_logits():
         assert found == pytest.approx(loss, abs=0.01)
 
 
+def test_first_loss_of_logits_as_wide_as_a_broken_init_makes_them():
+    # the logarithm of a sum of far-apart exponentials is their largest exponent: integrate its distribution
+    x = np.linspace(-10, 12, 20001)
+    below = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x])
+    shifted = np.array([0.5 * math.erfc(-(value - 0.5) / math.sqrt(2)) for value in x])
+    largest = np.trapezoid((x > 0) - below**255 * shifted, x)
+    found = theory.first_loss(vocab_size=256, spread=1e6, own_logit=500.0, repeat_rate=0.1)
+    assert found == pytest.approx(1000 * largest - 50, rel=5e-4)
+
+
 def draw(recipe, seed, config, sequences=4):
     model = empty_model(config, "cpu")
     apply_recipe(model, registry.get(recipe), seed)
