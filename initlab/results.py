@@ -1,4 +1,4 @@
-"""What `probe` and `compare` give back: tables, findings, pictures and a report. Torch-free, so a saved run loads
+"""What `probe`, `compare` and `scale` give back: tables, findings, pictures and a report. Torch-free, so a saved run loads
 anywhere."""
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import pandas as pd
 
 from initlab import rundir
 from initlab.errors import RunError
-from initlab.judge.rules import Finding, Severity, evaluate, worst
+from initlab.judge.rules import Finding, Severity, evaluate, ordered, worst
+from initlab.judge.slopes import slopes
 from initlab.report import console
 from initlab.rundir import Run, RunDir
 
@@ -129,6 +130,27 @@ class Comparison(Result):
         return console.comparison_text(self.run, self.findings, width=width, color=color)
 
 
+class Scaling(Result):
+    """Models of several widths or depths, before and after a few optimizer steps.
+
+    Attributes:
+        slopes: exponents of variance over n_embd and n_layer with intervals and verdicts; see `initlab.judge.slopes`.
+    """
+
+    kind = "scale"
+
+    def __init__(self, run: Run, path: Path | None = None):
+        super().__init__(run, path)
+        # an init is judged as it is drawn: what training does to it, only the rules of scaling ask
+        first = evaluate(Run(run.tables.at_step(0), run.manifest))
+        steps = [finding for finding in self.findings if finding.code.startswith("SCL")]
+        self.findings = ordered([*(f for f in first if not f.code.startswith("SCL")), *steps])
+        self.slopes = slopes(run.tables.records)
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        return console.scaling_text(self.run, self.findings, self.slopes, width=width, color=color)
+
+
 @dataclass(frozen=True, slots=True)
 class Description:
     """What a model was initialised with.
@@ -147,14 +169,18 @@ class Description:
         return self.text
 
 
-def load(path: str | Path) -> Probe | Comparison:
-    """Read a run that was written by `probe`, `compare` or the command line; torch isn't needed.
+def load(path: str | Path) -> Probe | Comparison | Scaling:
+    """Read a run that was written by `probe`, `compare`, `scale` or the command line; torch isn't needed.
 
     Raises:
         RunError: no run in the folder, or not one that this version can read.
     """
     run = rundir.load(path)
-    kinds: dict[str, type[Probe] | type[Comparison]] = {"probe": Probe, "compare": Comparison}
+    kinds: dict[str, type[Probe] | type[Comparison] | type[Scaling]] = {
+        "probe": Probe,
+        "compare": Comparison,
+        "scale": Scaling,
+    }
     kind = run.manifest.get("kind")
     if kind not in kinds:
         raise RunError(f"{path} holds a run of kind {kind!r}; this version reads {', '.join(kinds)}")

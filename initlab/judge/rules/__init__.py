@@ -8,12 +8,21 @@ from initlab.judge.rules.embedding import EMBEDDING_RULES
 from initlab.judge.rules.gradient import GRADIENT_RULES
 from initlab.judge.rules.logits import LOGIT_RULES
 from initlab.judge.rules.numerics import NUMERIC_RULES
+from initlab.judge.rules.scaling import SCALING_RULES
 from initlab.judge.rules.theory import THEORY_RULES
 from initlab.rundir import Run
 
-__all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "Status", "evaluate", "worst"]
+__all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "Status", "evaluate", "ordered", "worst"]
 
-RULES: tuple[Rule, ...] = (*THEORY_RULES, *DEPTH_RULES, *EMBEDDING_RULES, *LOGIT_RULES, *GRADIENT_RULES, *NUMERIC_RULES)
+RULES: tuple[Rule, ...] = (
+    *THEORY_RULES,
+    *DEPTH_RULES,
+    *EMBEDDING_RULES,
+    *LOGIT_RULES,
+    *GRADIENT_RULES,
+    *NUMERIC_RULES,
+    *SCALING_RULES,
+)
 
 _ORDER = {"fail": 0, "not_applicable": 1, "pass": 2}
 
@@ -27,6 +36,11 @@ def evaluate(run: Run) -> list[Finding]:
             recipe for recipe in run.tables.summary["recipe"].unique() if recipe not in {f.recipe for f in found}
         ]
         findings += found + [rule.not_applicable(f"Needs {rule.needs}", recipe=str(recipe)) for recipe in unjudged]
+    return ordered(findings)
+
+
+def ordered(findings: list[Finding]) -> list[Finding]:
+    """Failures first, by severity, then by how far beyond the limit."""
     return sorted(findings, key=lambda f: (_ORDER[f.status], SEVERITIES.index(f.severity), -f.effect))
 
 
