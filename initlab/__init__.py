@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from initlab.api.comparing import compare
     from initlab.api.inits import apply_recipe, describe_init
     from initlab.api.measuring import assert_healthy, probe
+    from initlab.api.scaling import scale
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-    from initlab.results import Comparison, Probe, load
+    from initlab.results import Comparison, Probe, Scaling, load
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
@@ -20,12 +21,14 @@ _HOME = {
     "NanoGPT": "initlab.models.nanogpt",
     "NanoGPTConfig": "initlab.models.nanogpt",
     "Probe": "initlab.results",
+    "Scaling": "initlab.results",
     "apply_recipe": "initlab.api.inits",
     "assert_healthy": "initlab.api.measuring",
     "compare": "initlab.api.comparing",
     "describe_init": "initlab.api.inits",
     "load": "initlab.results",
     "probe": "initlab.api.measuring",
+    "scale": "initlab.api.scaling",
 }
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "NanoGPT",
     "NanoGPTConfig",
     "Probe",
+    "Scaling",
     "__version__",
     "apply_recipe",
     "assert_healthy",
@@ -41,6 +45,7 @@ __all__ = [
     "describe_init",
     "load",
     "probe",
+    "scale",
 ]
 
 

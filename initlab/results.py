@@ -14,6 +14,7 @@ import pandas as pd
 from initlab import rundir
 from initlab.errors import RunError
 from initlab.judge.rules import Finding, Severity, evaluate, ordered, worst
+from initlab.judge.rules.scaling import STEPPED
 from initlab.judge.slopes import slopes
 from initlab.report import console
 from initlab.rundir import Run, RunDir
@@ -36,7 +37,10 @@ class Result:
     def __init__(self, run: Run, path: Path | None = None):
         self.run = run
         self.path = path
-        self.findings: list[Finding] = evaluate(run)
+        self.findings: list[Finding] = self._judge()
+
+    def _judge(self) -> list[Finding]:
+        return evaluate(self.run)
 
     @property
     def records(self) -> pd.DataFrame:
@@ -141,11 +145,13 @@ class Scaling(Result):
 
     def __init__(self, run: Run, path: Path | None = None):
         super().__init__(run, path)
-        # an init is judged as it is drawn: what training does to it, only the rules of scaling ask
-        first = evaluate(Run(run.tables.at_step(0), run.manifest))
-        steps = [finding for finding in self.findings if finding.code.startswith("SCL")]
-        self.findings = ordered([*(f for f in first if not f.code.startswith("SCL")), *steps])
         self.slopes = slopes(run.tables.records)
+
+    def _judge(self) -> list[Finding]:
+        """An init is judged as it is drawn; what steps do to it, only the rules of scaling ask."""
+        first = evaluate(Run(self.run.tables.at_step(0), self.run.manifest))
+        found = [finding for finding in first if finding.code not in STEPPED]
+        return ordered(found + [finding for finding in evaluate(self.run) if finding.code in STEPPED])
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
         return console.scaling_text(self.run, self.findings, self.slopes, width=width, color=color)

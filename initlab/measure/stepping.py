@@ -211,9 +211,7 @@ class _Followed:
     value: Tensor  # (tokens, features)
 
 
-def _follow(
-    model: nn.Module, inputs: Inputs, records: Any, seed: int, autocast: torch.dtype | None
-) -> list[_Followed]:
+def _follow(model: nn.Module, inputs: Inputs, records: Any, seed: int, autocast: torch.dtype | None) -> list[_Followed]:
     """The last residual stream, if there is one, and the logits, else the output."""
     rows = records[(records["site"] == "resid_post") & (records["kind"] == "activation")]
     stream = str(rows.sort_values("layer")["module"].iloc[-1]) if len(rows) else None

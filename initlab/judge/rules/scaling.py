@@ -124,7 +124,9 @@ def _numbers(fit: pd.Series) -> dict[str, Any]:
 
 
 def _seeds(records: pd.DataFrame, axis: str, fit: pd.Series, limit: float) -> dict[str, int]:
-    rows = records[(records["site"] == fit["site"]) & (records["kind"] == fit["kind"]) & (records["step"] == fit["step"])]
+    rows = records[
+        (records["site"] == fit["site"]) & (records["kind"] == fit["kind"]) & (records["step"] == fit["step"])
+    ]
     each = [slopes(own) for _, own in rows.groupby("seed")]
     each = [found[(found["axis"] == axis) & (found["module"] == fit["module"])] for found in each]
     return {"seeds_failing": sum(bool((found["slope"] > limit).any()) for found in each)}
@@ -211,3 +213,4 @@ DEPTH_DEPENDENT = Rule(
     check=check_depth,
 )
 SCALING_RULES = (WIDTH_DEPENDENT, DEPTH_DEPENDENT)
+STEPPED = frozenset(rule.code for rule in SCALING_RULES)  # the only rules that look beyond step 0 of a scale run
