@@ -1,5 +1,5 @@
-"""What `probe`, `compare` and `scale` give back: tables, findings, pictures and a report. Torch-free, so a saved run loads
-anywhere."""
+"""What `probe`, `compare` and `scale` give back: tables, findings, pictures and a report. Torch-free, so a saved run
+loads anywhere."""
 
 from __future__ import annotations
 
@@ -139,6 +139,7 @@ class Scaling(Result):
 
     Attributes:
         slopes: exponents of variance over n_embd and n_layer with intervals and verdicts; see `initlab.judge.slopes`.
+        modules: glob of the sites and modules that the text shows; None for a selection.
     """
 
     kind = "scale"
@@ -146,6 +147,7 @@ class Scaling(Result):
     def __init__(self, run: Run, path: Path | None = None):
         super().__init__(run, path)
         self.slopes = slopes(run.tables.records)
+        self.modules: str | None = None
 
     def _judge(self) -> list[Finding]:
         """An init is judged as it is drawn; what steps do to it, only the rules of scaling ask."""
@@ -154,7 +156,9 @@ class Scaling(Result):
         return ordered(found + [finding for finding in evaluate(self.run) if finding.code in STEPPED])
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
-        return console.scaling_text(self.run, self.findings, self.slopes, width=width, color=color)
+        return console.scaling_text(
+            self.run, self.findings, self.slopes, modules=self.modules, width=width, color=color
+        )
 
 
 @dataclass(frozen=True, slots=True)

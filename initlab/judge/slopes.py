@@ -52,13 +52,12 @@ def slopes(records: pd.DataFrame, *, flat: float = FLAT) -> pd.DataFrame:
     Student's t of their scatter. With one seed it is that of the fit's residuals; of two sizes and one seed it is NaN,
     and nothing is separated.
     """
-    points = _points(records)
+    found = points(records)
     rows = []
     for axis in AXES:
-        other = AXES[1 - AXES.index(axis)]
-        smallest = points.groupby("recipe", observed=True)[other].transform("min")
-        on_axis = points[points[other] == smallest]
-        for keys, group in on_axis.groupby(["recipe", "kind", "site", "module", "step"], observed=True, sort=False):
+        for keys, group in along(found, axis).groupby(
+            ["recipe", "kind", "site", "module", "step"], observed=True, sort=False
+        ):
             if group[axis].nunique() < 2:
                 continue
             recipe, kind, site, module, step = keys
@@ -82,7 +81,13 @@ def diverged(summary: pd.DataFrame) -> pd.DataFrame:
     return found.join(seeds.rename("of"), how="left").reset_index()
 
 
-def _points(records: pd.DataFrame) -> pd.DataFrame:
+def along(found: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """Points of the models that differ along an axis alone: those of the smallest depth, or of the smallest width."""
+    other = AXES[1 - AXES.index(axis)]
+    return found[found[other] == found.groupby("recipe", observed=True)[other].transform("min")]
+
+
+def points(records: pd.DataFrame) -> pd.DataFrame:
     """Logs of var and expected_var, a row per model, step and site; NaN where a block's is zero or not finite."""
     rows = records[records["kind"].isin(["activation", "change"])]
     numbered = rows["layer"].notna()
@@ -110,10 +115,10 @@ def _starred(module: str) -> str:
 
 def _fit(group: pd.DataFrame, axis: str, column: str) -> tuple[float, float, int]:
     """Slope, its standard error, and the error's degrees of freedom; NaN where they can't be estimated."""
-    points = group[np.isfinite(group[column])]
+    usable = group[np.isfinite(group[column])]
     fits = [
         (seed_slope, error, len(rows))
-        for _, rows in points.groupby("seed")
+        for _, rows in usable.groupby("seed")
         if rows[axis].nunique() > 1
         for seed_slope, error in [_line(rows[axis].to_numpy(float), rows[column].to_numpy(float))]
     ]

@@ -197,7 +197,7 @@ def _step(model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer, au
     with eagerly(model):
         with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
             output = inputs.call(model)
-        take_loss(output, inputs, vocabulary(model)).loss.backward()  # type: ignore[no-untyped-call]
+        take_loss(output, inputs, vocabulary(model)).loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

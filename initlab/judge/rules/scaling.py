@@ -124,9 +124,8 @@ def _numbers(fit: pd.Series) -> dict[str, Any]:
 
 
 def _seeds(records: pd.DataFrame, axis: str, fit: pd.Series, limit: float) -> dict[str, int]:
-    rows = records[
-        (records["site"] == fit["site"]) & (records["kind"] == fit["kind"]) & (records["step"] == fit["step"])
-    ]
+    same = [records[key] == fit[key] for key in ("site", "kind", "step")]
+    rows = records[same[0] & same[1] & same[2]]
     each = [slopes(own) for _, own in rows.groupby("seed")]
     each = [found[(found["axis"] == axis) & (found["module"] == fit["module"])] for found in each]
     return {"seeds_failing": sum(bool((found["slope"] > limit).any()) for found in each)}
@@ -145,8 +144,8 @@ def _width_advice(records: pd.DataFrame, manifest: dict[str, Any]) -> str:
     if config.get("optimizer") == "adamw" and isinstance(lr, float):
         rate = f"at n_embd {large}, {lr:.3g} → {lr / ratio:.3g} to act as at {small}"
         return (
-            f"With AdamW, make the learning rate of hidden matrices fall as 1/n_embd ({rate}) and their std as 1/√n_embd "
-            "(muP); a rate tuned at one width holds at that width alone"
+            f"With AdamW, make the learning rate of hidden matrices fall as 1/n_embd ({rate}) and their std as "
+            "1/√n_embd (muP); a rate tuned at one width holds at that width alone"
         )
     return (
         "Use a parametrisation whose rates transfer (muP: std of hidden matrices ∝ 1/√n_embd, and their AdamW rate "
@@ -206,9 +205,10 @@ DEPTH_DEPENDENT = Rule(
     "output projections by the learning rate whatever their std, so the changes of n_layer blocks add up, to n_layer "
     "in variance if they are independent and to n_layer² if they agree. 0.5 is half way to the first.",
     advice="Multiply what both branches add to the stream by 1/n_layer (CompleteP) or 1/√n_layer.",
-    false_alarms="Standard parametrisation grows (exponent 1.5 to 1.9 for nanogpt): a rate tuned at the depth in use "
-    "makes up for it, hence a warning. Tells 1/√n_layer from none, not from 1/n_layer.",
-    source="Dey et al. 2025 (CompleteP, arXiv 2505.01618), depth coord check; EleutherAI/nanoGPT-mup completep_examples",
+    false_alarms="Standard parametrisation grows (exponent 1.5 to 1.9 for nanogpt): a rate tuned at the depth in "
+    "use makes up for it, hence a warning. Tells 1/√n_layer from none, not from 1/n_layer.",
+    source="Dey et al. 2025 (CompleteP, arXiv 2505.01618), depth coord check; EleutherAI/nanoGPT-mup "
+    "completep_examples",
     since="0.2.0",
     check=check_depth,
 )

@@ -129,7 +129,7 @@ def _draw(run: Run, axis: str, theme: str) -> Figure:
         for recipe in recipes
         if (curve := _curve(_select(shown, line, step, recipe), axis)) is not None
     }
-    limits = _limits(lines, {key: curve for key, curve in curves.items()})
+    limits = _limits(lines, curves)
     pending = []
     with style(theme) as palette:
         figure = new_figure(theme, 0.5 + 1.95 * len(lines), _TITLES[axis])
