@@ -13,8 +13,8 @@ import pandas as pd
 
 from initlab import rundir
 from initlab.errors import RunError
-from initlab.judge.rules import Finding, Severity, evaluate, ordered, worst
-from initlab.judge.rules.scaling import STEPPED
+from initlab.judge.rules import RULES, Finding, Severity, evaluate, ordered, worst
+from initlab.judge.rules.scaling import SCALING_RULES
 from initlab.judge.slopes import slopes
 from initlab.report import console
 from initlab.rundir import Run, RunDir
@@ -151,9 +151,9 @@ class Scaling(Result):
 
     def _judge(self) -> list[Finding]:
         """An init is judged as it is drawn; what steps do to it, only the rules of scaling ask."""
-        first = evaluate(Run(self.run.tables.at_step(0), self.run.manifest))
-        found = [finding for finding in first if finding.code not in STEPPED]
-        return ordered(found + [finding for finding in evaluate(self.run) if finding.code in STEPPED])
+        first = Run(self.run.tables.at_step(0), self.run.manifest)
+        of_init = [rule for rule in RULES if rule not in SCALING_RULES]
+        return ordered(evaluate(first, of_init) + evaluate(self.run, SCALING_RULES))
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
         return console.scaling_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,5 +89,5 @@ def _subject(name: str) -> Any:
 
     if ".py:" not in name:
         return name
-    found = registry.get(name)
-    return found.rule if found.family == "user" else found
+    rule = registry.get(name).rule
+    return rule if {"n_embd", "n_layer"} & set(inspect.signature(rule).parameters) else name

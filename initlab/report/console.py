@@ -75,8 +75,8 @@ def scaling_text(
 def _slope_table(table: scaling.SlopeTable) -> Table:
     heads = [f"step {step}" if step else "at init" for step in table.steps]
     if table.foresees and heads:
-        heads[1:1] = ["closed form"]
-    shown = _table(f"variance ∝ {table.axis}^x", *heads, f"step {table.steps[-1]}")
+        heads[1:1] = ["closed\nform"]
+    shown = _table(f"var ∝ {table.axis}^x", *heads, f"verdict,\nstep {table.steps[-1]}")
     previous = None
     for row in table.rows:
         if row.recipe != previous:
@@ -139,6 +139,8 @@ def _header(run: Run) -> str:
     if recipes > 1:
         parts.append(f"{recipes} recipes")
     parts.append(digest.plural(int(facts.get("seeds", 1)), "seed"))
+    if facts.get("optimizer"):
+        parts.append(f"{facts.get('steps', 0)} steps of {facts['optimizer']}")
     parts.append(f"{facts['mode']} mode" if facts.get("mode") else "")
     parts.append(" ".join(filter(None, (facts.get("dtype"), facts.get("device")))))
     parts.append(f"batch {facts['batch']}" if facts.get("batch") else "")

@@ -76,10 +76,10 @@ def shown_steps(steps: object, most: int = _MOST_STEPS) -> list[int]:
 
 
 def slope_text(slope: float, half: float, decimals: int = 2) -> str:
-    """`+1.98 ± 0.05`, the 95 % interval's half; a dash where no slope could be fitted."""
+    """`+1.98 ±0.05`, the 95 % interval's half; a dash where no slope could be fitted."""
     if not math.isfinite(slope):
         return "–"
-    return signed(slope, decimals) + (f" ± {half:.{decimals}f}" if math.isfinite(half) else "")
+    return signed(slope, decimals) + (f" ±{half:.{decimals}f}" if math.isfinite(half) else "")
 
 
 def lost(run: Run) -> list[str]:
@@ -96,10 +96,11 @@ def _chosen(found: list[tuple[str, str, Row]], modules: str | None, every: bool)
         return [row for _, _, row in found]
     if modules is not None:
         return [row for _, site, row in found if fnmatch.fnmatch(row.name, modules) or fnmatch.fnmatch(site, modules)]
-    named = [row for kind, site, row in found if site in KEY_SITES or kind == "change"]
+    named = [row for kind, site, row in found if site in KEY_SITES and kind != "change"]
+    changes = [row for kind, _, row in found if kind == "change"]
     # a model whose sites have no names has its layers
     rest = [row for kind, site, row in found if site == "module" and kind != "change"]
-    return named + rest[: max(0, _MOST_ROWS - len(named))]
+    return [*named, *rest[: max(0, _MOST_ROWS - len(named) - len(changes))], *changes]
 
 
 def _row(recipe: str, kind: str, name: str, group: pd.DataFrame, steps: list[int]) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from initlab.judge.rules.base import SEVERITIES, Finding, Rule, Severity, Status
 from initlab.judge.rules.depth import DEPTH_RULES
 from initlab.judge.rules.embedding import EMBEDDING_RULES
@@ -27,10 +29,10 @@ RULES: tuple[Rule, ...] = (
 _ORDER = {"fail": 0, "not_applicable": 1, "pass": 2}
 
 
-def evaluate(run: Run) -> list[Finding]:
+def evaluate(run: Run, rules: Sequence[Rule] = RULES) -> list[Finding]:
     """Every rule's verdict on every recipe: failures first, by severity, then by how far beyond the limit."""
     findings = []
-    for rule in RULES:
+    for rule in rules:
         found = rule.check(run.tables, run.manifest)
         unjudged = [
             recipe for recipe in run.tables.summary["recipe"].unique() if recipe not in {f.recipe for f in found}

@@ -33,6 +33,14 @@ def check_width(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
             continue
         common |= _numbers(worst := last.loc[last["slope"].idxmax()])
         step, growing = int(worst["step"]), last[last["verdict"] == "grows"]
+        unclear = last[(last["verdict"] == "not separated") & (last["slope"] > FLAT)]
+        if growing.empty and len(unclear):
+            text = (
+                f"Too few seeds to tell after {_steps(step)} at {len(unclear)} of {len(last)} sites: {_name(worst)} ∝ "
+            )
+            message = f"{text}{_power(worst)}; needs more --seeds or --widths"
+            findings.append(WIDTH_DEPENDENT.not_applicable(message, recipe=recipe))
+            continue
         if growing.empty:
             text = f"After {_steps(step)} no site grows with width; steepest: {_name(worst)} ∝ {_power(worst)}"
             findings.append(WIDTH_DEPENDENT.passed(text, **common))
@@ -73,8 +81,11 @@ def check_depth(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
             f"After {_steps(int(last['step']))}{_rate(manifest)} the change of {_name(last)} since init has a variance "
             f"∝ {_power(last)}"
         )
-        # without an interval, from one seed and two depths, nothing is held against a recipe
-        if not last["low"] > _COHERENT:
+        if last["slope"] > _COHERENT and not last["low"] > _COHERENT:
+            message = f"Too few seeds to tell: {text[0].lower()}{text[1:]}; needs more --seeds or --depths"
+            findings.append(DEPTH_DEPENDENT.not_applicable(message, recipe=recipe))
+            continue
+        if last["slope"] <= _COHERENT:
             findings.append(DEPTH_DEPENDENT.passed(text, **common))
             continue
         common |= _seeds(own, "n_layer", last, _COHERENT)
@@ -213,4 +224,3 @@ DEPTH_DEPENDENT = Rule(
     check=check_depth,
 )
 SCALING_RULES = (WIDTH_DEPENDENT, DEPTH_DEPENDENT)
-STEPPED = frozenset(rule.code for rule in SCALING_RULES)  # the only rules that look beyond step 0 of a scale run

@@ -157,8 +157,11 @@ def _draw(run: Run, axis: str, theme: str) -> Figure:
                         )
                     )
                 _sizes(axes, axis, shown)
-                axes.set_title(plural(step, "step") if step else "at init", fontsize=9.5)
-                axes.tick_params(labelbottom=row == len(lines) - 1)
+                if row == 0:
+                    axes.set_title(plural(step, "step") if step else "at init", fontsize=9.5)
+                below = [(lower, step, recipe) in curves for lower in lines[row + 1 :] for recipe in recipes]
+                axes.tick_params(labelbottom=not any(below))
+                _guides(axes, next(iter(here.values())), palette["muted"])
                 pending.append((axes, labels))
             first = next(axes for axes in grid[row] if axes.get_visible())
             log_axis(first, "y", limits[line])
@@ -166,7 +169,9 @@ def _draw(run: Run, axis: str, theme: str) -> Figure:
             first.tick_params(labelleft=True)
         dashed = " · dashed: closed form" if any(np.isfinite(curve.expected).any() for curve in curves.values()) else ""
         figure.supxlabel(
-            f"{axis}, log scale · number: exponent of the variance{dashed}", fontsize=9.5, color=palette["muted"]
+            f"{axis}, log scale · number: exponent of the variance · dotted: exponents 0 and 1{dashed}",
+            fontsize=9.5,
+            color=palette["muted"],
         )
         figure.supylabel("variance", fontsize=9.5, color=palette["muted"])
         place_labels(figure, pending, palette, size=8.5)
@@ -207,6 +212,15 @@ def _limits(lines: list[Line], curves: dict[tuple[Line, int, str], Curve]) -> di
     decades = max(math.log10(high / low) for low, high in found.values())
     middles = {line: math.log10(low * high) / 2 for line, (low, high) in found.items()}
     return {line: (10 ** (middle - decades / 2), 10 ** (middle + decades / 2)) for line, middle in middles.items()}
+
+
+def _guides(axes: Axes, curve: Curve, colour: str) -> None:
+    """Exponents 0 and 1 from where the first recipe starts: to compare with, not a prediction."""
+    if not curve.drawable[0]:
+        return
+    y, growth = curve.median[0], curve.x / curve.x[0]
+    for exponent in (0, 1):
+        axes.plot(curve.x, y * growth**exponent, color=colour, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
 
 
 def _sizes(axes: Axes, axis: str, shown: pd.DataFrame) -> None:
