@@ -8,7 +8,18 @@ from initlab.report import figures
 from initlab.report.figures import FIGURES, dots
 from initlab.report.figures.data import curve
 
-ORDER = ["residual", "branches", "depth", "gradients", "gradient-roles", "first-loss", "attention", "site-map"]
+ORDER = [
+    "coord",
+    "coord-depth",
+    "residual",
+    "branches",
+    "depth",
+    "gradients",
+    "gradient-roles",
+    "first-loss",
+    "attention",
+    "site-map",
+]
 
 
 def texts(figure):
@@ -26,7 +37,7 @@ def test_the_figures_and_their_order():
 
 
 def test_unknown_figure_lists_the_known_ones(usual):
-    with pytest.raises(ConfigError, match="unknown figure 'rms'; figures: residual, branches"):
+    with pytest.raises(ConfigError, match="unknown figure 'rms'; figures: coord, coord-depth, residual, branches"):
         figures.draw("rms", usual)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.rules.base import Finding, Rule
-from initlab.judge.slopes import FLAT, diverged, slopes
+from initlab.judge.slopes import FLAT, along, diverged, slopes
 from initlab.schema import Tables
 
 _BY_DESIGN = ("attn_logits", "attn_pattern")  # no activation of their own: products of two, and shares
@@ -23,9 +23,9 @@ def check_width(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
         common: dict[str, Any] = {"recipe": recipe, "unit": "exponent of n_embd"}
         fits = _fits(own, "n_embd", "activation")
         last = fits[fits["step"] == fits["step"].max()] if len(fits) else fits
-        broken = _broken(tables.summary, recipe)
-        if broken:
-            findings.append(WIDTH_DEPENDENT.failed(f"{broken}{_rate(manifest)}", severity="warning", **common))
+        broken = _broken(WIDTH_DEPENDENT, tables, manifest, recipe, "n_embd", common)
+        if broken is not None:
+            findings.append(broken)
             continue
         if last.empty:
             message = "No site has finite, non-zero activations at two widths after a step; try a smaller --lr"
@@ -67,9 +67,9 @@ def check_depth(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
         fits = _fits(own, "n_layer", "change")
         stream = fits[fits["site"] == "resid_post"]
         fits = stream if len(stream) else fits
-        broken = _broken(tables.summary, recipe)
-        if broken:
-            findings.append(DEPTH_DEPENDENT.failed(f"{broken}{_rate(manifest)}", severity="warning", **common))
+        broken = _broken(DEPTH_DEPENDENT, tables, manifest, recipe, "n_layer", common)
+        if broken is not None:
+            findings.append(broken)
             continue
         if fits.empty:
             message = "The output's change is zero or not finite at all depths but one; try another --lr"
@@ -114,14 +114,23 @@ def _fits(records: pd.DataFrame, axis: str, kind: str, *, first: int = 1) -> pd.
     return found[(found["axis"] == axis) & found["slope"].notna()]
 
 
-def _broken(summary: pd.DataFrame, recipe: str) -> str:
-    lost = diverged(summary[summary["recipe"] == recipe])
+def _broken(
+    rule: Rule, tables: Tables, manifest: dict[str, Any], recipe: str, axis: str, common: dict[str, Any]
+) -> Finding | None:
+    """The finding where losses stopped being finite: nothing is fitted then that could be compared."""
+    own = along(tables.summary[tables.summary["recipe"] == recipe], axis)
+    lost = diverged(own)
     if lost.empty:
-        return ""
-    row = lost.sort_values(["step", "n_embd", "n_layer"]).iloc[0]
-    where = f"n_embd {row['n_embd']}, n_layer {row['n_layer']}"
-    when = f"after {_steps(int(row['step']))}" if row["step"] else "before any step"
-    return f"The loss isn't finite at {where} {when} ({row['seeds']} of {row['of']} seeds)"
+        return None
+    first = lost.sort_values(axis).iloc[0]
+    size, step = int(first[axis]), int(first["step"])
+    when = f"after {_steps(step)}{_rate(manifest)}" if step else "before any step"
+    where = f"The loss isn't finite at {axis} {size} {when} ({first['seeds']} of {_counted(int(first['of']), 'seed')})"
+    if size == int(own[axis].min()):
+        return rule.not_applicable(f"{where}, the smallest size; try a smaller --lr", recipe=recipe)
+    text = f"{where}; smaller models train"
+    seeds = {"seeds_failing": int(first["seeds"]), "seeds_total": int(first["of"])}
+    return rule.failed(text, severity="warning", effect=math.inf, site="logits", **seeds, **common)
 
 
 def _numbers(fit: pd.Series) -> dict[str, Any]:
@@ -172,7 +181,11 @@ def _rate(manifest: dict[str, Any]) -> str:
 
 
 def _steps(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"
+    return _counted(count, "step")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _name(fit: pd.Series) -> str:

@@ -89,6 +89,8 @@ def _lines(shown: pd.DataFrame, axis: str) -> list[Line]:
         for kind, site in _ROWS[axis]
         for module in present[(present["kind"] == kind) & (present["site"] == site)]["module"]
     ]
+    if not {"mlp_pre", "mlp_out"} & {site for _, site, _ in found} and axis == "n_embd":
+        found = [("activation", site, "") for site in ("attn_out", "mlp_out") if site in set(present["site"])] + found
     layers = [str(m) for m in present[(present["site"] == "module") & (present["kind"] == "activation")]["module"]]
     free = _MOST_MODULES - len(found)
     if free > 0 and layers:
