@@ -48,7 +48,7 @@ def only(result, code):
 
 
 def test_nanogpt_grows_with_width_as_published():
-    """EleutherAI/nanoGPT-mup: standard parametrisation explodes with width. At init the slopes are the closed form's."""
+    """EleutherAI/nanoGPT-mup: standard parametrisation explodes with width; at init, slopes are the closed form's."""
     result = initlab.scale("nanogpt", widths=(64, 128, 256), depths=(2,), head_size=16, block_size=32, steps=3)
     fits = result.slopes.set_index(["kind", "site", "step"])
     for site in ("q", "mlp_pre", "logits"):
