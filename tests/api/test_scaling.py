@@ -63,9 +63,9 @@ def test_nanogpt_grows_with_width_as_published():
 
 
 def test_a_model_in_mup_is_flat_where_the_standard_one_grows():
-    result = initlab.scale(standard, widths=(64, 128, 256, 512), depths=(2,), batch=BATCH, steps=3)
+    result = initlab.scale(standard, widths=(64, 128, 256), depths=(2,), batch=BATCH, steps=3)
     assert only(result, "SCL001").status == "fail"
-    result = initlab.scale(mup, widths=(64, 128, 256, 512), depths=(2,), batch=BATCH, steps=3, optimizer=mup_adam)
+    result = initlab.scale(mup, widths=(64, 128, 256), depths=(2,), batch=BATCH, steps=3, optimizer=mup_adam)
     assert only(result, "SCL001").status != "fail"
     hidden = result.slopes[result.slopes["module"].isin(["2", "4"]) & (result.slopes["step"] == 3)]
     assert len(hidden) == 2 and (hidden["slope"].abs() < 0.3).all()
@@ -175,10 +175,10 @@ def test_command(capsys, tmp_path):
     )
     small = ["--steps", "1", "--seeds", "2", "--block-size", "16", "--batch-size", "2", "--data", "uniform"]
     command = ["scale", "nanogpt", f"{tmp_path / 'mine.py'}:make", "--widths", "16,32", "--depths", "1", *small]
-    assert cli.main([*command, "-o", str(tmp_path / "a")]) == 0
+    assert cli.main([*command, "--no-report", "-o", str(tmp_path / "a")]) == 0
     shown = capsys.readouterr()
     assert "var ∝ n_embd^x" in shown.out and "\nmake\n" in shown.out and "closed" in shown.out
-    assert all(len(line) <= 100 for line in shown.out.splitlines() if not line.startswith("report"))
+    assert all(len(line) <= 100 for line in shown.out.splitlines() if not line.startswith("tables"))
     assert "8 models to measure, about" in shown.err
     assert cli.main([*command, "--modules", "mlp_*", "--no-report", "-o", str(tmp_path / "a")]) == 0
     shown = capsys.readouterr().out

@@ -17,46 +17,52 @@ _COHERENT = 0.5  # half way from 0 to 1, the exponent of changes that add up ind
 
 def check_width(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
     """One finding per recipe that was measured at two widths or more, after a step or more."""
+    rule = WIDTH_DEPENDENT
     records = tables.records[~tables.records["site"].isin(_BY_DESIGN)]
     findings = []
     for recipe, own in _stepped(records, "n_embd"):
         common: dict[str, Any] = {"recipe": recipe, "unit": "exponent of n_embd"}
-        fits = _fits(own, "n_embd", "activation")
-        last = fits[fits["step"] == fits["step"].max()] if len(fits) else fits
-        broken = _broken(WIDTH_DEPENDENT, tables, manifest, recipe, "n_embd", common)
+        broken = _broken(rule, tables, manifest, recipe, "n_embd", common)
         if broken is not None:
             findings.append(broken)
             continue
-        if last.empty:
-            message = "No site has finite, non-zero activations at two widths after a step; try a smaller --lr"
-            findings.append(WIDTH_DEPENDENT.not_applicable(message, recipe=recipe))
-            continue
-        common |= _numbers(worst := last.loc[last["slope"].idxmax()])
-        step, growing = int(worst["step"]), last[last["verdict"] == "grows"]
-        unclear = last[(last["verdict"] == "not separated") & (last["slope"] > FLAT)]
-        if growing.empty and len(unclear):
-            text = (
-                f"Too few seeds to tell after {_steps(step)} at {len(unclear)} of {len(last)} sites: {_name(worst)} ∝ "
+        fits = _fits(own, "n_embd", "activation")
+        growing = fits[fits["verdict"] == "grows"]
+        unclear = fits[(fits["verdict"] == "not separated") & (fits["slope"] > FLAT)]
+        if fits.empty:
+            message = "No site has finite, non-zero activations at two widths after a step"
+            findings.append(rule.not_applicable(message, recipe=recipe))
+        elif len(growing):
+            findings.append(_wide(own, fits, growing, manifest, common))
+        elif len(unclear):
+            worst = unclear.loc[unclear["slope"].idxmax()]
+            message = (
+                f"Too few seeds to tell whether {_name(worst)} grows with width: ∝ {_power(worst)} after "
+                f"{_steps(int(worst['step']))}; needs more --seeds or --widths"
             )
-            message = f"{text}{_power(worst)}; needs more --seeds or --widths"
-            findings.append(WIDTH_DEPENDENT.not_applicable(message, recipe=recipe))
-            continue
-        if growing.empty:
-            text = f"After {_steps(step)} no site grows with width; steepest: {_name(worst)} ∝ {_power(worst)}"
-            findings.append(WIDTH_DEPENDENT.passed(text, **common))
-            continue
-        worst = growing.loc[growing["low"].idxmax()]
-        common |= _numbers(worst)
-        start = _at(_fits(own, "n_embd", "activation", first=0), worst, 0)
-        text = (
-            f"After {_steps(step)}{_rate(manifest)} the variance of {_name(worst)} goes as {_power(worst)}{start}; "
-            f"{len(growing)} of {len(last)} sites grow with width"
-        )
-        common |= _seeds(own, "n_embd", worst, FLAT)
-        advice = _width_advice(own, manifest)
-        effect = float(worst["low"]) - FLAT
-        findings.append(WIDTH_DEPENDENT.failed(text, severity="warning", effect=effect, advice=advice, **common))
+            findings.append(rule.not_applicable(message, recipe=recipe))
+        else:
+            worst = fits.loc[fits["slope"].idxmax()]
+            after = _steps(int(worst["step"]))
+            text = f"No site grows with width after any step; steepest: {_name(worst)} ∝ {_power(worst)} after {after}"
+            findings.append(rule.passed(text, **common, **_numbers(worst)))
     return findings
+
+
+def _wide(
+    own: pd.DataFrame, fits: pd.DataFrame, growing: pd.DataFrame, manifest: dict[str, Any], common: dict[str, Any]
+) -> Finding:
+    worst = growing.loc[growing["low"].idxmax()]
+    many, all_sites = (len(frame[["site", "module"]].drop_duplicates()) for frame in (growing, fits))
+    start = _at(_fits(own, "n_embd", "activation", first=0), worst, 0)
+    text = (
+        f"After {_steps(int(worst['step']))}{_rate(manifest)} the variance of {_name(worst)} goes as "
+        f"{_power(worst)}{start}; {many} of {all_sites} sites grow with width"
+    )
+    found = common | _numbers(worst) | _seeds(own, "n_embd", worst, FLAT)
+    return WIDTH_DEPENDENT.failed(
+        text, severity="warning", effect=float(worst["low"]) - FLAT, advice=_width_advice(own, manifest), **found
+    )
 
 
 def check_depth(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
@@ -201,10 +207,10 @@ WIDTH_DEPENDENT = Rule(
     code="SCL001",
     name="width-dependent-activation",
     question="Width",
-    measures="slope of ln var on ln n_embd of every activation after the last step, with its 95 % interval over seeds "
+    measures="slope of ln var on ln n_embd of every activation after each step, with its 95 % interval over seeds "
     "(half of it is the slope of mup's l1)",
     needs="two widths or more and a step or more: initlab scale --widths 64,128,256 --steps 3",
-    limit=f"exponent of variance ≤ {FLAT}, with its interval",
+    limit=f"exponent of variance ≤ {FLAT}, at every step, by its interval",
     basis="reference-code",
     why="A step of one learning rate moves a wide model further than a narrow one: AdamW moves every weight by about "
     "the rate, and the sum over n_embd inputs of changes that go the same way grows with n_embd. Where curves are flat "
@@ -223,7 +229,7 @@ DEPTH_DEPENDENT = Rule(
     measures="slope of ln var(x_L(t) − x_L(0)) on ln n_layer of the last residual stream after the last step, on the "
     "batch of step 0, with its 95 % interval over seeds",
     needs="two depths or more and a step or more: initlab scale --depths 2,4,8,16 --steps 3",
-    limit=f"exponent ≤ {_COHERENT}, with its interval",
+    limit=f"exponent ≤ {_COHERENT}, by its interval",
     basis="derived",
     why="A depth-scaled init makes the stream's variance the same at every depth, but not the updates: AdamW moves the "
     "output projections by the learning rate whatever their std, so the changes of n_layer blocks add up, to n_layer "
