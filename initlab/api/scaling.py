@@ -192,7 +192,8 @@ def scale(
     return Scaling(run, path)
 
 
-_OVERHEAD = 0.012  # seconds a block and step for tables and small kernels (measured on one x86 core)
+# Seconds a block and step for tables and small kernels. A guess: 16 s were estimated for a run of 12 s on an idle core.
+_OVERHEAD = 0.012
 
 
 def _sorted_out(subject: Any) -> tuple[dict[str, Recipe], dict[str, ModelFunction]]:

@@ -28,7 +28,7 @@ MakeInputs = Callable[[nn.Module, int], Inputs]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 OPTIMIZERS = ("adamw", "sgd")
-_KEPT_TOKENS = 256  # of the tensors whose change is followed; a mean over them is within a few percent of that over all
+_KEPT_TOKENS = 256  # evenly spaced, of the tensors whose change is followed: they are kept from step 0 to the last
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

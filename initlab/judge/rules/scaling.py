@@ -217,7 +217,7 @@ WIDTH_DEPENDENT = Rule(
     "in width at every step, a rate found on a small model holds for a large one; where they grow, it doesn't.",
     advice="Make the learning rate of hidden matrices fall as 1/n_embd and their std as 1/√n_embd (muP).",
     false_alarms="Every recipe here is of standard parametrisation and grows: that is no fault of a model whose rate "
-    "was tuned at its own width, hence a warning. Attention logits are left out. Widths below 64 bend the curves.",
+    "was tuned at its own width, hence a warning. Attention logits are left out.",
     source="microsoft/mup README, coord check: curves stay horizontal; the tolerance of 0.1 in l1 is a heuristic",
     since="0.2.0",
     check=check_width,
@@ -235,7 +235,7 @@ DEPTH_DEPENDENT = Rule(
     "output projections by the learning rate whatever their std, so the changes of n_layer blocks add up, to n_layer "
     "in variance if they are independent and to n_layer² if they agree. 0.5 is half way to the first.",
     advice="Multiply what both branches add to the stream by 1/n_layer (CompleteP) or 1/√n_layer.",
-    false_alarms="Standard parametrisation grows (exponent 1.5 to 1.9 for nanogpt): a rate tuned at the depth in "
+    false_alarms="Standard parametrisation grows (exponent 0.8 to 1.7 for nanogpt): a rate tuned at the depth in "
     "use makes up for it, hence a warning. Tells 1/√n_layer from none, not from 1/n_layer.",
     source="Dey et al. 2025 (CompleteP, arXiv 2505.01618), depth coord check; EleutherAI/nanoGPT-mup "
     "completep_examples",
