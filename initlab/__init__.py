@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from initlab.api.inits import apply_recipe, describe_init
     from initlab.api.measuring import assert_healthy, probe
     from initlab.api.predicting import predict
+    from initlab.api.scaling import scale
     from initlab.api.watches import watch
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-    from initlab.results import Comparison, Probe, Profile, Watch, load
+    from initlab.results import Comparison, Probe, Profile, Scaling, Watch, load
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
@@ -24,6 +25,7 @@ _HOME = {
     "NanoGPTConfig": "initlab.models.nanogpt",
     "Probe": "initlab.results",
     "Profile": "initlab.results",
+    "Scaling": "initlab.results",
     "Watch": "initlab.results",
     "apply_recipe": "initlab.api.inits",
     "assert_healthy": "initlab.api.measuring",
@@ -33,6 +35,7 @@ _HOME = {
     "load": "initlab.results",
     "predict": "initlab.api.predicting",
     "probe": "initlab.api.measuring",
+    "scale": "initlab.api.scaling",
     "watch": "initlab.api.watches",
 }
 
@@ -43,6 +46,7 @@ __all__ = [
     "NanoGPTConfig",
     "Probe",
     "Profile",
+    "Scaling",
     "Watch",
     "__version__",
     "apply_recipe",
@@ -53,6 +57,7 @@ __all__ = [
     "load",
     "predict",
     "probe",
+    "scale",
     "watch",
 ]
 

@@ -1,5 +1,5 @@
-"""What `probe`, `compare` and `watch` give back: tables, findings, pictures and a report. Torch-free, so a saved
-run loads anywhere."""
+"""What `probe`, `compare`, `scale`, `watch` and `predict` give back: tables, findings, pictures and a report.
+Torch-free, so a saved run loads anywhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pandas as pd
 
 from initlab import rundir
 from initlab.errors import RunError
-from initlab.judge.rules import Finding, Severity, evaluate, worst
+from initlab.judge.rules import RULES, Finding, Severity, evaluate, ordered, worst
+from initlab.judge.rules.scaling import SCALING_RULES
+from initlab.judge.slopes import slopes
 from initlab.judge.theory import Prediction, Setting
 from initlab.judge.updates import by_role, update_ratios
 from initlab.report import console
@@ -37,7 +39,10 @@ class Result:
     def __init__(self, run: Run, path: Path | None = None):
         self.run = run
         self.path = path
-        self.findings: list[Finding] = evaluate(run)
+        self.findings: list[Finding] = self._judge()
+
+    def _judge(self) -> list[Finding]:
+        return evaluate(self.run)
 
     @property
     def records(self) -> pd.DataFrame:
@@ -153,6 +158,33 @@ class Watch(Result):
         return console.watch_text(self.run, self.findings, width=width, color=color)
 
 
+class Scaling(Result):
+    """Models of several widths or depths, before and after a few optimizer steps.
+
+    Attributes:
+        slopes: exponents of variance over n_embd and n_layer with intervals and verdicts; see `initlab.judge.slopes`.
+        modules: glob of the sites and modules that the text shows; None for a selection.
+    """
+
+    kind = "scale"
+
+    def __init__(self, run: Run, path: Path | None = None):
+        super().__init__(run, path)
+        self.slopes = slopes(run.tables.records)
+        self.modules: str | None = None
+
+    def _judge(self) -> list[Finding]:
+        """An init is judged as it is drawn; what steps do to it, only the rules of scaling ask."""
+        first = Run(self.run.tables.at_step(0), self.run.manifest)
+        of_init = [rule for rule in RULES if rule not in SCALING_RULES]
+        return ordered(evaluate(first, of_init) + evaluate(self.run, SCALING_RULES))
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        return console.scaling_text(
+            self.run, self.findings, self.slopes, modules=self.modules, width=width, color=color
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Description:
     """What a model was initialised with.
@@ -237,16 +269,17 @@ class Profile:
         return profile_text(self.recipe, self.setting, self.expected, exact=self.exact, width=width, color=color)
 
 
-def load(path: str | Path) -> Probe | Comparison | Watch:
-    """Read a run that was written by `probe`, `compare`, `watch` or the command line; torch isn't needed.
+def load(path: str | Path) -> Probe | Comparison | Watch | Scaling:
+    """Read a run that was written by `probe`, `compare`, `scale`, `watch` or the command line; torch isn't needed.
 
     Raises:
         RunError: no run in the folder, or not one that this version can read.
     """
     run = rundir.load(path)
-    kinds: dict[str, type[Probe] | type[Comparison] | type[Watch]] = {
+    kinds: dict[str, type[Probe] | type[Comparison] | type[Scaling] | type[Watch]] = {
         "probe": Probe,
         "compare": Comparison,
+        "scale": Scaling,
         "watch": Watch,
     }
     kind = run.manifest.get("kind")

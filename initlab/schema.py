@@ -68,7 +68,7 @@ RECORDS: dict[str, Column] = {
     "layer": Column("Int64", "0-based block; NA for embed, final_norm, logits"),
     "position": Column("int64", "order in the forward pass, for plotting"),
     "site": Column("category", "where: see SITES; for parameters, their role"),
-    "kind": Column("category", "activation, grad, weight, weight_grad or update"),
+    "kind": Column("category", "activation, grad, weight, weight_grad, update, or change: activation minus step 0's"),
     "role": Column("category", "role of a parameter, NA for activations"),
     "module": Column("string", "dotted name in the user's model"),
     "call": Column("int64", "n-th use of the module in one forward pass, from 0"),
@@ -209,6 +209,12 @@ class Tables:
     def of(self, run_id: str) -> Tables:
         """The rows of one cell."""
         return Tables(**{name: frame[frame["run_id"] == run_id] for name, frame in self.items()})
+
+    def at_step(self, step: int) -> Tables:
+        """The rows of one step; coverage is of the models, at any step."""
+        return Tables(
+            **{name: frame[frame["step"] == step] if "step" in frame else frame for name, frame in self.items()}
+        )
 
     def items(self) -> list[tuple[str, pd.DataFrame]]:
         """(name, frame) of every table, in the order of TABLES."""

@@ -10,7 +10,7 @@ import torch
 
 import initlab
 from initlab import rundir
-from initlab.api import comparing
+from initlab.api import running
 from initlab.errors import ConfigError, DataError, ProbeError, RecipeError, RunError
 from initlab.recipes import Constant, Normal, Recipe, Role, registry
 
@@ -289,7 +289,7 @@ def test_manifest_names_no_owner(comparison):
 
 
 def test_estimate_is_finite_for_nothing_to_do():
-    assert comparing._estimate(0.0, 1.0, []) == 0.0
+    assert running.estimate(0.0, 1.0, []) == 0.0
 
 
 def test_another_models_probe_isnt_taken_for_this_one(model, tmp_path):

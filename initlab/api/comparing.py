@@ -5,31 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from initlab import __version__, rundir
+from initlab import __version__
 from initlab.api.manifests import annotate, new_manifest
-from initlab.errors import ConfigError, InitlabError, ProbeError
+from initlab.api.running import Progress, estimate, run_cells
+from initlab.errors import ConfigError
 from initlab.judge import theory
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
-from initlab.results import Comparison, now
-from initlab.rundir import Run, RunDir
+from initlab.results import Comparison
 from initlab.schema import Tables
 
 if TYPE_CHECKING:
     from initlab.measure.sweeping import Cell, SweepConfig
-
-
-class Progress(Protocol):
-    """Told how a comparison advances; the command line draws it."""
-
-    def start(self, work: float, cells: int, seconds: float) -> None:
-        """Before the first cell: all work, in any unit, the number of cells, and an estimate of the seconds."""
-
-    def advance(self, work: float, text: str) -> None:
-        """After each cell."""
 
 
 def compare(
@@ -114,41 +104,33 @@ def compare(
     config["versions"] = f"initlab {__version__}, torch {torch.__version__}"  # a table of two compares nothing
     cells = sweep.cells()
     manifest = new_manifest("compare", command, config, evaluated, described, [cell.run_id for cell in cells])
-    folder = RunDir.open(out, manifest) if out is not None else None
-    kept = rundir.load(folder.path).tables if folder else Tables()
-    done = set(kept.summary["run_id"])
-    todo = [cell for cell in cells if cell.run_id not in done]
-    if progress is not None:
-        work = sum(cell.flops(sweep) for cell in todo)
+
+    def measure(cell: Cell) -> Tables:
+        tables = measure_cell(cell, sweep, entries[cell.recipe], corpus)
+        annotate(tables, setting_of(cell, sweep, entries[cell.recipe], described, tables))
+        return tables
+
+    def seconds(todo: Sequence[Cell]) -> float:
         rate = matmul_rate(sweep.device, max(sweep.widths), batch_size * block_size) if todo else 1.0
-        progress.start(work, len(todo), _estimate(work, rate, todo))
-    parts, failed = [kept], {}
-    for cell in todo:
-        try:
-            tables = measure_cell(cell, sweep, entries[cell.recipe], corpus)
-        except (InitlabError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            failed[cell.run_id] = f"{type(error).__name__}: {error}"
-            if folder:
-                folder.fail(cell.run_id, failed[cell.run_id])
-        else:
-            annotate(tables, _setting(cell, sweep, entries[cell.recipe], described, tables))
-            parts.append(tables)
-            if folder:
-                folder.append(tables)
-        if progress is not None:
-            progress.advance(cell.flops(sweep), cell.run_id)
-    if failed and len(failed) == len(cells):
-        raise ProbeError(f"every one of {len(cells)} cells failed; the first: {next(iter(failed.values()))}")
-    seconds = time.perf_counter() - started
-    if folder is not None:
-        return Comparison(folder.finish(now(), seconds), folder.path)
-    manifest.update(finished=now(), seconds=round(seconds, 1), failed=failed)
-    return Comparison(Run(Tables.concat(parts), manifest))
+        return estimate(sum(cell.flops(sweep) for cell in todo), rate, todo)
+
+    run, path = run_cells(
+        cells,
+        manifest,
+        measure,
+        work=lambda cell: cell.flops(sweep),
+        seconds=seconds,
+        out=out,
+        progress=progress,
+        started=started,
+    )
+    return Comparison(run, path)
 
 
-def _setting(
+def setting_of(
     cell: Cell, sweep: SweepConfig, recipe: Recipe, described: dict[str, Any], tables: Tables
 ) -> theory.Setting:
+    """What the closed form knows of a cell: its recipe and sizes, and the text's statistics."""
     size = next(s for s in sweep.sizes() if (s["n_layer"], s["n_embd"]) == (cell.n_layer, cell.n_embd))
     return theory.from_recipe(
         recipe,
@@ -159,10 +141,3 @@ def _setting(
         sum_p2=described["sum_p2"],
         repeat_rate=float(tables.summary["repeat_rate"].iloc[0]),
     )
-
-
-def _estimate(work: float, rate: float, cells: list[Cell]) -> float:
-    """Seconds. A model and its statistics reach about a third of a bare matrix product's rate; drawing takes some 10 ns
-    a weight (measured on two x86 cores)."""
-    draws = sum(12 * cell.n_embd**2 * cell.n_layer for cell in cells)
-    return 3 * work / rate + 1e-8 * draws

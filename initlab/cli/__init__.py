@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from initlab import __version__
-from initlab.cli import fixing, measuring, predicting, showing
+from initlab.cli import fixing, measuring, predicting, scaling, showing
 from initlab.cli.common import kept
 from initlab.errors import InitlabError
 
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     described.set_defaults(run=None)
     commands = described.add_subparsers(title="commands", metavar="COMMAND")
     measuring.add(commands)
+    scaling.add(commands)
     fixing.add(commands)
     predicting.add(commands)
     showing.add(commands)

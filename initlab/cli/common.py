@@ -79,8 +79,9 @@ def show(result: Result, options: argparse.Namespace, out: Path) -> int:
 class Progress:
     """Prints the estimate and the output folder, then draws a bar on a terminal."""
 
-    def __init__(self, out: Path):
+    def __init__(self, out: Path, command: str):
         self.out = out
+        self.command = command
         self.stack = ExitStack()
 
     def __enter__(self) -> Progress:
@@ -94,7 +95,7 @@ class Progress:
 
         about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
         print(f"initlab: {cells} models to measure, about {about}; writing to {self.out}", file=sys.stderr)
-        self.bar = self.stack.enter_context(console.Progress(work, "compare"))
+        self.bar = self.stack.enter_context(console.Progress(work, self.command))
 
     def advance(self, work: float, text: str) -> None:
         self.bar.advance(work, text)

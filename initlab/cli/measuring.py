@@ -73,7 +73,7 @@ def _compare(options: argparse.Namespace) -> int:
     set_threads(options)
     out = Path(options.out) if options.out else default_out("compare")
     options.folder = out
-    with Progress(out) as progress:
+    with Progress(out, "compare") as progress:
         result = api.compare(
             options.recipes,
             depths=options.depths,

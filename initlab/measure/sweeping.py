@@ -59,8 +59,16 @@ class SweepConfig:
             raise ConfigError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
+        self._check_cells()
+
+    def _check_cells(self) -> None:
+        """Refuse sizes that contradict each other before anything is measured."""
         for cell in self.cells():
-            cell.config(self)  # refuses sizes that contradict each other before anything is measured
+            cell.config(self)
+
+    def heads(self, n_embd: int) -> int:
+        """Attention heads at a width."""
+        return self.n_head or default_heads(n_embd)
 
     def cells(self) -> list[Cell]:
         """Every cell, shallow models first, recipes side by side, so that an interrupted sweep still compares."""
@@ -78,7 +86,7 @@ class SweepConfig:
             {
                 "n_layer": n_layer,
                 "n_embd": n_embd,
-                "n_head": self.n_head or default_heads(n_embd),
+                "n_head": self.heads(n_embd),
                 "block_size": self.block_size,
                 "vocab_size": self.vocab_size,
             }
@@ -109,7 +117,7 @@ class Cell:
         return NanoGPTConfig(
             n_layer=self.n_layer,
             n_embd=self.n_embd,
-            n_head=sweep.n_head or default_heads(self.n_embd),
+            n_head=sweep.heads(self.n_embd),
             block_size=sweep.block_size,
             vocab_size=sweep.vocab_size,
             bias=sweep.bias,

@@ -12,16 +12,17 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from initlab.judge.rules.base import Finding
 from initlab.judge.updates import matrix_ratios, update_ratios
-from initlab.report import digest
+from initlab.report import digest, scaling
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -53,7 +54,53 @@ def watch_text(run: Run, findings: Sequence[Finding], *, width: int | None = Non
     return _text(run, findings, _step_table(run), width, color, footer)
 
 
-def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None, color: bool, footer: str = "") -> str:
+def scaling_text(
+    run: Run,
+    findings: Sequence[Finding],
+    slopes: pd.DataFrame,
+    *,
+    modules: str | None = None,
+    width: int | None = None,
+    color: bool = False,
+) -> str:
+    """The slopes of every recipe by step, the findings, one sentence that sums up."""
+    tables = scaling.slope_tables(slopes, modules)
+    parts: list[RenderableType] = []
+    for table in tables:
+        parts += ["", _slope_table(table)] if parts else [_slope_table(table)]
+    footer = (
+        "exponents of variance (half of one is the slope of mup's l1 = mean |x|) ± half their 95 % interval over "
+        "seeds; mean over blocks, resid_post of the last; − init: change since step 0"
+    )
+    if not any(table.rows for table in tables):
+        footer = f"no site or module is named {modules}" if modules else "no slope could be fitted"
+    elif left_out := sum(table.left_out for table in tables):
+        footer += f"; {left_out} more rows with --modules '*'"
+    for note in scaling.lost(run):
+        parts.append(Text(f"! {note}", style="bold yellow"))
+    return _text(run, findings, Group(*parts), width, color, footer)
+
+
+def _slope_table(table: scaling.SlopeTable) -> Table:
+    heads = [f"step {step}" if step else "at init" for step in table.steps]
+    if table.foresees and heads:
+        heads[1:1] = ["closed\nform"]
+    shown = plain_table(f"var ∝ {table.axis}^x", *heads, f"verdict,\nstep {table.steps[-1]}")
+    previous = None
+    for row in table.rows:
+        if row.recipe != previous:
+            shown.add_row(Text(row.recipe, style="bold"))
+            previous = row.recipe
+        cells = [scaling.slope_text(*row.cells[step]) if step in row.cells else "" for step in table.steps]
+        if table.foresees:
+            cells[1:1] = [scaling.slope_text(row.expected, float("nan")) if row.expected == row.expected else ""]
+        shown.add_row(f"  {row.name}", *cells, row.verdict)
+    return shown
+
+
+def _text(
+    run: Run, findings: Sequence[Finding], table: RenderableType, width: int | None, color: bool, footer: str = ""
+) -> str:
     def body(console: Console, width: int) -> None:
         console.print(wrapped(_header(run), width), style="dim" if color else "")
         for note in digest.shortfall(run):
@@ -110,6 +157,8 @@ def _header(run: Run) -> str:
     if recipes > 1:
         parts.append(f"{recipes} recipes")
     parts.append(digest.plural(int(facts.get("seeds", 1)), "seed"))
+    if facts.get("optimizer"):
+        parts.append(f"{facts.get('steps', 0)} steps of {facts['optimizer']}")
     parts.append(f"{facts['mode']} mode" if facts.get("mode") else "")
     parts.append(" ".join(filter(None, (facts.get("dtype"), facts.get("device")))))
     parts.append(f"batch {facts['batch']}" if facts.get("batch") else "")

@@ -15,7 +15,8 @@ from initlab.judge.rules.depth import BRANCHES, depth_exponents
 from initlab.rundir import Run
 
 GLYPHS = {"error": "✗", "warning": "!", "info": "i", "pass": "✓", "not_applicable": "–"}
-QUESTIONS = ("Depth", "Embedding", "Logits", "Gradient", "Numerics")
+QUESTIONS = ("Width", "Updates", "Depth", "Embedding", "Logits", "Gradient", "Numerics")
+STEPPED_QUESTIONS = ("Width", "Updates")
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -93,9 +94,10 @@ class View:
 
 
 def view(run: Run) -> View:
-    """Pick the first step and the largest width of a run."""
+    """Pick the first step, and of the widths that were measured at the most depths the largest."""
     summary = run.tables.summary
-    width = int(summary["n_embd"].max()) if len(summary) else 0
+    depths_at = summary.groupby("n_embd")["n_layer"].nunique()
+    width = int(depths_at.index[depths_at == depths_at.max()].max()) if len(summary) else 0
     step = int(summary["step"].min()) if len(summary) else 0
     parts = {}
     for name in ("records", "heads", "summary"):
@@ -307,6 +309,9 @@ def _questions(recipes: Sequence[str], findings: Sequence[Finding], severity: st
 def questions(findings: Sequence[Finding]) -> list[str]:
     """Columns of the scoreboard that any finding answers, in a fixed order."""
     asked = list(dict.fromkeys(finding.question for finding in findings))
+    # whether an init scales is asked by a command of its own; other runs have no column for it
+    answered = {finding.question for finding in findings if finding.status != "not_applicable"}
+    asked = [question for question in asked if question in answered or question not in STEPPED_QUESTIONS]
     return [*(q for q in QUESTIONS if q in asked), *(q for q in asked if q not in QUESTIONS)]
 
 
@@ -362,7 +367,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("data", data.get("label") or config.get("data")),
         ("tokenizer", data.get("tokenizer") or config.get("tokenizer")),
         ("mode", config.get("mode")),
-        ("steps", config.get("step") or _steps_text(run)),
+        ("steps", config.get("step") or config.get("steps") or _steps_text(run)),
+        ("optimizer", _optimizer(config)),
         ("dtype", config.get("dtype")),
         ("device", config.get("device")),
         ("commit", git and f"{git['commit']}{' + changes' if git.get('dirty') else ''}"),
@@ -380,6 +386,12 @@ def _steps_text(run: Run) -> str | None:
     """`0 to 300, every 100`, of a watch."""
     every, steps = run.manifest["config"].get("every"), steps_of(run)
     return f"{steps[0]} to {steps[-1]}, every {every}" if every else None
+
+
+def _optimizer(config: dict[str, Any]) -> str | None:
+    known = {"adamw": "AdamW", "sgd": "SGD"}
+    name = config.get("optimizer")
+    return f"{known[name]}, lr {config['lr']:g}" if name in known else name
 
 
 def model_notes(run: Run) -> list[str]:

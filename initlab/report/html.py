@@ -19,7 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from initlab import schema
 from initlab.errors import RunError
 from initlab.judge.rules.base import Finding
-from initlab.report import digest, figures
+from initlab.judge.slopes import slopes
+from initlab.report import digest, figures, scaling
 from initlab.report.svg import inline_svg
 from initlab.report.theme import DARK, LIGHT, series, style
 from initlab.rundir import Run, write_whole
@@ -29,6 +30,8 @@ _EVIDENCE = {
     "Embedding": "residual",
     "Logits": "first-loss",
     "Gradient": "gradients",
+    "Width": "coord",
+    "Updates": "coord-depth",
 }
 _MOST_ROWS = 200  # of the summary table; the CSV file has them all
 _PNG_DPI = 144
@@ -87,6 +90,8 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
         counted=digest.count_sentence(run, findings),
         passed=[finding for finding in findings if finding.status == "pass"],
         skipped_checks=[finding for finding in findings if finding.status == "not_applicable"],
+        slope_tables=_slope_tables(run),
+        lost=scaling.lost(run) if run.manifest.get("kind") == "scale" else [],
         sections=sections,
         skipped_figures=skipped,
         recipe_table=_recipe_table(run, recipes),
@@ -95,7 +100,7 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
         watched=run.manifest.get("kind") == "watch",
         first_step=digest.steps_of(run)[0],
         cells=_cells(run.tables.summary),
-        cells_total=len(run.tables.summary),
+        cells_total=run.tables.summary["run_id"].nunique(),
         data=_named(run.manifest.get("data") or {}),
         environment=_named(run.manifest.get("environment") or {}),
         configuration=_named(run.manifest["config"]),
@@ -164,6 +169,7 @@ def _template() -> Template:
         where=digest.where,
         plural=digest.plural,
         exponent=lambda fit: digest.exponent_text(*fit),
+        slope=lambda fit: scaling.slope_text(*fit),
     )
     return environment.get_template("report.html.j2")
 
@@ -174,6 +180,14 @@ def _css() -> str:
     rules = resources.files("initlab.report").joinpath("report.css").read_text(encoding="utf-8")
     # Only screens get dark: paper is white.
     return f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}"
+
+
+def _slope_tables(run: Run) -> list[tuple[scaling.SlopeTable, scaling.SlopeTable]]:
+    """Per axis, the selection that the terminal shows, and all of it."""
+    if run.manifest.get("kind") != "scale":
+        return []
+    found = slopes(run.tables.records)
+    return list(zip(scaling.slope_tables(found), scaling.slope_tables(found, every=True), strict=True))
 
 
 def _sections(run: Run) -> tuple[list[Section], list[tuple[str, str]]]:
@@ -292,6 +306,7 @@ _CELL_COLUMNS = (
     "n_layer",
     "n_embd",
     "seed",
+    "step",
     "n_params",
     "loss",
     "ln_vocab",

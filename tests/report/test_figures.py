@@ -8,7 +8,19 @@ from initlab.report import figures
 from initlab.report.figures import FIGURES, dots
 from initlab.report.figures.data import curve
 
-ORDER = ["watch", "residual", "branches", "depth", "gradients", "gradient-roles", "first-loss", "attention", "site-map"]
+ORDER = [
+    "watch",
+    "coord",
+    "coord-depth",
+    "residual",
+    "branches",
+    "depth",
+    "gradients",
+    "gradient-roles",
+    "first-loss",
+    "attention",
+    "site-map",
+]
 
 
 def texts(figure):
@@ -26,7 +38,7 @@ def test_the_figures_and_their_order():
 
 
 def test_unknown_figure_lists_the_known_ones(usual):
-    with pytest.raises(ConfigError, match="unknown figure 'rms'; figures: watch, residual, branches"):
+    with pytest.raises(ConfigError, match="unknown figure 'rms'; figures: watch, coord, coord-depth, residual"):
         figures.draw("rms", usual)
 
 

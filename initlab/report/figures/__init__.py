@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from initlab.errors import ConfigError
-from initlab.report.figures import curves, dots, heatmaps, training
+from initlab.report.figures import curves, dots, heatmaps, scaling, training
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -37,6 +37,25 @@ FIGURES: dict[str, FigureSpec] = {
             needs=training.needs_watch,
             draw=training.draw_watch,
             describe=training.describe_watch,
+        ),
+        FigureSpec(
+            name="coord",
+            title="Coord check",
+            question="Does a wider model stay on the scale of a narrow one, before and after each step? Where lines "
+            "are flat, a learning rate found on a small model holds for a large one. A point is the median over seeds "
+            "of the mean over blocks; resid_post is the last block's.",
+            needs=scaling.needs_coord,
+            draw=scaling.draw_coord,
+            describe=scaling.describe_coord,
+        ),
+        FigureSpec(
+            name="coord-depth",
+            title="Depth check after steps",
+            question="Does a step move a deep model as far as a shallow one? The change is x after the steps minus x "
+            "at init, on the same batch; where it is flat, a learning rate holds at every depth.",
+            needs=scaling.needs_coord_depth,
+            draw=scaling.draw_coord_depth,
+            describe=scaling.describe_coord_depth,
         ),
         FigureSpec(
             name="residual",

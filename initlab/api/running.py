@@ -1,0 +1,88 @@
+"""A planned run, cell by cell: resumes, reports progress, keeps what is finished, and records what fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from initlab import rundir
+from initlab.errors import InitlabError, ProbeError
+from initlab.results import now
+from initlab.rundir import Run, RunDir
+from initlab.schema import Tables
+
+if TYPE_CHECKING:
+    from initlab.measure.sweeping import Cell
+
+
+class Progress(Protocol):
+    """Told how a run advances; the command line draws it."""
+
+    def start(self, work: float, cells: int, seconds: float) -> None:
+        """Before the first cell: all work, in any unit, the number of cells, and an estimate of the seconds."""
+
+    def advance(self, work: float, text: str) -> None:
+        """After each cell."""
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    manifest: dict[str, Any],
+    measure: Callable[[Cell], Tables],
+    *,
+    work: Callable[[Cell], float],
+    seconds: Callable[[Sequence[Cell]], float],
+    out: str | Path | None,
+    progress: Progress | None,
+    started: float,
+) -> tuple[Run, Path | None]:
+    """Measure every cell that isn't in `out` yet.
+
+    Args:
+        manifest: of the whole run; another run in the folder is refused.
+        measure: tables of one cell.
+        work: of one cell, in any unit; seconds: an estimate for several.
+        started: time.perf_counter() at the start of the command.
+
+    Raises:
+        RunError: `out` can't be written or holds another run.
+        ProbeError: every cell failed. A single failing cell is recorded in the manifest and the rest goes on.
+    """
+    import torch
+
+    folder = RunDir.open(out, manifest) if out is not None else None
+    kept = rundir.load(folder.path).tables if folder else Tables()
+    done = set(kept.summary["run_id"])
+    todo = [cell for cell in cells if cell.run_id not in done]
+    if progress is not None:
+        progress.start(sum(map(work, todo)), len(todo), seconds(todo))
+    parts, failed = [kept], {}
+    for cell in todo:
+        try:
+            tables = measure(cell)
+        except (InitlabError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            failed[cell.run_id] = f"{type(error).__name__}: {error}"
+            if folder:
+                folder.fail(cell.run_id, failed[cell.run_id])
+        else:
+            parts.append(tables)
+            if folder:
+                folder.append(tables)
+        if progress is not None:
+            progress.advance(work(cell), cell.run_id)
+    if failed and len(failed) == len(cells):
+        raise ProbeError(f"every one of {len(cells)} cells failed; the first: {next(iter(failed.values()))}")
+    spent = time.perf_counter() - started
+    if folder is not None:
+        return folder.finish(now(), spent), folder.path
+    manifest.update(finished=now(), seconds=round(spent, 1), failed=failed)
+    return Run(Tables.concat(parts), manifest), None
+
+
+def estimate(work: float, rate: float, cells: Sequence[Cell]) -> float:
+    """Seconds. A model and its statistics reach about a third of a bare matrix product's rate; drawing takes some 10 ns
+    a weight (measured on two x86 cores)."""
+    draws = sum(12 * cell.n_embd**2 * cell.n_layer for cell in cells)
+    return 3 * work / rate + 1e-8 * draws

@@ -1,0 +1,167 @@
+"""How a variance goes with width or depth: fitted exponents with intervals, and a verdict on each."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+
+AXES = ("n_embd", "n_layer")
+FLAT = 0.2  # |exponent of variance| that counts as flat: 0.1 in mup's l1, which goes as its square root
+
+COLUMNS = (
+    "recipe",
+    "axis",
+    "kind",
+    "site",
+    "module",
+    "step",
+    "slope",
+    "stderr",
+    "low",
+    "high",
+    "n",
+    "sizes",
+    "seeds",
+    "expected",
+    "verdict",
+)
+
+# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, an expansion is good to 0.1 %.
+_T95 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216, 2.22814)
+
+
+def slopes(records: pd.DataFrame, *, flat: float = FLAT) -> pd.DataFrame:
+    """Exponents of variance over n_embd and n_layer: var ∝ n_embd^slope.
+
+    mup's coord check plots l1 = mean |x|, which goes as the square root of the variance as long as a distribution
+    keeps its shape: half of a slope here is one of l1.
+
+    A row per recipe, axis, kind (activation, or change: x at a step minus x at step 0), site and step. Width slopes
+    are of the models of the smallest depth, depth slopes of those of the smallest width. Of a site that every block
+    has, a point is the mean over the blocks of ln var, but for resid_post, which is the last block's. The layers of
+    models whose sites have no name are told apart by `module`, a block's number in it replaced by *.
+
+    Columns: slope; stderr; low and high, the 95 % interval; n points in the fit (sizes × seeds; values that are zero or
+    not finite take no part); sizes; seeds; expected, the same slope of expected_var (closed form, at step 0); verdict:
+    `flat` (the interval is within ±flat), `grows` or `shrinks` (it is beyond), else `not separated`.
+
+    With several seeds the slope is the mean of the slopes of each (draws are paired over sizes), and the interval
+    Student's t of their scatter. With one seed it is that of the fit's residuals; of two sizes and one seed it is NaN,
+    and nothing is separated.
+    """
+    found = points(records)
+    rows = []
+    for axis in AXES:
+        for keys, group in along(found, axis).groupby(
+            ["recipe", "kind", "site", "module", "step"], observed=True, sort=False
+        ):
+            if group[axis].nunique() < 2:
+                continue
+            recipe, kind, site, module, step = keys
+            fit = _fit(group, axis, "log_var")
+            expected = _fit(group, axis, "log_expected")[0]
+            low, high = _interval(*fit[:3])
+            finite = group[np.isfinite(group["log_var"])]
+            sizes, seeds = finite[axis].nunique(), finite["seed"].nunique()
+            verdict = _verdict(low, high, flat)
+            row = (recipe, axis, kind, site, module, step, *fit[:2], low, high, len(finite), sizes, seeds)
+            rows.append((*row, expected, verdict))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def diverged(summary: pd.DataFrame) -> pd.DataFrame:
+    """Models whose loss stopped being finite: recipe, n_layer, n_embd, the first such step, seeds of how many."""
+    keys = ["recipe", "n_layer", "n_embd"]
+    seeds = summary.groupby(keys, observed=True)["seed"].nunique()
+    broken = summary[~np.isfinite(summary["loss"])]
+    found = broken.groupby(keys, observed=True).agg(step=("step", "min"), seeds=("seed", "nunique"))
+    return found.join(seeds.rename("of"), how="left").reset_index()
+
+
+def along(found: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """Points of the models that differ along an axis alone: those of the smallest depth, or of the smallest width."""
+    other = AXES[1 - AXES.index(axis)]
+    return found[found[other] == found.groupby("recipe", observed=True)[other].transform("min")]
+
+
+def points(records: pd.DataFrame) -> pd.DataFrame:
+    """Logs of var and expected_var, a row per model, step and site; NaN where a block's is zero or not finite."""
+    rows = records[records["kind"].isin(["activation", "change"])]
+    numbered = rows["layer"].notna()
+    last = rows.groupby(["run_id", "step"], observed=True)["layer"].transform("max")
+    stream = rows["site"] == "resid_post"
+    rows = rows[~stream | (rows["layer"] == last)]
+    names = rows["module"].where(rows["site"] == "module", "")
+    named = [_starred(name) if block else name for name, block in zip(names, numbered[rows.index], strict=True)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = {"log_var": np.log(rows["var"]), "log_expected": np.log(rows["expected_var"])}
+    rows = rows.assign(module=named, **logs)
+    keys = ["recipe", "kind", "site", "module", "step", "n_embd", "n_layer", "seed"]
+    rows = rows.replace({"log_var": {math.inf: math.nan, -math.inf: math.nan}, "log_expected": {-math.inf: math.nan}})
+    return rows.groupby(keys, observed=True, sort=False)[list(logs)].agg(_mean).reset_index()
+
+
+def _mean(values: pd.Series) -> float:
+    return float(np.mean(values.to_numpy(float)))  # NaN as soon as one is
+
+
+def _starred(module: str) -> str:
+    """`h.3.mlp.0` -> `h.*.mlp.0`: the first number is the block's."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", module, count=1)
+
+
+def _fit(group: pd.DataFrame, axis: str, column: str) -> tuple[float, float, int]:
+    """Slope, its standard error, and the error's degrees of freedom; NaN where they can't be estimated."""
+    usable = group[np.isfinite(group[column])]
+    fits = [
+        (seed_slope, error, len(rows))
+        for _, rows in usable.groupby("seed")
+        if rows[axis].nunique() > 1
+        for seed_slope, error in [_line(rows[axis].to_numpy(float), rows[column].to_numpy(float))]
+    ]
+    if not fits:
+        return math.nan, math.nan, 0
+    if len(fits) == 1:
+        slope, error, n = fits[0]
+        return slope, error, n - 2
+    each = np.array([slope for slope, _, _ in fits])
+    return float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each))), len(each) - 1
+
+
+def _line(sizes: np.ndarray, logs: np.ndarray) -> tuple[float, float]:
+    x = np.log(sizes) - np.log(sizes).mean()
+    slope = float(x @ logs / (x @ x))
+    if len(x) < 3:
+        return slope, math.nan
+    rest = logs - logs.mean() - slope * x
+    return slope, math.sqrt(float(rest @ rest) / (len(x) - 2) / float(x @ x))
+
+
+def _interval(slope: float, stderr: float, freedom: int) -> tuple[float, float]:
+    if freedom < 1 or not math.isfinite(stderr):
+        return math.nan, math.nan
+    half = t_quantile(freedom) * stderr
+    return slope - half, slope + half
+
+
+def t_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t.
+
+    Source: Abramowitz and Stegun 26.7.5 (Cornish-Fisher expansion).
+    """
+    if freedom <= len(_T95):
+        return _T95[freedom - 1]
+    z = 1.959964
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
+
+
+def _verdict(low: float, high: float, flat: float) -> str:
+    if low > flat:
+        return "grows"
+    if high < -flat:
+        return "shrinks"
+    return "flat" if low >= -flat and high <= flat else "not separated"

@@ -1,0 +1,189 @@
+"""`initlab.scale`, from models to verdicts, and the command."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import initlab
+from initlab import cli
+from initlab.errors import ConfigError, ProbeError, RecipeError, RunError
+from initlab.report import figures
+
+SMALL = {"block_size": 16, "batch_size": 2, "data": "uniform", "seeds": 2}
+BATCH = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+
+
+def standard(n_embd, n_layer):
+    """An MLP of standard parametrisation: torch's own init, one learning rate."""
+    hidden = [layer for _ in range(n_layer) for layer in (nn.Linear(n_embd, n_embd, bias=False), nn.ReLU())]
+    return nn.Sequential(nn.Linear(16, n_embd), nn.ReLU(), *hidden, nn.Linear(n_embd, 4, bias=False))
+
+
+def mup(n_embd, n_layer):
+    """The same in muP (Yang et al. 2022, table 8): std 1/sqrt(fan_in) of hidden matrices, 1/fan_in of the output's."""
+    model = standard(n_embd, n_layer)
+    for parameter in model.parameters():
+        if parameter.dim() == 2 and parameter.shape[1] == n_embd:
+            power = 1.0 if parameter.shape[0] == 4 else 0.5
+            nn.init.normal_(parameter, std=math.sqrt(2) * n_embd**-power)
+    return model
+
+
+def mup_adam(model):
+    """AdamW whose rate falls as 1/fan_in where fan_in is the width."""
+    width = model[0].out_features
+    groups = [
+        {"params": [p], "lr": 0.01 * (64 / width if p.dim() == 2 and p.shape[1] == width else 1.0)}
+        for p in model.parameters()
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-12, weight_decay=0.0)
+
+
+def only(result, code):
+    (found,) = [finding for finding in result.findings if finding.code == code]
+    return found
+
+
+def test_nanogpt_grows_with_width_as_published():
+    """EleutherAI/nanoGPT-mup: standard parametrisation explodes with width; at init, slopes are the closed form's."""
+    result = initlab.scale("nanogpt", widths=(64, 128, 256), depths=(2,), head_size=16, block_size=32, steps=3)
+    fits = result.slopes.set_index(["kind", "site", "step"])
+    for site in ("q", "mlp_pre", "logits"):
+        row = fits.loc[("activation", site, 0)]
+        assert row["slope"] == pytest.approx(1.0, abs=0.15) and row["expected"] == pytest.approx(1.0, abs=0.1)
+    assert fits.loc[("activation", "resid_post", 3), "slope"] > 2.0
+    assert fits.loc[("activation", "ln_1", 3), "verdict"] == "flat"
+    found = only(result, "SCL001")
+    assert found.status == "fail" and found.severity == "warning" and "n_embd^+" in found.message
+    assert "0.01 → 0.0025" in found.advice
+    assert result.worst == "warning"  # what training does to weights isn't held against the init
+
+
+def test_a_model_in_mup_is_flat_where_the_standard_one_grows():
+    result = initlab.scale(standard, widths=(64, 128, 256), depths=(2,), batch=BATCH, steps=3)
+    assert only(result, "SCL001").status == "fail"
+    result = initlab.scale(mup, widths=(64, 128, 256), depths=(2,), batch=BATCH, steps=3, optimizer=mup_adam)
+    assert only(result, "SCL001").status != "fail"
+    hidden = result.slopes[result.slopes["module"].isin(["2", "4"]) & (result.slopes["step"] == 3)]
+    assert len(hidden) == 2 and (hidden["slope"].abs() < 0.3).all()
+
+
+def test_updates_grow_with_depth():
+    """C.4's depth check: the stream's change has an exponent of 1 and more, whatever the depth scaling of the init."""
+    result = initlab.scale("nanogpt", widths=(64,), depths=(2, 4, 8), block_size=32, head_size=16, steps=1)
+    fits = result.slopes.set_index(["kind", "site", "step"])
+    assert fits.loc[("activation", "resid_post", 0), "verdict"] == "flat"
+    assert fits.loc[("change", "resid_post", 1), "slope"] > 1.0
+    assert only(result, "SCL002").status == "fail"
+    assert only(result, "SCL001").status == "not_applicable"
+
+
+def test_two_seeds_of_a_small_run_say_what_they_can_not_tell():
+    result = initlab.scale(["nanogpt"], widths=(16, 32), depths=(1,), steps=1, **{**SMALL, "seeds": 1})
+    found = only(result, "SCL001")
+    assert found.status == "not_applicable" and "needs more --seeds" in found.message
+
+
+def test_rates_that_diverge_are_recorded_and_nothing_is_fitted():
+    result = initlab.scale(["nanogpt"], widths=(16, 32), depths=(1,), steps=3, lr=1e30, **SMALL)
+    assert set(result.summary["step"]) == {0, 1}
+    after = result.slopes[(result.slopes["step"] == 1) & (result.slopes["site"] == "logits")]
+    assert after["slope"].isna().all() and (after["n"] == 0).all()
+    assert "smallest size; try a smaller --lr" in only(result, "SCL001").message
+    assert "the loss isn't finite from step 1 on (2 of 2 seeds)" in str(result).replace("\n", " ")
+    assert only(result, "NUM001").status == "pass"
+
+
+def test_a_saved_run_loads_and_the_same_command_resumes_it(tmp_path):
+    options = {"widths": (16, 32), "depths": (1, 2), "steps": 1, **SMALL}
+    first = initlab.scale(["nanogpt", standard], out=tmp_path / "a", **options)
+    assert len(first.run.manifest["cells"]) == 12
+    loaded = initlab.load(tmp_path / "a")
+    assert type(loaded) is initlab.Scaling
+    assert str(loaded) == str(first)
+    again = initlab.scale(["nanogpt", standard], out=tmp_path / "a", **options)
+    assert len(again.summary) == len(first.summary) == 24
+    with pytest.raises(RunError, match="steps: 1 there, 2 now"):
+        initlab.scale(["nanogpt", standard], out=tmp_path / "a", **{**options, "steps": 2})
+    page = loaded.report().read_text()
+    assert 'id="slopes"' in page and 'id="fig-coord"' in page and 'id="fig-coord-depth"' in page
+    for name in ("coord", "coord-depth"):
+        assert (tmp_path / "a" / "figures" / f"{name}.png").stat().st_size > 10_000
+        assert figures.FIGURES[name].describe(loaded.run).endswith(".")
+
+
+def test_a_function_with_another_source_is_another_run(tmp_path):
+    options = {"widths": (16, 32), "depths": (1,), "steps": 1, **SMALL}
+
+    def made(n_embd, n_layer):
+        return standard(n_embd, n_layer)
+
+    initlab.scale(made, out=tmp_path / "a", **options)
+
+    def made(n_embd, n_layer):
+        return mup(n_embd, n_layer)
+
+    with pytest.raises(RunError, match="sources"):
+        initlab.scale(made, out=tmp_path / "a", **options)
+
+
+def test_a_failing_cell_is_recorded_and_the_rest_goes_on():
+    calls = []
+
+    def flaky(n_embd, n_layer):
+        calls.append(n_embd)
+        if len(calls) == 5:  # after the survey: two sizes, then four cells
+            raise ValueError("out of luck")
+        return standard(n_embd, n_layer)
+
+    result = initlab.scale(flaky, widths=(16, 32), depths=(1,), steps=1, **SMALL)
+    (failed,) = result.run.manifest["failed"].values()
+    assert failed == "ProbeError: flaky(n_embd=32, n_layer=1) raised ValueError: out of luck"
+    assert result.summary["run_id"].nunique() == 3
+
+
+@pytest.mark.parametrize(
+    ("subject", "error", "message"),
+    [
+        ([], ConfigError, "can't be scaled; expected recipes"),
+        (3, ConfigError, "3 can't be scaled"),
+        (["nanogpt", "nanogpt"], ConfigError, "'nanogpt' was given more than once"),
+        ("nanogtp", RecipeError, "did you mean nanogpt"),
+        (lambda n_embd, n_layer: nn.Linear(3, 4), ProbeError, "made 16 parameters at n_embd 16 and 16 at 32"),
+        (lambda n_embd, n_layer: 3, ProbeError, "returned int; expected a torch.nn.Module"),
+        (lambda a: 3, ConfigError, "expected n_embd and n_layer"),
+    ],
+)
+def test_bad_subjects(subject, error, message):
+    with pytest.raises(error, match=message):
+        initlab.scale(subject, widths=(16, 32), depths=(1,), **SMALL)
+
+
+def test_a_batch_is_refused_with_recipes():
+    with pytest.raises(ConfigError, match="batch= is for models of functions"):
+        initlab.scale("nanogpt", batch=BATCH)
+
+
+def test_command(capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def make(n_embd, n_layer):\n"
+        "    return nn.Sequential(nn.Embedding(256, n_embd), nn.Linear(n_embd, 256))\n"
+    )
+    small = ["--steps", "1", "--seeds", "2", "--block-size", "16", "--batch-size", "2", "--data", "uniform"]
+    command = ["scale", "nanogpt", f"{tmp_path / 'mine.py'}:make", "--widths", "16,32", "--depths", "1", *small]
+    assert cli.main([*command, "--no-report", "-o", str(tmp_path / "a")]) == 0
+    shown = capsys.readouterr()
+    assert "var ∝ n_embd^x" in shown.out and "\nmake\n" in shown.out and "closed" in shown.out
+    assert all(len(line) <= 100 for line in shown.out.splitlines() if not line.startswith("tables"))
+    assert "8 models to measure, about" in shown.err
+    assert cli.main([*command, "--modules", "mlp_*", "--no-report", "-o", str(tmp_path / "a")]) == 0
+    shown = capsys.readouterr().out
+    assert "mlp_act" in shown and "attn_out" not in shown
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["kind"] == "scale"
+    assert cli.main(["scale", "nanogpt", "--widths", "64", "-o", str(tmp_path / "b")]) == 2
+    assert "needs two widths or more (--widths 64,128,256)" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()

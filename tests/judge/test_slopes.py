@@ -1,0 +1,138 @@
+"""Exponents recovered from frames that were made with them."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from initlab import schema
+from initlab.judge.slopes import diverged, slopes, t_quantile
+
+
+def frame(exponents, sizes=(64, 128, 256), axis="n_embd", site="mlp_pre", step=0, kind="activation", **more):
+    """Records with var = size^exponent, one exponent a seed, in two blocks."""
+    fixed = {"n_embd": 64, "n_layer": 2}
+    rows = [
+        {
+            **fixed,
+            axis: size,
+            "run_id": f"r-{axis}{size}-s{seed}",
+            "recipe": "r",
+            "seed": seed,
+            "step": step,
+            "site": site,
+            "kind": kind,
+            "layer": layer,
+            "module": f"h.{layer}.mlp.0",
+            "position": layer,
+            "call": 0,
+            "n_tokens": 4,
+            "numel": 4,
+            "var": float(size) ** exponent * (1.0 if layer else 4.0),
+            "expected_var": float(size) ** 0.5,
+            "frac_nonfinite": 0.0,
+            **more,
+        }
+        for size in sizes
+        for seed, exponent in enumerate(exponents)
+        for layer in range(2)
+    ]
+    return schema.table("records", rows)
+
+
+def only(found):
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_several_seeds_give_their_mean_and_students_interval():
+    row = only(slopes(frame([0.9, 1.0, 1.1])))
+    assert (row["slope"], row["stderr"]) == pytest.approx((1.0, 0.1 / math.sqrt(3)))
+    assert row["high"] - row["slope"] == pytest.approx(4.30265 * 0.1 / math.sqrt(3))
+    assert (row["n"], row["sizes"], row["seeds"], row["axis"]) == (9, 3, 3, "n_embd")
+    assert row["expected"] == pytest.approx(0.5)
+
+
+def test_one_seed_is_judged_by_the_fits_residuals():
+    records = frame([1.0])
+    bent = records["n_embd"] == 128
+    records.loc[bent, "var"] *= 1.1
+    x, y = np.log([64, 128, 256]), np.log([64, 128 * 1.1, 256])
+    (slope, _), covariance = np.polyfit(x, y, 1, cov="unscaled")
+    residual = y - np.polyval(np.polyfit(x, y, 1), x)
+    row = only(slopes(records))
+    assert row["slope"] == pytest.approx(slope)
+    assert row["stderr"] == pytest.approx(math.sqrt(covariance[0, 0] * (residual @ residual)))
+    assert row["high"] - row["slope"] == pytest.approx(12.7062 * row["stderr"])
+
+
+def test_two_sizes_and_one_seed_have_no_interval_and_separate_nothing():
+    row = only(slopes(frame([3.0], sizes=(64, 128))))
+    assert row["slope"] == pytest.approx(3.0)
+    assert np.isnan([row["stderr"], row["low"], row["high"]]).all()
+    assert row["verdict"] == "not separated"
+
+
+@pytest.mark.parametrize(
+    ("exponents", "verdict"),
+    [
+        ([0.01, 0.0, -0.01], "flat"),
+        ([1.0, 1.01, 0.99], "grows"),
+        ([-1.0, -1.01, -0.99], "shrinks"),
+        ([0.2, 0.21, 0.19], "not separated"),
+        ([1.0, -1.0, 0.9], "not separated"),
+    ],
+)
+def test_verdicts(exponents, verdict):
+    assert only(slopes(frame(exponents)))["verdict"] == verdict
+    assert only(slopes(frame(exponents), flat=10.0))["verdict"] == "flat"
+
+
+def test_values_that_are_not_finite_or_zero_take_no_part():
+    records = frame([1.0, 1.0, 1.0])
+    records.loc[(records["n_embd"] == 256) & (records["seed"] == 0) & (records["layer"] == 1), "var"] = math.inf
+    records.loc[(records["n_embd"] == 256) & (records["seed"] == 1), "var"] = 0.0
+    row = only(slopes(records))
+    assert row["slope"] == pytest.approx(1.0)
+    assert row["n"] == 7
+    records["var"] = math.nan
+    row = only(slopes(records))
+    assert np.isnan(row["slope"]) and row["n"] == 0 and row["verdict"] == "not separated"
+
+
+def test_each_axis_is_fitted_where_the_other_is_smallest():
+    wide = frame([1.0, 1.0], sizes=(64, 128))
+    deep = frame([-1.0, -1.0], sizes=(4, 8), axis="n_layer")
+    both = frame([5.0, 5.0], sizes=(128,), n_layer=8)  # on neither axis
+    found = slopes(pd.concat([wide, deep, both], ignore_index=True)).set_index("axis")
+    assert found.loc["n_embd", "slope"] == pytest.approx(1.0)
+    assert found.loc["n_layer", "n"] == 6
+    assert found.loc["n_embd", "n"] == 4
+
+
+def test_the_stream_is_that_of_the_last_block_and_layers_go_by_name():
+    stream = frame([1.0], site="resid_post")
+    stream.loc[stream["layer"] == 0, "var"] = 1.0
+    assert only(slopes(stream))["slope"] == pytest.approx(1.0)
+    layers = frame([1.0], site="module")
+    assert only(slopes(layers))["module"] == "h.*.mlp.0"
+    layers["layer"] = pd.NA
+    assert set(slopes(layers)["module"]) == {"h.0.mlp.0", "h.1.mlp.0"}
+
+
+def test_quantiles_of_students_t():
+    # Abramowitz and Stegun, table 26.10
+    for freedom, value in ((1, 12.706), (2, 4.303), (10, 2.228), (11, 2.201), (20, 2.086), (120, 1.980)):
+        assert t_quantile(freedom) == pytest.approx(value, rel=1e-3)
+
+
+def test_diverged_names_the_first_step_and_how_many_seeds():
+    keys = {"run_id": "r", "recipe": "r", "n_layer": 2, "n_embd": 64, "n_head": 1, "block_size": 4, "vocab_size": 4}
+    rows = [
+        keys | {"seed": seed, "step": step, "loss": math.inf if (seed, step) >= (1, 1) else 1.0, "n_params": 1}
+        for seed in range(2)
+        for step in range(3)
+    ]
+    found = only(diverged(schema.table("summary", [row | {"n_tokens": 1} for row in rows])))
+    assert (found["step"], found["seeds"], found["of"]) == (1, 1, 2)
