@@ -6,8 +6,9 @@ not for q and k themselves, which get no prediction: their gradients feed on wha
 
 Neglected: the 1/n_embd share that a norm takes away; widths too small for the positions' covariance to be its mean;
 and, unless the tokens themselves are given, that after the same token the same target is likelier than in general.
-So the gradient at the embedding is predicted too low on text where branches are strong and positions alike: by up to
-18 % for GPT-2's init, by a third at n_embd 384 without depth scaling; uniform ids are within 5 % in both.
+So on text the gradient at the embedding is predicted too low where branches are strong and positions alike: over 10
+seeds by 6 % for GPT-2's init, by 7 to 25 % without depth scaling; with the tokens given, by 2 and 13 %; on uniform
+ids by 2 and 7 % (benchmarks/theory_accuracy.md: 128 tokens).
 """
 
 from __future__ import annotations
