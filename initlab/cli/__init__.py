@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from initlab import __version__
-from initlab.cli import measuring, showing
+from initlab.cli import measuring, ruling, showing
 from initlab.cli.common import kept
 from initlab.errors import InitlabError
 
@@ -64,4 +64,5 @@ def parser() -> argparse.ArgumentParser:
     commands = described.add_subparsers(title="commands", metavar="COMMAND")
     measuring.add(commands)
     showing.add(commands)
+    ruling.add(commands)
     return described

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from initlab.cli.common import Progress, add_measuring, default_out, numbers, set_threads, show
+from initlab.cli.common import Progress, add_measuring, default_out, numbers, overrides, set_threads, show
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -67,6 +67,7 @@ def _compare(options: argparse.Namespace) -> int:
     from initlab import api
 
     set_threads(options)
+    overrides(options)
     out = Path(options.out) if options.out else default_out("compare")
     options.folder = out
     with Progress(out) as progress:
@@ -99,6 +100,7 @@ def _probe(options: argparse.Namespace) -> int:
     from initlab.models.loading import choose_device, load_model
 
     set_threads(options)
+    overrides(options)
     out = Path(options.out) if options.out else default_out("probe")
     if options.out:
         rundir.check(out)  # before anything is measured for it

@@ -14,15 +14,15 @@ from initlab.recipes import Recipe
 
 def catalogue_text(recipes: list[Recipe], *, color: bool = False) -> str:
     """One line per recipe: id and what it draws."""
-    table = _table("recipe", "draws")
+    table = make_table("recipe", "draws")
     for recipe in recipes:
         table.add_row(recipe.id, recipe.summary)
-    return _text(table, color) + "initlab recipes NAME shows the std of every role, its formula and its source.\n"
+    return print_table(table, color) + "initlab recipes NAME shows the std of every role, its formula and its source.\n"
 
 
 def recipe_text(id: str, evaluated: dict[str, Any], size: dict[str, int], *, color: bool = False) -> str:
     """Role, distribution, std and formula of one recipe at given sizes, and where they come from."""
-    table = _table("role", "distribution", "std", "formula")
+    table = make_table("role", "distribution", "std", "formula")
     roles = [row["role"] for row in evaluated["rows"]]
     for row in evaluated["rows"]:
         block = f" (block {row['layer']})" if roles.count(row["role"]) > 1 else ""
@@ -30,23 +30,26 @@ def recipe_text(id: str, evaluated: dict[str, Any], size: dict[str, int], *, col
     sizes = ", ".join(f"{name} {value}" for name, value in size.items())
     name = f"{id}: {evaluated['summary']}" if evaluated["summary"] else id
     head = f"{name}\nat {sizes}\n\n"
-    return f"{head}{_text(table, color)}\nsource: {evaluated['source']}\n"
+    return f"{head}{print_table(table, color)}\nsource: {evaluated['source']}\n"
 
 
 def _value(row: dict[str, Any]) -> str:
     return f"{row['mean']:g} (all)" if row["distribution"] == "constant" else f"{row['std']:.4g}"
 
 
-def _table(*heads: str) -> Table:
+def make_table(*heads: str) -> Table:
+    """A table without lines, whose first column isn't wrapped."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for place, head in enumerate(heads):
         table.add_column(head, no_wrap=place == 0)
     return table
 
 
-def _text(table: Table, color: bool) -> str:
+def print_table(table: Table, color: bool, most: int | None = None) -> str:
+    """The table as text, as wide as the terminal or narrower."""
     buffer = io.StringIO()
     width = shutil.get_terminal_size((100, 24)).columns
+    width = min(width, most or width)
     console = Console(file=buffer, width=width, force_terminal=color, no_color=not color, highlight=False, markup=False)
     console.print(table)
     # rich pads every line to the table's width

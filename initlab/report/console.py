@@ -96,6 +96,7 @@ def _header(run: Run) -> str:
     parts.append(" ".join(filter(None, (facts.get("dtype"), facts.get("device")))))
     parts.append(f"batch {facts['batch']}" if facts.get("batch") else "")
     parts.append(facts.get("data", ""))
+    parts.append(f"judged by {facts['judged by']}" if facts.get("judged by") else "")
     return " · ".join(filter(None, parts))
 
 
@@ -209,11 +210,8 @@ def _print_finding(console: Console, finding: Finding, width: int) -> None:
         head.append(f"  ({finding.seeds_failing}/{digest.plural(finding.seeds_total, 'seed')})", style="dim")
     console.print(head)
     limit = f" (limit {finding.limit})" if finding.limit else ""
-    for label, body in (
-        ("", f"{finding.message}{limit}"),
-        ("--> ", digest.where(finding)),
-        ("help: ", finding.advice),
-    ):
+    lines = [("", f"{finding.message}{limit}"), ("--> ", digest.where(finding)), ("help: ", finding.advice)]
+    for label, body in lines if finding.severity != "info" else lines[:1]:  # a note asks for nothing
         if body:
             text = textwrap.fill(
                 label + body,

@@ -46,6 +46,7 @@ def gradient(zero_module="", shut=False, ran=True):
         {
             "kind": "weight_grad",
             "site": "attn_qkv",
+            "role": "attn_qkv",
             "layer": 0,
             "module": m,
             "abs_max": 0.0 if m == zero_module else 1.0,
@@ -247,4 +248,4 @@ def test_every_rule_says_something_of_every_recipe():
     found = {(finding.code, finding.recipe) for finding in evaluate(run)}
     assert found == {(rule.code, recipe) for rule in RULES for recipe in ("a", "b")}
     unjudged = next(f for f in evaluate(run) if f.code == "RES001" and f.recipe == "a")
-    assert unjudged.status == "not_applicable" and unjudged.message == "Needs two depths or more"
+    assert unjudged.status == "not_applicable" and unjudged.message == "Needs two depths or more: --depths 4,8,16"

@@ -89,8 +89,8 @@ LOGIT_SCALE = Rule(
     unit="std of logits",
     limit="≤ {std}",
     basis="heuristic",
-    why="Gaussian logits of std s cost the softmax s²/2 nats of entropy. Large logits at init grow further in training, "
-    "which is a known way to diverge.",
+    why="Gaussian logits of std s cost the softmax s²/2 nats of entropy. Large logits at init grow further in "
+    "training, which is a known way to diverge.",
     advice="draw the queries' and keys' matrices with a smaller std, use 1/√d_head (or 1/d_head), or QK-norm",
     false_alarms="He's init of queries and keys has 2.0 by itself, unit variance 1.0; both are below the limit.",
     source="Dehghani et al. 2023, 2302.05442, section 3; Wortsman et al. 2023, 2309.14322",

@@ -67,12 +67,11 @@ def _helper(module: str, learning: list[str]) -> bool:
     """A sub-module inside a branch in which nothing learns, while other parts of the branch do."""
     block = _block(module)
     parts = module.removeprefix(block).split(".")
-    if not block or len(parts) < 3:
+    if not block or len(parts) < 4:
         return False
     branch, part = f"{block}{parts[0]}.", f"{block}{parts[0]}.{parts[1]}."
-    deep = len(parts) > 3 or part.rstrip(".").endswith(("indexer", "compressor"))
     inside = [name for name in learning if name.startswith(branch)]
-    return deep and bool(inside) and not any(name.startswith(part) for name in inside)
+    return bool(inside) and not any(name.startswith(part) for name in inside)
 
 
 def judge_zero(case: Case, rows: pd.DataFrame) -> Finding:
@@ -106,20 +105,13 @@ def judge_zero(case: Case, rows: pd.DataFrame) -> Finding:
 
 def measure_imbalance(run: Run) -> pd.DataFrame:
     """Per cell and role of a matrix inside the blocks: rms of the gradient ÷ rms of the weight, over all blocks."""
-    keys = [*CELL, "role", "layer", "module"]
-    weights = rows_of(run, "weight", *MATRICES).set_index("module")["rms"]
-    gradients = rows_of(run, "weight_grad", *MATRICES)
-    if gradients.empty or weights.empty:
-        return pd.DataFrame()
-    pairs = rows_of(run, "weight", *MATRICES)[[*keys, "rms"]].merge(
-        gradients[["run_id", "module", "rms"]], on=["run_id", "module"], suffixes=("", "_grad")
-    )
+    weights = rows_of(run, "weight", *MATRICES)[[*CELL, "role", "module", "rms"]]
+    gradients = rows_of(run, "weight_grad", *MATRICES)[["run_id", "module", "rms"]]
+    pairs = weights.merge(gradients, on=["run_id", "module"], suffixes=("", "_grad"))
     pairs = pairs[(pairs["rms"] > 0) & (pairs["rms_grad"] > 0)]
     pairs = pairs.assign(square=(pairs["rms_grad"] / pairs["rms"]) ** 2)
     found = pairs.groupby([*CELL, "role"], observed=True)["square"].mean().reset_index()
-    return found.assign(
-        relative=np.sqrt(found["square"]), roles=found.groupby("run_id", observed=True)["role"].transform("size")
-    )
+    return found.assign(relative=np.sqrt(found["square"]))
 
 
 def judge_imbalance(case: Case, rows: pd.DataFrame) -> Finding:

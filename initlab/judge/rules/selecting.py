@@ -52,7 +52,7 @@ def choose(
     for key, value in limits.items():
         code, name = _limit(catalogue, key, value)
         values[code][name] = float(value)
-    given = {"select": select, "ignore": ignore, "limits": limits}
+    given = {"select": [] if EVERY in select else select, "ignore": ignore, "limits": limits}
     return Choice(rules, values, {key: value for key, value in given.items() if value})
 
 
