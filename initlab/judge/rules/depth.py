@@ -137,12 +137,12 @@ def judge_unscaled(case: Case, rows: pd.DataFrame) -> Finding:
 
 def _advice(rows: pd.DataFrame, n_layer: int, unscaled: list[str], gain: float) -> str:
     parameters = {"attn_out": "attn.c_proj.weight", "mlp_out": "mlp.c_proj.weight"}
-    drawn = rows.groupby("site")["drawn"].mean().round(5)
+    drawn = rows.groupby("site")["drawn"].mean()
     which = " and ".join(parameters[site] for site in unscaled)
     if abs(gain) > 0.5:
         return f"make the std of {which} fall as 1/√n_layer; now it goes as n_layer^{gain / 2:+.2f}"
-    stds = dict.fromkeys(float(drawn[site]) for site in unscaled)
-    values = ", ".join(f"{std:.3g} → {std / math.sqrt(2 * n_layer):.3g}" for std in stds)
+    texts = [f"{drawn[site]:.3g} → {drawn[site] / math.sqrt(2 * n_layer):.2g}" for site in unscaled]
+    values = ", ".join(dict.fromkeys(texts))
     return f"divide the std of {which} by √(2·n_layer): at {n_layer} layers {values}"
 
 

@@ -37,10 +37,18 @@ def measure_zero(run: Run) -> pd.DataFrame:
         names = set(learning)
         gates = [m for m in own["module"] if m in names and not m.endswith("bias")]
         everything = bool(set(own.loc[own["role"] == "unembed", "module"]) & names)
+        # what feeds all blocks through gates, beside the stream: another table learns if this isn't the stream's own
+        everywhere = bool(gates) and {_block(gate) for gate in gates} >= {
+            _block(module) for module in whole["module"]
+        } - {""}
+        tables = set(whole.loc[(whole["role"] == "token_embed") & ~whole["zero"], "module"])
         ran = set(outputs.loc[outputs["run_id"] == run_id, "module"])
         modules = rows["module"]
         found.loc[rows.index, "waits"] = [
-            everything or any(_shuts(gate, module) for gate in gates) for module in modules
+            everything
+            or any(_shuts(gate, module) for gate in gates)
+            or (everywhere and bool(tables) and not _block(module))
+            for module in modules
         ]
         found.loc[rows.index, "ran"] = [module.rpartition(".")[0] in ran for module in modules]
         unknown = rows["role"].isna().to_numpy()

@@ -25,25 +25,28 @@ def measure_small(run: Run) -> pd.DataFrame:
     weights = rows_of(run, "weight", *_ENTERING)
     weights = weights[(weights["rms"] > 0) & (weights["n_embd"] > 0)]
     drawn = weights.groupby(CELL, observed=True)["rms"].median()
+    stream = rows_of(run, "activation", "resid_post")
+    width = (stream["numel"] / stream["n_tokens"]).groupby(stream["run_id"], observed=True).median()
     out = pd.DataFrame({"std": drawn, "measured": square}).reset_index()
-    out["square"] = out["measured"].fillna(out["n_embd"] * out["std"] ** 2)
-    out["wanted"] = 0.02 * np.sqrt(768 / out["n_embd"])
+    out["width"] = out["run_id"].map(width).astype(float).fillna(out["n_embd"])
+    out["square"] = out["measured"].fillna(out["width"] * out["std"] ** 2)
+    out["wanted"] = 0.02 * np.sqrt(768 / out["width"])
     return out[out["square"] > 0]
 
 
 def judge_small(case: Case, rows: pd.DataFrame) -> Finding:
     """The width with the smallest."""
-    by_size = rows.groupby("n_embd")["square"].median()
-    worst = rows[rows["n_embd"] == by_size.idxmin()].iloc[0]
+    by_size = rows.groupby("width")["square"].median()
+    worst = rows[rows["width"] == by_size.idxmin()].iloc[0]
     value, warning, note = float(by_size.min()), case.limits["warning"], case.limits["info"]
     common = {"measured": value, "site": "mlp_pre"}
-    text = f"The MLP's pre-activations have a mean square of {value:.2g}{size(worst, rows)}"
+    text = f"The MLP's pre-activations have a mean square of {value:.2g} at n_embd {int(worst['width'])}"
     if value >= note:
         return case.passed(text, **common)
-    found = "" if math.isnan(worst["std"]) else f", std {worst['std']:.3g}"
-    wanted = f"std 0.02·√(768/{int(worst['n_embd'])}) = {worst['wanted']:.3g}"
+    found = "" if math.isnan(worst["std"]) else f" (std {worst['std']:.3g})"
+    wanted = f"std 0.02·√(768/{int(worst['width'])}) = {worst['wanted']:.3g}"
     return case.failed(
-        f"{text} (n_embd {int(worst['n_embd'])}{found}): the nonlinearity is hardly one. GPT-2 has 0.31 at its width",
+        f"{text}{found}: the nonlinearity is hardly one. GPT-2 has 0.31 at its width",
         severity="warning" if value < warning else "info",
         effect=math.log(note / value),
         advice=f"draw the hidden matrices with {wanted} (recipe nanogpt-width-matched where it is listed)",
