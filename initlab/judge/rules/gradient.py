@@ -38,9 +38,7 @@ def measure_zero(run: Run) -> pd.DataFrame:
         gates = [m for m in own["module"] if m in names and not m.endswith("bias")]
         everything = bool(set(own.loc[own["role"] == "unembed", "module"]) & names)
         # what feeds all blocks through gates, beside the stream: another table learns if this isn't the stream's own
-        everywhere = bool(gates) and {_block(gate) for gate in gates} >= {
-            _block(module) for module in whole["module"]
-        } - {""}
+        everywhere = _gated_throughout(gates, whole["module"])
         tables = set(whole.loc[(whole["role"] == "token_embed") & ~whole["zero"], "module"])
         ran = set(outputs.loc[outputs["run_id"] == run_id, "module"])
         modules = rows["module"]
@@ -60,6 +58,15 @@ def _block(module: str) -> str:
     """`transformer.h.0.` of `transformer.h.0.attn.c_proj.weight`; empty outside the blocks."""
     found = re.match(r".*?\.\d+\.", module)
     return found.group() if found else ""
+
+
+def _gated_throughout(gates: list[str], modules: pd.Series) -> bool:
+    """Every block of some stack holds a gate."""
+    gated = {_block(gate) for gate in gates} - {""}
+    stacks = {block.rsplit(".", 2)[0] for block in gated}
+    return bool(gated) and all(
+        block in gated for block in map(_block, modules) if block and block.rsplit(".", 2)[0] in stacks
+    )
 
 
 def _shuts(gate: str, module: str) -> bool:

@@ -103,7 +103,7 @@ OVERCONFIDENT = Rule(
     advice="Shrink the head, untie it, or let the blocks outweigh the embedding before the last norm.",
     false_alarms="What a tied head says of the token just read is unlearned in a few steps: modded-nanogpt's record of "
     "2024-10-14 starts 5.2 nats above, so such a start is a warning up to 8. A rule of its own for tied heads would "
-    "only fire with this one. GPT-2's own init starts 0.15 nats above at 124M and 0.32 at 1.5B, so the limit is above both. "
+    "only fire with this one. GPT-2's own init starts 0.15 nats above at 124M and 0.32 at 1.5B. "
     "Text whose next token often repeats the current one is cheaper than predicted by std²/2. A tiny config of a model "
     "whose multipliers are meant for its full width may start badly where the full model doesn't.",
     source="derived: E[logsumexp] of Gaussian logits; karpathy/nanoGPT 43b37fd for the tied head's bug",

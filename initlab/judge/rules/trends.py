@@ -20,15 +20,26 @@ def off_trend(layers: Array, values: Array) -> Array:
     """
     out = np.zeros(len(values))
     alive = np.isfinite(values) & (values > 0)
-    if alive.sum() < FEWEST or 2 * alive.sum() < len(values):
+    if len(values) < FEWEST or 2 * alive.sum() <= len(values):
+        return out
+    out[values == 0] = -np.inf
+    if alive.sum() < FEWEST:
         return out
     x, y = np.log(layers[alive] + 1.0), np.log(values[alive])
     first, second = np.triu_indices(len(x), 1)
     apart = x[first] != x[second]
-    slope = float(np.median((y[second] - y[first])[apart] / (x[second] - x[first])[apart])) if apart.any() else 0.0
+    slope = _middle((y[second] - y[first])[apart] / (x[second] - x[first])[apart])
     rest = y - slope * x
     rest = rest - np.median(rest)
     typical = float(np.median(np.abs(rest)))
     out[alive] = np.where(np.abs(rest) > SPREAD * typical, rest, 0.0)
-    out[values == 0] = -np.inf
     return out
+
+
+def _middle(values: Array) -> float:
+    """Median; of an even number, the middle value nearer 0: of four layers one odd end makes half of the slopes."""
+    if not len(values):
+        return 0.0
+    ordered = np.sort(values)
+    low, high = float(ordered[(len(values) - 1) // 2]), float(ordered[len(values) // 2])
+    return low if abs(low) < abs(high) else high
