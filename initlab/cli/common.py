@@ -78,12 +78,15 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: Result, options: argparse.Namespace, out: Path) -> int:
     """Judge by the options, write the report, print the summary, and turn findings into an exit code."""
+    from initlab import rundir
     from initlab.results import json_ready
 
     given = overrides(options)
     if options.select or options.ignore or options.limit:  # else as the run was judged before
         result.judge(**given)
     page = None if options.no_report else result.report(out)
+    if page is None:
+        rundir.note(out, "judging", result.run.manifest.get("judging"))  # as the report does
     if options.format == "json":
         found = {
             "out": str(out),

@@ -70,7 +70,8 @@ def _text(run: Run, findings: Sequence[Finding], table: Table, width: int | None
     console.print()
     for finding in digest.failing(findings):
         _print_finding(console, finding, width)
-    console.print(_wrapped(digest.count_sentence(run, findings), width))
+    hint = " `initlab rules CODE` explains one." if digest.failing(findings) else ""
+    console.print(_wrapped(digest.count_sentence(run, findings) + hint, width))
     console.print(_wrapped(digest.verdict(run, findings), width), style="bold")
     # rich pads lines to the width of the table; nobody wants to copy that
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

@@ -49,29 +49,34 @@ def judge_overflow(case: Case, rows: pd.DataFrame) -> Finding:
 
 
 def measure_underflow(run: Run) -> pd.DataFrame:
-    """Per cell, shares of the gradients below the smallest normal number of a format, over all elements.
+    """Per cell, share of the gradients' elements below float16's smallest normal number, and not 0.
 
-    Column `half`: some gradient is float16 itself; then the shares are of those alone.
+    Column `half`: some gradient is float16 itself; then the share is of those alone. `e4m3`: the same share of the
+    activations in that float8 format.
     """
     records = run.tables.records
+    forward = rows_of(run, "activation")
+    forward = forward[forward["frac_under_e4m3"].notna()]
     rows = records[records["kind"].isin(["grad", "weight_grad"]) & records["frac_under_fp16"].notna()]
     parts = []
     for cell, group in rows.groupby(CELL, observed=True):
         own = group[group["dtype"] == "float16"]
         judged = own if len(own) else group
-        shares = {
-            name: float(np.average(judged[f"frac_under_{name}"].fillna(0.0), weights=judged["numel"]))
-            for name in ("fp16", "e5m2")
+        outputs = forward[forward["run_id"] == cell[1]]
+        found = {
+            "half": len(own) > 0,
+            "share": float(np.average(judged["frac_under_fp16"], weights=judged["numel"])),
+            "typical": float(np.sqrt(np.average(judged["rms"] ** 2, weights=judged["numel"]))),
+            "e4m3": float(np.average(outputs["frac_under_e4m3"], weights=outputs["numel"])) if len(outputs) else 0.0,
         }
-        typical = float(np.sqrt(np.average(judged["rms"] ** 2, weights=judged["numel"])))
-        parts.append(dict(zip(CELL, cell, strict=True)) | shares | {"half": len(own) > 0, "typical": typical})
+        parts.append(dict(zip(CELL, cell, strict=True)) | found)
     return pd.DataFrame(parts)
 
 
 def judge_underflow(case: Case, rows: pd.DataFrame) -> Finding:
     """A warning for gradients that are float16; what they would lose is only said for others."""
-    worst = rows.loc[rows["fp16"].idxmax()]
-    share, half = float(worst["fp16"]), bool(worst["half"])
+    worst = rows.loc[rows["share"].idxmax()]
+    share, half = float(worst["share"]), bool(worst["half"])
     limit = case.limits["share"]
     common = {"measured": share}
     if not half:
@@ -81,20 +86,21 @@ def judge_underflow(case: Case, rows: pd.DataFrame) -> Finding:
                 f"; there {share:.0%} of them would lie below the smallest normal number ({float(_HALF.tiny):.1g}), "
                 "so train with loss scaling"
             )
+        if worst["e4m3"] > limit:
+            text += f"; of the activations {worst['e4m3']:.0%} in float8 (e4m3), which needs a scale for each tensor"
         return case.passed(text, **common)
     text = f"{share:.0%} of the gradients lie below float16's smallest normal number ({float(_HALF.tiny):.1g})"
     if share <= limit:
         return case.passed(text, **common)
-    scale = (
-        2.0 ** math.ceil(math.log2(100 * float(_HALF.tiny) / float(worst["typical"]))) if worst["typical"] else 65536.0
-    )
+    lift = 100 * float(_HALF.tiny) / float(worst["typical"]) if worst["typical"] else 2.0**16
+    scale = 2.0 ** max(math.ceil(math.log2(lift)), 1)
     return case.failed(
         text,
         severity="warning",
         effect=math.log(share / limit),
-        advice=f"scale the loss (torch.amp.GradScaler): ×{max(scale, 2.0):.0f} lifts the typical gradient to 100 times "
+        advice=f"scale the loss (torch.amp.GradScaler): ×{scale:.0f} lifts the typical gradient to 100 times "
         "that number; or train in bfloat16, which has float32's range",
-        **seeds(rows["fp16"] > limit, rows["seed"]),
+        **seeds(rows["share"] > limit, rows["seed"]),
         **common,
     )
 
