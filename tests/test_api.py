@@ -446,6 +446,14 @@ def test_assert_healthy_says_what_is_wrong(model):
         initlab.assert_healthy(model, fail_on="never")
 
 
+def test_nan_in_a_weight_is_a_finding_and_no_crash(model):
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = math.nan
+    found = {f.code: f for f in initlab.probe(model).findings}
+    assert found["NUM001"].severity == "error" and "transformer.h.1.mlp.c_fc.weight" in found["NUM001"].message
+    assert found["RES002"].status == "not_applicable"
+
+
 def test_judging_again_is_kept_with_the_run(model, tmp_path):
     probe = initlab.probe(model)
     assert {f.code for f in probe.judge(select=["ACT"], limits={"ACT001": 0.01})} == {"ACT001", "ACT002"}

@@ -107,12 +107,11 @@ def probe(
             "sum_p2": described["sum_p2"],
             "repeat_rate": float(summary["repeat_rate"]),
         }
+        weights = tables.records[tables.records["kind"] == "weight"]
         if entry is not None:
-            setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **text)
-        else:
-            weights = tables.records[tables.records["kind"] == "weight"]
-            setting = theory.from_weights(weights, context=size["block_size"], **text)
-        annotate(tables, setting)
+            annotate(tables, theory.from_recipe(entry, **size, bias=bias, tied=tied, **text))
+        elif (weights["frac_nonfinite"] == 0).all():  # nothing follows from a NaN
+            annotate(tables, theory.from_weights(weights, context=size["block_size"], **text))
     config = {
         "model": type(inside).__name__,
         "recipes": [label],

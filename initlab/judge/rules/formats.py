@@ -66,11 +66,17 @@ def measure_underflow(run: Run) -> pd.DataFrame:
         found = {
             "half": len(own) > 0,
             "share": float(np.average(judged["frac_under_fp16"], weights=judged["numel"])),
-            "typical": float(np.sqrt(np.average(judged["rms"] ** 2, weights=judged["numel"]))),
+            "typical": _weighted_median(judged["rms"], judged["numel"]),
             "e4m3": float(np.average(outputs["frac_under_e4m3"], weights=outputs["numel"])) if len(outputs) else 0.0,
         }
         parts.append(dict(zip(CELL, cell, strict=True)) | found)
     return pd.DataFrame(parts)
+
+
+def _weighted_median(values: pd.Series, weights: pd.Series) -> float:
+    ordered = values.sort_values()
+    below = weights.loc[ordered.index].cumsum()
+    return float(ordered[below >= below.iloc[-1] / 2].iloc[0])
 
 
 def judge_underflow(case: Case, rows: pd.DataFrame) -> Finding:
@@ -98,8 +104,8 @@ def judge_underflow(case: Case, rows: pd.DataFrame) -> Finding:
         text,
         severity="warning",
         effect=math.log(share / limit),
-        advice=f"scale the loss (torch.amp.GradScaler): ×{scale:.0f} lifts the typical gradient to 100 times "
-        "that number; or train in bfloat16, which has float32's range",
+        advice=f"scale the loss (torch.amp.GradScaler): ×{scale:.0f} lifts the rms of the typical tensor to 100 "
+        "times that number; or train in bfloat16, which has float32's range",
         **seeds(rows["share"] > limit, rows["seed"]),
         **common,
     )
