@@ -4,6 +4,7 @@ Torch-free, so a saved run loads anywhere."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +14,7 @@ import pandas as pd
 
 from initlab import rundir
 from initlab.errors import RunError
-from initlab.judge.rules import RULES, Finding, Severity, evaluate, ordered, worst
-from initlab.judge.rules.scaling import SCALING_RULES
+from initlab.judge.rules import Finding, Severity, chosen, evaluate, worst
 from initlab.judge.slopes import slopes
 from initlab.judge.theory import Prediction, Setting
 from initlab.judge.updates import by_role, update_ratios
@@ -39,10 +39,30 @@ class Result:
     def __init__(self, run: Run, path: Path | None = None):
         self.run = run
         self.path = path
-        self.findings: list[Finding] = self._judge()
+        self.findings: list[Finding] = evaluate(run, **run.manifest.get("judging", {}))
 
-    def _judge(self) -> list[Finding]:
-        return evaluate(self.run)
+    def judge(
+        self, *, select: Sequence[str] = (), ignore: Sequence[str] = (), limits: Mapping[str, float] | None = None
+    ) -> list[Finding]:
+        """Judge again by other rules or limits, without measuring again; also what `report` and `save` then write.
+
+        Args:
+            select, ignore: codes or prefixes of codes (`GRD`); nothing selected is every rule.
+            limits: by code (`{"EMB001": 0.05}`, its first limit) or code and name (`{"EMB001.error": 0.001}`); see
+                `initlab rules CODE`. What isn't given is as the rule has it, whatever was given before.
+
+        Returns:
+            The findings, failures first.
+
+        Raises:
+            ConfigError: an unknown code, or a limit that is none.
+        """
+        overrides = chosen(select, ignore, limits).overrides
+        self.findings = evaluate(self.run, **overrides)
+        self.run.manifest.pop("judging", None)
+        if overrides:
+            self.run.manifest["judging"] = overrides
+        return self.findings
 
     @property
     def records(self) -> pd.DataFrame:
@@ -109,6 +129,7 @@ class Result:
             raise RunError("this run is only in memory; name a folder: .report('out')")
         folder = self.save(out) if out is not None else self.path
         assert folder is not None
+        rundir.note(folder, "judging", self.run.manifest.get("judging"))
         return html.write_report(self.run, self.findings, folder)
 
     def __repr__(self) -> str:
@@ -172,12 +193,6 @@ class Scaling(Result):
         super().__init__(run, path)
         self.slopes = slopes(run.tables.records)
         self.modules: str | None = None
-
-    def _judge(self) -> list[Finding]:
-        """An init is judged as it is drawn; what steps do to it, only the rules of scaling ask."""
-        first = Run(self.run.tables.at_step(0), self.run.manifest)
-        of_init = [rule for rule in RULES if rule not in SCALING_RULES]
-        return ordered(evaluate(first, of_init) + evaluate(self.run, SCALING_RULES))
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
         return console.scaling_text(

@@ -32,9 +32,10 @@ _REQUIRED = {"config": dict, "recipes": dict, "cells": list, "failed": dict, "cr
 class Run:
     """What a run folder holds: tables, and the manifest that run.json stores.
 
-    Manifest keys: schema_version, kind (probe, compare or watch), command, config (what makes two runs the same),
-    recipes (evaluated, see `initlab.recipes.evaluate`), data, environment, created, finished (None while incomplete),
-    cells (planned run ids), failed (run id -> error text).
+    Manifest keys: schema_version, kind (probe, compare, scale or watch), command, config (what makes two runs the
+    same), recipes (evaluated, see `initlab.recipes.evaluate`), data, environment, created, finished (None while
+    incomplete), cells (planned run ids), failed (run id -> error text); init (of a probe: how the weights compare with
+    known recipes and with the model's own code) and judging (overrides of rules and limits), where there are any.
     """
 
     tables: Tables
@@ -130,7 +131,7 @@ class RunDir:
 
     def write_manifest(self) -> None:
         """Bring run.json up to date with `manifest`."""
-        write_whole(self.path / MANIFEST, (json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n").encode())
+        _write_manifest(self.path, self.manifest)
 
 
 def _contents(path: Path) -> list[str]:
@@ -166,13 +167,8 @@ def load(path: str | Path) -> Run:
     """
     path = Path(path)
     source = path / MANIFEST
-    try:
-        manifest = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"no run in {path}: {MANIFEST} not found; give the folder that -o named") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{source} can't be read: {error}") from error
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    manifest = _read_manifest(path)
+    version = manifest.get("schema_version")
     if version != schema.SCHEMA_VERSION:
         raise RunError(f"{source} has schema version {version}; this initlab reads {schema.SCHEMA_VERSION}")
     damaged = [key for key, kind in _REQUIRED.items() if not isinstance(manifest.get(key), kind)]
@@ -191,6 +187,32 @@ def load(path: str | Path) -> Run:
         for name, frame in tables.items()
     }
     return Run(Tables(**kept), manifest)
+
+
+def note(path: Path, key: str, value: Any) -> None:
+    """Set a key of a run's manifest on disk, or take it away if the value is empty. Raises RunError as `load` does."""
+    manifest = _read_manifest(path)
+    if manifest.get(key) == value or (not value and key not in manifest):
+        return
+    manifest.pop(key, None)
+    if value:
+        manifest[key] = value
+    _write_manifest(path, manifest)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    source = path / MANIFEST
+    try:
+        manifest = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"no run in {path}: {MANIFEST} not found; give the folder that -o named") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{source} can't be read: {error}") from error
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    write_whole(path / MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _refuse_another_run(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

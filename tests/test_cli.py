@@ -123,7 +123,7 @@ def test_probe_of_a_factory_and_of_a_checkpoint(capsys, tmp_path):
         "n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=256))\n"
     )
     code, stdout, _ = run(capsys, "probe", f"{tmp_path / 'mine.py'}:make", "-o", tmp_path / "a", "--no-report")
-    assert code == 0 and "NanoGPT passes all checks that apply" in stdout
+    assert code == 0 and "NanoGPT draws 1 warning: init" in stdout  # 0.02 is small for a width of 32
 
     sizes = {
         "n_layer": 1,
@@ -153,9 +153,53 @@ def test_recipes_lists_and_shows(capsys):
     assert {row["role"]: row["std"] for row in json.loads(stdout)["rows"]}["mlp_out"] == 0.0
 
 
+def test_rules_are_listed_and_explained(capsys, monkeypatch):
+    from initlab.judge.rules import RULES
+
+    monkeypatch.setenv("COLUMNS", "300")
+    code, stdout, _ = run(capsys, "rules")
+    assert code == 0 and max(map(len, stdout.splitlines())) <= 100
+    assert all(rule.code in stdout and rule.name in stdout for rule in RULES)
+    for rule in RULES:
+        code, stdout, _ = run(capsys, "rules", rule.code)
+        assert code == 0 and max(map(len, stdout.splitlines())) <= 100
+        headings = [line for line in stdout.splitlines()[1:] if line and not line.startswith(" ")]
+        assert headings == [
+            "What it measures", "Why", "How it is measured", "Limit", "Advice", "Known false alarms", "Needs", "Source",
+            "Since",
+        ]  # fmt: skip
+        assert " ".join(rule.why.split()) in " ".join(stdout.split())
+    listed = json.loads(run(capsys, "rules", "--format", "json")[1])
+    assert [rule["code"] for rule in listed] == [rule.code for rule in RULES]
+    assert json.loads(run(capsys, "rules", "emb001", "--format", "json")[1])["limits"] == {
+        "warning": 0.1,
+        "error": 0.01,
+    }
+
+
+@pytest.mark.usefixtures("no_page")
+def test_rules_and_limits_are_chosen_on_the_command_line(compared, capsys):
+    out, _ = compared
+    ignored = ("report", out, "--ignore", "EMB", "--fail-on", "error")
+    assert run(capsys, *ignored)[0] == 0
+    _, stdout, _ = run(capsys, "report", out, "--select", "EMB001", "--limit", "EMB001.error=0", "--format", "json")
+    found = json.loads(stdout)
+    assert {finding["code"] for finding in found["findings"]} == {"EMB001"}
+    assert {finding["severity"] for finding in found["findings"] if finding["status"] == "fail"} == {"warning"}
+    assert found["judging"] == {"select": ["EMB001"], "limits": {"EMB001.error": 0.0}}
+    assert "judged by only EMB001, EMB001.error=0" in run(
+        capsys, *ignored[:2], "--select", "EMB001", "--limit", "EMB001.error=0"
+    )[1].replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["rules", "EMB009"], "no rule has the code 'EMB009'; there are EMB001"),
+        (["compare", "nanogpt", "--select", "XYZ"], "no rule has the code 'XYZ'"),
+        (["probe", "--limit", "EMB001=low"], "'low' is no number; expected CODE=number"),
+        (["probe", "--limit", "EMB001"], "it has no ="),
+        (["probe", "--limit", "NUM001=1"], "NUM001 (non-finite-value) has no limit to change"),
         (["compare", "nanogtp"], "did you mean nanogpt?"),
         (["compare", "nanogpt", "--n-embd", "100", "--n-head", "3"], "n_embd"),
         (["compare", "nanogpt", "--data", "/no/such.txt"], "/no/such.txt"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.manifests import annotate, new_manifest
 from initlab.errors import ConfigError
-from initlab.judge import theory
+from initlab.judge import inits, rules, theory
 from initlab.judge.rules import SEVERITIES, Severity
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
@@ -117,7 +118,8 @@ def probe(
     described_as = None if step else architecture(inside, size["block_size"])  # the closed form is about init
     # a recipe draws NanoGPT; other models are compared with their own weights, unless these have been trained
     fresh = bool((weights.loc[weights["role"] == "norm_gain", "var"] == 0).all())
-    if described_as is not None and (known or (entry is None and fresh)):
+    finite = bool((weights["frac_nonfinite"] == 0).all())  # nothing follows from a NaN
+    if described_as is not None and (known or (entry is None and fresh)) and (entry is not None or finite):
         text: dict[str, Any] = {"sum_p2": described["sum_p2"], "repeat_rate": float(summary["repeat_rate"])}
         if entry is not None:
             setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **described_as, **text)
@@ -160,32 +162,64 @@ def probe(
     }
     recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
     manifest = new_manifest("probe", command, config, recipes, described, [identity.run_id])
+    if not step:
+        manifest["init"] = _init_facts(inside, declared=entry is not None)
     manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
     return Probe(Run(tables, manifest))
 
 
-def assert_healthy(model: nn.Module, batch: Any = None, *, fail_on: Severity = "error", **options: Any) -> Probe:
+def assert_healthy(
+    model: nn.Module,
+    batch: Any = None,
+    *,
+    fail_on: Severity = "error",
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    limits: Mapping[str, float] | None = None,
+    **options: Any,
+) -> Probe:
     """Fail a test when signal propagation at init is broken; the message is the findings.
 
     Args:
         model, batch, options: as `probe` takes them.
         fail_on: the lowest severity that fails: `error`, `warning` or `info`.
+        select, ignore, limits: which rules count and by which limits, as `Result.judge` takes them.
 
     Returns:
         The probe, for further assertions.
 
     Raises:
         AssertionError: a finding of that severity or above.
+        ConfigError: an unknown severity, code or limit.
     """
     if fail_on not in SEVERITIES:
         raise ConfigError(f"fail_on is {fail_on!r}; expected {', '.join(SEVERITIES)}")
+    rules.chosen(select, ignore, limits)  # a wrong code fails before anything is measured
     found = probe(model, batch, **options)
+    found.judge(select=select, ignore=ignore, limits=limits)
     counted = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
     broken = [f for f in found.findings if f.status == "fail" and f.severity in counted]
     if broken:
         lines = [f"{f.severity} {f.code} {f.name}: {f.message}\n  help: {f.advice}" for f in broken]
         raise AssertionError("\n".join([f"{type(model).__name__} isn't healthy at init:", *lines]))
     return found
+
+
+def _init_facts(model: nn.Module, *, declared: bool) -> dict[str, Any]:
+    """What the weights look like against the known recipes and the model's own code, for the rules about init.
+
+    With a declared recipe the weights are judged by that one alone.
+    """
+    from initlab.models import describing
+
+    rows = describing.describe(model)
+    best, _ = inits.best_recipes(rows)
+    compared = bool(best) and not declared
+    return {
+        "closest": best[0] if compared else "",
+        "mismatches": inits.mismatches(rows) if compared else [],
+        "depth_code": next((row["depth_code"] for row in rows if row["role"]), ""),
+    }
 
 
 def _dtype(model: nn.Module, autocast: str) -> str:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from initlab import __version__
-from initlab.cli import fixing, measuring, predicting, scaling, showing
+from initlab.cli import fixing, measuring, predicting, ruling, scaling, showing
 from initlab.cli.common import kept
 from initlab.errors import InitlabError
 
@@ -67,4 +67,5 @@ def parser() -> argparse.ArgumentParser:
     fixing.add(commands)
     predicting.add(commands)
     showing.add(commands)
+    ruling.add(commands)
     return described

@@ -9,7 +9,7 @@ import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from initlab.errors import ConfigError
 
@@ -52,17 +52,45 @@ def add_output(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
         default=fail_on,
         help=f"exit with 1 on findings of this severity or above ({fail_on})",
     )
+    parser.add_argument(
+        "--select", action="append", default=[], metavar="CODE,…", help="only these rules; prefixes allowed: GRD (all)"
+    )
+    parser.add_argument(
+        "--ignore", action="append", default=[], metavar="CODE,…", help="not these rules; prefixes allowed: GRD (none)"
+    )
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="CODE=X",
+        help="another limit for a rule: EMB001=0.05, or by name EMB001.error=0.001 (see `initlab rules`)",
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of stdout (text)")
 
 
+def overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """select, ignore and limits, as `Result.judge` takes them. Raises ConfigError, before anything is measured."""
+    from initlab.judge.rules import chosen
+    from initlab.judge.rules.selecting import parse_limits
+
+    return chosen(options.select, options.ignore, parse_limits(options.limit)).overrides
+
+
 def show(result: Result, options: argparse.Namespace, out: Path) -> int:
-    """Write the report, print the summary, and turn findings into an exit code."""
+    """Judge by the options, write the report, print the summary, and turn findings into an exit code."""
+    from initlab import rundir
     from initlab.results import json_ready
 
+    given = overrides(options)
+    if options.select or options.ignore or options.limit:  # else as the run was judged before
+        result.judge(**given)
     page = None if options.no_report else result.report(out)
+    if page is None:
+        rundir.note(out, "judging", result.run.manifest.get("judging"))  # as the report does
     if options.format == "json":
         found = {
             "out": str(out),
+            "judging": result.run.manifest.get("judging", {}),
             "findings": [finding.as_dict() for finding in result.findings],
             "summary": json.loads(result.summary.to_json(orient="records")),
         }

@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from initlab.cli.common import Progress, add_measuring, default_out, names, numbers, set_threads, show
+from initlab.cli.common import (
+    Progress,
+    add_measuring,
+    default_out,
+    names,
+    numbers,
+    overrides,
+    set_threads,
+    show,
+)
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -71,6 +80,7 @@ def _compare(options: argparse.Namespace) -> int:
     from initlab import api
 
     set_threads(options)
+    overrides(options)
     out = Path(options.out) if options.out else default_out("compare")
     options.folder = out
     with Progress(out, "compare") as progress:
@@ -103,6 +113,7 @@ def _probe(options: argparse.Namespace) -> int:
     from initlab.models.loading import choose_device, load_model
 
     set_threads(options)
+    overrides(options)
     out = Path(options.out) if options.out else default_out("probe")
     if options.out:
         rundir.check(out)  # before anything is measured for it

@@ -45,6 +45,7 @@ class Recorder:
         self.scalars: dict[str, Tensor] = {}
         self.dead: list[Tensor] = []
         self._calls: Counter[Tap] = Counter()
+        self._parts: dict[str, Tensor] = {}  # outputs of the embeddings, until their sum is seen
         self._known: dict[int, tuple[weakref.ref[Tensor], int, int, list[tuple[Tap, int]]]] = {}
         self._last_layer = sites.n_layer - 1
         self._full = preset == "full"
@@ -64,16 +65,35 @@ class Recorder:
         taps = self._measure(tensor, tap, call) if tap.part is None else self._measure_part(tensor, tap, call)
         if taps is not None and tensor.requires_grad:
             tensor.register_hook(partial(self._take_gradient, taps))
+        if tap.site == "embed":
+            self._settle_embedding(tensor.detach())
         if self._full and tap.site == "mlp_act":
             self.dead.append((tensor.detach().flatten(0, -2).amax(0) <= 0).float().mean())
         if tap.site == "resid_post" and tap.layer == self._last_layer and tensor.dim() == 3:
             self.scalars["token_cosine"] = token_cosine(tensor.detach())
 
     def take_embedding(self, name: str, output: Any) -> None:
-        """Mean square of an embedding's output."""
+        """Mean square of an embedding's output, `token` or `position`."""
         tensor = next(tensors(output), None)
         if self.open and tensor is not None:
             self.scalars[name] = tensor.detach().float().square().mean()
+            self._parts[name] = tensor
+
+    def _settle_embedding(self, embed: Tensor) -> None:
+        """Scale the embeddings' mean squares by what the model multiplied them with, where their sum tells.
+
+        A table that isn't trained (a sinusoid) may be for rotations: unless it is seen in the sum, it doesn't count.
+        """
+        parts, self._parts = self._parts, {}
+        if set(parts) != {"token", "position"}:
+            return
+        fixed = parts["token"].requires_grad and not parts["position"].requires_grad
+        factors = sum_factors(embed, parts["token"].detach(), parts["position"].detach())
+        if factors is not None and factors[1] != 0:
+            for name, factor in zip(("token", "position"), factors, strict=True):
+                self.scalars[name] = self.scalars[name] * factor**2
+        elif factors is not None or fixed:
+            del self.scalars["position"]
 
     def take_attention(self, layer: int, module: str, output: Any) -> None:
         """Entropy and logits of one block's heads, from the output of its c_attn."""
@@ -159,6 +179,29 @@ def _part(tensor: Tensor, tap: Tap) -> Tensor:
     width = tensor.shape[-1] // 3
     assert tap.part is not None
     return tensor[..., tap.part * width : (tap.part + 1) * width]
+
+
+def sum_factors(total: Tensor, token: Tensor, position: Tensor) -> tuple[float, float] | None:
+    """(a, b) of total = a·token + b·position, (B, T, C) each or broadcast to it; None where it isn't that.
+
+    Elements that are 0 (dropped out) don't count. b is 0 where the positions aren't in the sum.
+    """
+    try:
+        token, position = token.expand_as(total), position.expand_as(total)
+    except RuntimeError:  # of another width, or of another order of dimensions
+        return None
+    stride = max(1, total.numel() // 4096) | 1  # odd, so that it meets all channels
+    flat = [x.reshape(-1)[::stride].double().cpu() for x in (total, token, position)]
+    kept = flat[0] != 0
+    target, terms = flat[0][kept], torch.stack(flat[1:], dim=1)[kept]
+    if len(target) < 16:
+        return None
+    solved = torch.linalg.lstsq(terms, target).solution
+    rest = target - terms @ solved
+    if not bool(rest.norm() <= 0.01 * target.norm()):  # 16-bit sums round by less
+        return None
+    seen = (terms[:, 1] * solved[1]).norm() > 0.01 * target.norm()
+    return float(solved[0]), float(solved[1]) if seen else 0.0
 
 
 def token_cosine(x: Tensor) -> Tensor:

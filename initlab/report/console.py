@@ -114,7 +114,8 @@ def _text(
         console.print()
         for finding in digest.failing(findings):
             _print_finding(console, finding, width)
-        console.print(wrapped(digest.count_sentence(run, findings), width))
+        hint = " `initlab rules CODE` explains one." if digest.failing(findings) else ""
+        console.print(wrapped(digest.count_sentence(run, findings) + hint, width))
         console.print(wrapped(digest.verdict(run, findings), width), style="bold")
 
     return print_text(body, width, color)
@@ -163,6 +164,7 @@ def _header(run: Run) -> str:
     parts.append(" ".join(filter(None, (facts.get("dtype"), facts.get("device")))))
     parts.append(f"batch {facts['batch']}" if facts.get("batch") else "")
     parts.append(facts.get("data", ""))
+    parts.append(f"judged by {facts['judged by']}" if facts.get("judged by") else "")
     return " · ".join(filter(None, parts))
 
 
@@ -312,11 +314,8 @@ def _print_finding(console: Console, finding: Finding, width: int) -> None:
         head.append(f"  ({finding.seeds_failing}/{digest.plural(finding.seeds_total, 'seed')})", style="dim")
     console.print(head)
     limit = f" (limit {finding.limit})" if finding.limit else ""
-    for label, body in (
-        ("", f"{finding.message}{limit}"),
-        ("--> ", digest.where(finding)),
-        ("help: ", finding.advice),
-    ):
+    lines = [("", f"{finding.message}{limit}"), ("--> ", digest.where(finding)), ("help: ", finding.advice)]
+    for label, body in lines if finding.severity != "info" else lines[:1]:  # a note asks for nothing
         if body:
             text = textwrap.fill(
                 label + body,

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from initlab.judge.rules.base import SEVERITIES, Finding
+from initlab.judge.rules.base import SEVERITIES, Finding, Rule
 from initlab.judge.rules.depth import BRANCHES, depth_exponents
 from initlab.rundir import Run
 
 GLYPHS = {"error": "✗", "warning": "!", "info": "i", "pass": "✓", "not_applicable": "–"}
-QUESTIONS = ("Width", "Updates", "Depth", "Embedding", "Logits", "Gradient", "Numerics")
+QUESTIONS = ("Width", "Updates", "Init", "Depth", "Embedding", "Attention", "Logits", "Gradient", "Numerics")
 STEPPED_QUESTIONS = ("Width", "Updates")
 
 
@@ -306,11 +306,11 @@ def _questions(recipes: Sequence[str], findings: Sequence[Finding], severity: st
     return ", ".join(question.lower() for question in questions(findings) if question in found)
 
 
-def questions(findings: Sequence[Finding]) -> list[str]:
-    """Columns of the scoreboard that any finding answers, in a fixed order."""
+def questions(findings: Sequence[Finding | Rule]) -> list[str]:
+    """Columns of the scoreboard that any finding (or rule) answers, in a fixed order."""
     asked = list(dict.fromkeys(finding.question for finding in findings))
     # whether an init scales is asked by a command of its own; other runs have no column for it
-    answered = {finding.question for finding in findings if finding.status != "not_applicable"}
+    answered = {each.question for each in findings if getattr(each, "status", "") != "not_applicable"}
     asked = [question for question in asked if question in answered or question not in STEPPED_QUESTIONS]
     return [*(q for q in QUESTIONS if q in asked), *(q for q in asked if q not in QUESTIONS)]
 
@@ -372,6 +372,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("dtype", config.get("dtype")),
         ("device", config.get("device")),
         ("commit", git and f"{git['commit']}{' + changes' if git.get('dirty') else ''}"),
+        ("judged by", judging(run)),
         ("date", str(run.manifest.get("created") or "").replace("T", " ").removesuffix("Z")),
     ]
     return [(label, str(value)) for label, value in found if value not in (None, "")]
@@ -392,6 +393,14 @@ def _optimizer(config: dict[str, Any]) -> str | None:
     known = {"adamw": "AdamW", "sgd": "SGD"}
     name = config.get("optimizer")
     return f"{known[name]}, lr {config['lr']:g}" if name in known else name
+
+
+def judging(run: Run) -> str:
+    """What the user overrode: `only GRD, without RES006, EMB001=0.05`; empty for the rules as they are."""
+    given = run.manifest.get("judging") or {}
+    parts = [f"only {', '.join(given['select'])}"] if given.get("select") else []
+    parts += [f"without {', '.join(given['ignore'])}"] if given.get("ignore") else []
+    return ", ".join(parts + [f"{code}={value:g}" for code, value in given.get("limits", {}).items()])
 
 
 def model_notes(run: Run) -> list[str]:

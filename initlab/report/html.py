@@ -28,10 +28,23 @@ from initlab.rundir import Run, write_whole
 _EVIDENCE = {
     "Depth": "depth",
     "Embedding": "residual",
+    "Attention": "attention",
     "Logits": "first-loss",
     "Gradient": "gradients",
     "Width": "coord",
     "Updates": "coord-depth",
+}
+# rules whose evidence another figure shows than that of their question
+_EVIDENCE_OF_RULE = {
+    "RES002": "residual",
+    "RES003": "site-map",
+    "RES004": "branches",
+    "RES005": "branches",
+    "RES006": "residual",
+    "RES007": "",
+    "ACT001": "site-map",
+    "ACT002": "",
+    "GRD002": "gradient-roles",
 }
 _MOST_ROWS = 200  # of the summary table; the CSV file has them all
 _PNG_DPI = 144
@@ -131,7 +144,11 @@ def write_report(run: Run, findings: Sequence[Finding], out: Path) -> Path:
             path.unlink(missing_ok=True)  # of an earlier report into the same folder
         else:
             write_whole(path, _png(run, spec))
-    findings_text = json.dumps([_json_ready(finding.as_dict()) for finding in findings], indent=1, ensure_ascii=False)
+    judged = {
+        "judging": run.manifest.get("judging", {}),
+        "findings": [_json_ready(finding.as_dict()) for finding in findings],
+    }
+    findings_text = json.dumps(judged, indent=1, ensure_ascii=False)
     write_whole(out / "findings.json", f"{findings_text}\n".encode())
     write_whole(out / "report.html", render_html(run, findings).encode())
     return out / "report.html"
@@ -211,7 +228,7 @@ def _cards(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]:
     return [
         Card(f"finding-{index}", group[0], group, figure if figure in figures_shown else "")
         for index, group in enumerate(groups.values(), 1)
-        for figure in [_EVIDENCE.get(group[0].question, "")]
+        for figure in [_EVIDENCE_OF_RULE.get(group[0].code, _EVIDENCE.get(group[0].question, ""))]
     ]
 
 

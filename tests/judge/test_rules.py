@@ -5,7 +5,8 @@ import math
 import pytest
 
 from initlab import schema
-from initlab.judge.rules import RULES, evaluate, worst
+from initlab.errors import ConfigError
+from initlab.judge.rules import RULES, chosen, evaluate, named, worst
 from initlab.judge.rules.depth import depth_exponents
 from initlab.rundir import Run
 from initlab.schema import Tables
@@ -13,15 +14,20 @@ from initlab.schema import Tables
 KEYS = {"run_id": "r", "recipe": "r", "seed": 0, "step": 0, "n_layer": 4, "n_embd": 64}
 RECORD = {**KEYS, "position": 0, "call": 0, "n_tokens": 64, "numel": 100, "frac_nonfinite": 0.0, "module": "m"}
 C_ATTN = "transformer.h.0.attn.c_attn.weight"
+C_PROJ = "transformer.h.0.attn.c_proj.weight"
+MLP = "transformer.h.0.mlp.c_proj.weight"
+GATED = ("layers.0.scale_in.weight", "layers.0.alpha")
+INDEXER = "layers.0.attn.indexer.wq.weight"
 SUMMARY = {**KEYS, "n_head": 1, "block_size": 64, "vocab_size": 256, "n_params": 1, "n_tokens": 64}
 
 
-def run_of(records=(), summary=()):
+def run_of(records=(), summary=(), heads=(), **manifest):
     tables = Tables(
         records=schema.table("records", [RECORD | row for row in records]),
         summary=schema.table("summary", [SUMMARY | row for row in summary]),
+        heads=schema.table("heads", [KEYS | {"head": 0, "n_rows": 32, "entropy": 1.0} | row for row in heads]),
     )
-    return Run(tables, {"data": {"sum_p2": 0.05}, "cells": []})
+    return Run(tables, {"data": {"sum_p2": 0.05}, "cells": []} | manifest)
 
 
 def stream(slope, write=1e-3, embed=1e-3, depths=(4, 16)):
@@ -40,20 +46,17 @@ def summary(**row):
     return [{"token_position_ratio": 1.0, "loss": 5.55, "ln_vocab": math.log(256), "expected_loss": 5.55} | row]
 
 
-def gradient(zero_module="", shut=False, ran=True):
-    modules = [C_ATTN, "transformer.h.0.attn.c_proj.weight"]
+def gradient(*zeros, shut=False, ran=True, role="attn_qkv", modules=(C_ATTN, C_PROJ), gate=C_PROJ):
+    """Gradients of some parameters, 0 for those named; `shut`: the gate's weight is 0."""
     rows = [
-        {
-            "kind": "weight_grad",
-            "site": "attn_qkv",
-            "layer": 0,
-            "module": m,
-            "abs_max": 0.0 if m == zero_module else 1.0,
-        }
-        for m in modules
+        {"kind": "weight_grad", "site": role, "role": role, "layer": 0, "module": module}
+        | {"abs_max": 0.0 if module in zeros else 1.0}
+        for module in modules
     ]
-    projection = {"kind": "weight", "site": "attn_out", "role": "attn_out", "layer": 0, "module": modules[1]}
-    outputs = [{"kind": "activation", "site": "q", "layer": 0, "module": m.removesuffix(".weight")} for m in modules]
+    projection = {"kind": "weight", "site": "attn_out", "role": "attn_out", "layer": 0, "module": gate}
+    outputs = [
+        {"kind": "activation", "site": "q", "layer": 0, "module": module.rpartition(".")[0]} for module in modules
+    ]
     return [*rows, projection | {"abs_max": 0.0 if shut else 0.1}, *(outputs if ran else [])]
 
 
@@ -70,7 +73,7 @@ def level(ratio, loss=5.55):
     return run_of(rows, summary(loss=loss))
 
 
-def grown(exponent, axis="n_embd", kind="activation", sizes=(64, 128, 256), steps=(0, 1), loss=5.55):
+def scaled(exponent, axis="n_embd", kind="activation", sizes=(64, 128, 256), steps=(0, 1), loss=5.55):
     """A stream whose variance after steps goes as size^exponent, the same at two seeds."""
     keys = [
         {"n_embd": 64, "n_layer": 4, axis: size, "seed": seed, "step": step, "run_id": f"{size}-{seed}"}
@@ -85,6 +88,90 @@ def grown(exponent, axis="n_embd", kind="activation", sizes=(64, 128, 256), step
         if key["step"] or k == "activation"
     ]
     return run_of(rows, [key | {"loss": loss if key["step"] and key[axis] == max(sizes) else 5.5} for key in keys])
+
+
+def sized(square=None, std=0.02, n_embd=64):
+    """What enters an MLP: measured, or by its weights alone."""
+    keys = {"n_embd": n_embd, "layer": 0, "n_tokens": 64}
+    rows = [keys | {"kind": "weight", "site": "mlp_in", "role": "mlp_in", "rms": std, "std": std, "module": "h.0.fc"}]
+    rows.append(keys | {"kind": "activation", "site": "resid_post", "numel": 64 * n_embd, "rms": 1.0})
+    return [*rows, keys | {"kind": "activation", "site": "mlp_pre", "rms": square**0.5}] if square else rows
+
+
+def depth_code(out_std, code="GPT._init_weights", n_layer=8):
+    rows = [
+        {"kind": "weight", "site": role, "role": role, "layer": 0, "n_layer": n_layer, "std": std, "module": role}
+        for role, std in (("attn_qkv", 0.02), ("mlp_in", 0.02), ("attn_out", out_std), ("mlp_out", out_std))
+    ]
+    return run_of(rows, summary(), init={"depth_code": code, "closest": "", "mismatches": []})
+
+
+def siblings(stds):
+    row = {"kind": "weight", "site": "mlp_in", "role": "mlp_in", "numel": 10_000, "n_layer": len(stds)}
+    return run_of(
+        [row | {"layer": i, "module": f"h.{i}.fc.weight", "std": s, "var": s * s} for i, s in enumerate(stds)]
+    )
+
+
+def branch_writes(values, expected=None, site="mlp_out"):
+    row = {"kind": "activation", "site": site, "n_layer": len(values)}
+    expected = expected or [math.nan] * len(values)
+    return run_of(
+        [row | {"layer": i, "var": v, "expected_var": e} for i, (v, e) in enumerate(zip(values, expected, strict=True))]
+    )
+
+
+def added(write, dtype="float32"):
+    """A block that writes `write` times its stream, in rms."""
+    rows = [{"site": site, "rms": 1.0} for site in ("resid_pre", "resid_mid")]
+    rows += [{"site": "attn_out", "rms": 0.5}, {"site": "mlp_out", "rms": write}]
+    return run_of([row | {"kind": "activation", "layer": 0, "n_layer": 1, "dtype": dtype} for row in rows])
+
+
+def grown(factor):
+    rows = [{"site": "embed", "var": 1.0}, {"site": "resid_post", "layer": 3, "var": factor}]
+    return run_of([row | {"kind": "activation"} for row in rows])
+
+
+def alike(cosine, expected=math.nan):
+    return run_of(summary=summary(token_cosine=cosine, expected_token_cosine=expected))
+
+
+def heads(entropy=0.98, std=0.3):
+    return run_of(summary=summary(), heads=[{"layer": i, "entropy_frac": entropy, "logit_std": std} for i in range(4)])
+
+
+def units(dead=0.0, zeros=0.0, step=0):
+    row = {"kind": "activation", "site": "mlp_act", "layer": 0, "frac_zero": zeros, "step": step}
+    return run_of([row], summary(dead_frac=dead, step=step))
+
+
+def imbalance(grad_rms):
+    rows = []
+    for role, rms in (("attn_q", grad_rms), ("mlp_in", 1.0)):
+        row = {"site": role, "role": role, "layer": 0, "module": role}
+        rows += [row | {"kind": "weight", "rms": 0.02}, row | {"kind": "weight_grad", "rms": rms}]
+    return run_of(rows)
+
+
+def peak(value, dtype="float32", kind="activation"):
+    return run_of([{"kind": kind, "site": "mlp_pre", "layer": 1, "abs_max": value, "dtype": dtype}])
+
+
+def small_gradients(share, dtype="float32"):
+    row = {"kind": "weight_grad", "site": "mlp_in", "rms": 1e-6, "dtype": dtype}
+    return run_of([row | {"frac_under_fp16": share, "frac_under_e5m2": share}])
+
+
+def update(ratio, dtype="bfloat16", unmoved=0.0, role="mlp_in"):
+    row = {"site": role, "role": role, "layer": 0, "module": "h.0.fc.weight", "step": 5, "dtype": dtype}
+    rows = [row | {"kind": "weight", "rms": 0.02}, row | {"kind": "update", "rms": 0.02 * ratio, "frac_zero": unmoved}]
+    return run_of(rows, summary(step=5))
+
+
+def close_to(*mismatches, closest="nanogpt"):
+    init = {"depth_code": "", "closest": closest, "mismatches": list(mismatches)}
+    return run_of(summary=summary(), init=init)
 
 
 # code -> (frames that fail, with their severity), (frames that pass), (frames where it can't say)
@@ -128,9 +215,19 @@ CASES = {
             (run_of(gradient(C_ATTN)), "error"),
             (run_of(gradient(C_ATTN, ran=False)), "warning"),  # an expert that wasn't chosen
             # one of two zeros isn't explained by the projection
-            (run_of([*gradient(C_ATTN, shut=True), *gradient("transformer.h.0.attn.c_proj.weight")[1:2]]), "error"),
+            (run_of(gradient(C_ATTN, C_PROJ, shut=True)), "error"),
+            # another branch's zero explains nothing
+            (run_of(gradient(C_ATTN, shut=True, modules=(C_ATTN, MLP), gate=MLP)), "error"),
+            # a part of a branch that learns otherwise, as what feeds a top-k
+            (run_of(gradient(INDEXER, modules=(INDEXER, "layers.0.attn.q_proj.weight"))), "warning"),
+            (run_of(gradient("pooler.weight", role=None, modules=("pooler.weight", C_ATTN))), "warning"),
         ],
-        [run_of(gradient()), run_of(gradient(shut=True)), run_of(gradient(C_ATTN, shut=True))],
+        [
+            run_of(gradient()),
+            run_of(gradient(shut=True)),
+            run_of(gradient(C_ATTN, shut=True)),
+            run_of(gradient("layers.0.scale_in.weight", shut=True, modules=GATED, gate="layers.0.alpha")),
+        ],
         [run_of(stream(0.0))],
     ),
     "INI001": (
@@ -148,18 +245,113 @@ CASES = {
         [level(30.0, loss=3.0), run_of([row | {"expected_var": math.nan} for row in stream(0.0)], summary())],
     ),
     "SCL001": (
-        [(grown(1.0), "warning"), (grown(0.3), "warning"), (grown(0.0, loss=math.nan), "warning")],
-        [grown(0.0), grown(0.15), grown(-1.0)],
-        [grown(1.0, steps=(0,)), grown(1.0, sizes=(64,)), grown(1.0, axis="n_layer"), grown(math.nan)],
+        [(scaled(1.0), "warning"), (scaled(0.3), "warning"), (scaled(0.0, loss=math.nan), "warning")],
+        [scaled(0.0), scaled(0.15), scaled(-1.0)],
+        [scaled(1.0, steps=(0,)), scaled(1.0, sizes=(64,)), scaled(1.0, axis="n_layer"), scaled(math.nan)],
     ),
     "SCL002": (
         [
-            (grown(1.8, "n_layer", "change"), "warning"),
-            (grown(0.6, "n_layer", "change"), "warning"),
-            (grown(0.0, "n_layer", "change", loss=math.nan), "warning"),
+            (scaled(1.8, "n_layer", "change"), "warning"),
+            (scaled(0.6, "n_layer", "change"), "warning"),
+            (scaled(0.0, "n_layer", "change", loss=math.nan), "warning"),
         ],
-        [grown(0.1, "n_layer", "change"), grown(-0.3, "n_layer", "change")],
-        [grown(1.8, "n_embd", "change"), grown(1.8, "n_layer", "change", steps=(0,)), grown(1.8, "n_layer")],
+        [scaled(0.1, "n_layer", "change"), scaled(-0.3, "n_layer", "change")],
+        [scaled(1.8, "n_embd", "change"), scaled(1.8, "n_layer", "change", steps=(0,)), scaled(1.8, "n_layer")],
+    ),
+    "INI002": (
+        [(depth_code(0.02), "error"), (depth_code(0.018), "error")],
+        [depth_code(0.005), depth_code(0.02 / math.sqrt(8))],
+        [depth_code(0.02, code=""), depth_code(0.02, n_layer=1), run_of(summary=summary())],
+    ),
+    "INI003": (
+        [(siblings([0.02] * 5 + [0.0883] + [0.02] * 2), "warning"), (siblings([0.02, 0.02, 0.02, 0.0]), "warning")],
+        [
+            siblings([0.02] * 4),
+            siblings([0.1 / math.sqrt(layer + 1) for layer in range(8)]),  # layer-indexed
+            siblings([0.02, 0.06] * 4),  # two kinds of blocks in turn
+            siblings([0.0] * 4),
+        ],
+        [run_of(summary=summary())],
+    ),
+    "INI004": (
+        [(close_to("everything else is nanogpt, but bias has std 0.1, not 0"), "info")],
+        [close_to()],
+        [close_to(closest=""), run_of(summary=summary())],
+    ),
+    "RES003": (
+        [
+            (branch_writes([1.0, 1.0, 3.0], [1.0] * 3), "warning"),
+            (branch_writes([1.0, 0.3, 1.0], [1.0] * 3, site="attn_out"), "warning"),
+        ],
+        [branch_writes([1.0, 0.7, 1.5], [1.0] * 3)],
+        [branch_writes([1.0] * 4)],
+    ),
+    "RES004": (
+        [
+            (branch_writes([1.0, 1.1, 1.0, 25.0, 0.9, 1.0]), "warning"),
+            (branch_writes([0.0, 1.0, 1.0, 1.0, 1.0], site="attn_out"), "warning"),  # one block writes nothing
+            (branch_writes([1.0, 2.0, 3.0, 100.0], [1.0, 2.0, 3.0, 4.0]), "warning"),
+            (branch_writes([0.05, 1.0, 1.0, 1.0], [1.0] * 4), "warning"),
+        ],
+        [
+            branch_writes([1.0, 1.1, 0.9, 1.0]),
+            branch_writes([1.0 / (layer + 1) ** 2 for layer in range(12)]),  # layer-indexed
+            branch_writes([1.0, 30.0, 1.0, 30.0], [1.0, 30.0, 1.0, 30.0]),  # as predicted
+            branch_writes([0.03, 1.0, 1.0, 1.0], site="attn_out"),  # unlike tokens, averaged away
+            branch_writes([0.0] * 4),
+        ],
+        [branch_writes([1.0, 30.0, 1.0])],
+    ),
+    "RES005": (
+        [(added(0.001, "bfloat16"), "warning"), (added(0.001), "info"), (added(2e-4, "float16"), "warning")],
+        [added(0.1), added(0.1, "bfloat16"), added(0.001, "float16"), added(0.0, "bfloat16")],
+        [run_of(summary=summary())],
+    ),
+    "RES006": ([(grown(2000.0), "info")], [grown(556.0), grown(0.5)], [run_of(summary=summary())]),
+    "RES007": (
+        [(alike(0.97), "warning"), (alike(0.8, 0.5), "warning"), (alike(0.97, 0.96), "warning")],
+        [alike(0.7, 0.7), alike(0.9), alike(-0.1)],
+        [alike(math.nan)],
+    ),
+    "ACT001": (
+        [
+            (run_of(sized()), "warning"),
+            (run_of(sized(square=0.03, std=0.1)), "warning"),  # measured before the weights
+            (run_of(sized(n_embd=128)), "info"),
+        ],
+        [run_of(sized(n_embd=384)), run_of(sized(std=0.0693)), run_of(sized(square=0.3))],
+        [run_of(sized(std=0.0)), run_of(summary=summary())],
+    ),
+    "ACT002": (
+        [(units(dead=0.4), "warning"), (units(zeros=0.97), "warning"), (units(dead=0.4, step=9), "warning")],
+        [units(), units(dead=0.1, zeros=0.5)],
+        [run_of(summary=summary())],
+    ),
+    "ATT001": (
+        [(heads(entropy=0.4), "warning"), (heads(entropy=0.1), "error"), (heads(entropy=0.0), "error")],
+        [heads(), heads(entropy=0.6)],
+        [run_of(summary=summary())],
+    ),
+    "ATT002": ([(heads(std=4.0), "warning")], [heads(), heads(std=2.0)], [run_of(summary=summary())]),
+    "GRD002": (
+        [(imbalance(1e-6), "info"), (imbalance(1e6), "info")],
+        [imbalance(0.01), imbalance(0.0)],
+        [run_of(stream(0.0))],
+    ),
+    "NUM002": (
+        [(peak(2e4, "float16"), "warning"), (peak(1e5), "info"), (peak(2e4, "float16", "weight"), "warning")],
+        [peak(2e4), peak(100.0, "float16"), peak(0.0)],
+        [peak(1e30, "bfloat16")],
+    ),
+    "NUM003": (
+        [(small_gradients(0.3, "float16"), "warning")],
+        [small_gradients(0.3), small_gradients(0.01, "float16"), small_gradients(0.3, "bfloat16")],
+        [run_of(summary=summary()), small_gradients(math.nan)],
+    ),
+    "NUM004": (
+        [(update(1e-4), "warning"), (update(1e-2, unmoved=0.8), "warning"), (update(1e-4, "float16"), "warning")],
+        [update(1e-2), update(1e-4, "float32"), update(5e-4, "float16")],
+        [run_of(summary=summary()), update(1e-4, role="token_embed")],
     ),
     "NUM001": (
         [(run_of([{"kind": "activation", "site": "mlp_pre", "layer": 3, "frac_nonfinite": 0.01}]), "error")],
@@ -170,15 +362,27 @@ CASES = {
 
 
 def verdicts(run, code):
-    return [finding for finding in evaluate(run) if finding.code == code]
+    return evaluate(run, select=[code])
 
 
 def test_every_rule_has_cases_and_a_text():
     assert {rule.code for rule in RULES} == set(CASES)
     assert len({rule.code for rule in RULES}) == len({rule.name for rule in RULES}) == len(RULES)
     for rule in RULES:
-        for text in ("measures", "needs", "limit", "why", "advice", "false_alarms", "source", "since"):
+        for text in ("measures", "needs", "unit", "limit", "why", "advice", "false_alarms", "source", "since"):
             assert getattr(rule, text), (rule.code, text)
+        assert CASES[rule.code][0] and CASES[rule.code][1], rule.code
+        assert rule.measure.__doc__, rule.code  # `initlab rules CODE` shows it
+        assert all(f"{{{name}}}" in rule.limit for name in rule.limits), rule.code
+
+
+LAST_NUMBER = {"ACT": 2, "ATT": 2, "EMB": 1, "GRD": 2, "INI": 4, "LOG": 2, "NUM": 4, "RES": 7, "SCL": 2}
+CODES_EVER = {f"{family}{number:03}" for family, last in LAST_NUMBER.items() for number in range(1, last + 1)}
+
+
+def test_no_code_goes_away_or_comes_unseen():
+    """Codes are the contract with users' --ignore lists: one that is retired stays listed here and is never reused."""
+    assert {rule.code for rule in RULES} == CODES_EVER
 
 
 @pytest.mark.parametrize("code", CASES)
@@ -186,7 +390,7 @@ def test_fails(code):
     for run, severity in CASES[code][0]:
         (finding,) = verdicts(run, code)
         assert (finding.status, finding.severity) == ("fail", severity), finding.message
-        assert finding.advice and finding.message
+        assert finding.advice and finding.message and finding.limit and finding.unit
         assert finding.seeds_failing == finding.seeds_total == (2 if code.startswith("SCL") else 1)
 
 
@@ -235,7 +439,7 @@ def test_growing_writes_get_other_advice_and_factors():
 
 def test_advice_names_the_std_to_draw():
     (finding,) = verdicts(run_of(stream(0.0)), "RES001")
-    assert "0.02 → 0.00354" in finding.advice and "mlp.c_proj.weight" in finding.advice
+    assert "0.02 → 0.0035" in finding.advice and "mlp.c_proj.weight" in finding.advice
 
 
 def test_widths_are_judged_apart():
@@ -279,4 +483,91 @@ def test_every_rule_says_something_of_every_recipe():
     found = {(finding.code, finding.recipe) for finding in evaluate(run)}
     assert found == {(rule.code, recipe) for rule in RULES for recipe in ("a", "b")}
     unjudged = next(f for f in evaluate(run) if f.code == "RES001" and f.recipe == "a")
-    assert unjudged.status == "not_applicable" and unjudged.message == "Needs two depths or more"
+    assert unjudged.status == "not_applicable" and unjudged.message == "Needs two depths or more: --depths 4,8,16"
+
+
+@pytest.mark.parametrize("loss", [5.55, 3.0])
+@pytest.mark.parametrize("step", [0, 7])
+def test_a_trained_model_is_not_judged_as_an_init(loss, step):
+    """By its steps, or by a loss that no init has; rules about every model still apply."""
+    rows = [row | {"step": step} for row in (*sized(), *gradient(C_ATTN))]
+    found = {f.code: f for f in evaluate(run_of(rows, summary(loss=loss, step=step, token_position_ratio=0.001)))}
+    fresh = step == 0 and loss > 5
+    about = {rule.code for rule in RULES if rule.about_init}
+    assert {"EMB001", "ACT001", "INI001", "RES002"} <= about and {"GRD001", "NUM001", "NUM004"}.isdisjoint(about)
+    assert {found[code].status for code in ("EMB001", "ACT001")} == ({"fail"} if fresh else {"not_applicable"})
+    assert fresh or all(found[code].status == "not_applicable" for code in about)
+    assert found["GRD001"].status == "fail" and found["NUM001"].status == "pass"
+    reason = found["EMB001"].message
+    assert fresh or ("After 7 steps" in reason if step else "2.55 nats below ln V: a trained model" in reason)
+
+
+def test_a_watched_run_is_judged_by_its_first_step():
+    later = summary(step=9, loss=2.0, token_position_ratio=0.001)
+    found = {f.code: f for f in evaluate(run_of(summary=[*summary(token_position_ratio=0.001), *later]))}
+    assert found["EMB001"].status == "fail" and found["LOG001"].measured == pytest.approx(5.55 - math.log(256))
+
+
+def test_an_all_zero_head_lets_everything_wait():
+    rows = gradient(C_ATTN, modules=(C_ATTN, "lm_head.weight"))
+    rows.append({"kind": "weight", "site": "unembed", "role": "unembed", "module": "lm_head.weight", "abs_max": 0.0})
+    (finding,) = verdicts(run_of(rows), "GRD001")
+    assert finding.status == "pass" and "wait one step" in finding.message
+
+
+def test_a_fixed_position_table_is_a_warning_with_its_own_advice():
+    tables = [{"kind": "weight", "site": "pos_embed", "role": "pos_embed"}, {"kind": "weight_grad", "site": "mlp_in"}]
+    (fixed,) = verdicts(run_of(tables, summary(token_position_ratio=0.001)), "EMB001")
+    assert fixed.severity == "warning" and "√n_embd" in fixed.advice
+    trained = [*tables, {"kind": "weight_grad", "site": "pos_embed", "role": "pos_embed"}]
+    (learned,) = verdicts(run_of(trained, summary(token_position_ratio=0.001)), "EMB001")
+    assert learned.severity == "error" and "wpe" in learned.advice
+
+
+def test_an_overrated_own_token_is_unlearned_and_so_milder():
+    (own,) = verdicts(run_of(summary=summary(loss=11.0, own_logit=11.0, logit_std=0.6)), "LOG001")
+    (spread,) = verdicts(run_of(summary=summary(loss=11.0, own_logit=0.0, logit_std=3.4)), "LOG001")
+    (lost,) = verdicts(run_of(summary=summary(loss=234.0, own_logit=239.0, logit_std=35.0)), "LOG001")
+    assert (own.severity, spread.severity, lost.severity) == ("warning", "error", "error")
+
+
+def test_select_ignore_and_prefixes():
+    run = run_of(stream(0.0), summary(token_position_ratio=0.001))
+    codes = {finding.code for finding in evaluate(run, select=["emb", "RES001"])}
+    assert codes == {"EMB001", "RES001"}
+    assert {f.code for f in evaluate(run, select="RES,EMB", ignore=["RES"])} == {"EMB001"}
+    assert {f.code for f in evaluate(run, select=["ALL"])} == {rule.code for rule in RULES}
+    assert chosen(select=["all"]).overrides == {}
+
+
+def test_limits_by_code_and_by_name():
+    run = run_of(summary=summary(token_position_ratio=0.05))
+    assert verdicts(run, "EMB001")[0].severity == "warning"
+    (lower,) = [f for f in evaluate(run, limits={"EMB001": 0.04}) if f.code == "EMB001"]
+    assert lower.status == "pass" and lower.limit == "≥ 0.04; below 0.01 an error"
+    (error,) = [f for f in evaluate(run, limits={"EMB001.error": 0.07}) if f.code == "EMB001"]
+    assert error.severity == "error"
+    assert chosen(limits={"EMB001": 0.04}).overrides == {"limits": {"EMB001": 0.04}}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"select": ["XYZ"]}, "no rule has the code 'XYZ'"),
+        ({"ignore": ["EMB009"]}, "no rule has the code 'EMB009'"),
+        ({"limits": {"EMB009": 1.0}}, "no rule has the code 'EMB009'; there are EMB001"),
+        ({"limits": {"NUM001": 1.0}}, "has no limit to change"),
+        ({"limits": {"EMB001.worst": 1.0}}, "has no limit named 'worst'; it has warning, error"),
+        ({"limits": {"EMB001": "low"}}, "the limit of EMB001 is 'low'; expected a number"),
+        ({"limits": {"EMB001": math.nan}}, "expected a number"),
+    ],
+)
+def test_overrides_that_mean_nothing_are_one_sentence(options, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(run_of(summary=summary()), **options)
+
+
+def test_a_rule_is_found_by_code_or_name():
+    assert named("emb001") is named("token-drowned-by-position")
+    with pytest.raises(ConfigError, match="there are ATT001, ATT002"):
+        named("ATT009")

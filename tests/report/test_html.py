@@ -170,7 +170,8 @@ def test_files(tmp_path):
     assert {path.name for path in (tmp_path / "figures").iterdir()} == drawn
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (tmp_path / "figures").iterdir())
     saved = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))
-    assert [item["code"] for item in saved] == [finding.code for finding in findings]
+    assert saved["judging"] == {}
+    assert [item["code"] for item in saved["findings"]] == [finding.code for finding in findings]
     assert not list(tmp_path.rglob("*.tmp"))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from initlab.schema import Tables
+import pandas as pd
+
+from initlab.rundir import Run
 
 Severity = Literal["error", "warning", "info"]
 Status = Literal["fail", "pass", "not_applicable"]
@@ -17,45 +19,74 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """One check. `name` is the bad pattern, as a noun; a code is never used again for another rule."""
+    """One check. `name` is the bad pattern, as a noun; a code is never used again for another rule.
+
+    `measure` turns a run into a frame of one or more rows per recipe; `judge` turns one recipe's rows into a finding.
+    So a limit changes without measuring again. A recipe without rows is not applicable, for want of `needs`.
+    """
 
     code: str
     name: str
-    question: str  # column of the scoreboard: Depth, Embedding, Logits, Gradient, Numerics
+    question: str  # column of the scoreboard: Init, Depth, Embedding, Attention, Logits, Gradient, Numerics
     measures: str  # the formula, in words
-    needs: str  # what a run must hold; otherwise the finding is `not_applicable` and says this
-    limit: str
+    needs: str  # what a run must hold, and which flag provides it
+    limits: Mapping[str, float] = field(default_factory=dict)  # by name, in `unit`; the first is the main one
+    unit: str
+    limit: str  # the limits in words, with {name} for each
     basis: Basis
     why: str
     advice: str
     false_alarms: str
     source: str
     since: str
-    check: Callable[[Tables, dict[str, Any]], list[Finding]]
+    about_init: bool = True  # trained models, and steps after the first, aren't judged by it
+    by: tuple[str, ...] = ("recipe",)  # one finding for each of these
+    measure: Callable[[Run], pd.DataFrame]
+    judge: Callable[[Case, pd.DataFrame], Finding]
+
+    def limit_text(self, limits: Mapping[str, float]) -> str:
+        """The limits in words; numbers as short as they are exact."""
+        return self.limit.format(**{name: f"{value:g}" for name, value in limits.items()})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One recipe before one rule: the limits in force, and the ways to end."""
+
+    rule: Rule
+    recipe: str
+    limits: Mapping[str, float]
 
     def failed(self, message: str, *, severity: Severity, **found: Any) -> Finding:
-        """A finding that this rule was broken; `found` holds Finding's other fields."""
+        """The rule was broken; `found` holds Finding's other fields."""
         return self._finding("fail", severity, message, found)
 
     def passed(self, message: str, **found: Any) -> Finding:
-        """A finding that this rule was kept."""
+        """The rule was kept."""
         return self._finding("pass", "info", message, found)
 
     def not_applicable(self, message: str, **found: Any) -> Finding:
-        """A finding that the run doesn't hold what this rule needs; the message says what would provide it."""
+        """The run doesn't hold what the rule needs; the message says what would provide it."""
         return self._finding("not_applicable", "info", message, found)
 
     def _finding(self, status: Status, severity: Severity, message: str, found: dict[str, Any]) -> Finding:
-        text = {"why": self.why, "advice": self.advice, "limit": self.limit} | found
+        rule = self.rule
+        text = {
+            "why": rule.why,
+            "advice": rule.advice,
+            "limit": rule.limit_text(self.limits),
+            "unit": rule.unit,
+        } | found
         return Finding(
-            code=self.code,
-            name=self.name,
-            question=self.question,
+            code=rule.code,
+            name=rule.name,
+            question=rule.question,
             status=status,
             severity=severity,
+            recipe=self.recipe,
             message=message,
-            basis=self.basis,
-            source=self.source,
+            basis=rule.basis,
+            source=rule.source,
             **text,
         )
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from initlab.judge.rules.base import Finding, Rule
-from initlab.schema import Tables
+from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.rundir import Run
 
 # what each branch writes, and what enters its last projection
 BRANCHES = {"attn_out": "attn_z", "mlp_out": "mlp_act"}
@@ -70,83 +70,80 @@ def _slope(group: pd.DataFrame, column: str) -> tuple[float, float]:
     return float(np.mean(slopes)), error
 
 
-def check_unscaled_writes(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
-    """One finding per recipe and width."""
-    records = tables.records[tables.records["step"] == 0]
-    exponents = depth_exponents(records)
-    mean_writes = writes(records)
+def measure_unscaled(run: Run) -> pd.DataFrame:
+    """`writes`, with the embedding's variance and the projections' std at each size, and the branches' fits."""
+    records = run.tables.records
+    found = writes(records)
+    sizes = ["recipe", "n_embd", "n_layer"]
     embed = records[(records["site"] == "embed") & (records["kind"] == "activation")]
-    findings = []
-    for (recipe, n_embd), group in mean_writes.groupby(["recipe", "n_embd"], observed=True):
-        fits = exponents[(exponents["recipe"] == recipe) & (exponents["n_embd"] == n_embd)].set_index("site")
-        common: dict[str, Any] = {"recipe": str(recipe)}
-        where = f" at n_embd {n_embd}" if mean_writes["n_embd"].nunique() > 1 else ""
-        if group["n_layer"].nunique() < 2:
-            findings.append(UNSCALED_WRITES.not_applicable("Needs two depths or more: --depths 4,8,16", **common))
-            continue
-        if fits.empty:
-            message = f"The branches write nothing{where}, so nothing grows with depth"
-            findings.append(UNSCALED_WRITES.passed(message, **common))
-            continue
-        worst = str(fits["gain"].idxmax())
-        gain, stderr = float(fits.loc[worst, "gain"]), float(fits.loc[worst, "gain_stderr"])
-        deepest = int(group["n_layer"].max())
-        total = group[group["n_layer"] == deepest].groupby("site", observed=True)["var"].mean() * deepest
-        start = float(embed[(embed["recipe"] == recipe) & (embed["n_embd"] == n_embd)]["var"].mean())
-        unscaled = [str(site) for site in fits.index if fits.loc[site, "gain"] > -0.5]
-        share = float(total[unscaled].sum()) / start if unscaled else 0.0
-        common |= {"measured": gain, "uncertainty": stderr, "unit": "exponent of n_layer", "site": worst}
-        names = {"attn_out": "attention", "mlp_out": "MLP"}
-        text = " and ".join(
-            f"{names[str(site)]} ∝ n_layer^{round(fits.loc[site, 'gain'], 2) + 0.0:+.2f}" for site in fits.index
-        )
-        text = f"Per input, blocks write{where}: {text}"
-        # a sum of writes below the embedding's own variance leaves the stream's scale to the embedding
-        if share <= 1:
-            if unscaled:
-                common["unit"] += f"; the writes stay at {share:.2g}× the embedding"
-            findings.append(UNSCALED_WRITES.passed(text, **common))
-            continue
-        failing = group[group["site"].isin(unscaled)]
-        by_seed = [
-            max(_slope(rows[rows["site"] == site], "gain")[0] for site in unscaled) > -0.5
-            for _, rows in failing.groupby("seed")
-            if rows["n_layer"].nunique() > 1
-        ]
-        findings.append(
-            UNSCALED_WRITES.failed(
-                f"{text} (∝ n_layer^-1 when scaled). At {deepest} layers the unscaled writes sum to {share:.3g}× the "
-                f"embedding's variance; twice the depth makes that {2 ** (1 + gain):.2g} times as much",
-                severity="warning",
-                seeds_failing=sum(by_seed),
-                seeds_total=len(by_seed),
-                effect=math.log(share),
-                advice=_advice(records, str(recipe), int(n_embd), deepest, unscaled, gain),
-                **common,
-            )
-        )
-    return findings
+    start = embed.groupby(["recipe", "n_embd"], observed=True)["var"].mean().rename("embed").reset_index()
+    projections = records[(records["kind"] == "weight") & records["role"].isin(list(BRANCHES))]
+    drawn = projections.groupby([*sizes, "role"], observed=True)["std"].mean().rename("drawn").reset_index()
+    fits = depth_exponents(records)[["recipe", "n_embd", "site", "gain", "gain_stderr"]]
+    fits = fits.rename(columns={"gain": "slope", "gain_stderr": "stderr"})
+    text = {"recipe": str, "site": str}
+    out = found.astype(text).merge(start.astype({"recipe": str}), on=["recipe", "n_embd"], how="left")
+    out = out.merge(
+        drawn.rename(columns={"role": "site"}).astype(text), on=["recipe", "n_embd", "n_layer", "site"], how="left"
+    )
+    out["several"] = found["n_embd"].nunique() > 1
+    return out.merge(fits.astype(text), on=["recipe", "n_embd", "site"], how="left")
 
 
-def _advice(records: pd.DataFrame, recipe: str, n_embd: int, n_layer: int, unscaled: list[str], gain: float) -> str:
+def judge_unscaled(case: Case, rows: pd.DataFrame) -> Finding:
+    """Of one recipe at one width."""
+    where = f" at n_embd {int(rows['n_embd'].iloc[0])}" if rows["several"].iloc[0] else ""
+    if rows["n_layer"].nunique() < 2:
+        return case.not_applicable(f"Needs {case.rule.needs}")
+    fits = rows.drop_duplicates("site").set_index("site").dropna(subset="slope")
+    if fits.empty:
+        return case.passed(f"The branches write nothing{where}, so nothing grows with depth")
+    limit, most = case.limits["exponent"], case.limits["share"]
+    worst = str(fits["slope"].idxmax())
+    slope, stderr = float(fits.loc[worst, "slope"]), float(fits.loc[worst, "stderr"])
+    deepest = int(rows["n_layer"].max())
+    at_depth = rows[rows["n_layer"] == deepest]
+    total = at_depth.groupby("site")["var"].mean() * deepest
+    unscaled = [str(site) for site in fits.index if fits.loc[site, "slope"] > limit]
+    share = float(total[unscaled].sum()) / float(rows["embed"].iloc[0]) if unscaled else 0.0
+    common: dict[str, Any] = {"measured": slope, "uncertainty": stderr, "site": worst}
+    names = {"attn_out": "attention", "mlp_out": "MLP"}
+    text = " and ".join(
+        f"{names[str(site)]} ∝ n_layer^{round(fits.loc[site, 'slope'], 2) + 0.0:+.2f}" for site in fits.index
+    )
+    text = f"Per input, blocks write{where}: {text}"
+    # a sum of writes below the embedding's own variance leaves the stream's scale to the embedding
+    if share <= most:
+        if unscaled:
+            common["unit"] = f"{case.rule.unit}; the writes stay at {share:.2g}× the embedding"
+        return case.passed(text, **common)
+    failing = rows[rows["site"].isin(unscaled)]
+    by_seed = [
+        max(_slope(own[own["site"] == site], "gain")[0] for site in unscaled) > limit
+        for _, own in failing.groupby("seed")
+        if own["n_layer"].nunique() > 1
+    ]
+    return case.failed(
+        f"{text} (∝ n_layer^-1 when scaled). At {deepest} layers the unscaled writes sum to {share:.3g}× the "
+        f"embedding's variance; twice the depth makes that {2 ** (1 + slope):.2g} times as much",
+        severity="warning",
+        seeds_failing=sum(by_seed),
+        seeds_total=len(by_seed),
+        effect=math.log(share / most),
+        advice=_advice(at_depth, deepest, unscaled, slope),
+        **common,
+    )
+
+
+def _advice(rows: pd.DataFrame, n_layer: int, unscaled: list[str], gain: float) -> str:
     parameters = {"attn_out": "attn.c_proj.weight", "mlp_out": "mlp.c_proj.weight"}
-    stds = {site: _projection_std(records, recipe, n_embd, n_layer, site) for site in unscaled}
+    drawn = rows.groupby("site")["drawn"].mean()
     which = " and ".join(parameters[site] for site in unscaled)
     if abs(gain) > 0.5:
         return f"make the std of {which} fall as 1/√n_layer; now it goes as n_layer^{gain / 2:+.2f}"
-    values = ", ".join(f"{std:.3g} → {std / math.sqrt(2 * n_layer):.3g}" for std in dict.fromkeys(stds.values()))
+    texts = [f"{drawn[site]:.3g} → {drawn[site] / math.sqrt(2 * n_layer):.2g}" for site in unscaled]
+    values = ", ".join(dict.fromkeys(texts))
     return f"divide the std of {which} by √(2·n_layer): at {n_layer} layers {values}"
-
-
-def _projection_std(records: pd.DataFrame, recipe: str, n_embd: int, n_layer: int, role: str) -> float:
-    rows = records[
-        (records["kind"] == "weight")
-        & (records["role"] == role)
-        & (records["recipe"] == recipe)
-        & (records["n_embd"] == n_embd)
-        & (records["n_layer"] == n_layer)
-    ]
-    return round(float(rows["std"].mean()), 5)
 
 
 UNSCALED_WRITES = Rule(
@@ -155,8 +152,10 @@ UNSCALED_WRITES = Rule(
     question="Depth",
     measures="slope of ln(mean over blocks of var(write) / mean square entering its projection) on ln(n_layer), of "
     "attention and of MLP",
-    needs="two depths or more",
-    limit="exponent ≤ -0.5, or writes that sum to less than the embedding's variance",
+    needs="two depths or more: --depths 4,8,16",
+    limits={"exponent": -0.5, "share": 1.0},
+    unit="exponent of n_layer",
+    limit="exponent ≤ {exponent}, or writes that sum to at most {share}× the embedding's variance",
     basis="derived",
     why="Each block adds variance to the residual stream. With 1/√(2·n_layer) on both output projections the sum over "
     "the blocks is the same at every depth (exponent -1); without it the stream, and the gradient on the way back, "
@@ -168,6 +167,8 @@ UNSCALED_WRITES = Rule(
     "nats at 6, 24 and 48 layers of width 128, hence a warning.",
     source="Radford et al. 2019, section 2.3; nanoGPT model.py@3adf61e lines 143-145",
     since="0.1.0",
-    check=check_unscaled_writes,
+    by=("recipe", "n_embd"),
+    measure=measure_unscaled,
+    judge=judge_unscaled,
 )
 DEPTH_RULES = (UNSCALED_WRITES,)

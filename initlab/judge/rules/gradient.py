@@ -3,79 +3,150 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
 
+import numpy as np
 import pandas as pd
 
-from initlab.judge.rules.base import Finding, Rule
-from initlab.schema import Tables
+from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.rules.tallies import CELL, MATRICES, blocks, rows_of, seeds, size
+from initlab.rundir import Run
+
+_NO_GATES = ("bias", "norm_bias")  # zeros that are added shut nothing
 
 
-def check_zero_gradient(tables: Tables, manifest: dict[str, Any]) -> list[Finding]:
-    """One finding per recipe."""
-    findings = []
-    for recipe, rows in tables.records.groupby("recipe", observed=True):
-        gradients = rows[rows["kind"] == "weight_grad"]
-        common = {"recipe": str(recipe), "unit": "without gradient"}
-        if gradients.empty:
-            findings.append(ZERO_GRADIENT.not_applicable("Needs a backward pass and trainable parameters", **common))
-            continue
-        zero = gradients[gradients["abs_max"] == 0]
-        closed = _behind_zero_projection(rows, zero)
-        if zero.empty:
-            message = f"A gradient reaches every one of {gradients['module'].nunique()} parameters"
-            findings.append(ZERO_GRADIENT.passed(message, measured=0.0, **common))
-            continue
-        if closed:
-            message = (
-                f"{zero['module'].nunique()} parameters stand behind an output projection that is 0 and wait one step "
-                "for their gradient; it reaches every other one"
-            )
-            findings.append(ZERO_GRADIENT.passed(message, measured=0.0, **common))
-            continue
-        names = list(dict.fromkeys(zero["module"]))
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        layers = zero["layer"].dropna()
-        findings.append(
-            ZERO_GRADIENT.failed(
-                f"No gradient reaches {shown}",
-                severity="error" if _was_used(rows, zero) else "warning",
-                site=str(zero["site"].iloc[0]),
-                layer_first=int(layers.min()) if len(layers) else None,
-                layer_last=int(layers.max()) if len(layers) else None,
-                measured=float(len(names)),
-                seeds_failing=int(zero["seed"].nunique()),
-                seeds_total=int(gradients["seed"].nunique()),
-                effect=math.log(len(names)),
-                advice=f"check that {names[0]} is used in the forward pass and not detached",
-                **common,
-            )
-        )
-    return findings
+def measure_zero(run: Run) -> pd.DataFrame:
+    """Every parameter that has a gradient row: is it 0 throughout, and what explains that?
 
-
-def _was_used(rows: pd.DataFrame, zero: pd.DataFrame) -> bool:
-    """A module that holds one of the parameters gave an output, so that something after it cut the gradient off.
-
-    Modules that never ran, such as experts that this batch wasn't routed to, may yet learn from another batch.
+    Columns zero; waits (a parameter that is exactly 0, but has a gradient itself, shuts it off for one step); ran (its
+    module gave an output); aside (its role is unknown, or it belongs to a whole sub-module of a branch that gets no
+    gradient while the branch does, as top-k indexers don't).
     """
-    ran = set(rows.loc[(rows["kind"] == "activation") & (rows["numel"] > 0), "module"])
-    return any(module.rpartition(".")[0] in ran for module in zero["module"])
+    gradients = rows_of(run, "weight_grad")
+    if gradients.empty:
+        return pd.DataFrame()
+    kept = gradients[["recipe", "run_id", "step", "seed", "layer", "site", "role", "module"]]
+    found = kept.assign(zero=gradients["abs_max"] == 0, waits=False, ran=False, aside=False)
+    weights = rows_of(run, "weight")
+    shut = weights[(weights["abs_max"] == 0) & ~weights["role"].isin(_NO_GATES)]
+    outputs = run.tables.records[(run.tables.records["kind"] == "activation") & (run.tables.records["numel"] > 0)]
+    for (run_id, step), rows in found[found["zero"]].groupby(["run_id", "step"], observed=True):
+        whole = found[(found["run_id"] == run_id) & (found["step"] == step)]
+        learning = list(whole.loc[~whole["zero"], "module"])
+        own = shut[(shut["run_id"] == run_id) & (shut["step"] == step)]
+        names = set(learning)
+        gates = [m for m in own["module"] if m in names and not m.endswith("bias")]
+        everything = bool(set(own.loc[own["role"] == "unembed", "module"]) & names)
+        # what feeds all blocks through gates, beside the stream: another table learns if this isn't the stream's own
+        everywhere = _gated_throughout(gates, whole["module"])
+        tables = set(whole.loc[(whole["role"] == "token_embed") & ~whole["zero"], "module"])
+        ran = set(outputs.loc[outputs["run_id"] == run_id, "module"])
+        modules = rows["module"]
+        found.loc[rows.index, "waits"] = [
+            everything
+            or any(_shuts(gate, module) for gate in gates)
+            or (everywhere and bool(tables) and not _block(module))
+            for module in modules
+        ]
+        found.loc[rows.index, "ran"] = [module.rpartition(".")[0] in ran for module in modules]
+        unknown = rows["role"].isna().to_numpy()
+        found.loc[rows.index, "aside"] = unknown | np.array([_helper(module, learning) for module in modules])
+    return found
 
 
-def _behind_zero_projection(rows: pd.DataFrame, zero: pd.DataFrame) -> bool:
-    """Every zero gradient is of a block whose own output projection is exactly 0."""
-    weights = rows[(rows["kind"] == "weight") & (rows["abs_max"] == 0)]
-    shut = {
-        (run, layer, branch)
-        for run, layer, branch in zip(weights["run_id"], weights["layer"], weights["role"], strict=True)
-    }
-    for run, layer, module in zip(zero["run_id"], zero["layer"], zero["module"], strict=True):
-        branch = "attn_out" if any(part in module for part in (".attn.", ".ln_1.")) else "mlp_out"
-        # the projection itself, zero or not, gets a gradient as soon as anything enters it
-        if ".c_proj." in module or (run, layer, branch) not in shut:
-            return False
-    return True
+def _block(module: str) -> str:
+    """`transformer.h.0.` of `transformer.h.0.attn.c_proj.weight`; empty outside the blocks."""
+    found = re.match(r".*?\.\d+\.", module)
+    return found.group() if found else ""
+
+
+def _gated_throughout(gates: list[str], modules: pd.Series) -> bool:
+    """Every block of some stack holds a gate."""
+    gated = {_block(gate) for gate in gates} - {""}
+    stacks = {block.rsplit(".", 2)[0] for block in gated}
+    return bool(gated) and all(
+        block in gated for block in map(_block, modules) if block and block.rsplit(".", 2)[0] in stacks
+    )
+
+
+def _shuts(gate: str, module: str) -> bool:
+    """Gate and parameter are of one block, and of one branch of it unless either is held by the block itself."""
+    block = _block(gate)
+    if not block or not module.startswith(block):
+        return False
+    of_gate, of_module = (name.removeprefix(block).split(".") for name in (gate, module))
+    return len(of_gate) < 3 or len(of_module) < 3 or of_gate[0] == of_module[0]
+
+
+def _helper(module: str, learning: list[str]) -> bool:
+    """A sub-module inside a branch in which nothing learns, while other parts of the branch do."""
+    block = _block(module)
+    parts = module.removeprefix(block).split(".")
+    if not block or len(parts) < 4:
+        return False
+    branch, part = f"{block}{parts[0]}.", f"{block}{parts[0]}.{parts[1]}."
+    inside = [name for name in learning if name.startswith(branch)]
+    return bool(inside) and not any(name.startswith(part) for name in inside)
+
+
+def judge_zero(case: Case, rows: pd.DataFrame) -> Finding:
+    """All parameters without gradient that nothing explains."""
+    zero = rows[rows["zero"]]
+    bad = zero[~zero["waits"]]
+    if zero.empty:
+        return case.passed(f"A gradient reaches every one of {rows['module'].nunique()} parameters", measured=0.0)
+    if bad.empty:
+        return case.passed(
+            f"{zero['module'].nunique()} parameters stand behind one that is 0 and wait one step for their gradient; "
+            "it reaches every other one",
+            measured=0.0,
+        )
+    cut = bad[~bad["aside"]]
+    first = cut if len(cut) else bad
+    names = list(dict.fromkeys([*first["module"], *bad["module"]]))
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return case.failed(
+        f"No gradient reaches {shown}",
+        severity="error" if cut["ran"].any() else "warning",
+        site=str(first["site"].iloc[0]),
+        measured=float(len(names)),
+        effect=math.log(len(names)),
+        advice=f"check that {names[0]} is used in the forward pass and not detached; if it is unused on purpose, "
+        "freeze it (requires_grad=False)",
+        **blocks(bad["layer"]),
+        **seeds(rows["zero"] & ~rows["waits"], rows["seed"]),
+    )
+
+
+def measure_imbalance(run: Run) -> pd.DataFrame:
+    """Per cell and role of a matrix inside the blocks: rms of the gradient ÷ rms of the weight, over all blocks."""
+    weights = rows_of(run, "weight", *MATRICES)[[*CELL, "role", "module", "rms"]]
+    gradients = rows_of(run, "weight_grad", *MATRICES)[["run_id", "module", "rms"]]
+    pairs = weights.merge(gradients, on=["run_id", "module"], suffixes=("", "_grad"))
+    pairs = pairs[(pairs["rms"] > 0) & (pairs["rms_grad"] > 0)]
+    pairs = pairs.assign(square=(pairs["rms_grad"] / pairs["rms"]) ** 2)
+    found = pairs.groupby([*CELL, "role"], observed=True)["square"].mean().reset_index()
+    return found.assign(relative=np.sqrt(found["square"]))
+
+
+def judge_imbalance(case: Case, rows: pd.DataFrame) -> Finding:
+    """The cell with the largest ratio between two roles."""
+    grouped = rows.groupby("run_id", observed=True)["relative"]
+    ratio = grouped.max() / grouped.min()
+    run_id, value, limit = ratio.idxmax(), float(ratio.max()), case.limits["ratio"]
+    own = rows[rows["run_id"] == run_id].set_index("role")["relative"]
+    text = f"Relative to their weights, gradients of {own.idxmax()} are {value:.3g}× those of {own.idxmin()}"
+    if value <= limit:
+        return case.passed(text, measured=value)
+    first = rows[rows["run_id"] == run_id].iloc[0]
+    return case.failed(
+        f"{text}{size(first, rows)}",
+        severity="info",
+        measured=value,
+        site=str(own.idxmin()),
+        effect=math.log(value / limit),
+        **seeds(rows["run_id"].map(ratio).astype(float) > limit, rows["seed"]),
+    )
 
 
 ZERO_GRADIENT = Rule(
@@ -83,15 +154,41 @@ ZERO_GRADIENT = Rule(
     name="zero-gradient-parameter",
     question="Gradient",
     measures="parameters whose gradient is 0 in every element",
-    needs="a backward pass",
-    limit="none, but for those behind a zero-initialised output projection",
+    needs="a backward pass and trainable parameters",
+    unit="without gradient",
+    limit="none, but for those behind a parameter that is 0 and has a gradient itself",
     basis="derived",
     why="A parameter without gradient doesn't learn: it is unused, detached, or shut off by a zero after it.",
     advice="Check that the parameter is used in the forward pass.",
-    false_alarms="Parameters that only other inputs reach, such as experts that this batch wasn't routed to: a "
-    "warning.",
+    false_alarms="Parameters that only other inputs reach, such as experts that this batch wasn't routed to; parts "
+    "that nothing differentiable follows (indexers that feed a top-k, an unused pooler). Both are warnings: they are "
+    "told from a slip by that their modules never ran, that their role is unknown, or that a whole part of a branch "
+    "has no gradient while the branch has.",
     source="chain rule; zero-initialised projections: Fixup, 1901.09321",
     since="0.1.0",
-    check=check_zero_gradient,
+    about_init=False,
+    measure=measure_zero,
+    judge=judge_zero,
 )
-GRADIENT_RULES = (ZERO_GRADIENT,)
+IMBALANCE = Rule(
+    code="GRD002",
+    name="role-gradient-imbalance",
+    question="Gradient",
+    measures="largest ÷ smallest, over the roles of the blocks' matrices, of rms(gradient) / rms(weight)",
+    needs="a backward pass, and two roles of matrices with a gradient",
+    limits={"ratio": 1000.0},
+    unit="largest / smallest",
+    limit="≤ {ratio}",
+    basis="heuristic",
+    why="With plain gradient descent one rate has to fit all roles, and a clipped norm is that of the largest. Adam "
+    "divides the scale out again, but not its epsilon.",
+    advice="use per-role learning rates, or Adam with a small epsilon; queries and keys get more gradient with a "
+    "larger std of their own",
+    false_alarms="Queries and keys of a narrow model with a small std: attention is near uniform and hardly depends on "
+    "them. Trains under Adam, hence a note.",
+    source="limit above nanoGPT's and transformers' own inits, which have 2 to 61 (benchmarks/rule_false_alarms.py)",
+    since="0.2.0",
+    measure=measure_imbalance,
+    judge=judge_imbalance,
+)
+GRADIENT_RULES = (ZERO_GRADIENT, IMBALANCE)

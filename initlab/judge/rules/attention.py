@@ -1,0 +1,101 @@
+"""Where attention looks before it has learned anything."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.rules.tallies import CELL, seeds, size
+from initlab.rundir import Run
+
+
+def measure_heads(run: Run) -> pd.DataFrame:
+    """Mean over the heads of every block: entropy as a share of its largest, and std of the attention logits."""
+    columns = ["entropy_frac", "logit_std"]
+    return run.tables.heads.groupby([*CELL, "layer"], observed=True)[columns].mean().reset_index()
+
+
+def judge_entropy(case: Case, rows: pd.DataFrame) -> Finding:
+    """The block, of the means over seeds, that looks most narrowly."""
+    worst, value = _extreme(rows, "entropy_frac", lowest=True)
+    warning, error = case.limits["warning"], case.limits["error"]
+    common = {"measured": value, "site": "attn_pattern", "layer_first": int(worst["layer"])}
+    text = f"Attention has {value:.0%} of a uniform pattern's entropy at its narrowest, in block {int(worst['layer'])}"
+    if value >= warning:
+        return case.passed(text, **common)
+    return case.failed(
+        f"{text}{size(worst, rows)}: each position already looks at few tokens, chosen at random",
+        severity="error" if value < error else "warning",
+        effect=math.log(warning / value) if value > 0 else math.inf,
+        **seeds(rows["entropy_frac"] < warning, rows["seed"]),
+        **common,
+    )
+
+
+def judge_logits(case: Case, rows: pd.DataFrame) -> Finding:
+    """The block, of the means over seeds, with the largest logits."""
+    worst, value = _extreme(rows, "logit_std", lowest=False)
+    limit = case.limits["std"]
+    common = {"measured": value, "site": "attn_logits", "layer_first": int(worst["layer"])}
+    text = f"Attention logits have std {value:.2g} at most, in block {int(worst['layer'])}"
+    if value <= limit:
+        return case.passed(text, **common)
+    return case.failed(
+        f"{text}{size(worst, rows)}: the softmax loses about std²/2 = {value**2 / 2:.1f} nats of entropy to chance",
+        severity="warning",
+        effect=math.log(value / limit),
+        **seeds(rows["logit_std"] > limit, rows["seed"]),
+        **common,
+    )
+
+
+def _extreme(rows: pd.DataFrame, column: str, *, lowest: bool) -> tuple[pd.Series, float]:
+    place = rows.groupby(["n_layer", "n_embd", "layer"])[column].mean()
+    n_layer, n_embd, layer = tuple(place.idxmin() if lowest else place.idxmax())
+    at = (rows["n_layer"] == n_layer) & (rows["n_embd"] == n_embd) & (rows["layer"] == layer)
+    return rows[at].iloc[0], float(place.loc[n_layer, n_embd, layer])
+
+
+_NEEDS = "nanoGPT's layout, and --stats full"
+COLLAPSE = Rule(
+    code="ATT001",
+    name="attention-collapse",
+    question="Attention",
+    measures="entropy of the attention pattern / ln(visible keys), mean over a block's heads",
+    needs=_NEEDS,
+    limits={"warning": 0.5, "error": 0.2},
+    unit="of uniform",
+    limit="≥ {warning}; below {error} an error",
+    basis="heuristic",
+    why="A pattern on few tokens is a choice that nothing justifies yet, and its softmax is saturated: little gradient "
+    "reaches the queries and keys to change it.",
+    advice="draw the queries' and keys' matrices with a smaller std, or normalise them (QK-norm)",
+    false_alarms="None known at init: q and k of unit variance leave 0.8 to 0.9. A std of 0.5 at width 64 (logits of "
+    "std 16) lost 0.4 to 0.9 nats at the usual rates and won only at 0.03.",
+    source="stability grid at width 64: std 0.1 trains as well as any, 0.5 doesn't; limits between",
+    since="0.2.0",
+    measure=measure_heads,
+    judge=judge_entropy,
+)
+LOGIT_SCALE = Rule(
+    code="ATT002",
+    name="attention-logit-scale",
+    question="Attention",
+    measures="std of the visible attention logits within a row, mean over a block's heads",
+    needs=_NEEDS,
+    limits={"std": 2.5},
+    unit="std of logits",
+    limit="≤ {std}",
+    basis="heuristic",
+    why="Gaussian logits of std s cost the softmax s²/2 nats of entropy. Large logits at init grow further in "
+    "training, which is a known way to diverge.",
+    advice="draw the queries' and keys' matrices with a smaller std, use 1/√d_head (or 1/d_head), or QK-norm",
+    false_alarms="He's init of queries and keys has 2.0 by itself, unit variance 1.0; both are below the limit.",
+    source="Dehghani et al. 2023, 2302.05442, section 3; Wortsman et al. 2023, 2309.14322",
+    since="0.2.0",
+    measure=measure_heads,
+    judge=judge_logits,
+)
+ATTENTION_RULES = (COLLAPSE, LOGIT_SCALE)

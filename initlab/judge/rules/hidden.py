@@ -1,0 +1,127 @@
+"""Whether the hidden units work: neither all linear, nor shut."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.rules.tallies import CELL, rows_of, seeds, size
+from initlab.rundir import Run
+
+_ENTERING = ("mlp_in", "mlp_gate")
+
+
+def measure_small(run: Run) -> pd.DataFrame:
+    """Per cell, the median over blocks of a pre-activation's mean square.
+
+    Measured (`mlp_pre`) where the layout shows it, else n_embd · std² of the matrices that enter the MLP, which is
+    that of an input of rms 1, as norms give it; with the std that would make it 768 · 0.02².
+    """
+    measured = rows_of(run, "activation", "mlp_pre")
+    square = (measured["rms"] ** 2).groupby([measured[key] for key in CELL], observed=True).median()
+    weights = rows_of(run, "weight", *_ENTERING)
+    weights = weights[(weights["rms"] > 0) & (weights["n_embd"] > 0)]
+    drawn = weights.groupby(CELL, observed=True)["rms"].median()
+    stream = rows_of(run, "activation", "resid_post")
+    width = (stream["numel"] / stream["n_tokens"]).groupby(stream["run_id"], observed=True).median()
+    out = pd.DataFrame({"std": drawn, "measured": square}).reset_index()
+    out["width"] = out["run_id"].map(width).astype(float).fillna(out["n_embd"])
+    out["square"] = out["measured"].fillna(out["width"] * out["std"] ** 2)
+    out["wanted"] = 0.02 * np.sqrt(768 / out["width"])
+    return out[out["square"] > 0]
+
+
+def judge_small(case: Case, rows: pd.DataFrame) -> Finding:
+    """The width with the smallest."""
+    by_size = rows.groupby("width")["square"].median()
+    worst = rows[rows["width"] == by_size.idxmin()].iloc[0]
+    value, warning, note = float(by_size.min()), case.limits["warning"], case.limits["info"]
+    common = {"measured": value, "site": "mlp_pre"}
+    text = f"The MLP's pre-activations have a mean square of {value:.2g} at n_embd {int(worst['width'])}"
+    if value >= note:
+        return case.passed(text, **common)
+    found = "" if math.isnan(worst["std"]) else f" (std {worst['std']:.3g})"
+    wanted = f"std 0.02·√(768/{int(worst['width'])}) = {worst['wanted']:.3g}"
+    return case.failed(
+        f"{text}{found}: the nonlinearity is hardly one. GPT-2 has 0.31 at its width",
+        severity="warning" if value < warning else "info",
+        effect=math.log(note / value),
+        advice=f"draw the hidden matrices with {wanted} (recipe nanogpt-width-matched where it is listed)",
+        **seeds(rows["square"] < note, rows["seed"]),
+        **common,
+    )
+
+
+def measure_dead(run: Run) -> pd.DataFrame:
+    """Per cell, the share of units that are ≤ 0 on every token, and the largest share of zeros in a block's units."""
+    units = rows_of(run, "activation", "mlp_act")
+    zeros = units.groupby(["run_id", "step"], observed=True)["frac_zero"].max().rename("zeros")
+    found = run.tables.summary[[*CELL, "step", "dead_frac"]].join(zeros, on=["run_id", "step"])
+    return found[found["dead_frac"].notna() | found["zeros"].notna()]
+
+
+def judge_dead(case: Case, rows: pd.DataFrame) -> Finding:
+    """The cell with most of either."""
+    dead, zeros = rows["dead_frac"].fillna(0.0), rows["zeros"].fillna(0.0)
+    bad = (dead > case.limits["dead"]) | (zeros > case.limits["zeros"])
+    worst = rows.loc[(dead / case.limits["dead"]).combine(zeros / case.limits["zeros"], max).idxmax()]
+    share = float(dead[worst.name])
+    text = f"{share:.1%} of the MLP's units are ≤ 0 on every token, {zeros[worst.name]:.1%} of a block's values are 0"
+    common = {"measured": share, "site": "mlp_act"}
+    if not bad.any():
+        return case.passed(text, **common)
+    return case.failed(
+        f"{text}{size(worst, rows)}",
+        severity="warning",
+        effect=max(share / case.limits["dead"] - 1, 0.0),
+        **seeds(bad, rows["seed"]),
+        **common,
+    )
+
+
+SMALL = Rule(
+    code="ACT001",
+    name="hidden-std-too-small",
+    question="Init",
+    measures="mean square of the MLP's pre-activations, measured or n_embd · std² of the matrices behind a norm",
+    needs="matrices with the role mlp_in or mlp_gate that aren't 0",
+    limits={"info": 0.06, "warning": 0.04},
+    unit="mean square",
+    limit="≥ {info}; below {warning} a warning",
+    basis="heuristic",
+    why="A constant std such as 0.02 is fitted to a width. At a narrow one the pre-activations are near 0, where every "
+    "smooth nonlinearity is a line, and attention is near uniform: the model starts as a bag of words.",
+    advice="Draw the hidden matrices with std 0.02·√(768/n_embd).",
+    false_alarms="Models that scale the pre-activations in the forward pass without showing them. 0.31 (GPT-2 at 768) "
+    "and 0.15 (nanoGPT at 384) are fine; 0.026 (0.02 at width 64) lost 0.05 to 0.5 nats against the width-matched std "
+    "in all cells of a grid over depths and rates; 0.05 (width 128) lost 0.03 with warmup at rate 1e-3 and won as "
+    "much elsewhere: a note.",
+    source="24 cells of 150 steps at width 64, one seed each; 540 runs of 300 steps at width 128",
+    since="0.2.0",
+    measure=measure_small,
+    judge=judge_small,
+)
+DEAD = Rule(
+    code="ACT002",
+    name="dead-units",
+    question="Gradient",
+    measures="share of MLP units that are ≤ 0 on every token; share of exact zeros among a block's activations",
+    needs="nanoGPT's layout, and --stats full",
+    limits={"dead": 0.25, "zeros": 0.9},
+    unit="of the units",
+    limit="≤ {dead} dead, ≤ {zeros} of a block's values 0 (a ReLU has 0.5 by itself)",
+    basis="heuristic",
+    why="A unit that is off on every token passes no signal and, behind a ReLU, no gradient: it stays off.",
+    advice="lower the std or the bias of mlp.c_fc, or find what makes all tokens alike (see RES007)",
+    false_alarms="Smooth nonlinearities (GELU, SiLU) pass a gradient below 0 too. Small batches leave rare units off: "
+    "use a thousand tokens.",
+    source="limits far above what GELU and ReLU show at init (below 0.01, and 0.5)",
+    since="0.2.0",
+    about_init=False,
+    measure=measure_dead,
+    judge=judge_dead,
+)
+HIDDEN_RULES = (SMALL, DEAD)

@@ -1,0 +1,107 @@
+"""Which rules judge a run, and by which limits: what a user may override."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from initlab.errors import ConfigError
+from initlab.judge.rules.base import Rule
+
+EVERY = "ALL"  # as a code: every rule
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Rules in force and their limits.
+
+    Attributes:
+        rules: those that are selected and not ignored, in the catalogue's order.
+        limits: code -> name -> value, complete, overridden or not.
+        overrides: what the user gave, JSON-ready and empty where that was nothing; run.json stores it.
+    """
+
+    rules: tuple[Rule, ...]
+    limits: dict[str, dict[str, float]]
+    overrides: dict[str, Any]
+
+
+def choose(
+    catalogue: Sequence[Rule],
+    select: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    limits: Mapping[str, float] | None = None,
+) -> Choice:
+    """Resolve codes, prefixes of codes (`GRD`), `ALL`, and limits by code (`EMB001`) or code and name (`EMB001.error`).
+
+    Raises:
+        ConfigError: a code that no rule has, a rule or name without limit, or a limit that is no number.
+    """
+    select, ignore, limits = _codes(select), _codes(ignore), dict(limits or {})
+    for code in (*select, *ignore):
+        if not any(_meant(rule, code) for rule in catalogue):
+            raise ConfigError(f"no rule has the code {code!r}; `initlab rules` lists them")
+    rules = tuple(
+        rule
+        for rule in catalogue
+        if (not select or any(_meant(rule, code) for code in select)) and not any(_meant(rule, code) for code in ignore)
+    )
+    values = {rule.code: dict(rule.limits) for rule in catalogue}
+    for key, value in limits.items():
+        code, name = _limit(catalogue, key, value)
+        values[code][name] = float(value)
+    given = {"select": [] if EVERY in select else select, "ignore": ignore, "limits": limits}
+    return Choice(rules, values, {key: value for key, value in given.items() if value})
+
+
+def parse_limits(texts: Iterable[str]) -> dict[str, float]:
+    """`CODE=x` and `CODE.name=x` as a dict.
+
+    Raises:
+        ConfigError: no equals sign, or no number after it.
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            found[key.strip()] = float(value)
+        except ValueError:
+            example = "expected CODE=number, such as EMB001=0.05"
+            what = f"{value!r} is no number" if equals else "it has no ="
+            raise ConfigError(f"limit {text!r} can't be used: {what}; {example}") from None
+    return found
+
+
+def find_rule(catalogue: Sequence[Rule], code: str) -> Rule:
+    """The rule with a code or name. Raises ConfigError with the nearest codes if there is none."""
+    for rule in catalogue:
+        if code.upper() == rule.code or code.lower() == rule.name:
+            return rule
+    family = [rule.code for rule in catalogue if rule.code.startswith(code[:3].upper())]
+    hint = f"; there are {', '.join(family)}" if family else "; `initlab rules` lists them"
+    raise ConfigError(f"no rule has the code {code!r}{hint}")
+
+
+def _codes(codes: Iterable[str]) -> list[str]:
+    """Codes in capitals; one string may hold several, with commas between."""
+    given = [codes] if isinstance(codes, str) else list(codes)
+    return [part.strip().upper() for text in given for part in text.split(",") if part.strip()]
+
+
+def _meant(rule: Rule, code: str) -> bool:
+    return code == EVERY or rule.code.startswith(code)
+
+
+def _limit(catalogue: Sequence[Rule], key: str, value: Any) -> tuple[str, str]:
+    code, _, name = key.partition(".")
+    rule = find_rule(catalogue, code)
+    if not rule.limits:
+        raise ConfigError(f"{rule.code} ({rule.name}) has no limit to change; leave it out with ignore")
+    name = name or next(iter(rule.limits))
+    if name not in rule.limits:
+        raise ConfigError(f"{rule.code} has no limit named {name!r}; it has {', '.join(rule.limits)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise ConfigError(f"the limit of {rule.code} is {value!r}; expected a number")
+    return rule.code, name

@@ -1,0 +1,238 @@
+"""What the residual stream keeps: of single writes, of the embedding, of the difference between positions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.rules.tallies import CELL, rows_of, seeds, size
+from initlab.judge.rules.trends import off_trend
+from initlab.rundir import Run
+
+_WRITES = ("attn_out", "cross_attn_out", "mlp_out", "mixer_out")
+_ENTERED = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}  # the stream that a write is added to
+# share of the sum below which a rounded sum doesn't change: half a unit in the last place
+_ABSORBED = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+
+
+def measure_spike(run: Run) -> pd.DataFrame:
+    """ln(variance of a block's write / trend over the blocks), relative to the closed form where there is one."""
+    rows = rows_of(run, "activation", *_WRITES)
+    rows = rows[rows["layer"].notna()]
+    keys = [*CELL, "site", "module", "layer"]
+    rows = rows.groupby(keys, observed=True)[["var", "expected_var"]].mean().reset_index()
+    parts = []
+    for _, group in rows.groupby(["run_id", "site"], observed=True):
+        expected = group["expected_var"]
+        value = group["var"] / expected if (expected > 0).all() else group["var"]
+        off = off_trend(group["layer"].to_numpy(float), value.to_numpy(float))
+        if not (expected > 0).all():
+            # attention averages unlike tokens away, and they are unlike in the first block alone
+            early = (group["layer"] == group["layer"].min()).to_numpy() & np.isfinite(off)
+            off = np.where(early, np.maximum(off, 0.0), off)
+        parts.append(group.assign(off=off, blocks=len(group)))
+    found = pd.concat(parts) if parts else pd.DataFrame()
+    return found[found["blocks"] > 3] if len(found) else found
+
+
+def judge_spike(case: Case, rows: pd.DataFrame) -> Finding:
+    """The write farthest from its trend; 0 counts as one when the others write."""
+    beyond = rows["off"].abs() > math.log(case.limits["factor"])
+    worst = rows.loc[rows["off"].abs().idxmax()]
+    factor = math.exp(float(worst["off"]))
+    common = {"measured": factor, "site": str(worst["site"])}
+    if not beyond.any():
+        return case.passed("No block writes much more or less than the trend over the blocks says", **common)
+    layer = int(worst["layer"])
+    return case.failed(
+        f"Block {layer} of {int(worst['n_layer'])} ({worst['module']}) writes {factor:.2g}× the variance that the "
+        f"other blocks' trend suggests{size(worst, rows)}",
+        severity="warning",
+        effect=min(abs(float(worst["off"])), 1e6),
+        advice=f"compare the weights of {worst['module']} with those of its neighbours, and how it is wired",
+        layer_first=layer,
+        layer_last=layer,
+        **seeds(beyond, rows["seed"]),
+        **common,
+    )
+
+
+def measure_absorbed(run: Run) -> pd.DataFrame:
+    """rms of every write that isn't exactly 0 ÷ rms of the stream it is added to, and the stream's dtype."""
+    keys = [*CELL, "layer"]
+    stream = rows_of(run, "activation", *_ENTERED.values())
+    stream = stream[stream["rms"] > 0]
+    level = stream.groupby([*keys, "site"], observed=True).agg(level=("rms", "mean"), dtype=("dtype", "first"))
+    wide = {site: rows.droplevel("site") for site, rows in level.groupby("site", observed=True)}
+    entered = wide.get("resid_mid", pd.DataFrame(columns=["level", "dtype"]))
+    start = wide.get("resid_pre", pd.DataFrame(columns=["level", "dtype"]))
+    parts = []
+    for site in _ENTERED:
+        writes = rows_of(run, "activation", site)
+        writes = writes[(writes["rms"] > 0) & writes["layer"].notna()]
+        if writes.empty or start.empty:
+            continue
+        of = start if site == "attn_out" or entered.empty else entered
+        joined = writes[[*keys, "site", "rms"]].join(of, on=keys)
+        parts.append(joined.assign(ratio=joined["rms"] / joined["level"]).dropna(subset="ratio"))
+    return pd.concat(parts) if parts else pd.DataFrame()
+
+
+def judge_absorbed(case: Case, rows: pd.DataFrame) -> Finding:
+    """The smallest write, against the rounding of the stream's own dtype, or else of bfloat16."""
+    worst = rows.loc[rows["ratio"].idxmin()]
+    dtype, ratio = str(worst["dtype"]), float(worst["ratio"])
+    own = dtype in case.limits
+    limit = case.limits[dtype if own else "bfloat16"]
+    layer = int(worst["layer"])
+    common = {"measured": ratio, "site": str(worst["site"]), "layer_first": layer}
+    text = f"The smallest write is {ratio:.2g}× the stream it is added to, in rms ({worst['site']}, block {layer})"
+    if ratio >= limit:
+        return case.passed(text, **common)
+    return case.failed(
+        text + ("" if own else f": harmless in {dtype}, lost in bfloat16"),
+        severity="warning" if own else "info",
+        effect=math.log(limit / ratio),
+        advice="keep the residual stream in float32, or let the branch write more (std of its output projection)",
+        **seeds(rows["ratio"] < limit, rows["seed"]),
+        **common,
+    )
+
+
+def measure_growth(run: Run) -> pd.DataFrame:
+    """Variance of the last residual stream ÷ that of the embedding, per cell."""
+    embed = rows_of(run, "activation", "embed").groupby("run_id", observed=True)["var"].mean()
+    last = rows_of(run, "activation", "resid_post")
+    last = last[last["layer"] == last["n_layer"] - 1].groupby(CELL, observed=True)["var"].mean().reset_index()
+    growth = last["var"] / last["run_id"].map(embed).astype(float)
+    return last.assign(growth=growth)[np.isfinite(growth)]
+
+
+def judge_growth(case: Case, rows: pd.DataFrame) -> Finding:
+    """The cell whose stream grows most."""
+    worst, limit = rows.loc[rows["growth"].idxmax()], case.limits["factor"]
+    growth = float(worst["growth"])
+    text = f"From embedding to last block the stream's variance grows {growth:.3g}×{size(worst, rows)}"
+    if growth <= limit:
+        return case.passed(text, measured=growth, site="resid_post")
+    return case.failed(
+        f"{text}: the embedding is {1 / growth:.1g} of what the head reads",
+        severity="info",
+        measured=growth,
+        site="resid_post",
+        effect=math.log(growth / limit),
+        **seeds(rows["growth"] > limit, rows["seed"]),
+    )
+
+
+def measure_collapse(run: Run) -> pd.DataFrame:
+    """Mean cosine between positions in the last stream, and its closed form where there is one."""
+    columns = [*CELL, "token_cosine", "expected_token_cosine"]
+    return run.tables.summary[columns][run.tables.summary["token_cosine"].notna()]
+
+
+def judge_collapse(case: Case, rows: pd.DataFrame) -> Finding:
+    """The cell whose positions are most alike; beside it what the closed form expects."""
+    cosine, expected = rows["token_cosine"], rows["expected_token_cosine"]
+    bad = (cosine > case.limits["cosine"]) | (cosine > expected + case.limits["excess"])
+    worst = rows.loc[(cosine.where(bad, cosine - 2)).idxmax()]
+    value, known = float(worst["token_cosine"]), float(worst["expected_token_cosine"])
+    beside = "" if math.isnan(known) else f" (closed form {known:.2f})"
+    text = f"Two positions of the last stream have a mean cosine of {value:.2f}{beside}{size(worst, rows)}"
+    common = {"measured": value, "site": "resid_post"}
+    if not bad.any():
+        return case.passed(text, **common)
+    return case.failed(
+        f"{text}: the model hardly tells its tokens apart",
+        severity="warning",
+        effect=max(value - case.limits["cosine"], 0.0),
+        **seeds(bad, rows["seed"]),
+        **common,
+    )
+
+
+SPIKE = Rule(
+    code="RES004",
+    name="single-layer-spike",
+    question="Depth",
+    measures="variance of a block's write ÷ a power law of the block's number, fitted robustly to all blocks; both "
+    "relative to the closed form where there is one",
+    needs="a residual stream of four blocks or more",
+    limits={"factor": 8.0},
+    unit="× the other blocks' trend",
+    limit="between ÷{factor} and ×{factor}",
+    basis="heuristic",
+    why="Blocks of one stack that are drawn alike write alike. One that doesn't was drawn, scaled or wired "
+    "differently, and a single large write sets the scale of everything after it.",
+    advice="Compare the block's weights with its neighbours'.",
+    false_alarms="Dense blocks among expert ones. A first block whose attention averages unlike tokens writes up to "
+    "30× less than later ones; so without a closed form it is judged only for writing more, or nothing.",
+    source="trend: Theil-Sen on ln variance over ln(block + 1)",
+    since="0.2.0",
+    measure=measure_spike,
+    judge=judge_spike,
+)
+ABSORBED = Rule(
+    code="RES005",
+    name="absorbed-branch",
+    question="Numerics",
+    measures="smallest rms(write) / rms(stream it is added to), of writes that aren't exactly 0",
+    needs="a residual stream",
+    limits=_ABSORBED,
+    unit="× the stream",
+    limit="≥ {bfloat16} in bfloat16, ≥ {float16} in float16",
+    basis="derived",
+    why="A sum in bfloat16 keeps 8 bits: what is below 2^-8 of the stream is rounded away, so the branch neither says "
+    "anything nor learns from what it says.",
+    advice="Keep the stream in float32, or let the branch write more.",
+    false_alarms="Streams kept in float32 (also under autocast) lose nothing: a note.",
+    source="half a unit in the last place: eps(bfloat16) = 2^-7, eps(float16) = 2^-10",
+    since="0.2.0",
+    measure=measure_absorbed,
+    judge=judge_absorbed,
+)
+GROWTH = Rule(
+    code="RES006",
+    name="drowned-embedding",
+    question="Depth",
+    measures="variance of the last residual stream ÷ variance of what enters the first block",
+    needs="a residual stream",
+    limits={"factor": 1024.0},
+    unit="× the embedding",
+    limit="≤ {factor}",
+    basis="heuristic",
+    why="What the head reads is then the blocks' writes, and hardly the token. Later blocks change the stream little, "
+    "and gradients grow towards the embedding by about the same factor.",
+    advice="divide the std of the output projections by √(2·n_layer), or draw the embedding with a larger std",
+    false_alarms="GPT-2's own sizes grow 103× (124M) to 556× (1.5B) and train, so the limit is above them. Llama's "
+    "0.02 without depth scaling passes it from width 768 on and is trained everywhere: a note, not a warning. "
+    "Without depth scaling width 128 lost 0.004, 0.044 and 0.085 nats at 6, 24 and 48 layers.",
+    source="kernel theory of GPT-2's sizes; 540 runs of 300 steps at width 128",
+    since="0.2.0",
+    measure=measure_growth,
+    judge=judge_growth,
+)
+COLLAPSE = Rule(
+    code="RES007",
+    name="rank-collapse",
+    question="Depth",
+    measures="mean cosine between two positions of a sequence, in the last residual stream",
+    needs="a residual stream of shape (B, T, C)",
+    limits={"cosine": 0.95, "excess": 0.2},
+    unit="mean cosine",
+    limit="≤ {cosine}, and at most {excess} above the closed form",
+    basis="heuristic",
+    why="Attention averages, so positions grow alike with depth. Where they are all the same, queries and keys get no "
+    "gradient, and nothing that depends on the token reaches the head.",
+    advice="scale the branches by depth, or let the embedding weigh more against what the blocks write",
+    false_alarms="A text of few tokens is alike by itself. GPT-2's sizes have 0.48 (124M) to 0.70 (1.5B) by the closed "
+    "form and train well, so the limit is far above.",
+    source="Noci et al. 2022, 2206.03126",
+    since="0.2.0",
+    measure=measure_collapse,
+    judge=judge_collapse,
+)
+STREAM_RULES = (SPIKE, ABSORBED, GROWTH, COLLAPSE)

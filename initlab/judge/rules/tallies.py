@@ -1,0 +1,42 @@
+"""What the rules share: picking rows, counting seeds, naming blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from initlab.rundir import Run
+
+CELL = ["recipe", "run_id", "seed", "n_layer", "n_embd"]
+MATRICES = ("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_gate", "mlp_out")  # inside the blocks
+
+
+def rows_of(run: Run, kind: str, *sites: str) -> pd.DataFrame:
+    """Records of a kind, at some sites or at all."""
+    records = run.tables.records
+    keep = records["kind"] == kind
+    return records[keep & records["site"].isin(sites)] if sites else records[keep]
+
+
+def seeds(bad: pd.Series, seed: pd.Series) -> dict[str, int]:
+    """How many seeds have a bad row, of how many; a verdict that only their mean fails counts as one."""
+    failing = bad.groupby(seed).any()
+    return {"seeds_failing": max(int(failing.sum()), 1), "seeds_total": len(failing)}
+
+
+def blocks(layers: pd.Series) -> dict[str, int | None]:
+    """First and last block among rows; None where they are outside the blocks."""
+    known = layers.dropna()
+    ends = (int(known.min()), int(known.max())) if len(known) else (None, None)
+    return {"layer_first": ends[0], "layer_last": ends[1]}
+
+
+def size(row: Any, frame: pd.DataFrame) -> str:
+    """` at 12 layers, n_embd 384`: what tells the cell of a row from the frame's others; empty where all are alike."""
+    parts = []
+    if frame["n_layer"].nunique() > 1:
+        parts.append(f"{int(row['n_layer'])} layers")
+    if frame["n_embd"].nunique() > 1:
+        parts.append(f"n_embd {int(row['n_embd'])}")
+    return f" at {', '.join(parts)}" if parts else ""

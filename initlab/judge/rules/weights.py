@@ -1,0 +1,233 @@
+"""Whether the weights were drawn as they were meant to be."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.rules.tallies import CELL, MATRICES, blocks, rows_of, seeds
+from initlab.judge.rules.trends import off_trend
+from initlab.rundir import Run
+
+_OUTPUTS = ("attn_out", "mlp_out")
+_INNER = ("attn_qkv", "attn_q", "attn_k", "attn_v", "mlp_in", "mlp_gate")  # what no recipe scales by depth
+
+
+def measure_not_applied(run: Run) -> pd.DataFrame:
+    """Std found ÷ std that the declared recipe draws, and that ratio's standard error, per parameter."""
+    rows = rows_of(run, "weight")
+    rows = rows[rows["expected_var"].notna()]
+    expected, found = np.sqrt(rows["expected_var"]), rows["std"]
+    ratio = (found / expected).where(expected > 0, np.where(found > 0, math.inf, 1.0))
+    # The std of n normal draws scatters by 1/√(2n); constants (gains, zero biases) have none to scatter.
+    kept = rows[[*CELL, "layer", "site", "role", "module", "std"]]
+    return kept.assign(expected=expected, ratio=ratio, error=1 / np.sqrt(2 * rows["numel"]))
+
+
+def judge_not_applied(case: Case, rows: pd.DataFrame) -> Finding:
+    """The parameter farthest from what it should have been drawn from."""
+    limit = case.limits["slack"] + 5 * rows["error"]
+    off = np.log(rows["ratio"].where(rows["ratio"] > 0, 1e-300)).abs() / limit
+    bad, worst = rows[off > 1], rows.loc[off.idxmax()]
+    common = {"measured": float(worst["ratio"])}
+    if bad.empty:
+        return case.passed(f"All {rows['module'].nunique()} parameters have the std that {case.recipe} draws", **common)
+    roles = list(dict.fromkeys(bad["role"]))
+    return case.failed(
+        f"{worst['module']} has std {worst['std']:.3g}, {case.recipe} draws {worst['expected']:.3g}; "
+        f"{bad['module'].nunique()} of {rows['module'].nunique()} parameters are off ({', '.join(roles)})",
+        severity="error",
+        site=str(worst["site"]),
+        effect=float(min(off.max(), 1e6)),
+        advice=f"draw {worst['module']} as the recipe says (initlab.apply_recipe(model, {case.recipe!r})), or name the "
+        "recipe that was meant",
+        **blocks(bad["layer"]),
+        **seeds(off > 1, rows["seed"]),
+        **common,
+    )
+
+
+def measure_unscaled_code(run: Run) -> pd.DataFrame:
+    """Per output role of a model whose own code scales by depth: how far it is scaled, as an exponent of 2·n_layer.
+
+    0 is unscaled, 0.5 is 1/√(2·n_layer), against the median std of the matrices that no recipe scales by depth.
+    """
+    code = str((run.manifest.get("init") or {}).get("depth_code") or "")
+    rows = rows_of(run, "weight")
+    if not code or rows.empty:
+        return pd.DataFrame()
+    rows = rows[(rows["n_layer"] > 1) & (rows["std"] > 0)]
+    inner = rows[rows["role"].isin(_INNER)].groupby("run_id", observed=True)["std"].median()
+    found = rows[rows["role"].isin(_OUTPUTS)].groupby([*CELL, "role"], observed=True)["std"].median().reset_index()
+    found["inner"] = found["run_id"].map(inner).astype(float)
+    found = found[found["inner"].notna()]
+    exponent = -np.log(found["std"] / found["inner"]) / np.log(2.0 * found["n_layer"])
+    return found.assign(exponent=exponent, code=code)
+
+
+def judge_unscaled_code(case: Case, rows: pd.DataFrame) -> Finding:
+    """One branch that is scaled will do: some codes scale attention's projection alone."""
+    best = rows.loc[rows["exponent"].idxmax()]
+    code, exponent, n_layer = str(best["code"]), float(best["exponent"]) + 0.0, int(best["n_layer"])
+    roles = " and ".join(sorted(dict.fromkeys(rows["role"].astype(str))))
+    if exponent >= case.limits["exponent"]:
+        return case.passed(f"The output projections are depth-scaled, as {code} says", measured=exponent)
+    wanted = float(best["inner"]) / math.sqrt(2 * n_layer)
+    return case.failed(
+        f"The output projections ({roles}) aren't depth-scaled, though {code} says so: std {best['std']:.3g}, where "
+        f"{best['inner']:.3g}/√(2·{n_layer}) = {wanted:.3g} was meant",
+        severity="error",
+        site=str(best["role"]),
+        measured=exponent,
+        effect=case.limits["exponent"] - exponent,
+        advice=f"find out why {code} doesn't reach the projections (a name that never matches, a later init), or draw "
+        f"them again: initlab.apply_recipe(model, 'nanogpt')",
+        **seeds(rows["exponent"] < case.limits["exponent"], rows["seed"]),
+    )
+
+
+def measure_siblings(run: Run) -> pd.DataFrame:
+    """Per matrix inside the blocks: ln(std / trend of the same matrix in the other blocks), and its standard error."""
+    rows = rows_of(run, "weight")
+    rows = rows[rows["role"].isin(MATRICES) & rows["layer"].notna()]
+    if rows.empty:
+        return pd.DataFrame()
+    rows = rows.assign(family=rows["module"].str.replace(r"\.\d+(?=\.)", ".*", regex=True), square=rows["var"])
+    keys = [*CELL, "family", "numel", "layer"]
+    means = rows.groupby(keys, observed=True).agg(square=("square", "mean"), module=("module", "first")).reset_index()
+    means["std"] = np.sqrt(means["square"])
+    parts = []
+    for _, group in means.groupby(["run_id", "family", "numel"], observed=True):
+        off = off_trend(group["layer"].to_numpy(float), group["std"].to_numpy(float))
+        parts.append(group.assign(off=off, typical=group["std"].median()))
+    return pd.concat(parts).assign(error=lambda found: 1 / np.sqrt(2 * found["numel"]))
+
+
+def judge_siblings(case: Case, rows: pd.DataFrame) -> Finding:
+    """The matrix farthest from its siblings' trend."""
+    limit = math.log(case.limits["factor"]) + 5 * rows["error"]
+    bad = rows[rows["off"].abs() > limit]
+    if bad.empty:
+        return case.passed(f"Each of {rows['family'].nunique()} kinds of matrices is drawn alike in all blocks")
+    worst = bad.loc[bad["off"].abs().idxmax()]
+    factor = math.exp(float(worst["off"]))
+    return case.failed(
+        f"{worst['module']} has std {worst['std']:.3g}, {factor:.2g}× what its siblings in the other blocks suggest "
+        f"(typically {worst['typical']:.3g}); {len(bad)} of {len(rows)} matrices stand out",
+        severity="warning",
+        measured=factor,
+        effect=min(abs(float(worst["off"])), 1e6),
+        advice=f"draw {worst['module']} as in the other blocks; check what sets it apart in the init code",
+        **blocks(bad["layer"]),
+        **seeds(rows["off"].abs() > limit, rows["seed"]),
+    )
+
+
+def measure_off_recipe(run: Run) -> pd.DataFrame:
+    """Sentences on what doesn't fit the known recipe that the model's weights fit best."""
+    init = run.manifest.get("init") or {}
+    if not init.get("closest"):
+        return pd.DataFrame()
+    recipes = run.tables.summary["recipe"].astype(str).unique()
+    return pd.DataFrame({"recipe": recipes}).assign(closest=init["closest"], misfits=" · ".join(init["mismatches"]))
+
+
+def judge_off_recipe(case: Case, rows: pd.DataFrame) -> Finding:
+    """What doesn't fit, in the words of `describe_init`."""
+    closest, text = str(rows["closest"].iloc[0]), str(rows["misfits"].iloc[0])
+    count = len(text.split(" · ")) if text else 0
+    if not count:
+        return case.passed(f"Every role is drawn as {closest} draws it", measured=0.0)
+    return case.failed(
+        text[0].upper() + text[1:],
+        severity="info",
+        measured=float(count),
+        effect=float(count),
+        seeds_failing=1,
+        seeds_total=1,
+    )
+
+
+NOT_APPLIED = Rule(
+    code="INI001",
+    name="init-not-applied",
+    question="Init",
+    measures="std of every parameter ÷ the std that the declared recipe draws for its role",
+    needs="a declared recipe: --recipe NAME",
+    limits={"slack": 0.05},
+    unit="× declared std",
+    limit="ratio within {slack} of 1, and 5 standard errors of the sample",
+    basis="derived",
+    why="Inits are lost silently: a condition on a parameter's name that never matches, a later module's default, a "
+    "tie in the wrong order. Hugging Face shipped GPT-2 without its depth scaling in this way.",
+    advice="Draw the named parameter as the recipe says.",
+    false_alarms="Models that were trained for so few steps that their loss is still near ln V, and embeddings with a "
+    "row of zeros for padding.",
+    source="huggingface/transformers#47458",
+    since="0.1.0",
+    measure=measure_not_applied,
+    judge=judge_not_applied,
+)
+UNSCALED_CODE = Rule(
+    code="INI002",
+    name="depth-scaling-lost",
+    question="Init",
+    measures="-ln(std of the output projections / std of the other matrices) / ln(2·n_layer), of the branch that is "
+    "scaled most, in a model whose own init code divides by a root of its depth",
+    needs="a probed model whose init code scales by depth, with two blocks or more",
+    limits={"exponent": 0.25},
+    unit="exponent of 2·n_layer",
+    limit="≥ {exponent}: half way between unscaled (0) and 1/√(2·n_layer) (0.5)",
+    basis="reference-code",
+    why="The code says what was meant, the weights say what happened. transformers 5.14 drew GPT-2 without the depth "
+    "scaling of its own code; every model trained from it started with a residual stream that grows with depth.",
+    advice="Find out why the scaling isn't reached, or draw the projections again.",
+    false_alarms="Code that scales under a condition which this config doesn't meet. The code is looked for by a "
+    "pattern in the source of the model's own classes: std, init and a root of n_layer in one line.",
+    source="huggingface/transformers#47458",
+    since="0.2.0",
+    measure=measure_unscaled_code,
+    judge=judge_unscaled_code,
+)
+ODD_SIBLING = Rule(
+    code="INI003",
+    name="odd-matrix-out",
+    question="Init",
+    measures="std of a matrix ÷ a power law of the block's number, fitted robustly to the same matrix of all blocks",
+    needs="weights of four blocks or more whose roles are known",
+    limits={"factor": 1.3},
+    unit="× its siblings",
+    limit="within ×{factor} and 5 standard errors of the sample",
+    basis="heuristic",
+    why="One matrix at its framework's default, or scaled twice, among siblings that follow a recipe is a slip: a "
+    "block added later, a name that one condition misses.",
+    advice="Draw the matrix as in the other blocks.",
+    false_alarms="Blocks of two kinds in irregular order. Inits that follow the block's number by a power law "
+    "(Mitchell's 1/√(l+1)) fit the trend; two kinds of blocks in turn leave no single one standing out.",
+    source="1.3 is above every layer-indexed init in the catalogue, below the smallest slip that is known to matter "
+    "(√2, one missing branch in √(2·n_layer))",
+    since="0.2.0",
+    measure=measure_siblings,
+    judge=judge_siblings,
+)
+OFF_RECIPE = Rule(
+    code="INI004",
+    name="role-off-recipe",
+    question="Init",
+    measures="roles that aren't drawn as in the known recipe that fits the most roles",
+    needs="a probed model without a declared recipe, most of whose roles fit a known one",
+    unit="misfits",
+    limit="0 misfits",
+    basis="reference-code",
+    why="A model that follows a recipe in all roles but one usually meant to follow it in that one too.",
+    advice="Compare with `initlab.describe_init(model)`; if the difference is meant, ignore this note.",
+    false_alarms="Differences that are meant: only a note, since many models differ from a named recipe on purpose.",
+    source="initlab.describe_init",
+    since="0.2.0",
+    measure=measure_off_recipe,
+    judge=judge_off_recipe,
+)
+WEIGHT_RULES = (NOT_APPLIED, UNSCALED_CODE, ODD_SIBLING, OFF_RECIPE)
