@@ -150,6 +150,8 @@ class Watcher:
         if recorder is None:
             return
         number = recorder.done
+        if recorder.watched:
+            loss = self._read(loss)
         try:
             tables = recorder.step(loss)
         except Exception as error:
@@ -169,6 +171,16 @@ class Watcher:
                 callback(number, tables.records)
             except Exception as error:
                 self._warn(f"callback {place}", f"{type(error).__name__}: {error}")
+
+    def _read(self, loss: Tensor | float | None) -> float:
+        """The loss as a number; NaN, and a warning, if it is none: the rest of the step is recorded all the same."""
+        from initlab.measure.watching import number
+
+        try:
+            return number(loss)
+        except ConfigError as error:
+            self._warn("reading the loss", str(error))
+            return math.nan
 
     def close(self) -> None:
         """End the watch: everything is off the model, and the run is marked as finished."""

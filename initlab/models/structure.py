@@ -196,8 +196,7 @@ def stored_weight(module: nn.Module) -> Tensor | None:
     train mode. So the tensor that it is computed from stands for it; of several (weight_norm's) the largest.
     """
     if parametrize.is_parametrized(module, "weight"):
-        parametrization = module.parametrizations["weight"]  # type: ignore[index]
-        originals = list(parametrization.parameters(recurse=False))
+        originals = module.get_submodule("parametrizations.weight").parameters(recurse=False)
         return max(originals, key=Tensor.numel, default=None)
     weight = getattr(module, "weight", None)
     return weight if isinstance(weight, Tensor) else None

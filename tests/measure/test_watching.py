@@ -364,8 +364,8 @@ def test_a_forward_that_raises_is_taken_off_and_the_next_one_recorded():
     recorder = StepRecorder(model, 1)
     with pytest.raises(IndexError):
         model(batch(0)[0] + V)
-    assert hooks(model) == 2 + sum(1 for _ in model.parameters())
-    assert hooks(model.transformer) == sum(1 for _ in model.transformer.parameters())
+    assert hooks(model) == 2
+    assert hooks(model.transformer) == 0
     (tables,) = train(model, 1, recorder)
     assert not tables.records.duplicated(["site", "module", "kind", "call"]).any()
     assert hooks(model) == 2 + 0  # waiting for step 1
