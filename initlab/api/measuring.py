@@ -80,6 +80,7 @@ def probe(
         RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
     """
     from initlab.measure.architectures import architecture
+    from initlab.measure.asides import random_state_kept
     from initlab.measure.batches import inputs_for
     from initlab.measure.filters import chosen_modules
     from initlab.measure.moments import PRESETS
@@ -95,7 +96,8 @@ def probe(
         raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     entry = registry.get(recipe) if recipe is not None else None
     inside, _ = unwrap(model)
-    inputs, described = inputs_for(inside, batch, data=data, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
+    with random_state_kept(inside):  # a loader that shuffles draws from it
+        inputs, described = inputs_for(inside, batch, data=data, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
     label = entry.id if entry else "as-found"
     step = getattr(inside, "iter_num", 0)
     step = step if isinstance(step, int) else 0

@@ -59,7 +59,8 @@ def watch(
     weights are copied, on their own device, until `step()`: 4 bytes per float32 parameter. Other steps cost a counter;
     nothing is attached to the model.
 
-    Which pass: the first forward pass of the step with gradients enabled, and the first backward pass through it. So
+    Which pass: the first forward pass of the step with gradients enabled (not one whose output was dropped before the
+    next began), and the first backward pass through it that adds to `.grad`. So
     with gradient accumulation, the first micro-batch; its weight gradients are of this pass alone, before they are
     accumulated, averaged over processes, unscaled or clipped. Evaluation under `torch.no_grad()` is never recorded,
     and checkpointed blocks are counted once. A compiled model runs eagerly on watched steps, with eager rounding, and
@@ -89,7 +90,8 @@ def watch(
     """
     from initlab.measure.moments import PRESETS
     from initlab.measure.unwrapping import unwrap
-    from initlab.measure.watching import LABEL, TARGETS, StepRecorder
+    from initlab.measure.watched import LABEL, TARGETS
+    from initlab.measure.watching import StepRecorder
 
     for name, value, least in (("every", every, 1), ("start_step", start_step, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -150,6 +152,8 @@ class Watcher:
         if recorder is None:
             return
         number = recorder.done
+        if recorder.watched:
+            loss = self._read(loss)
         try:
             tables = recorder.step(loss)
         except Exception as error:
@@ -169,6 +173,16 @@ class Watcher:
                 callback(number, tables.records)
             except Exception as error:
                 self._warn(f"callback {place}", f"{type(error).__name__}: {error}")
+
+    def _read(self, loss: Tensor | float | None) -> float:
+        """The loss as a number; NaN, and a warning, if it is none: the rest of the step is recorded all the same."""
+        from initlab.measure.watching import number
+
+        try:
+            return number(loss)
+        except ConfigError as error:
+            self._warn("reading the loss", str(error))
+            return math.nan
 
     def close(self) -> None:
         """End the watch: everything is off the model, and the run is marked as finished."""

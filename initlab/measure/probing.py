@@ -5,9 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from initlab import schema
 from initlab.errors import InitlabError, ProbeError, SiteError
+from initlab.measure.asides import copied, untouched
 from initlab.measure.declaring import Sites, declared_sites
 from initlab.measure.filters import chosen_modules, filtered
 from initlab.measure.inputs import Inputs, of_ids, take_loss, vocabulary
@@ -36,32 +35,6 @@ class Identity:
     recipe: str
     seed: int
     step: int = 0
-
-
-@contextmanager
-def untouched(model: nn.Module, seed: int) -> Iterator[None]:
-    """Restore buffers and random state afterwards, and seed the latter: dropout draws the same masks every time.
-
-    Weights, gradients and mode need no care: a probe doesn't write them. (Gradients are taken with
-    torch.autograd.grad, which leaves `.grad` alone.)
-    """
-    # Some models write into a buffer, others put a new tensor in its place.
-    buffers = [
-        (module._buffers, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for registered, name, buffer, before in buffers:
-                    buffer.copy_(before)
-                    registered[name] = buffer
 
 
 def measure(
@@ -173,6 +146,7 @@ def _sites(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None, decla
 
 def _run(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> Any:
     device = next(model.parameters()).device.type
+    inputs = _own(inputs)
     try:
         with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
             return inputs.call(model)
@@ -184,6 +158,18 @@ def _run(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> Any:
             f"{type(model).__name__} raised in its forward pass: {type(error).__name__}: {error} "
             f"(forward{signature}; pass batch= with what it needs)"
         ) from error
+
+
+def _own(inputs: Inputs) -> Inputs:
+    """The inputs of one pass, so that what it writes into them reaches neither the caller nor the next pass."""
+    try:
+        args, kwargs = copied((inputs.args, inputs.kwargs))
+    except Exception as error:
+        raise ProbeError(
+            f"the batch can't be copied, and a pass could change it: {type(error).__name__}: {error}; pass tensors, or "
+            "objects that copy.deepcopy takes"
+        ) from error
+    return replace(inputs, args=args, kwargs=kwargs)
 
 
 def _share_equal(ids: Tensor | None, targets: Tensor | None) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from initlab.measure.asides import depth
 from initlab.measure.attention import head_statistics
 from initlab.measure.inputs import floats, tensors
 from initlab.measure.moments import Moments, Preset
@@ -35,10 +36,15 @@ class Seen:
 
 
 class Recorder:
-    """Records one pass of a model; use through `recording`."""
+    """Records one pass of a model; use through `recording`.
 
-    def __init__(self, sites: SiteMap, preset: Preset):
+    `arrived` is called before each gradient is taken, and says whether it is to be.
+    """
+
+    def __init__(self, sites: SiteMap, preset: Preset, arrived: Callable[[], bool] = lambda: True):
         self.sites = sites
+        self._arrived = arrived
+        self._taken: list[tuple[list[tuple[Tap, int]], list[tuple[Tap, int]]]] = []
         self.moments = Moments(preset)
         self.seen: list[Seen] = []
         self.heads: list[Tensor] = []  # per block, (3, nh): see head_statistics
@@ -49,11 +55,17 @@ class Recorder:
         self._known: dict[int, tuple[weakref.ref[Tensor], int, int, list[tuple[Tap, int]]]] = {}
         self._last_layer = sites.n_layer - 1
         self._full = preset == "full"
-        self.open = True
+        self._open = True
+        self._depth = depth()
+
+    @property
+    def open(self) -> bool:
+        """Recording, and not in an aside that somebody else makes meanwhile."""
+        return self._open and depth() == self._depth
 
     def close(self) -> None:
         """Stop recording; a forward that checkpointing runs again during backward isn't counted twice."""
-        self.open = False
+        self._open = False
 
     def take(self, tap: Tap, value: Any) -> None:
         """Measure what a hook was handed; nestings give their first floating-point tensor."""
@@ -125,7 +137,17 @@ class Recorder:
         self._note(tap, "activation", call, tensor.dtype, self.moments.add(_part(tensor, tap)))
         return [(tap, call)]
 
+    def forget_gradients(self) -> None:
+        """Those that were taken are gone, and the next backward pass is recorded instead."""
+        self.seen = [seen for seen in self.seen if seen.kind != "grad"]
+        for taps, before in self._taken:
+            taps[:] = before
+        self._taken.clear()
+
     def _take_gradient(self, taps: list[tuple[Tap, int]], gradient: Tensor) -> None:
+        if not self._arrived() or not taps:
+            return
+        self._taken.append((taps, taps.copy()))
         slot = None
         for tap, call in taps:
             if tap.part is not None:
@@ -140,9 +162,11 @@ class Recorder:
 
 
 @contextmanager
-def recording(model: nn.Module, sites: SiteMap, preset: Preset) -> Iterator[Recorder]:
+def recording(
+    model: nn.Module, sites: SiteMap, preset: Preset, arrived: Callable[[], bool] = lambda: True
+) -> Iterator[Recorder]:
     """Attach a Recorder; every hook is gone when the block ends, however it ends."""
-    recorder = Recorder(sites, preset)
+    recorder = Recorder(sites, preset, arrived)
     modules = dict(model.named_modules())
     handles = []
     try:

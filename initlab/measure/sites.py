@@ -17,6 +17,7 @@ from initlab.errors import SiteError
 from initlab.measure.discovery import Block, Stack, find_stacks
 from initlab.models.nanogpt import ACTIVATIONS
 from initlab.models.roles import find_roles
+from initlab.models.structure import stored_weight
 from initlab.recipes import Role
 
 
@@ -99,10 +100,13 @@ def find_sites(model: nn.Module) -> SiteMap:
     n_head = getattr(modules[attention[0]], "n_head", None)
     if not isinstance(n_head, int):
         raise SiteError(f"{attention[0]} has no integer attribute n_head, so its heads can't be told apart")
+    table = stored_weight(modules["transformer.wte"])
+    if table is None:
+        raise SiteError("transformer.wte has no weight, so the width of the stream isn't known")
     return SiteMap(
         taps=tuple(taps),
         n_layer=len(blocks),
-        n_embd=modules["transformer.wte"].weight.shape[1],
+        n_embd=table.shape[-1],
         attention=tuple(f"{name}.c_attn" for name in attention),
         n_head=n_head,
         token_embedding="transformer.wte",

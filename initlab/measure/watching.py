@@ -12,31 +12,24 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from initlab import schema
 from initlab.errors import ConfigError, ProbeError, SiteError
-from initlab.measure.inputs import Inputs, logits_in, of_call, vocabulary
+from initlab.measure.asides import copied, depth, untouched
+from initlab.measure.backward import Backward
+from initlab.measure.inputs import logits_in, of_call, vocabulary
 from initlab.measure.moments import Preset
-from initlab.measure.probing import own_logit, untouched
-from initlab.measure.recorder import Recorder, recording
-from initlab.measure.rows import activation_rows, coverage_rows, head_rows, scalars, scaled, weight_rows
-from initlab.measure.sites import SiteMap, Tap, discover_sites, find_sites
+from initlab.measure.probing import own_logit
+from initlab.measure.recorder import recording
+from initlab.measure.sites import SiteMap, Tap, discover_sites, find_sites, site_map
 from initlab.measure.unwrapping import eagerly, unwrap
-from initlab.models.roles import find_roles
+from initlab.measure.watched import LABEL, Pass, tables_of, weights_of
+from initlab.models.roles import Parameter, find_roles
 from initlab.schema import Tables
-
-TARGETS = "the training loop's"
-LABEL = "as-found"  # recipe of a model that is watched
-_UNMOVED = (
-    "no weight changed on a watched step: a learning rate of 0, an optimizer step that the GradScaler skipped, or "
-    "step() called before optimizer.step()"
-)
 
 
 class Scaler(Protocol):
@@ -46,36 +39,12 @@ class Scaler(Protocol):
         """The number that the loss is multiplied with."""
 
 
-@dataclass(slots=True, eq=False)
-class _Pass:
-    """The recorded forward and backward pass of one step."""
-
-    model: nn.Module
-    sites: SiteMap
-    recorder: Recorder
-    inputs: Inputs
-    before: dict[str, Tensor]  # the trained weights that the pass was made with
-    scale: float  # of the loss
-    started: float
-    hooks: ExitStack  # forward hooks, for as long as the forward pass runs
-    own_logit: float = math.nan
-    vocab_size: int = 0
-    mode: str = ""
-    again: int = 0  # further forward passes of the step
-    gradients: dict[str, int] = field(default_factory=dict)  # parameter -> place in the moments
-
-    def take_gradient(self, name: str, gradient: Tensor) -> None:
-        """Of one parameter, of this backward pass alone: before it is accumulated, averaged, unscaled or clipped."""
-        if name not in self.gradients:
-            dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
-            self.gradients[name] = self.recorder.moments.add(dense)
-
-
 class StepRecorder:
     """Counts steps and records every N-th one.
 
     The records of step k are of the first forward pass with gradients enabled that is made with the weights after k
-    updates, of the first backward pass through it, and of the update that follows.
+    updates, of the first backward pass through it that accumulates gradients, and of the update that follows. A pass
+    that was interrupted, or whose graph is gone before a backward pass, gives way to the next one.
 
     Args:
         model: may be compiled or wrapped, as `unwrap` takes it.
@@ -102,13 +71,19 @@ class StepRecorder:
         self._preset: Preset = preset
         self._loss_scale = loss_scale
         self._armed: ExitStack | None = None
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self._error: Exception | None = None
         self._sites: tuple[list[str], SiteMap] | None = None
+        self._places: tuple[list[tuple[str, torch.Size]], dict[str, Parameter]] | None = None
         self._notes: list[str] = []
         unwrap(model)
         if self.done % every == 0:
             self._arm()
+
+    @property
+    def watched(self) -> bool:
+        """Whether the step under way is recorded."""
+        return self._armed is not None
 
     def step(self, loss: Tensor | float | None = None) -> Tables | None:
         """Count an update; the tables of the step that it ends, if that one was watched.
@@ -152,8 +127,12 @@ class StepRecorder:
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass. What goes wrong here must not stop a training run: `step` raises it."""
-        if not torch.is_grad_enabled() or self._armed is None or self._error is not None:
+        if not torch.is_grad_enabled() or depth() or self._armed is None or self._error is not None:
             return
+        if self._pass is not None and (self._pass.recorder.open or self._pass.backward.impossible):
+            # it was interrupted (a KeyboardInterrupt calls no hook), or no loss is taken of it: another one is
+            self._pass.detach()
+            self._pass = None
         if self._pass is not None:
             self._pass.again += 1
             return
@@ -168,6 +147,7 @@ class StepRecorder:
         if made is None or not made.recorder.open:
             return
         try:
+            made.backward.watch(output)
             logits = logits_in(output, made.inputs.ids, vocabulary(model))
             if logits is not None:
                 made.vocab_size = vocabulary(model) or logits.shape[-1]
@@ -179,47 +159,64 @@ class StepRecorder:
         made.hooks.close()
         made.recorder.close()
         if output is None and sys.exception() is not None:
+            made.detach()
             self._pass = None
 
-    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Pass:
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
         started = time.perf_counter()
-        sites = self._find(model, lambda: model(*args, **kwargs))
+        sites = self._find(model, args, kwargs)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         scale = self._loss_scale if isinstance(self._loss_scale, int | float) else self._loss_scale.get_scale()
+        assert self._armed is not None
         with ExitStack() as stack:
-            made = _Pass(
+            gradients: dict[str, int] = {}
+
+            def forget() -> None:
+                gradients.clear()
+                recorder.forget_gradients()
+
+            backward = Backward(forget)
+            recorder = stack.enter_context(recording(model, sites, self._preset, backward.arrived))
+            made = Pass(
                 model=model,
                 sites=sites,
-                recorder=stack.enter_context(recording(model, sites, self._preset)),
+                recorder=recorder,
+                backward=backward,
                 inputs=of_call(model, args, kwargs),
                 before={name: p.detach().clone() for name, p in trained.items()},
                 scale=float(scale),
                 started=started,
                 hooks=ExitStack(),
+                on_parameters=ExitStack(),
                 mode="train" if model.training else "eval",
+                gradients=gradients,
             )
+            self._armed.callback(made.detach)
             for name, p in trained.items():
-                handle = p.register_hook(partial(made.take_gradient, name))
-                assert self._armed is not None
-                self._armed.callback(handle.remove)
+                made.on_parameters.callback(p.register_hook(partial(made.take_gradient, name)).remove)
+                made.on_parameters.callback(p.register_post_accumulate_grad_hook(made.note_accumulation).remove)
             made.hooks = stack.pop_all()
-            assert self._armed is not None
-            self._armed.callback(made.hooks.close)
             return made
 
-    def _find(self, model: nn.Module, forward: Callable[[], Any]) -> SiteMap:
+    def _find(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SiteMap:
         """The model's sites; found again only when it has other modules than the last time."""
         names = [name for name, _ in model.named_modules()]
         if self._sites is None or self._sites[0] != names:
             try:
                 self._sites = (names, find_sites(model))
             except SiteError:
-                with untouched(model, 0):
-                    self._sites = (names, discover_sites(model, forward))
+                self._sites = (names, _discover(model, args, kwargs))
         return self._sites[1]
 
+    def _roles(self, model: nn.Module) -> dict[str, Parameter]:
+        """The parameters' roles; found again only when it has other parameters than the last time."""
+        shapes = [(name, p.shape) for name, p in model.named_parameters()]
+        if self._places is None or self._places[0] != shapes:
+            self._places = (shapes, {place.name: place for place in find_roles(model).assigned})
+        return self._places[1]
+
     def _finish(self, loss: Tensor | float | None) -> Tables:
-        value = _number(loss)
+        value = number(loss)
         if self._error is not None:
             raise ProbeError(
                 f"step {self.done} could not be recorded: {type(self._error).__name__}: {self._error}"
@@ -230,9 +227,9 @@ class StepRecorder:
                 "gradients enabled; watch the module that the loop itself calls"
             )
         made = self._pass
-        weights = _weights(made)
+        weights = weights_of(made, self._roles(made.model))
         self.close()
-        return _tables(made, weights, f"{LABEL}-step{self.done}", self.done, value, self._preset, self._notes)
+        return tables_of(made, weights, f"{LABEL}-step{self.done}", self.done, value, self._preset, self._notes)
 
 
 class _Hook:
@@ -253,87 +250,31 @@ def _nothing(*given: Any) -> None:
     pass
 
 
-def _number(loss: Tensor | float | None) -> float:
-    if loss is None:
-        return math.nan
-    if isinstance(loss, Tensor):
-        if loss.numel() != 1:
-            raise ConfigError(f"loss has shape {tuple(loss.shape)}; expected one number: step(loss=loss.mean())")
-        return float(loss.detach())
-    try:
-        return float(loss)
-    except (TypeError, ValueError):
-        raise ConfigError(f"loss is {type(loss).__name__}; expected a number or a tensor of one element") from None
+def number(loss: Tensor | float | None) -> float:
+    """A step's loss, NaN without one.
 
-
-def _weights(made: _Pass) -> list[dict[str, Any]]:
-    """Statistics of every parameter as the pass used it, of its gradient, and of what the step added to it.
-
-    The copies of the weights become the updates, in place.
+    Raises:
+        ConfigError: it isn't one number.
     """
-    rows = []
-    moments = made.recorder.moments
-    places = {place.name: place for place in find_roles(made.model).assigned}
-    for name, parameter in made.model.named_parameters():
-        now = parameter.detach()
-        before = made.before.pop(name, None)
-        if before is not None and (before.shape, before.dtype, before.device) != (now.shape, now.dtype, now.device):
-            before = None  # another parameter has taken its place
-        kinds = {"weight": moments.add(now if before is None else before)}
-        if before is not None:
-            if made.gradients:  # a backward pass that didn't reach it leaves it a gradient of 0
-                slot = made.gradients.get(name)
-                kinds["weight_grad"] = moments.add(torch.zeros_like(now)) if slot is None else slot
-            kinds["update"] = moments.add(torch.sub(now, before, out=before))
-        rows += [
-            {"name": name, "place": places.get(name), "kind": kind, "tensor_dtype": str(now.dtype), "slot": slot}
-            for kind, slot in kinds.items()
-        ]
-    return rows
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        raise ConfigError(f"loss has shape {tuple(loss.shape)}; expected one number: step(loss=loss.mean())")
+    try:
+        return math.nan if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
+    except (TypeError, ValueError, RuntimeError):
+        found = repr(loss) if isinstance(loss, str) else type(loss).__name__
+        raise ConfigError(f"loss is {found}; expected a number or a tensor of one element") from None
 
 
-def _tables(
-    made: _Pass, weights: list[dict[str, Any]], run_id: str, step: int, loss: float, preset: Preset, notes: list[str]
-) -> Tables:
-    sites, recorder, ids = made.sites, made.recorder, made.inputs.ids
-    values = recorder.moments.read()
-    keys = {
-        "run_id": run_id,
-        "recipe": LABEL,
-        "seed": 0,
-        "step": step,
-        "n_layer": sites.n_layer,
-        "n_embd": sites.n_embd,
-    }
-    shared = {**keys, "n_tokens": made.inputs.n_tokens, "targets": TARGETS}
-    records = activation_rows(recorder, values, shared)
-    records += weight_rows(weights, values, shared, None, first=len(sites.taps))
-    records = [scaled(row, 1 / made.scale) if row["kind"] in ("grad", "weight_grad") else row for row in records]
-    summary = {
-        **shared,
-        "n_head": sites.n_head,
-        "block_size": 0 if ids is None else ids.shape[1],
-        "vocab_size": made.vocab_size,
-        "n_params": sum(p.numel() for p in made.model.parameters()),
-        "mode": made.mode,
-        "loss": loss,
-        "ln_vocab": math.log(made.vocab_size) if made.vocab_size else math.nan,
-        "logit_std": next((row["std"] for row in records if row["site"] == "logits"), math.nan),
-        "own_logit": made.own_logit,
-        **scalars(recorder),
-        "seconds": round(time.perf_counter() - made.started, 3),
-    }
-    said = [*notes, *sites.notes]
-    if made.again:
-        said.append(f"1 of {made.again + 1} forward passes of a step was recorded, the first, with its backward pass")
-    if made.scale != 1:
-        said.append("gradients are the loop's own, of the scaled loss, divided by its scale")
-    updates = [row["abs_max"] for row in records if row["kind"] == "update"]
-    if updates and not any(updates):
-        said.append(_UNMOVED)
-    return Tables(
-        records=schema.table("records", records),
-        heads=schema.table("heads", head_rows(recorder, keys, ids)),
-        summary=schema.table("summary", [summary]),
-        coverage=schema.table("coverage", coverage_rows(run_id, sites, recorder, weights, preset, said)),
-    )
+def _discover(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SiteMap:
+    """The sites by a pass of our own, on copies of the arguments: it may fill a cache or write in place."""
+    with untouched(model, 0):
+        try:
+            with torch.no_grad():
+                own_args, own_kwargs = copied((args, kwargs))
+        except Exception as error:
+            missed = (
+                f"the residual stream wasn't looked for: the loop's arguments can't be copied for a pass of our own "
+                f"({type(error).__name__}: {error})"
+            )
+            return site_map(model, [], notes=[missed])
+        return discover_sites(model, lambda: model(*own_args, **own_kwargs))

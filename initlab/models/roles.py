@@ -119,7 +119,7 @@ class _Finder:
             if name not in self.roles_of and self._is_bias(name):
                 self.roles_of[name] = Role.BIAS
         self.tied = token is not None and any(
-            getattr(module, "weight", None) is self.named[token] and not isinstance(module, nn.Embedding)
+            not isinstance(module, nn.Embedding) and structure.stored_weight(module) is self.named[token]
             for module in self.modules.values()
         )
         tables = [n for n, r in self.roles_of.items() if r == Role.POS_EMBED and not self.home[n]]
@@ -140,11 +140,13 @@ class _Finder:
         names = {id(parameter): name for name, parameter in self.named.items()}
         paths = {}
         for path, module in self.modules.items():
-            if isinstance(module, nn.Embedding) and (name := names.get(id(module.weight))) and name not in paths:
+            if not isinstance(module, nn.Embedding):
+                continue
+            if (name := names.get(id(structure.stored_weight(module)))) and name not in paths:
                 paths[name] = path
                 self.tables[name] = module
         linears = [m for m in self.modules.values() if structure.linear_fans(m)]
-        heads = {id(m.weight) for m in linears}
+        heads = {id(structure.stored_weight(m)) for m in linears}
         outs = {fans[1] for m in linears if (fans := structure.linear_fans(m))}
         for name, path in paths.items():
             label = self._label(path)
@@ -160,9 +162,10 @@ class _Finder:
                 self.roles_of[name] = Role.POS_EMBED
             elif _TOKEN.search(label) or rows in outs or len(paths) == 1:
                 self.roles_of[name] = Role.TOKEN_EMBED
-        if asked is not None and isinstance(getattr(asked, "weight", None), Tensor):
+        table = None if asked is None else structure.stored_weight(asked)
+        if table is not None:
             # the one that the model itself calls its input; others (per-layer tables) are of other widths
-            width = asked.weight.shape[-1]
+            width = table.shape[-1]
             for name in [n for n, r in self.roles_of.items() if r == Role.TOKEN_EMBED]:
                 if self.named[name].shape[-1] != width:
                     del self.roles_of[name]
@@ -242,7 +245,7 @@ class _Finder:
         if owner != name:
             return owner in self.roles_of
         # a bias without a matrix of its own: of a tied head, or of several matrices (nn.MultiheadAttention)
-        shared = getattr(self.modules[path], "weight", None)
+        shared = structure.stored_weight(self.modules[path])
         inside = [f"{path}.{each}" if path else each for each, _ in self.modules[path].named_parameters(recurse=False)]
         return (
             any(each in self.roles_of for each in inside)

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 # the names under which configs keep one size: nanoGPT's first, then Hugging Face's
 N_HEAD = ("n_head", "num_attention_heads", "n_heads", "num_heads", "nhead", "nh")
@@ -187,13 +189,26 @@ def _matrix(name: str, parameter: Tensor, owner: nn.Module, block: str, modules:
     )
 
 
+def stored_weight(module: nn.Module) -> Tensor | None:
+    """The module's weight as it is stored, or None.
+
+    Reading a parametrized weight computes it, which isn't free of effects: spectral_norm's runs a power iteration in
+    train mode. So the tensor that it is computed from stands for it; of several (weight_norm's) the largest.
+    """
+    if parametrize.is_parametrized(module, "weight"):
+        originals = module.get_submodule("parametrizations.weight").parameters(recurse=False)
+        return max(originals, key=Tensor.numel, default=None)
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, Tensor) else None
+
+
 def linear_fans(module: nn.Module) -> tuple[int, int] | None:
     """(fan_in, fan_out) as the module itself states them: nn.Linear stores (out, in), Hugging Face's Conv1D (in, out).
 
     None for a module that isn't linear.
     """
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
+    weight = stored_weight(module)
+    if weight is None:
         return None
     if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int):
         return weight.numel() // module.nf, module.nf  # type: ignore[operator, return-value]
@@ -225,15 +240,18 @@ def gain_offset(norm: nn.Module) -> float:
     """
     parameters = dict(norm.named_parameters(recurse=False))
     weight = next((p for p in parameters.values() if p.dim() == 1), None)
-    if weight is None or weight.is_meta:
+    if weight is None or weight.is_meta or isinstance(norm, _NormBase):  # torch's own batch norms add nothing
         return 0.0
-    # a shallow copy with parameters of its own: neither the model's weights nor its hooks are touched
+    # A shallow copy with parameters and buffers of its own, in eval mode: asking changes nothing of the model. Its
+    # forward is the class's: one that was put on the instance is bound to the model's own norm.
     twin: Any = copy.copy(norm)
     twin.__dict__["_parameters"] = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    twin.__dict__["_buffers"] = {name: None if b is None else b.clone() for name, b in norm._buffers.items()}
+    twin.training = False
     probe = torch.linspace(-1, 1, weight.numel(), dtype=weight.dtype, device=weight.device)
     try:
         with torch.no_grad():
-            out = twin.forward(probe[None])
+            out = type(norm).forward(twin, probe[None])
     except Exception:  # a norm that takes other arguments, or other shapes: not one of Gemma's
         return 0.0
     return 1.0 if isinstance(out, Tensor) and bool(out.any()) else 0.0

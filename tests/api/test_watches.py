@@ -225,13 +225,23 @@ def test_what_could_not_be_recorded_is_warned_of_and_noted(tmp_path):
     assert attached(model) == 0
 
 
-def test_a_loss_of_another_shape_is_said_and_does_not_stop_training():
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (torch.zeros(3), r"loss has shape \(3,\); expected one"),
+        ("x", "loss is 'x'; expected a number"),
+        (torch.zeros((), dtype=torch.complex64) + 1j, "loss is Tensor; expected a number"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_said_and_the_step_is_recorded(loss, message):
     model = nano()
-    with initlab.watch(model, every=1) as w, pytest.warns(RuntimeWarning, match=r"loss has shape \(3,\); expected one"):
+    with initlab.watch(model, every=1) as w, pytest.warns(RuntimeWarning, match=message):
         model(*torch.zeros(2, 1, T, dtype=torch.long).unbind(0))[1].backward()
-        w.step(loss=torch.zeros(3))
+        w.step(loss=loss)
         train(model, w, 1)
-    assert w.result.summary["step"].tolist() == [1]
+    summary = w.result.summary
+    assert summary["step"].tolist() == [0, 1]
+    assert summary["loss"].isna().tolist() == [True, False]
 
 
 @pytest.mark.parametrize(

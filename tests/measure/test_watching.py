@@ -15,6 +15,7 @@ from initlab.errors import ProbeError
 from initlab.measure.probing import Identity, measure
 from initlab.measure.watching import StepRecorder
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.models.roles import find_roles
 
 B = 3
 IDENTITY = Identity(run_id="cell", recipe="as-found", seed=0)
@@ -364,8 +365,8 @@ def test_a_forward_that_raises_is_taken_off_and_the_next_one_recorded():
     recorder = StepRecorder(model, 1)
     with pytest.raises(IndexError):
         model(batch(0)[0] + V)
-    assert hooks(model) == 2 + sum(1 for _ in model.parameters())
-    assert hooks(model.transformer) == sum(1 for _ in model.transformer.parameters())
+    assert hooks(model) == 2
+    assert hooks(model.transformer) == 0
     (tables,) = train(model, 1, recorder)
     assert not tables.records.duplicated(["site", "module", "kind", "call"]).any()
     assert hooks(model) == 2 + 0  # waiting for step 1
@@ -463,3 +464,108 @@ def test_a_distributed_model_is_watched_inside(tmp_path):
         assert counts["weight_grad"] == counts["update"] == counts["weight"]
     finally:
         distributed.destroy_process_group()
+
+
+def test_two_watches_of_a_discovered_model_do_not_see_each_others_pass():
+    model = foreign()
+    recorders = StepRecorder(model, 1), StepRecorder(model, 2)
+    loss_of(model, 0).backward()
+    for tables in [recorder.step() for recorder in recorders]:
+        assert {"grad", "weight_grad"} <= set(tables.records["kind"])
+        assert (tables.coverage["expected"] == tables.coverage["fired"]).all()
+        assert not tables.coverage["note"].str.contains("forward passes of a step").any()
+
+
+def own_gradients(model, step, loss=loss_of):
+    """abs_max of every parameter's gradient, by autograd alone."""
+    loss(model, step).backward()
+    return {name: p.grad.abs().max().item() for name, p in model.named_parameters()}
+
+
+def found_gradients(tables):
+    rows = tables.records.query("kind == 'weight_grad'")
+    return dict(zip(rows["module"], rows["abs_max"], strict=True))
+
+
+@pytest.mark.parametrize("before", ["forward", "backward"])
+def test_a_probe_of_a_watched_model_is_not_recorded(before):
+    model = nano()
+    recorder = StepRecorder(model, 1)
+    if before == "forward":
+        measure(model, *batch(1), IDENTITY)
+    loss = loss_of(model, 0)
+    if before == "backward":
+        measure(model, *batch(1), IDENTITY)
+    loss.backward()
+    assert found_gradients(recorder.step()) == own_gradients(nano(), 0)
+
+
+@pytest.mark.parametrize("through", ["the parameter alone", "the recorded pass", "another pass"])
+def test_gradients_of_another_backward_pass_are_not_taken(through):
+    model = nano()
+    recorder = StepRecorder(model, 1)
+    loss = loss_of(model, 0)
+    weight = model.lm_head.weight
+    if through == "the parameter alone":
+        torch.autograd.grad(weight.square().sum(), weight)
+        weight.square().sum().backward()
+    elif through == "the recorded pass":
+        torch.autograd.grad(loss * 7, weight, retain_graph=True)
+    else:
+        (loss_of(model, 1) * 7).backward()
+    loss.backward()
+    tables = recorder.step()
+    assert found_gradients(tables) == own_gradients(nano(), 0)
+    expected = measure(nano(), *batch(0), IDENTITY).records.query("site == 'logits' and kind == 'grad'")
+    found = tables.records.query("site == 'logits' and kind == 'grad'")
+    assert found["abs_max"].tolist() == pytest.approx(expected["abs_max"].tolist(), rel=1e-6)
+
+
+def test_a_pass_of_which_no_loss_is_taken_gives_way_to_the_next():
+    model = nano()
+    recorder = StepRecorder(model, 1)
+    model.eval()
+    model(batch(1)[0])  # with gradients enabled
+    model.train()
+    loss_of(model, 0).backward()
+    tables = recorder.step()
+    assert tables.summary["mode"].item() == "train"
+    assert found_gradients(tables) == own_gradients(nano(), 0)
+    assert not tables.coverage["note"].str.contains("forward passes of a step").any()
+
+
+def test_a_pass_that_is_kept_without_a_loss_has_no_gradients_and_says_so():
+    model = nano()
+    recorder = StepRecorder(model, 1)
+    kept = model(batch(1)[0])
+    loss_of(model, 0).backward()
+    tables = recorder.step()
+    assert kept is not None
+    assert set(tables.records["kind"]) == {"activation", "weight", "update"}
+    assert tables.coverage["note"].str.startswith("no gradients: the backward pass of this step didn't go").any()
+
+
+def test_an_interrupted_forward_gives_way_to_the_next():
+    model = nano()
+    recorder = StepRecorder(model, 1)
+
+    def interrupt(module, args):
+        raise KeyboardInterrupt
+
+    handle = model.transformer.h[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        loss_of(model, 1)
+    handle.remove()
+    loss_of(model, 0).backward()
+    tables = recorder.step()
+    assert (tables.coverage["expected"] == tables.coverage["fired"]).all()
+    assert found_gradients(tables) == own_gradients(nano(), 0)
+    assert tables.records.query("kind == 'activation'")["call"].max() == 0
+
+
+def test_roles_are_found_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr("initlab.measure.watching.find_roles", lambda m: (calls.append(m), find_roles(m))[1])
+    model = nano()
+    train(model, 3, StepRecorder(model, 1))
+    assert len(calls) == 1
