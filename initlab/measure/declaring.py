@@ -28,11 +28,12 @@ def declared_sites(model: nn.Module, sites: Sites, forward: Callable[[], Any]) -
     """The site map of a model whose blocks, or sites, the caller names.
 
     Args:
-        sites: the blocks, as a glob over dotted names (`*` stays within one step: `net.layer*`) or a list of such, or
-            the modules themselves (a ModuleList: those in it); what writes to the stream is then found as in any model. Or a dict from site to glob, as in `{"resid_post":
-            "net.layer*", "attn_out": "net.layer*.mix"}`: `resid_post` names the blocks, the other sites are looked at
-            as declared. A site is what leaves its modules, but for embed, resid_pre, resid_mid, attn_z and mlp_act,
-            which enter them; a glob that ends with `:in` or `:out` says otherwise.
+        sites: the blocks, as a glob over dotted names (`*` stays within one step: `net.layer*`), a module (a
+            ModuleList: those in it) or a list of such; what writes to the stream is then found as in any model. Or a
+            dict from site to these, as in `{"resid_post": "net.layer*", "attn_out": "net.layer*.mix"}`: `resid_post`
+            names the blocks, the other sites are looked at as declared. A site is what leaves its modules, but for
+            embed, resid_pre, resid_mid, attn_z and mlp_act, which enter them; a glob that ends with `:in` or `:out`
+            says otherwise.
         forward: runs the model on a batch, for the verification.
 
     Raises:

@@ -37,7 +37,8 @@ def moved(value: Any, device: torch.device) -> Any:
         return value.to(device)
     if isinstance(value, MutableMapping):
         other = copy.copy(value)  # forwards read a ModelOutput by attribute and by number
-        other.update({key: moved(item, device) for key, item in value.items()})
+        for key, item in value.items():
+            other[key] = moved(item, device)
         return other
     if isinstance(value, tuple | list):
         items = [moved(item, device) for item in value]
