@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.manifests import annotate, new_manifest
-from initlab.errors import ConfigError
+from initlab.errors import ConfigError, ProbeError
 from initlab.judge import inits, rules, theory
 from initlab.judge.rules import SEVERITIES, Severity
 from initlab.recipes import Recipe, registry
@@ -63,11 +65,13 @@ def probe(
         seed: of the default batch and of dropout.
         stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
         dtype: `bfloat16` or `float16` run the forward pass under autocast.
-        sites: where the residual stream runs, for a model whose blocks aren't found: a glob over dotted names or a list
-            (`"net.layer*"`: the blocks), or a dict from site to glob (`{"resid_post": "net.layer*", "attn_out":
-            "net.layer*.mix"}`). Verified like what is found by itself; see `initlab.measure.declaring`.
+        sites: where the residual stream runs, for a model whose blocks aren't found: a glob over dotted names
+            (`"net.layer*"`: the blocks), a module (`model.layers`), a list of these, or a dict from site to these
+            (`{"resid_post": "net.layer*", "attn_out": "net.layer*.mix"}`). Verified like what is found by itself; see
+            `initlab.measure.declaring`.
         modules: look at these alone: a glob over dotted names (`"*.mlp.*"`), a compiled regular expression, a function
-            `(name, module) -> bool`, a role (`"mlp_out"`), or a list of these. Checks that need the others don't apply.
+            `(name, module) -> bool`, a class (`nn.Linear`), a module, a role (`"mlp_out"`), or a list of these. Checks
+            that need the others don't apply.
         command: kept in the manifest; for the command line.
 
     Returns:
@@ -96,15 +100,30 @@ def probe(
         raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     entry = registry.get(recipe) if recipe is not None else None
     inside, _ = unwrap(model)
+    sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
+    modules = list(modules) if isinstance(modules, Iterator) else modules
+    making: dict[str, Any] = {"data": data, "tokenizer": tokenizer, "batch_size": batch_size, "seed": seed}
     with random_state_kept(inside):  # a loader that shuffles draws from it
-        inputs, described = inputs_for(inside, batch, data=data, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
+        inputs, described = inputs_for(inside, batch, **making)
     label = entry.id if entry else "as-found"
     step = getattr(inside, "iter_num", 0)
     step = step if isinstance(step, int) else 0
     identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
-    tables = measure_inputs(
-        model, inputs, identity, preset=stats, recipe=entry, autocast=DTYPES[dtype], declared=sites, modules=modules
-    )
+    options: dict[str, Any] = {"autocast": DTYPES[dtype], "declared": sites, "modules": modules}
+    options |= {"preset": stats, "recipe": entry}
+    try:
+        tables = measure_inputs(model, inputs, identity, **options)
+    except ProbeError as error:
+        if batch is not None or inputs.ids is None or not isinstance(error.__cause__, IndexError):
+            raise
+        # some position tables keep rows for other uses (ProphetNet, I-BERT), which no config says
+        T = inputs.ids.shape[1]
+        inputs, described = inputs_for(inside, batch, **making, T=max(2, T // 2))
+        note = (
+            f"sequences of {max(2, T // 2)} tokens: with {T}, which the model declares, its forward raised IndexError"
+        )
+        inputs = replace(inputs, notes=(note,))
+        tables = measure_inputs(model, inputs, identity, **options)
     summary = tables.summary.iloc[0]
     roles = set(tables.records["role"].dropna())
     tied, bias = "unembed" not in roles, "bias" in roles
@@ -158,8 +177,8 @@ def probe(
         "preset": stats,
         "dtype": _dtype(inside, dtype),
         "device": str(next(inside.parameters()).device),
-        "sites": _text(sites),
-        "modules": _text(modules),
+        "sites": _text(sites, inside),
+        "modules": _text(modules, inside),
         "fingerprint": _fingerprint(tables),
     }
     recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
@@ -235,10 +254,18 @@ def _fingerprint(tables: Tables) -> str:
     return hashlib.sha256(values.round(12).tobytes()).hexdigest()[:16]
 
 
-def _text(value: Any) -> Any:
-    """A filter as run.json can hold it: names as they are, functions by their name."""
+def _text(value: Any, model: nn.Module) -> Any:
+    """A filter as run.json can hold it: names as they are, modules, classes and functions by their names."""
     if isinstance(value, dict):
-        return {key: _text(item) for key, item in value.items()}
+        return {str(key): _text(item, model) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
-        return [_text(item) for item in value]
-    return str(value) if isinstance(value, str) else getattr(value, "pattern", getattr(value, "__name__", value))
+        return [_text(item, model) for item in value]
+    if isinstance(value, str):
+        return str(value)
+    names = {id(module): name for name, module in model.named_modules()}
+    value = names.get(id(value), getattr(value, "pattern", getattr(value, "__name__", value)))
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return repr(value)
+    return value

@@ -15,9 +15,19 @@ from initlab.measure.inputs import Inputs
 
 
 def inputs_for(
-    model: nn.Module, batch: Any, *, data: str | Path, tokenizer: str | None, batch_size: int | None, seed: int
+    model: nn.Module,
+    batch: Any,
+    *,
+    data: str | Path,
+    tokenizer: str | None,
+    batch_size: int | None,
+    seed: int,
+    T: int | None = None,
 ) -> tuple[Inputs, dict[str, Any]]:
     """The call to measure, and what it was made of, for the manifest.
+
+    Args:
+        T: tokens of each sequence that is made here; None: as many as the model declares, at most 1024.
 
     Raises:
         ConfigError: the batch can't be used, or none can be made.
@@ -28,7 +38,7 @@ def inputs_for(
         given = making.of_batch(model, batch)
         if given.ids is None or given.targets is None:
             return given, {"label": "the caller's batch", "targets": "none", "sum_p2": math.nan}
-        if vocab_size is not None and (largest := int(given.ids.max())) >= vocab_size:
+        if vocab_size is not None and (largest := int(max(given.ids.max(), given.targets.max()))) >= vocab_size:
             raise ConfigError(f"the batch holds the id {largest}; the model knows ids below {vocab_size}")
         return given, _describe_batch(given.ids, given.targets, vocab_size or int(given.ids.max()) + 1)
     if vocab_size is None:
@@ -43,7 +53,7 @@ def inputs_for(
         )
     if corpus.vocab_size > vocab_size:
         corpus = load_corpus("uniform", vocab_size=vocab_size)
-    T = making.longest(model)
+    T = making.longest(model) if T is None else T
     ids, targets = corpus.batch(making.TOKENS // T or 1 if batch_size is None else batch_size, T, seed)
     return making.of_ids(model, ids, targets), corpus.describe()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -20,25 +20,27 @@ _PER_BLOCK = tuple(site for site in SITES if site not in (*_WHOLE, "module", "at
 _ENTERING = ("embed", "resid_pre", "resid_mid", "attn_z", "mlp_act")  # what goes into a module, unless said otherwise
 
 Place = tuple[str, Literal["in", "out"]]  # a module's input or output
-Sites = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+Named = str | nn.Module | Sequence[str | nn.Module]
+Sites = Named | Mapping[str, Named]
 
 
 def declared_sites(model: nn.Module, sites: Sites, forward: Callable[[], Any]) -> SiteMap:
     """The site map of a model whose blocks, or sites, the caller names.
 
     Args:
-        sites: the blocks, as a glob over dotted names (`*` stays within one step: `net.layer*`) or a list of such; what
-            writes to the stream is then found as in any model. Or a dict from site to glob, as in `{"resid_post":
-            "net.layer*", "attn_out": "net.layer*.mix"}`: `resid_post` names the blocks, the other sites are looked at
-            as declared. A site is what leaves its modules, but for embed, resid_pre, resid_mid, attn_z and mlp_act,
-            which enter them; a glob that ends with `:in` or `:out` says otherwise.
+        sites: the blocks, as a glob over dotted names (`*` stays within one step: `net.layer*`), a module (a
+            ModuleList: those in it) or a list of such; what writes to the stream is then found as in any model. Or a
+            dict from site to these, as in `{"resid_post": "net.layer*", "attn_out": "net.layer*.mix"}`: `resid_post`
+            names the blocks, the other sites are looked at as declared. A site is what leaves its modules, but for
+            embed, resid_pre, resid_mid, attn_z and mlp_act, which enter them; a glob that ends with `:in` or `:out`
+            says otherwise.
         forward: runs the model on a batch, for the verification.
 
     Raises:
         SiteError: a glob that no module has, an unknown site, or modules that are in none of the blocks.
     """
     declared = dict(sites) if isinstance(sites, Mapping) else {"resid_post": sites}
-    unknown = sorted(set(declared) - {*_WHOLE, *_PER_BLOCK})
+    unknown = [site for site in declared if site not in (*_WHOLE, *_PER_BLOCK)]
     if unknown:
         raise SiteError(f"sites: unknown site {unknown[0]!r}; known: {', '.join((*_WHOLE, *_PER_BLOCK))}")
     if "resid_post" not in declared:
@@ -62,11 +64,32 @@ def declared_sites(model: nn.Module, sites: Sites, forward: Callable[[], Any]) -
     return site_map(model, [stack], [embed, *taps, *ends], notes)
 
 
-def _places(model: nn.Module, site: str, globs: str | Sequence[str]) -> list[Place]:
-    """(module, in or out) of every module that the globs name, in the model's order."""
+def _globs(model: nn.Module, site: str, given: Any) -> list[str]:
+    """What was given for a site, as globs: a module is its name, a list of modules those in it."""
+    if isinstance(given, nn.ModuleList):
+        given = list(given)
+    if isinstance(given, str | nn.Module) or not isinstance(given, Iterable):
+        given = [given]
+    names = {id(module): name for name, module in model.named_modules()}
+    globs = []
+    for item in given:
+        if isinstance(item, nn.Module) and not names.get(id(item)):
+            raise SiteError(
+                f"sites: {site}: the {type(item).__name__} given is no module inside {type(model).__name__}"
+            )
+        if not isinstance(item, str | nn.Module):
+            raise SiteError(
+                f"sites: {site} holds {item!r}; expected globs over dotted names ('net.layer*'), or modules"
+            )
+        globs.append(item if isinstance(item, str) else names[id(item)])
+    return globs
+
+
+def _places(model: nn.Module, site: str, given: Any) -> list[Place]:
+    """(module, in or out) of every module that was given, in the model's order."""
     named = [name for name, _ in model.named_modules()]
     places: dict[str, Literal["in", "out"]] = {}
-    for glob in [globs] if isinstance(globs, str) else globs:
+    for glob in _globs(model, site, given):
         plain = glob.removesuffix(":in").removesuffix(":out")
         entering = glob.endswith(":in") or (site in _ENTERING and not glob.endswith(":out"))
         steps = plain.count(".")

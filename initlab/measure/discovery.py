@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from initlab.measure.fitting import Array, Fit, fit_channels, fit_scaled_sum, fit_sum, sample
-from initlab.measure.inputs import floats
+from initlab.measure.nesting import floats
 
 
 @dataclass(frozen=True, slots=True)

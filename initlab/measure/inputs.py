@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from initlab.errors import ConfigError, ProbeError
+from initlab.measure.nesting import floats, moved, tensors
 
 TOKENS = 1024  # of a batch that is made here
 LONGEST = 1024  # tokens of a sequence that is made here
@@ -26,22 +28,24 @@ class Inputs:
     """One call of a model's forward.
 
     `ids` and `targets` are what the loss and the tied head's own logit refer to, (B, T) each; None for models without
-    tokens.
+    tokens. `aim` says what the targets are, and `notes` what was changed of a caller's batch.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     ids: Tensor | None = None
     targets: Tensor | None = None
+    aim: str = "next-token"
+    notes: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Inputs:
         """Every tensor, in any nesting, on the device."""
         return replace(
             self,
-            args=_map(self.args, device),
-            kwargs=_map(self.kwargs, device),
-            ids=_map(self.ids, device),
-            targets=_map(self.targets, device),
+            args=moved(self.args, device),
+            kwargs=moved(self.kwargs, device),
+            ids=moved(self.ids, device),
+            targets=moved(self.targets, device),
         )
 
     def call(self, model: nn.Module) -> Any:
@@ -54,7 +58,9 @@ class Inputs:
         if self.ids is not None:
             return self.ids.numel()
         first = next(tensors((self.args, self.kwargs)), None)
-        return 0 if first is None else first[..., 0].numel() if first.dim() == 3 else len(first)
+        if first is None or first.dim() == 0:
+            return 0 if first is None else 1
+        return first[..., 0].numel() if first.dim() == 3 else len(first)
 
 
 def of_ids(model: nn.Module, ids: Tensor, targets: Tensor) -> Inputs:
@@ -86,18 +92,10 @@ def of_batch(model: nn.Module, batch: Any) -> Inputs:
     """
     if isinstance(batch, Tensor):
         return _of_tensor(model, batch, None)
-    if isinstance(batch, dict):
-        if not batch or not all(isinstance(key, str) for key in batch):
-            raise ConfigError(f"batch is a dict with keys {list(batch)[:5]}; expected the forward's keyword arguments")
-        ids = next((value for key, value in batch.items() if key in _IDS and _is_ids(value)), None)
-        kwargs = {key: value for key, value in batch.items() if key != "labels"}
-        targets = batch.get("labels")
-        if ids is not None and not _is_ids(targets):
-            targets = next_tokens(ids)
-        elif ids is not None and targets is not None and targets.shape == ids.shape:
-            # Hugging Face shifts labels inside the model, and marks what doesn't count with -100
-            targets = next_tokens(targets).masked_fill(next_tokens(targets) == -100, -1)
-        return Inputs(kwargs=kwargs, ids=ids, targets=targets if ids is not None else None)
+    if isinstance(batch, Mapping):
+        return _of_mapping(model, batch)
+    if isinstance(batch, list) and batch and all(isinstance(item, Mapping) for item in batch):
+        return _of_mapping(model, batch[0])  # a list that stands for a loader
     if isinstance(batch, tuple | list):
         if not any(True for _ in tensors(batch)):
             raise ConfigError(f"batch is a {type(batch).__name__} without a tensor; expected the forward's arguments")
@@ -106,7 +104,10 @@ def of_batch(model: nn.Module, batch: Any) -> Inputs:
                 shapes = f"{tuple(batch[0].shape)} and targets {tuple(batch[1].shape)}"
                 raise ConfigError(f"ids are {shapes}; expected the same shape")
             return _of_tensor(model, *batch)
-        return Inputs(args=tuple(batch))
+        args, notes = _taken(model, tuple(batch))
+        if len(args) == 1 and _is_ids(args[0]) and vocabulary(model) is not None:
+            return replace(_of_tensor(model, args[0], None), notes=notes)
+        return Inputs(args=args, notes=notes)
     if hasattr(batch, "__iter__") and not isinstance(batch, str):
         first = next(iter(batch), None)
         if first is None:
@@ -116,6 +117,63 @@ def of_batch(model: nn.Module, batch: Any) -> Inputs:
         f"batch is {type(batch).__name__}; expected token ids (B, T), (ids, targets), a tuple of arguments, a dict of "
         "keyword arguments, or a loader of these"
     )
+
+
+def _of_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> Inputs:
+    """Keyword arguments, with what their `labels` mean to the model.
+
+    A decoder's labels are the ids themselves, which it shifts in its loss. A masked model's and an encoder-decoder's
+    stand at their own positions; a classifier's belong to its own loss. These are left with the model.
+    """
+    if not batch or not all(isinstance(key, str) for key in batch):
+        raise ConfigError(f"batch is a dict with keys {list(batch)[:5]}; expected the forward's keyword arguments")
+    kwargs = dict(batch)
+    labels = kwargs.get("labels")
+    ids = next((value for key, value in kwargs.items() if key in _IDS and _is_ids(value)), None)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        # the logits are those of the decoder's ids, which Hugging Face's models make of the labels
+        make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if kwargs.get("decoder_input_ids") is None and _is_ids(labels) and callable(make):
+            kwargs["decoder_input_ids"] = make(labels=labels)
+        ids = kwargs.get("decoder_input_ids")
+        ids = ids if _is_ids(ids) else None
+    if labels is None:
+        return Inputs(kwargs=kwargs, ids=ids, targets=None if ids is None else next_tokens(ids))
+    if ids is None or not _is_ids(labels):
+        return Inputs(kwargs=kwargs, ids=ids)
+    if labels.shape != ids.shape:
+        shapes = f"ids are {tuple(ids.shape)} and labels {tuple(labels.shape)}"
+        if _shifts(model):
+            raise ConfigError(f"batch: {shapes}; expected the same shape")
+        return Inputs(kwargs=kwargs, ids=ids)
+    if _shifts(model):
+        del kwargs["labels"]
+        targets = next_tokens(labels)
+    else:
+        targets = labels
+    # Hugging Face marks what doesn't count with -100
+    targets = targets.long().masked_fill(targets == -100, -1)
+    if not (targets >= 0).any():
+        raise ConfigError(f"no position of the batch, {tuple(ids.shape)}, has a target; expected a label besides -100")
+    return Inputs(kwargs=kwargs, ids=ids, targets=targets, aim="next-token" if _shifts(model) else "labels")
+
+
+def _shifts(model: nn.Module) -> bool:
+    """Whether a model's labels are its ids, one place on: Hugging Face's classes are named for their task."""
+    task = re.search(r"(?:For(?=[A-Z])|MaskedLM)(\w*)", type(model).__name__)
+    decodes = task is None or task[1].startswith(("CausalLM", "ConditionalGeneration"))
+    return decodes and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+
+
+def _taken(model: nn.Module, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    """Without the trailing arguments that the forward doesn't take, as the labels of a loader's (image, label)."""
+    parameters = _parameters(model).values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if any(p.kind == p.VAR_POSITIONAL for p in parameters) or not 0 < len(positional) < len(args):
+        return args, ()
+    left = len(args) - len(positional)
+    note = f"the forward takes {len(positional)} of the batch's {len(args)} values: the last {left} weren't given to it"
+    return args[: len(positional)], (note,)
 
 
 def of_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
@@ -204,7 +262,7 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
             # Taken here and not from the model, so that it is the same quantity whatever a model calls its loss.
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = F.cross_entropy(wide.flatten(0, 1), inputs.targets.flatten(), ignore_index=-1)
-            return Judged(loss, "next-token", logits)
+            return Judged(loss, inputs.aim, logits)
     own = next((t for t in found if t.dim() == 0 and t.requires_grad), None)
     if own is not None:
         return Judged(own, "the model's own loss", None)
@@ -226,23 +284,6 @@ def logits_in(output: Any, ids: Tensor | None, vocab_size: int | None) -> Tensor
 def next_tokens(ids: Tensor) -> Tensor:
     """Each position's next id, and -1 (no target) at the last: (B, T) -> (B, T)."""
     return torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -1)], dim=1)
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in any nesting of dicts, tuples and lists (a ModelOutput is a dict), depth first."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors(item)
-
-
-def floats(value: Any) -> Iterator[Tensor]:
-    """The floating-point ones of `tensors`."""
-    return (tensor for tensor in tensors(value) if tensor.is_floating_point())
 
 
 def _of_tensor(model: nn.Module, first: Tensor, targets: Tensor | None) -> Inputs:
@@ -298,13 +339,3 @@ def _parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
         return dict(inspect.signature(model.forward).parameters)
     except (TypeError, ValueError):
         return {}
-
-
-def _map(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _map(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_map(item, device) for item in value)
-    return value

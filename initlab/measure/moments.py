@@ -47,8 +47,13 @@ class Moments:
         self._values: list[Tensor | list[float]] = []
 
     def add(self, x: Tensor) -> int:
-        """Take the statistics of a tensor of any shape and floating dtype; returns its place in `read`."""
+        """Take the statistics of a tensor of any shape and floating dtype; returns its place in `read`.
+
+        Sparse tensors count with their zeros; a complex number counts as two, its real and its imaginary part.
+        """
         x = x.detach()
+        x = x if x.layout == torch.strided else x.to_dense()
+        x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
         x = x.reshape(-1)
         # Squares of fp16 overflow from 256 on, and bf16 reductions are slower than the cast.
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()

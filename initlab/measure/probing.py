@@ -88,7 +88,7 @@ def measure_inputs(
     with untouched(model, identity.seed), eagerly(model):
         sites = _sites(model, inputs, autocast, declared)
         if modules is not None:
-            sites = filtered(sites, chosen_modules(model, modules))
+            sites = filtered(model, sites, chosen_modules(model, modules))
         with recording(model, sites, preset) as recorder:
             judged = take_loss(_run(model, inputs, autocast), inputs, vocabulary(model))
             if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
@@ -126,7 +126,7 @@ def measure_inputs(
     }
     if judged.logits is None and inputs.ids is not None:
         notes.append(f"no logits (B, T, V) in what the model returned: the loss is {judged.targets}")
-    coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, [*notes, *sites.notes])
+    coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, [*notes, *inputs.notes, *sites.notes])
     return Tables(
         records=schema.table("records", records),
         heads=schema.table("heads", head_rows(recorder, keys, ids)),

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from initlab.measure.asides import depth
 from initlab.measure.attention import head_statistics
-from initlab.measure.inputs import floats, tensors
 from initlab.measure.moments import Moments, Preset
+from initlab.measure.nesting import floats, tensors
 from initlab.measure.sites import SiteMap, Tap
 
 

@@ -8,16 +8,19 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from initlab.errors import ProbeError
+from initlab.errors import ConfigError, ProbeError
 
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """The module inside torch.compile, DataParallel and DistributedDataParallel, and what was taken off.
 
     Raises:
-        ProbeError: a model whose weights can't be measured here: none at all, on the meta device, on several devices,
-            sharded, or quantised.
+        ConfigError: not a model.
+        ProbeError: a model whose weights can't be measured here: none at all, of no shape yet, on the meta device, on
+            several devices, sharded, or quantised.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is {model!r:.80}, of type {type(model).__name__}; expected a torch.nn.Module")
     notes = []
     while True:
         if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
@@ -41,6 +44,8 @@ def _refuse(model: nn.Module) -> None:
     if not parameters:
         raise ProbeError(f"{name} has no parameters; there is nothing to measure")
     for path, parameter in parameters.items():
+        if nn.parameter.is_lazy(parameter):  # a run here would draw the caller's weights
+            raise ProbeError(f"{name}: {path} has no shape yet (a lazy module); run one batch through the model first")
         kind = type(parameter.data).__name__
         if parameter.device.type == "meta":
             raise ProbeError(f"{name}: {path} is on the meta device: it has a shape but no values to measure")

@@ -1,5 +1,7 @@
 """`sites=`: the caller names the blocks, and they are verified like those that are found."""
 
+import re
+
 import pytest
 import torch
 from measure_zoo import D, Functional, Language, Multiplied, Post, Pre, V
@@ -48,6 +50,25 @@ def test_named_blocks_are_followed_as_if_they_had_been_found(sites):
     assert rows(probe, "attn_out") == ["layer1.attn.o_proj", "layer2.attn.o_proj"]
     assert rows(probe, "embed") == ["layer1"] and rows(probe, "final_norm") == ["norm"]
     assert probe.summary["n_embd"].item() == D and probe.summary["n_layer"].item() == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda m: m.layers,
+        lambda m: list(m.layers),
+        lambda m: (f"layers.{n}" for n in range(3)),
+        lambda m: {"resid_post": m.layers},
+    ],
+)
+def test_modules_stand_for_their_names(given):
+    torch.manual_seed(0)
+    model = Language(Pre)
+    told, named = initlab.probe(model, sites=given(model)), initlab.probe(model, sites="layers.*")
+    assert len(model.layers) == 3 and rows(told, "resid_post") == rows(named, "resid_post")
+    assert told.records["var"].tolist() == named.records["var"].tolist()
+    kept = told.run.manifest["config"]["sites"]
+    assert kept in ("layers", ["layers.0", "layers.1", "layers.2"], {"resid_post": "layers"})
 
 
 def test_the_same_numbers_as_where_the_blocks_are_found():
@@ -99,6 +120,13 @@ def test_what_cant_be_verified_is_kept_and_said(block, verified):
         ({"attn_out": "layer*.attn"}, "resid_post is missing"),
         ({"resid_post": "layer*", "mlp_out": "layer1.mlp"}, "mlp_out has 0 modules in block layer2 and 1 in all"),
         ([], "resid_post: no glob"),
+        (5, r"^sites: resid_post holds 5; expected globs"),
+        (re.compile("layer"), "resid_post holds re.compile"),
+        (lambda: 0, "resid_post holds <function"),
+        ({"resid_post": None}, "resid_post holds None"),
+        (["layer1", 3], "resid_post holds 3"),
+        ({1: "layer*", "x": "layer*"}, "unknown site 1"),
+        (nn.Linear(2, 2), "the Linear given is no module inside Loose"),
     ],
 )
 def test_what_the_model_doesnt_have_is_a_clear_error(sites, message):

@@ -1,5 +1,6 @@
 """`modules=`: what is looked at, and what isn't."""
 
+import functools
 import re
 
 import pytest
@@ -69,6 +70,47 @@ def test_a_filter_that_takes_nothing_is_a_clear_error(model, modules, message):
     with pytest.raises(ConfigError, match=message):
         initlab.probe(model, modules=modules)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_classes_and_modules_stand_for_names(model):
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert chosen_modules(model, nn.Linear) == linears
+    block = model.transformer.h[1]
+    assert chosen_modules(model, [block.mlp, block.attn]) == {"transformer.h.1.mlp", "transformer.h.1.attn"}
+    assert chosen_modules(model, model.transformer.h) == {"transformer.h"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (lambda name: True, "raised TypeError at module '': .*expected a function"),
+        (lambda name, module: 1 / 0, "raised ZeroDivisionError at module ''"),
+        (re.compile(b"mlp"), "raised TypeError .* an expression that searches text"),
+        (nn.Linear(2, 2), "the Linear given is no module of NanoGPT"),
+        (int, "modules holds <class 'int'>; expected"),
+        (b"mlp", "modules holds b'mlp'; expected"),
+        ("transformer.h", r"nothing is measured at 'transformer.h' itself: .* use 'transformer.h.\*'"),
+        ("", r"nothing is measured at 'the model as a whole' itself: .* use '\*'"),
+    ],
+)
+def test_what_is_no_filter_or_leaves_nothing_is_a_clear_error(model, modules, message):
+    with pytest.raises(ConfigError, match=message):
+        initlab.probe(model, modules=modules)
+
+
+def test_a_generator_is_read_once(model):
+    names = ["transformer.h.0.mlp.c_proj"]
+    once = initlab.probe(model, modules=(name for name in names))
+    assert once.run.manifest["config"]["modules"] == names
+    assert len(once.records) == len(initlab.probe(model, modules=names).records) > 0
+
+
+def test_any_filter_can_be_saved(model, tmp_path):
+    ends = functools.partial(lambda end, name, module: name.endswith(end), "c_proj")
+    filters = [ends, nn.Linear, model.transformer.h[0].mlp]
+    initlab.probe(model, modules=filters).save(tmp_path / "run")
+    kept = initlab.load(tmp_path / "run").run.manifest["config"]["modules"]
+    assert kept[0].startswith("functools.partial(") and kept[1:] == ["Linear", "transformer.h.0.mlp"]
 
 
 def test_heads_are_all_there_or_none(model):

@@ -1,6 +1,7 @@
 """Batches made for models that nobody described, and the loss taken of what they return."""
 
 import math
+from collections import UserDict
 from types import SimpleNamespace
 
 import pytest
@@ -65,13 +66,14 @@ def test_ids_are_given_as_the_forward_takes_them():
         [IDS.int(), NEXT],
         {"input_ids": IDS},
         {"input_ids": IDS, "attention_mask": torch.ones(2, 6), "labels": IDS},
+        UserDict(input_ids=IDS, labels=IDS),  # as Hugging Face's BatchEncoding
+        (IDS,),
         [{"input_ids": IDS}, {"input_ids": IDS + 1}],
         torch.utils.data.DataLoader([{"input_ids": row} for row in IDS], batch_size=2),
         torch.utils.data.DataLoader(IDS, batch_size=2),
     ],
 )
 def test_callers_ids_in_any_nesting(batch):
-    batch = iter(batch) if isinstance(batch, list) and isinstance(batch[0], dict) else batch
     made = inputs.of_batch(HuggingFaceLike(), batch)
     assert made.ids.tolist() == IDS.tolist()
     assert made.targets.tolist() == NEXT.tolist()
@@ -88,7 +90,7 @@ def test_ignored_labels_have_no_target():
 
 @pytest.mark.parametrize("batch", [torch.randn(4, 8), (torch.randn(4, 8), torch.randn(4, 8)), {"x": torch.randn(4, 8)}])
 def test_other_batches_are_the_forwards_arguments(batch):
-    made = inputs.of_batch(Plain(), batch)
+    made = inputs.of_batch(NanoLike(), batch)
     assert made.ids is None and made.targets is None
     assert len(made.args) + len(made.kwargs) == (2 if isinstance(batch, tuple) else 1)
 
@@ -225,3 +227,67 @@ def test_the_longest_sequence_is_what_config_and_position_table_allow(config, pa
     model = Takes(config)
     model.positions = nn.Embedding(66, 8, padding_idx=padding)
     assert inputs.longest(model) == expected
+
+
+class ForMaskedLM(HuggingFaceLike):
+    pass
+
+
+class ForTokenClassification(HuggingFaceLike):
+    pass
+
+
+class EncoderDecoder(HuggingFaceLike):
+    def __init__(self):
+        super().__init__({"is_encoder_decoder": True})
+
+    def prepare_decoder_input_ids_from_labels(self, labels):
+        return torch.cat([torch.zeros_like(labels[:, :1]), labels[:, :-1]], 1)
+
+
+@pytest.mark.parametrize("kind", [ForMaskedLM, ForTokenClassification, EncoderDecoder])
+def test_labels_at_their_own_positions_arent_shifted(kind):
+    labels = IDS.clone()
+    labels[0, 1:] = -100
+    made = inputs.of_batch(kind(), {"input_ids": IDS, "labels": labels})
+    assert made.targets.tolist() == [[0, -1, -1, -1, -1, -1], IDS[1].tolist()]
+    assert made.kwargs["labels"] is labels and made.aim == "labels"
+    assert inputs.take_loss(torch.zeros(2, 6, 50), made, 50).targets == "labels"
+
+
+def test_an_encoder_decoder_is_judged_at_the_decoders_positions():
+    made = inputs.of_batch(EncoderDecoder(), {"input_ids": IDS, "labels": IDS[:, 3:]})
+    assert made.ids.tolist() == [[0, 3, 4], [0, 9, 10]] and made.targets.tolist() == IDS[:, 3:].tolist()
+    own = inputs.of_batch(EncoderDecoder(), {"input_ids": IDS, "decoder_input_ids": IDS[:, :4]})
+    assert own.ids.tolist() == IDS[:, :4].tolist() and own.targets[:, -1].tolist() == [-1, -1]
+
+
+def test_a_classifiers_labels_reach_its_own_loss():
+    labels = torch.tensor([0, 1])
+    for model, batch in [(HuggingFaceLike(), {"input_ids": IDS}), (Plain(), {"pixel_values": torch.randn(2, 3, 4, 4)})]:
+        made = inputs.of_batch(model, batch | {"labels": labels})
+        assert made.kwargs["labels"] is labels and made.targets is None
+
+
+def test_labels_of_another_length_or_none_that_counts_are_refused():
+    with pytest.raises(ConfigError, match=r"ids are \(2, 6\) and labels \(2, 5\); expected the same shape"):
+        inputs.of_batch(HuggingFaceLike(), {"input_ids": IDS, "labels": IDS[:, 1:]})
+    with pytest.raises(ConfigError, match=r"no position of the batch, .* has a target"):
+        inputs.of_batch(HuggingFaceLike(), {"input_ids": IDS, "labels": torch.full_like(IDS, -100)})
+
+
+@pytest.mark.parametrize("second", [torch.tensor([0, 1]), None])
+def test_what_the_forward_cant_take_is_left_out_and_said(second):
+    image = torch.randn(2, 3)
+    made = inputs.of_batch(Plain(), iter([[image, second]]))
+    assert made.args == (image,) and made.notes == (
+        "the forward takes 1 of the batch's 2 values: the last 1 weren't given to it",
+    )
+    ids = inputs.of_batch(Plain(), (IDS, torch.tensor([0, 1])))
+    assert ids.ids.tolist() == IDS.tolist() and ids.notes == made.notes
+    assert len(inputs.of_batch(NanoLike(), (image, image)).args) == 2
+    assert len(inputs.of_batch(nn.Sequential(nn.Linear(3, 3)), (image, image)).args) == 1
+
+
+def test_a_scalar_counts_as_one():
+    assert Inputs(args=(torch.tensor(0.5), torch.randn(2, 3))).n_tokens == 1

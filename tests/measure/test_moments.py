@@ -383,3 +383,26 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(preset: Preset, dtype: torch.dtype) 
         for name in cpu:
             absolute = 1e-6 * cpu["rms"] if name == "mean" else 1e-3 if name == "kurtosis" else 0
             assert gpu[name] == pytest.approx(cpu[name], rel=2e-4, abs=absolute, nan_ok=True), (name, tuple(x.shape))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_sparse_tensors_count_with_their_zeros(preset: Preset) -> None:
+    dense = torch.zeros(6, 4)
+    dense[2] = torch.arange(1.0, 5.0)
+    taken = Moments(preset)
+    for x in (dense, dense.to_sparse(), dense.t().to_sparse()):
+        taken.add(x)
+    first, *others = taken.read()
+    assert all(other == pytest.approx(first) for other in others)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_complex_numbers_count_as_their_two_parts(preset: Preset) -> None:
+    x = torch.complex(torch.arange(6.0), torch.arange(6.0) * 10)
+    taken = Moments(preset)
+    for value in (torch.cat([x.real, x.imag]), x, x.conj().conj()):
+        taken.add(value)
+    parts, *rows = taken.read()
+    assert all(row == pytest.approx(parts) for row in rows)
+    taken.add(x.conj())
+    assert taken.read()[-1]["mean"] == pytest.approx(float((x.real.sum() - x.imag.sum()) / 12))

@@ -6,7 +6,7 @@ from measure_zoo import ZOO, T, V
 from torch import nn
 
 import initlab
-from initlab.errors import ProbeError
+from initlab.errors import ConfigError, ProbeError
 from initlab.measure.unwrapping import eagerly, unwrap
 
 
@@ -108,6 +108,19 @@ def test_what_cant_be_measured_is_refused_with_a_sentence(spoil, message):
 def test_a_model_without_parameters_is_refused():
     with pytest.raises(ProbeError, match="Identity has no parameters"):
         initlab.probe(nn.Identity(), torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("wrong", ["gpt2", None, nn.Linear])
+def test_what_is_no_model_is_refused_with_a_sentence(wrong):
+    with pytest.raises(ConfigError, match=r"^model is .*; expected a torch.nn.Module"):
+        initlab.probe(wrong)
+
+
+def test_a_lazy_model_is_refused_and_stays_lazy():
+    lazy = nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(5))
+    with pytest.raises(ProbeError, match=r"1.weight has no shape yet.*run one batch through the model first"):
+        initlab.probe(lazy, torch.randn(2, 3))
+    assert lazy[1].has_uninitialized_params()
 
 
 def checkpointed(use_reentrant):

@@ -1,0 +1,46 @@
+"""Tensors in whatever a forward takes and returns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in any nesting of mappings, tuples, lists and dataclasses, depth first."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):  # a ModelOutput is one
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for each in fields(value):
+            yield from tensors(getattr(value, each.name, None))
+
+
+def floats(value: Any) -> Iterator[Tensor]:
+    """The floating-point ones of `tensors`."""
+    return (tensor for tensor in tensors(value) if tensor.is_floating_point())
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """The value with every tensor of it on the device; containers keep their kind."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, MutableMapping):
+        other = copy.copy(value)  # forwards read a ModelOutput by attribute and by number
+        for key, item in value.items():
+            other[key] = moved(item, device)
+        return other
+    if isinstance(value, tuple | list):
+        items = [moved(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
