@@ -218,7 +218,7 @@ def sum_factors(total: Tensor, token: Tensor, position: Tensor) -> tuple[float, 
     flat = [x.reshape(-1)[::stride].double().cpu() for x in (total, token, position)]
     kept = flat[0] != 0
     target, terms = flat[0][kept], torch.stack(flat[1:], dim=1)[kept]
-    if len(target) < 16:
+    if len(target) < 16 or not bool(target.isfinite().all() & terms.isfinite().all()):
         return None
     solved = torch.linalg.lstsq(terms, target).solution
     rest = target - terms @ solved
