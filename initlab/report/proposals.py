@@ -46,7 +46,8 @@ def proposal_text(proposal: Shown) -> str:
     else:
         lines.append(_filled(f"Afterwards, measured on a copy: {_passes(proposal)}."))
     if not proposal.applied:
-        lines += ["", _filled("The model is as it was; proposal.apply() or fix(model, apply=True) changes it.")]
+        how = "proposal.apply(), fix(model, apply=True) or, in a shell, --save changes it"
+        lines += ["", _filled(f"The model is as it was; {how}.")]
     return "\n".join(lines)
 
 
