@@ -57,6 +57,7 @@ class Block:
     skips: list[float] = field(default_factory=list)  # what a sum multiplied the stream with, where that isn't 1
     verified: bool = False
     note: str = ""
+    width: int = 0  # of the stream; 0 where the block wasn't called with one
 
 
 @dataclass(slots=True)
@@ -79,6 +80,7 @@ class _Seen:
     values: Array
     eps: float  # of the tensor's dtype
     norm: bool  # the output of a normalisation
+    width: int  # its last dimension
 
 
 def find_stacks(
@@ -186,7 +188,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _seen(place: Place, tensor: Tensor, norm: bool) -> _Seen:
-    return _Seen(place, sample(tensor), torch.finfo(tensor.dtype).eps, norm)
+    return _Seen(place, sample(tensor), torch.finfo(tensor.dtype).eps, norm, tensor.shape[-1])
 
 
 def _explain(name: str, seen: list[_Seen]) -> Block:
@@ -205,7 +207,7 @@ def _explain(name: str, seen: list[_Seen]) -> Block:
 
 def _follow(name: str, start: _Seen, inside: list[_Seen], kind: str) -> Block:
     """Which of the tensors seen are states of the stream, and which modules brought them about."""
-    block = Block(name, [start.place])
+    block = Block(name, [start.place], width=start.width)
     end = inside[-1]
     bases = [start]  # the stream's present state, and its norms: post-norm blocks go on with one
     outputs: list[_Seen] = []  # what hasn't been written yet

@@ -153,7 +153,7 @@ def site_map(
     return SiteMap(
         taps=tuple(taps),
         n_layer=len(blocks),
-        n_embd=_width(model, blocks),
+        n_embd=next((block.width for block in blocks if block.width), 0),
         token_embedding=embeddings.get(Role.TOKEN_EMBED, ""),
         position_embedding=embeddings.get(Role.POS_EMBED, ""),
         notes=(*_notes(stacks), *notes),
@@ -206,16 +206,6 @@ def _layer_of(name: str, blocks: list[Block]) -> int | None:
 
 def _is_embedding(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding)  # measured as scalars; its output is the first block's input
-
-
-def _width(model: nn.Module, blocks: list[Block]) -> int:
-    """Width of the stream, from the smallest 1-D weight (a norm's) or else the embedding."""
-    if not blocks:
-        return 0
-    widths = [
-        p.shape[-1] for part in (model.get_submodule(blocks[0].name), model) for p in part.parameters() if p.dim() == 1
-    ]
-    return widths[0] if widths else 0
 
 
 def _notes(stacks: list[Stack]) -> list[str]:

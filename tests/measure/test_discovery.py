@@ -14,6 +14,7 @@ from measure_zoo import (
     Language,
     LayerScaled,
     Multiplied,
+    Pre,
     SplitBranch,
     T,
     V,
@@ -275,3 +276,19 @@ def test_nothing_is_wired_to_names():
     assert [w.place.module for w in stack.blocks[1].writes] == ["xx.1.cc", "xx.1.ee"]
     sites = discover_sites(model, lambda: model(torch.randn(2, 5, D)))
     assert tuple(tap.site for tap in sites.taps if tap.layer == 0 and tap.site.endswith("_out")) == ATTN_MLP
+
+
+def test_the_width_is_the_streams_whatever_norms_a_block_holds():
+    class Narrow(Pre):
+        """Norms of queries, as Qwen3's, come first among the parameters."""
+
+        def __init__(self):
+            super().__init__()
+            last = self._modules.copy()
+            self._modules.clear()
+            self.q_norm = nn.LayerNorm(8)
+            self._modules.update(last)
+
+    torch.manual_seed(0)
+    model = Language(Narrow)
+    assert discover_sites(model, lambda: model(ids())).n_embd == D
