@@ -45,6 +45,25 @@ def add_measuring(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
     add_output(parser, fail_on=fail_on)
 
 
+def of_models(options: argparse.Namespace) -> dict[str, Any]:
+    """What `compare` and `scale` are told of the NanoGPTs that they make, their text, and how they are measured."""
+    return {
+        "n_head": options.n_head,
+        "block_size": options.block_size,
+        "batch_size": options.batch_size,
+        "vocab_size": options.vocab_size,
+        "bias": not options.no_bias,
+        "activation": options.activation,
+        "tie_weights": not options.untied,
+        "data": options.data,
+        "tokenizer": options.tokenizer,
+        "stats": options.stats,
+        "dtype": options.dtype,
+        "device": options.device,
+        "command": options.command_line,
+    }
+
+
 def add_output(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
     parser.add_argument(
         "--fail-on",

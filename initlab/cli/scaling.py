@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import Progress, add_measuring, default_out, numbers, set_threads, show
+from initlab.cli.common import Progress, add_measuring, default_out, numbers, of_models, set_threads, show
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -62,22 +62,10 @@ def _scale(options: argparse.Namespace) -> int:
             seeds=options.seeds,
             lr=options.lr,
             optimizer=options.optimizer,
-            n_head=options.n_head,
             head_size=options.head_size,
-            block_size=options.block_size,
-            batch_size=options.batch_size,
-            vocab_size=options.vocab_size,
-            bias=not options.no_bias,
-            activation=options.activation,
-            tie_weights=not options.untied,
-            data=options.data,
-            tokenizer=options.tokenizer,
-            stats=options.stats,
-            dtype=options.dtype,
-            device=options.device,
             out=out,
             progress=progress,
-            command=options.command_line,
+            **of_models(options),
         )
     result.modules = options.modules
     return show(result, options, out)
