@@ -24,7 +24,8 @@ from initlab.schema import Tables
 
 MANIFEST = "run.json"
 # summary.csv last: its line is what makes a cell count.
-_COMMIT_ORDER = ("records", "heads", "coverage", "summary")
+_COMMIT_ORDER = ("records", "heads", "coverage", "training", "runs", "summary")
+_ALWAYS = ("records", "heads", "coverage", "summary")  # a file each, if only of column names
 _REQUIRED = {"config": dict, "recipes": dict, "cells": list, "failed": dict, "created": str}
 
 
@@ -91,7 +92,8 @@ class RunDir:
 
     def append(self, tables: Tables) -> None:
         """Commit the tables of one finished cell. Raises RunError, with nothing half-written, on a full disk."""
-        paths = {name: self.path / f"{name}.csv" for name in _COMMIT_ORDER}
+        filled = [name for name in _COMMIT_ORDER if len(getattr(tables, name)) or name in _ALWAYS]
+        paths = {name: self.path / f"{name}.csv" for name in filled}
         sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
         for name, path in paths.items():
             try:
@@ -122,7 +124,9 @@ class RunDir:
     def _rewrite(self, tables: Tables) -> None:
         for name in _COMMIT_ORDER:
             frame = getattr(tables, name)
-            write_whole(self.path / f"{name}.csv", _csv(frame, header=True) if len(frame) else b"")
+            path = self.path / f"{name}.csv"
+            if len(frame) or name in _ALWAYS or path.exists():
+                write_whole(path, _csv(frame, header=True) if len(frame) else b"")
 
     def forget(self, run_ids: Iterable[str]) -> None:
         """Drop committed cells that will be measured again."""

@@ -136,7 +136,41 @@ COVERAGE: dict[str, Column] = {
     "note": Column("string", "why the two differ, or how the site was sampled"),
 }
 
-TABLES: dict[str, dict[str, Column]] = {"records": RECORDS, "heads": HEADS, "summary": SUMMARY, "coverage": COVERAGE}
+TRAINING: dict[str, Column] = {
+    "run_id": Column("category", "training run; a row of the table runs"),
+    "step": Column("int64", "optimizer steps done before this row's batch; 0 = the init's own loss"),
+    "tokens": Column("int64", "tokens trained on before this row's batch"),
+    "lr": Column("float64", "learning rate of the step that follows"),
+    "loss": Column("float64", "mean cross entropy of the training batch, nats"),
+    "val_loss": Column("float64", "mean cross entropy of the evaluation batches, nats; NaN between evaluations"),
+    "grad_norm": Column("float64", "2-norm of all gradients together, before clipping"),
+    "tokens_per_second": Column("float64", "since the row before; NaN where it wasn't timed"),
+    "mfu": Column("float64", "share of the GPU's bf16 peak, nanoGPT's count of operations; NaN on other devices"),
+}
+
+RUNS: dict[str, Column] = {
+    **{name: column for name, column in _KEYS.items() if name != "step"},
+    "lr": Column("float64", "peak learning rate"),
+    "warmup": Column("int64", "steps of linear warmup; 0 = none"),
+    "steps": Column("int64", "optimizer steps planned"),
+    "steps_done": Column("int64", "optimizer steps made; fewer where the loss stopped being finite"),
+    "tokens": Column("int64", "tokens trained on"),
+    "n_params": SUMMARY["n_params"],
+    "ln_vocab": SUMMARY["ln_vocab"],
+    "unigram_loss": Column("float64", "loss of predicting the training split's token frequencies on the other, nats"),
+    "first_loss": Column("float64", "val_loss before the first step, nats"),
+    "val_loss": Column("float64", "val_loss after the last step, nats; NaN where the run diverged"),
+    "seconds": Column("float64", "wall time of the run, evaluations among it"),
+}
+
+TABLES: dict[str, dict[str, Column]] = {
+    "records": RECORDS,
+    "heads": HEADS,
+    "summary": SUMMARY,
+    "coverage": COVERAGE,
+    "training": TRAINING,
+    "runs": RUNS,
+}
 
 
 def table(name: str, rows: list[dict[str, object]]) -> pd.DataFrame:
@@ -190,12 +224,14 @@ def cast(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass
 class Tables:
-    """The four tables of a run. Built empty, or from frames that follow the schema."""
+    """The tables of a run. Built empty, or from frames that follow the schema."""
 
     records: pd.DataFrame = field(default_factory=lambda: table("records", []))
     heads: pd.DataFrame = field(default_factory=lambda: table("heads", []))
     summary: pd.DataFrame = field(default_factory=lambda: table("summary", []))
     coverage: pd.DataFrame = field(default_factory=lambda: table("coverage", []))
+    training: pd.DataFrame = field(default_factory=lambda: table("training", []))
+    runs: pd.DataFrame = field(default_factory=lambda: table("runs", []))
 
     @classmethod
     def concat(cls, parts: list[Tables]) -> Tables:
@@ -211,7 +247,7 @@ class Tables:
         return Tables(**{name: frame[frame["run_id"] == run_id] for name, frame in self.items()})
 
     def at_step(self, step: int) -> Tables:
-        """The rows of one step; coverage is of the models, at any step."""
+        """The rows of one step; coverage and runs are of the models, at any step."""
         return Tables(
             **{name: frame[frame["step"] == step] if "step" in frame else frame for name, frame in self.items()}
         )

@@ -22,7 +22,7 @@ from initlab.rundir import RunDir, load
 from initlab.schema import TABLES, Tables
 
 CELLS = ["a", "b", "c"]
-FILES = ["coverage.csv", "heads.csv", "records.csv", "run.json", "summary.csv"]
+FILES = ["coverage.csv", "heads.csv", "records.csv", "run.json", "runs.csv", "summary.csv", "training.csv"]
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
@@ -61,6 +61,8 @@ def cell(run_id: str, rows: int = 3, **values: Any) -> Tables:
         heads=schema.table("heads", [row("heads", 0), row("heads", 1)]),
         summary=schema.table("summary", [row("summary", 0)]),
         coverage=schema.table("coverage", [row("coverage", 0)]),
+        training=schema.table("training", [row("training", 0), row("training", 1)]),
+        runs=schema.table("runs", [row("runs", 0)]),
     )
 
 
@@ -216,7 +218,7 @@ def test_a_torn_last_line_of_the_summary_drops_that_cell_alone(tmp_path: Path, c
     same(load(tmp_path).tables, Tables.concat([cell("a"), cell("b")]))
 
 
-@pytest.mark.parametrize("name", ["records", "heads", "coverage"])
+@pytest.mark.parametrize("name", ["records", "heads", "coverage", "training", "runs"])
 @pytest.mark.parametrize("size", [0, 1, 10, 10_000])
 def test_a_cell_torn_before_its_summary_is_dropped_and_measured_again(tmp_path: Path, name: str, size: int) -> None:
     started(tmp_path, "a")
@@ -240,6 +242,13 @@ def test_half_a_header_is_an_empty_table(tmp_path: Path, content: bytes) -> None
     folder = RunDir.open(tmp_path, manifest())
     folder.append(cell("a"))
     same(load(tmp_path).tables, cell("a"))
+
+
+def test_a_run_without_training_has_no_files_for_it(tmp_path: Path) -> None:
+    untrained = {name: frame for name, frame in cell("a").items() if name not in ("training", "runs")}
+    RunDir.open(tmp_path, manifest()).append(Tables(**untrained))
+    RunDir.open(tmp_path, manifest()).append(Tables(**untrained))
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted(set(FILES) - {"training.csv", "runs.csv"})
 
 
 def test_a_missing_table_is_an_empty_one(tmp_path: Path) -> None:
@@ -351,7 +360,7 @@ def file_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
 def test_a_full_disk_leaves_every_file_as_it_was(tmp_path: Path, number: int) -> None:
     folder = started(tmp_path, "a")
     before = {item.name: item.read_bytes() for item in tmp_path.iterdir()}
@@ -362,7 +371,7 @@ def test_a_full_disk_leaves_every_file_as_it_was(tmp_path: Path, number: int) ->
         ) as caught,
     ):
         folder.append(cell("b"))
-    assert ["records", "heads", "coverage", "summary"][number - 1] in str(caught.value)
+    assert ["records", "heads", "coverage", "training", "runs", "summary"][number - 1] in str(caught.value)
     assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
 
 
