@@ -36,7 +36,7 @@ from initlab.models.nanogpt import NanoGPTConfig
 from initlab.recipes import registry
 
 RECIPES = ("nanogpt", "nanogpt-no-depth-scale", "torch-default", "out-x0.02", "out-xsqrt2overL", "out-xinvsqrtL")
-RECIPES += ("zero-out", "small-init-wang", "olmo-mitchell")
+RECIPES += ("zero-out", "small-init-wang-neox", "olmo-mitchell")
 WIDTHS, DEPTHS, SEEDS = (192, 384, 768), (4, 12, 24), 10
 T, B = 128, 2
 HERE = Path(__file__)
