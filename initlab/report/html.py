@@ -119,7 +119,7 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
         configuration=_named(run.manifest["config"]),
         definitions={name: schema.TABLES[name] for name in ("records", "heads", "summary")},
         glyphs=digest.GLYPHS,
-        css=_css(),
+        css=stylesheet(),
     )
 
 
@@ -192,7 +192,8 @@ def _template() -> Template:
 
 
 @cache
-def _css() -> str:
+def stylesheet() -> str:
+    """Colours of both themes as variables, and the rules of the page."""
     light, dark = (";".join(f"--{token}:{colour}" for token, colour in palette.items()) for palette in (LIGHT, DARK))
     rules = resources.files("initlab.report").joinpath("report.css").read_text(encoding="utf-8")
     # Only screens get dark: paper is white.
