@@ -181,8 +181,8 @@ def _head(evidence: Evidence) -> Claim:
         f"one tensor: {'yes' if tied else 'no'}; std {_range(token['std'])}",
         "holds" if tied and _all_near(token["std"], 0.02) else "does not hold",
         "certain",
-        "One matrix reads the tokens and predicts them. It is drawn twice and keeps the last draw, N(0, 0.02). Tied the "
-        "other way round, as nanoGPT was for a day in January 2023, the head would keep N(0, 1).",
+        "One matrix reads the tokens and predicts them. It is drawn twice and keeps the last draw, N(0, 0.02). Tied "
+        "the other way round, as nanoGPT was for a day in January 2023, the head would keep N(0, 1).",
         figure="weights",
         source=f"{NANOGPT}, line 138; the reverse tie: 7c82885, undone by 43b37fd",
     )
@@ -259,8 +259,8 @@ def _qkv(evidence: Evidence) -> Claim:
         _range(found["std"]),
         "holds" if _all_near(found["std"], 0.02) else "does not hold",
         "certain: over 49 000 weights each",
-        "c_attn is one matrix for all three, N(0, 0.02). What that amounts to depends on the width: the attention scores "
-        f"have a std of {' and '.join(f'{value:.2g} at n_embd {width}' for width, value in scores.items())}, so that "
+        "c_attn is one matrix for all three, N(0, 0.02). What that amounts to depends on the width: the attention "
+        f"scores have a std of {' and '.join(f'{value:.2g} at n_embd {width}' for width, value in scores.items())}, so that "
         "narrow models attend evenly.",
         figure="weights",
         source=f"{NANOGPT}, lines 163-164",
@@ -304,7 +304,8 @@ def _constant_variance(evidence: Evidence) -> Claim:
     constant = all(ends["nanogpt", width] < 2 for width in widths)
     verdict: Verdict = "holds" if flat and constant else "holds with a condition" if flat else "does not hold"
     return Claim(
-        "std = 0.02/√(2·n_layer) guarantees that the residual stream's variance neither explodes nor vanishes with depth",
+        "std = 0.02/√(2·n_layer) guarantees that the residual stream's variance neither explodes nor vanishes with "
+        "depth",
         "init statistic",
         "Variance after the last block ÷ of the embedding, measured on text, at 4 to 48 blocks, two widths.",
         "; ".join(parts),
@@ -350,7 +351,7 @@ def _without_warmup(evidence: Evidence) -> Claim:
         return _untrained(statement, tested)
     runs = evidence.trained.runs
     own = runs[runs["recipe"] == "nanogpt"]
-    small, deep = own["n_layer"].min(), own["n_layer"].max()
+    small = own["n_layer"].min()
     usual = own["lr"].min()
     gains = {(depth, lr): _gain(own[(own["n_layer"] == depth) & (own["lr"] == lr)]) for depth, lr in _cells(own)}
     bare = own[(own["warmup"] == 0) & (own["n_layer"] == small) & (own["lr"] == usual)]
@@ -434,7 +435,8 @@ def _first_loss(evidence: Evidence) -> Claim:
         "holds" if high else "does not hold",
         "high: beside its closed form in every report",
         "Where blocks write next to nothing, the last state is the token's own embedding, and a tied head gives that "
-        "token the highest logit, before anything was learnt. That logit grows as √n_embd, so narrow models don't show it.",
+        "token the highest logit, before anything was learnt. That logit grows as √n_embd, so narrow models don't show "
+        "it.",
         figure="first-loss",
     )
 
@@ -456,15 +458,16 @@ def _default_grows_least(evidence: Evidence) -> Claim:
     return Claim(
         "Surprise: PyTorch's default has the gentlest growth, and learns slowest",
         "training outcome",
-        "Growth of the stream among the inits whose blocks act; regret: the loss over all swept rates above the best of "
-        "any recipe.",
+        "Growth of the stream among the inits whose blocks act; regret: the loss over all swept rates above the best "
+        "of any recipe.",
         "growth at the deepest: "
         + ", ".join(f"{recipe} ×{value:.3g}" for recipe, value in deepest.items())
         + f"; token ÷ position embedding {ratio:.1e} in mean square{learnt}",
         verdict,  # type: ignore[arg-type]
         "as the intervals of the regrets say",
         "A stream that hardly grows is no sign of health: here it hardly grows because a position embedding of N(0, 1) "
-        f"is in it from the start, {1 / ratio:.0f} times the tokens' share. So initlab judges that ratio, not the growth.",
+        f"is in it from the start, {1 / ratio:.0f} times the tokens' share. So initlab judges that ratio, not the "
+        "growth.",
         figure="regret",
     )
 
