@@ -252,6 +252,7 @@ def _qkv(evidence: Evidence) -> Claim:
     found = _std(evidence, "attn_qkv")
     heads = pd.concat([run.heads for run in (evidence.narrow, evidence.wide)])
     scores = heads[heads["recipe"] == "nanogpt"].groupby("n_embd")["logit_std"].mean()
+    spread = " and ".join(f"{value:.2g} at n_embd {width}" for width, value in scores.items())
     return Claim(
         "Query, key and value projections have an effective std of about 0.02",
         "init statistic",
@@ -260,8 +261,7 @@ def _qkv(evidence: Evidence) -> Claim:
         "holds" if _all_near(found["std"], 0.02) else "does not hold",
         "certain: over 49 000 weights each",
         "c_attn is one matrix for all three, N(0, 0.02). What that amounts to depends on the width: the attention "
-        f"scores have a std of {' and '.join(f'{value:.2g} at n_embd {width}' for width, value in scores.items())}, so that "
-        "narrow models attend evenly.",
+        f"scores have a std of {spread}, so that narrow models attend evenly.",
         figure="weights",
         source=f"{NANOGPT}, lines 163-164",
     )
