@@ -77,10 +77,9 @@ for depth in (12, 48):
 # %% And the first loss: a model that knows nothing should say so
 model = initlab.NanoGPT(initlab.NanoGPTConfig(n_layer=4, n_head=4, n_embd=256, block_size=64, vocab_size=256))
 s = initlab.probe(model, stats="light").summary.iloc[0]
+std, excess = s["logit_std"], s["logit_std"] ** 2 / 2
 print(
-    f"\n7. A fresh 4-block model's loss is {s['loss']:.3f}; ln V is {s['ln_vocab']:.3f}, and half the logits' variance"
+    f"\n7. A fresh 4-block model's loss is {s['loss']:.3f}; ln V is {s['ln_vocab']:.3f}, and half the logits' variance,"
 )
-print(f"   ({s['logit_std'] ** 2 / 2:.3f}) comes on top: logits of std {s['logit_std']:.2f}, from 0.02·√n_embd =")
-print(
-    f"   {0.02 * math.sqrt(256):.2f}. With σ = 0.1 in a tied head that would be {(0.1 * math.sqrt(256)) ** 2 / 2:.2f} nats above ln V."
-)
+print(f"   {excess:.3f}, comes on top: logits of std {std:.2f}, from 0.02·√n_embd = {0.02 * math.sqrt(256):.2f}.")
+print(f"   With 0.1 in a tied head that would be {(0.1 * math.sqrt(256)) ** 2 / 2:.2f} nats above ln V.")
