@@ -1,0 +1,50 @@
+"""How fast a run is, against what its GPUs could do."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from initlab.models.nanogpt import NanoGPT
+
+# Dense bf16 FLOP/s with fp32 accumulation, by a part of torch.cuda.get_device_name; the first that fits counts.
+# NVIDIA's data sheets, without sparsity.
+BF16_PEAKS: tuple[tuple[str, float], ...] = (
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10G", 70e12),
+    ("A10", 125e12),
+    ("RTX A6000", 155e12),
+    ("RTX 4090", 165e12),
+    ("RTX 3090", 71e12),
+)
+
+
+def flops_per_token(model: NanoGPT) -> float:
+    """Operations of a forward and backward pass per token, as nanoGPT's estimate_mfu: 6N + 12 L H Q T.
+
+    N leaves position embeddings out; Q is the head size. See appendix B of PaLM (arXiv:2204.02311).
+    """
+    c = model.config
+    return 6.0 * model.num_params(non_embedding=True) + 12.0 * c.n_layer * c.n_embd * c.block_size
+
+
+def peak_flops(device: torch.device) -> float:
+    """bf16 FLOP/s of a GPU by its data sheet; NaN for other devices and unknown GPUs."""
+    if device.type != "cuda":
+        return math.nan
+    return named_peak(torch.cuda.get_device_name(device))
+
+
+def named_peak(name: str) -> float:
+    """`peak_flops` of a GPU by the name that torch gives it."""
+    return next((peak for part, peak in BF16_PEAKS if part in name), math.nan)
