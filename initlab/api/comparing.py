@@ -75,8 +75,7 @@ def compare(
     from initlab.models.loading import choose_device
 
     started = time.perf_counter()
-    if isinstance(recipes, str) or not isinstance(recipes, Sequence):
-        raise ConfigError(f"recipes is {recipes!r}; expected a list, as in ['nanogpt', 'xavier']")
+    refuse_no_recipes(recipes)
     for name, value in (("depths", depths), ("widths", widths)):
         refuse_no_list(name, value)
     entries = {entry.id: entry for entry in map(registry.get, recipes)}
@@ -122,7 +121,15 @@ def compare(
         progress=progress,
         started=started,
     )
-    return Comparison(run, path)
+    comparison = Comparison(run, path)
+    comparison.recipes = entries
+    return comparison
+
+
+def refuse_no_recipes(recipes: Any) -> None:
+    """Raises ConfigError for anything but a list."""
+    if isinstance(recipes, str) or not isinstance(recipes, Sequence):
+        raise ConfigError(f"recipes is {recipes!r}; expected a list, as in ['nanogpt', 'xavier']")
 
 
 def refuse_no_list(name: str, value: Any, example: str = "[4, 8, 16]") -> None:

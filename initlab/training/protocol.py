@@ -11,21 +11,17 @@ import math
 import statistics
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from initlab import schema
 from initlab.errors import ConfigError
 from initlab.measure.probing import Identity, measure
 from initlab.measure.sweeping import DTYPES, Cell, SweepConfig, check_axis, empty_model
-from initlab.models.apply import apply_recipe, portable
+from initlab.models.apply import apply_recipe
 from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import Recipe
 from initlab.schema import Tables
-from initlab.training.data import Split, load_split
+from initlab.training.data import Split
 from initlab.training.schedules import Schedule
 from initlab.training.trainer import TrainConfig, train
 
@@ -33,6 +29,33 @@ from initlab.training.trainer import TrainConfig, train
 SITES = ("embed", "attn_out", "mlp_out", "resid_post", "final_norm", "logits")
 KINDS = ("activation", "grad")
 _TIMED_STEPS = 5
+
+# quick: 4 recipes in about 10 minutes on 2 cores, where recipes that fail to train and rates that are too high show.
+# thorough: the depths at which a scaled residual branch can be told from an unscaled one, for a GPU.
+GRIDS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "depths": (4, 16),
+        "widths": (64,),
+        "n_head": 4,
+        "lrs": (1e-3, 3e-3, 1e-2),
+        "warmups": (0, 40),
+        "seeds": 3,
+        "steps": 150,
+        "block_size": 64,
+        "batch_size": 8,
+    },
+    "thorough": {
+        "depths": (6, 24, 48),
+        "widths": (128,),
+        "n_head": 4,
+        "lrs": (1e-3, 3e-3, 1e-2),
+        "warmups": (0, 50),
+        "seeds": 3,
+        "steps": 300,
+        "block_size": 128,
+        "batch_size": 16,
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,30 +205,3 @@ def seconds_a_pass(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: 
     rates = [row["tokens_per_second"] for row in trained.rows]
     known = [rate for rate in rates if rate is not None and math.isfinite(rate)]
     return grid.batch_size * grid.block_size / statistics.median(known) if known else trained.seconds / _TIMED_STEPS
-
-
-def portable_recipe(recipe: Recipe, cell: Cell, grid: GridConfig) -> Recipe:
-    """The recipe as data, for the models of a cell's size; a user's function can't be sent to another process."""
-    with torch.device("meta"):
-        model = NanoGPT(cell.config(grid))
-    return portable(recipe, model)
-
-
-@dataclass(frozen=True, slots=True)
-class PortableSplit:
-    """Data that unpickles as a Split: tokens in memory travel, those on disk are mapped again where they arrive."""
-
-    split: Split
-    data: str | Path
-    tokenizer: str | None
-    vocab_size: int | None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self.split.train.tokens, self.split.val.tokens)
-        if any(isinstance(tokens, np.memmap) for tokens in parts):
-            return load_split, (self.data, self.tokenizer, self.vocab_size)
-        return _itself, (self.split,)
-
-
-def _itself(split: Split) -> Split:
-    return split

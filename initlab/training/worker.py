@@ -7,18 +7,18 @@ import pickle
 import queue
 import struct
 import threading
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 _LENGTH = struct.Struct(">Q")
 
 
-def send(stream: BinaryIO, message: bytes) -> None:
+def send(stream: IO[bytes], message: bytes) -> None:
     """Write a message with its length in front."""
     stream.write(_LENGTH.pack(len(message)) + message)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> bytes:
+def receive(stream: IO[bytes]) -> bytes:
     """Read a message. Raises EOFError where the stream ends before it does."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
@@ -54,7 +54,7 @@ def main() -> None:
         send(replies, reply)
 
 
-def _listen(requests: BinaryIO, inbox: queue.SimpleQueue[bytes]) -> None:
+def _listen(requests: IO[bytes], inbox: queue.SimpleQueue[bytes]) -> None:
     """Read on while a call runs: when the parent dies or closes the stream, no one waits for the call's result."""
     while True:
         try:

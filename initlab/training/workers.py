@@ -36,6 +36,28 @@ class Failed:
     text: str
 
 
+class Here:
+    """What Workers are, without any: calls made one after another in this process."""
+
+    def __init__(self, shared: Mapping[str, Any]):
+        self._shared = shared
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, calls: Sequence[partial[Any]]) -> Iterator[tuple[int, Any]]:
+        """Make the calls in order and yield (index, result); one that raises yields Failed."""
+        for index, call in enumerate(calls):
+            try:
+                result = call(**self._shared)
+            except Exception as error:
+                result = Failed(f"{type(error).__name__}: {error}")
+            yield index, result
+
+
 class Workers:
     """Processes that make calls, started when there is something to do. A context manager: leaving it ends them."""
 
@@ -137,7 +159,9 @@ class _Worker:
                     start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its workers
                 )
             except OSError as error:
-                raise RunError(f"a worker process can't be started: {error}; use jobs=1, which needs no worker") from error
+                raise RunError(
+                    f"a worker process can't be started: {error}; use jobs=1, which needs no worker"
+                ) from error
         try:
             fine, text = self._exchange(self._shared)
         except _Died as died:
@@ -145,10 +169,10 @@ class _Worker:
                 raise
             raise RunError(
                 f"a worker process ended while it started ({died}; its own message, if any, is on stderr); "
-                "use fewer jobs, or jobs=1, which needs no worker"
+                "use fewer jobs; jobs=1 needs no worker"
             ) from None
         if not fine:
-            raise RunError(f"a worker process can't load what it needs: {text}; use jobs=1, which needs no worker")
+            raise RunError(f"a worker process can't load what it needs: {text}; jobs=1 needs no worker")
         self._served = True
 
     def _exchange(self, message: bytes) -> tuple[bool, Any]:
@@ -195,7 +219,7 @@ def _feed(
 
 
 def _tried(worker: _Worker, call: bytes) -> Any:
-    causes = []
+    causes: list[str] = []
     while len(causes) < _TRIES:
         try:
             fine, answer = worker.ask(call)

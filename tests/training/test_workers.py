@@ -52,7 +52,9 @@ def test_a_worker_has_one_thread_and_prints_do_not_reach_the_replies():
 
 def test_a_call_whose_worker_dies_is_tried_once_more_and_the_others_go_on(tmp_path):
     # dies at the first try alone: the folder is there at the second
-    once = partial(exec, f"import os\ntry: os.mkdir({str(tmp_path / 'seen')!r})\nexcept OSError: pass\nelse: os._exit(7)")
+    once = partial(
+        exec, f"import os\ntry: os.mkdir({str(tmp_path / 'seen')!r})\nexcept OSError: pass\nelse: os._exit(7)"
+    )
     with Workers(1, {}) as pool:
         found = dict(pool.run([partial(os._exit, 3), once, partial(abs, -1)]))
     assert found == {0: Failed("the worker process ended 2 times: exit code 3"), 1: None, 2: 1}
