@@ -66,7 +66,7 @@ def confirm(
         depths, n_embd, n_head, block_size, batch_size: of the models and their batches; default: `GRIDS["quick"]` of
             `initlab.training.protocol`, with thorough `GRIDS["thorough"]`.
         lrs: peak learning rates of AdamW.
-        warmups: steps of linear warmup; 0 = none.
+        warmups: steps of linear warmup; 0 = none. Default: none, and about a quarter of the steps (thorough: a sixth).
         seeds: draws of weights and order of the data; intervals need at least 2.
         steps: of the optimizer, in each run.
         vocab_size: default: the tokenizer's.
@@ -101,7 +101,10 @@ def confirm(
 
     started = time.perf_counter()
     entries = _recipes_of(recipes)
-    preset = GRIDS["thorough" if thorough else "quick"]
+    preset = dict(GRIDS["thorough" if thorough else "quick"])
+    if warmups is None and type(steps) is int:  # a warmup is a share of the run
+        shares = [warmup / preset["steps"] for warmup in preset["warmups"]]
+        preset["warmups"] = tuple(dict.fromkeys(round(share * steps) for share in shares))
     given = {
         "depths": depths,
         "lrs": lrs,
@@ -116,6 +119,8 @@ def confirm(
     for name in ("depths", "lrs", "warmups"):
         if given[name] is not None:
             refuse_no_list(name, given[name], str(list(preset[name])))
+    if n_embd is not None and type(n_embd) is not int:
+        raise ConfigError(f"n_embd is {n_embd!r}; expected a whole number: a grid is trained at one width")
     chosen = choose_device(device)
     if dtype is None:
         dtype = "bfloat16" if thorough and chosen.startswith("cuda") else "float32"

@@ -26,13 +26,13 @@ SEVERITIES = ("error", "warning", "info")
 
 def add_models(parser: argparse.ArgumentParser, *, block_size: int | str, batch_size: int | str) -> None:
     """Options of the NanoGPTs that a command makes. A text is only shown: the default is up to the function called."""
+    parser.add_argument("--n-head", type=int, metavar="N", help="attention heads at every width")
     for name, metavar, what, default in (
         ("--block-size", "T", "tokens in a sequence", block_size),
         ("--batch-size", "B", "sequences", batch_size),
     ):
         given = default if isinstance(default, int) else None
         parser.add_argument(name, type=int, default=given, metavar=metavar, help=f"{what} ({default})")
-    parser.add_argument("--n-head", type=int, metavar="N", help="attention heads at every width")
     parser.add_argument("--vocab-size", type=int, metavar="V", help="the tokenizer's, unless --data needs it")
     parser.add_argument("--activation", default="gelu", help="gelu, gelu_tanh, relu, relu2 or silu (gelu)")
     parser.add_argument("--no-bias", action="store_true", help="no bias in linear layers and norms")

@@ -37,9 +37,7 @@ def add(commands: Commands) -> None:
     confirm.add_argument("recipes", nargs="+", metavar="RECIPE", help="id (see `initlab recipes`) or file.py:name")
     confirm.add_argument("--depths", type=numbers, metavar="L,L,…", help="n_layer (4,16; thorough: 6,24,48)")
     confirm.add_argument("--lrs", type=rates, metavar="X,X,…", help="peak learning rates (1e-3,3e-3,1e-2)")
-    confirm.add_argument(
-        "--warmups", type=numbers, metavar="N,N,…", help="steps of linear warmup (0,40; thorough: 0,50)"
-    )
+    confirm.add_argument("--warmups", type=numbers, metavar="N,N,…", help="steps of warmup (0,40; thorough: 0,50)")
     confirm.add_argument("--seeds", type=int, metavar="N", help="draws of weights and order of the text (3)")
     confirm.add_argument("--steps", type=int, metavar="N", help="of the optimizer, in each run (150; thorough: 300)")
     confirm.add_argument("--n-embd", type=int, metavar="D", help="width (64; thorough: 128)")

@@ -148,7 +148,7 @@ class TrainingCell(Cell):
     def passes(self, grid: GridConfig) -> float:
         """Forward and backward passes over one batch that the run is worth; an evaluation is forward alone."""
         evaluations = 2 + (grid.steps // grid.eval_every if grid.eval_every else 0)
-        return grid.steps + evaluations * grid.eval_batches / 3 + 4  # the last: measuring the trained model
+        return grid.steps + evaluations * grid.eval_batches / 3
 
 
 def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Split) -> Tables:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from functools import partial
 
@@ -13,7 +14,7 @@ import pytest
 
 from initlab.errors import RunError
 from initlab.training import workers
-from initlab.training.workers import Failed, Workers
+from initlab.training.workers import Failed, Here, Workers
 
 
 def alive(pid: int) -> bool:
@@ -37,6 +38,15 @@ def test_results_come_with_their_index_and_what_raises_is_recorded():
         again = dict(pool.run([partial(os.getpid)]))  # the processes are kept
         assert again[0] in pool.pids
     assert found == {0: 6.0, 1: Failed("ZeroDivisionError: division by zero"), 2: 2.0}
+
+
+def test_calls_made_here_give_what_workers_give():
+    calls = [partial(int, "11"), partial(int, "x")]
+    with Here({"base": 2}) as pool:
+        here = dict(pool.run(calls))
+    with Workers(1, {"base": 2}) as pool:
+        assert dict(pool.run(calls)) == here
+    assert here[0] == 3 and here[1].text.startswith("ValueError: invalid literal")
 
 
 def test_shared_arguments_go_with_every_call():
@@ -65,10 +75,7 @@ def test_a_worker_killed_from_outside_is_replaced():
         list(pool.run([partial(abs, 1)]))
         (first,) = pool.pids
         results = pool.run([partial(time.sleep, 1), partial(os.getpid)])
-        killer = partial(os.kill, first, signal.SIGKILL)
-        import threading
-
-        threading.Timer(0.2, killer).start()
+        threading.Timer(0.2, partial(os.kill, first, signal.SIGKILL)).start()
         found = dict(results)
     assert found[0] is None  # slept at the second try
     assert found[1] != first
@@ -87,8 +94,21 @@ def test_an_abandoned_run_ends_its_workers_at_once():
 
 def test_a_worker_that_cannot_start_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(workers.sys, "executable", "/bin/false")
-    with pytest.raises(RunError, match=r"ended while it started \(exit code 1\).*jobs=1"), Workers(1, {}) as pool:
+    with pytest.raises(RunError, match=r"ended while it started \(exit code 1;.*jobs=1"), Workers(1, {}) as pool:
         list(pool.run([partial(abs, 1)]))
+
+
+def test_shared_arguments_that_cannot_be_loaded_are_one_clear_error():
+    with (
+        pytest.raises(RunError, match=r"can't load what it needs: ZeroDivisionError"),
+        Workers(2, {"x": Bad()}) as pool,
+    ):
+        list(pool.run([partial(abs, 1)]))
+
+
+class Bad:
+    def __reduce__(self):
+        return operator.truediv, (1, 0)
 
 
 SCRIPT = """
