@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from initlab import rundir
-from initlab.errors import InitlabError, ProbeError
+from initlab.errors import InitlabError, ProbeError, RunError
 from initlab.results import now
 from initlab.rundir import Run, RunDir
 from initlab.schema import Tables
@@ -47,7 +47,7 @@ def run_cells(
         started: time.perf_counter() at the start of the command.
 
     Raises:
-        RunError: `out` can't be written or holds another run.
+        RunError: `out` can't be written or holds another run, or `measure` raised it.
         ProbeError: every cell failed. A single failing cell is recorded in the manifest and the rest goes on.
     """
     import torch
@@ -62,6 +62,8 @@ def run_cells(
     for cell in todo:
         try:
             tables = measure(cell)
+        except RunError:  # what can't be written for this cell can't for the next
+            raise
         except (InitlabError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             failed[cell.run_id] = f"{type(error).__name__}: {error}"
             if folder:

@@ -220,7 +220,7 @@ class _Run:
             gpus = [self.device.index] if self.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.compiled, device_ids=gpus)
         self.step_tokens = config.batch_size * config.grad_accum * model.config.block_size
-        self.peak_share = flops_per_token(model) / (peak_flops(self.device) * self.world.size)
+        self.peak_share = flops_per_token(model.config) / (peak_flops(self.device) * self.world.size)
         self.evaluated = split.evaluation(config.eval_batches, config.batch_size, model.config.block_size)
         self.rows: list[Row] = []
         self.best = math.inf
