@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from initlab.api.measuring import assert_healthy, probe
     from initlab.api.predicting import predict
     from initlab.api.scaling import scale
+    from initlab.api.training import train
     from initlab.api.watches import watch
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-    from initlab.results import Comparison, Confirmation, Probe, Profile, Scaling, Watch, load
+    from initlab.results import Comparison, Confirmation, Probe, Profile, Scaling, Training, Watch, load
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
@@ -28,6 +29,7 @@ _HOME = {
     "Probe": "initlab.results",
     "Profile": "initlab.results",
     "Scaling": "initlab.results",
+    "Training": "initlab.results",
     "Watch": "initlab.results",
     "apply_recipe": "initlab.api.inits",
     "assert_healthy": "initlab.api.measuring",
@@ -39,6 +41,7 @@ _HOME = {
     "predict": "initlab.api.predicting",
     "probe": "initlab.api.measuring",
     "scale": "initlab.api.scaling",
+    "train": "initlab.api.training",
     "watch": "initlab.api.watches",
 }
 
@@ -51,6 +54,7 @@ __all__ = [
     "Probe",
     "Profile",
     "Scaling",
+    "Training",
     "Watch",
     "__version__",
     "apply_recipe",
@@ -63,6 +67,7 @@ __all__ = [
     "predict",
     "probe",
     "scale",
+    "train",
     "watch",
 ]
 

@@ -11,6 +11,7 @@ from initlab.api.measuring import assert_healthy, probe
 from initlab.api.predicting import predict
 from initlab.api.running import Progress
 from initlab.api.scaling import scale
+from initlab.api.training import train
 from initlab.api.watches import watch
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "predict",
     "probe",
     "scale",
+    "train",
     "watch",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from initlab import rundir
-from initlab.errors import InitlabError, ProbeError
+from initlab.errors import InitlabError, ProbeError, RunError
 from initlab.results import now
 from initlab.rundir import Run, RunDir
 from initlab.schema import Tables
@@ -52,7 +52,7 @@ def run_cells(
         started: time.perf_counter() at the start of the command.
 
     Raises:
-        RunError: `out` can't be written or holds another run.
+        RunError: `out` can't be written or holds another run, or `results` raised it.
         ProbeError: every cell failed. A single failing cell is recorded in the manifest and the rest goes on.
     """
     folder = RunDir.open(out, manifest) if out is not None else None
@@ -92,6 +92,8 @@ def in_turn(measure: Callable[[Cell], Tables]) -> Callable[[Sequence[Cell]], Res
         for cell in cells:
             try:
                 tables = measure(cell)
+            except RunError:  # what can't be written for this cell can't for the next
+                raise
             except (InitlabError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 yield cell, f"{type(error).__name__}: {error}"
             else:

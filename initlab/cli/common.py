@@ -157,8 +157,8 @@ class Progress:
 
     def __init__(self, out: Path, command: str, doing: str = "measure"):
         self.out = out
-        self.doing = doing
         self.command = command
+        self.doing = doing
         self.stack = ExitStack()
 
     def __enter__(self) -> Progress:
@@ -171,7 +171,8 @@ class Progress:
         from initlab.report import console
 
         about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-        print(f"initlab: {cells} models to {self.doing}, about {about}; writing to {self.out}", file=sys.stderr)
+        models = "1 model" if cells == 1 else f"{cells} models"
+        print(f"initlab: {models} to {self.doing}, about {about}; writing to {self.out}", file=sys.stderr)
         self.bar = self.stack.enter_context(console.Progress(work, self.command))
 
     def advance(self, work: float, text: str) -> None:

@@ -173,10 +173,10 @@ def measure_cell(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus)
     return tables
 
 
-def matmul_rate(device: str, n_embd: int, tokens: int) -> float:
+def matmul_rate(device: str, n_embd: int, tokens: int, dtype: torch.dtype | None = None) -> float:
     """FLOP/s of a matrix product of a sweep's own size, measured for a few hundredths of a second."""
-    a = torch.ones(tokens, n_embd, device=device)
-    b = torch.ones(n_embd, 4 * n_embd, device=device)
+    a = torch.ones(tokens, n_embd, device=device, dtype=dtype)
+    b = torch.ones(n_embd, 4 * n_embd, device=device, dtype=dtype)
     a @ b
     repeats, started = 0, time.perf_counter()
     while time.perf_counter() - started < 0.05:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,14 @@ class World:
             dist.all_reduce(values)
             values /= self.size
         return values
+
+    def told(self, value: Any = None) -> Any:
+        """What the first process passes in, on every process; the others wait for it."""
+        if self.size == 1:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
 
     def share(self, batch_size: int, grad_accum: int) -> tuple[int, int]:
         """(micro-batches, rows in each) of a process, of a step of batch_size * grad_accum rows.
@@ -74,9 +83,10 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
     cuda = device.startswith("cuda")
     if cuda:
         local = int(os.environ.get("LOCAL_RANK", "0"))
-        if local >= torch.cuda.device_count():
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if here > torch.cuda.device_count():  # told alike by each process
             raise ConfigError(
-                f"process {local} of this machine has no GPU: torch sees {torch.cuda.device_count()}; "
+                f"{here} processes were started for the {torch.cuda.device_count()} GPUs that torch sees here; "
                 "give torchrun --nproc-per-node that number, or use device cpu"
             )
         device = f"cuda:{local}"

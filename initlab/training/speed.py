@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from initlab.models.nanogpt import NanoGPT
+    from initlab.models.nanogpt import NanoGPTConfig
 
 # Dense bf16 FLOP/s with fp32 accumulation, by a part of torch.cuda.get_device_name; the first that fits counts.
 # NVIDIA's data sheets, without sparsity.
@@ -29,13 +29,16 @@ BF16_PEAKS: tuple[tuple[str, float], ...] = (
 )
 
 
-def flops_per_token(model: NanoGPT) -> float:
+def flops_per_token(c: NanoGPTConfig) -> float:
     """Operations of a forward and backward pass per token, as nanoGPT's estimate_mfu: 6N + 12 L H Q T.
 
-    N leaves position embeddings out; Q is the head size. See appendix B of PaLM (arXiv:2204.02311).
+    N counts what multiplies a token: no position embeddings, and one matrix of tokens, whether tied or not; Q is the
+    head size. See appendix B of PaLM (arXiv:2204.02311).
     """
-    c = model.config
-    return 6.0 * model.num_params(non_embedding=True) + 12.0 * c.n_layer * c.n_embd * c.block_size
+    norms = (2 * c.n_layer + 1) * c.n_embd * (1 + c.bias)
+    biases = 9 * c.n_layer * c.n_embd if c.bias else 0
+    weights = 12 * c.n_layer * c.n_embd**2 + c.vocab_size * c.n_embd
+    return 6.0 * (weights + norms + biases) + 12.0 * c.n_layer * c.n_embd * c.block_size
 
 
 def peak_flops(device: torch.device) -> float:

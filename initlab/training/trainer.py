@@ -103,10 +103,6 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {value!r}; expected a number from 0{'' if most == math.inf else ' to 1'}")
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"lr is {self.lr!r}; expected a learning rate above 0, such as 1e-3")
-        if self.warmup > self.steps:
-            raise ConfigError(
-                f"warmup is {self.warmup} of {self.steps} steps; expected at most all of them, as nothing follows"
-            )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas is {self.betas!r}; expected two numbers of at least 0 and below 1")
         if self.schedule not in get_args(Schedule):
@@ -224,7 +220,7 @@ class _Run:
             gpus = [self.device.index] if self.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.compiled, device_ids=gpus)
         self.step_tokens = config.batch_size * config.grad_accum * model.config.block_size
-        self.peak_share = flops_per_token(model) / (peak_flops(self.device) * self.world.size)
+        self.peak_share = flops_per_token(model.config) / (peak_flops(self.device) * self.world.size)
         self.evaluated = split.evaluation(config.eval_batches, config.batch_size, model.config.block_size)
         self.rows: list[Row] = []
         self.best = math.inf
