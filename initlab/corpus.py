@@ -76,11 +76,14 @@ class Corpus:
             DataError: the corpus is shorter than block_size + 1 tokens, or holds an id outside the vocabulary.
             ConfigError: a size below 1, a negative seed.
         """
-        if batch_size < 1 or block_size < 1:
-            raise ConfigError(f"a batch of {batch_size} windows of {block_size} tokens; expected at least 1 of each")
         if seed < 0:
             raise ConfigError(f"seed is {seed}; expected 0 or more")
-        rng = np.random.default_rng(seed)
+        return self.draw(batch_size, block_size, np.random.default_rng(seed))
+
+    def draw(self, batch_size: int, block_size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """`batch` from a generator of the caller's."""
+        if batch_size < 1 or block_size < 1:
+            raise ConfigError(f"a batch of {batch_size} windows of {block_size} tokens; expected at least 1 of each")
         if self.tokens is None:
             rows = rng.integers(self.vocab_size, size=(batch_size, block_size + 1))
         else:

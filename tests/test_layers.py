@@ -45,6 +45,7 @@ PUBLIC_FUNCTIONS = {
     "predict",
     "probe",
     "scale",
+    "train",
     "watch",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -41,12 +42,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         for name in ("recipes", "depths", "widths"):
-            values = getattr(self, name)
-            if not values:
-                raise ConfigError(f"{name} is empty; give at least one")
-            repeated = sorted({value for value in values if values.count(value) > 1})
-            if repeated:
-                raise ConfigError(f"{name} has {repeated[0]!r} more than once")
+            check_axis(name, getattr(self, name))
         for name in ("depths", "widths"):
             wrong = [value for value in getattr(self, name) if type(value) is not int]
             if wrong:
@@ -132,6 +128,15 @@ class Cell:
         return 6.0 * weights * T * sweep.batch_size
 
 
+def check_axis(name: str, values: Sequence[Any]) -> None:
+    """Refuse an axis of a sweep that is empty or holds a value twice. Raises ConfigError."""
+    if not values:
+        raise ConfigError(f"{name} is empty; give at least one")
+    repeated = [value for value in values if values.count(value) > 1]
+    if repeated:
+        raise ConfigError(f"{name} has {repeated[0]!r} more than once")
+
+
 def default_heads(n_embd: int) -> int:
     """Heads of 64 (nanoGPT's size), or of the largest smaller divisor of n_embd.
 
@@ -168,10 +173,10 @@ def measure_cell(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus)
     return tables
 
 
-def matmul_rate(device: str, n_embd: int, tokens: int) -> float:
+def matmul_rate(device: str, n_embd: int, tokens: int, dtype: torch.dtype | None = None) -> float:
     """FLOP/s of a matrix product of a sweep's own size, measured for a few hundredths of a second."""
-    a = torch.ones(tokens, n_embd, device=device)
-    b = torch.ones(n_embd, 4 * n_embd, device=device)
+    a = torch.ones(tokens, n_embd, device=device, dtype=dtype)
+    b = torch.ones(n_embd, 4 * n_embd, device=device, dtype=dtype)
     a @ b
     repeats, started = 0, time.perf_counter()
     while time.perf_counter() - started < 0.05:

@@ -39,19 +39,19 @@ def comparison_text(run: Run, findings: Sequence[Finding], *, width: int | None 
     footer = (
         f"of the deepest model ({depths.max()} layers), median over seeds; depth exp.: what a block writes ∝ n_layer^x"
     )
-    return _text(run, findings, _recipe_table(run, findings), width, color, footer if len(depths) else "")
+    return run_text(run, findings, _recipe_table(run, findings), width, color, footer if len(depths) else "")
 
 
 def probe_text(run: Run, findings: Sequence[Finding], *, width: int | None = None, color: bool = False) -> str:
     """One row per block of the deepest model, the findings, one sentence that sums up."""
     has_stream = (run.tables.records["site"] == "resid_post").any()
-    return _text(run, findings, _layer_table(run) if has_stream else _module_table(run), width, color)
+    return run_text(run, findings, _layer_table(run) if has_stream else _module_table(run), width, color)
 
 
 def watch_text(run: Run, findings: Sequence[Finding], *, width: int | None = None, color: bool = False) -> str:
     """One row per watched step, the findings of its first, one sentence that sums up."""
     footer = "update ratio: rms of what the step added to the weights / rms of the weights, of all matrices together"
-    return _text(run, findings, _step_table(run), width, color, footer)
+    return run_text(run, findings, _step_table(run), width, color, footer)
 
 
 def scaling_text(
@@ -78,7 +78,7 @@ def scaling_text(
         footer += f"; {left_out} more rows with --modules '*'"
     for note in scaling.lost(run):
         parts.append(Text(f"! {note}", style="bold yellow"))
-    return _text(run, findings, Group(*parts), width, color, footer)
+    return run_text(run, findings, Group(*parts), width, color, footer)
 
 
 def _slope_table(table: scaling.SlopeTable) -> Table:
@@ -98,9 +98,11 @@ def _slope_table(table: scaling.SlopeTable) -> Table:
     return shown
 
 
-def _text(
+def run_text(
     run: Run, findings: Sequence[Finding], table: RenderableType, width: int | None, color: bool, footer: str = ""
 ) -> str:
+    """A run in words: what it is, a table of it with its footer, the findings, one sentence that sums up."""
+
     def body(console: Console, width: int) -> None:
         console.print(wrapped(_header(run), width), style="dim" if color else "")
         for note in digest.shortfall(run):

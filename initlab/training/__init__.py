@@ -1,0 +1,1 @@
+"""Training: one run, and the grid of runs that confirms what a probe predicts."""

@@ -1,0 +1,114 @@
+"""A run's state on disk, in the format of nanoGPT's ckpt.pt."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from initlab.errors import CheckpointError, RunError
+from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+
+_OURS = {"activation": "gelu", "tie_weights": True}  # fields that nanoGPT's GPTConfig lacks, and what it does instead
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a run needs to go on, besides the weights and the optimizer, which `restore` puts in their place."""
+
+    iter_num: int
+    best_val_loss: float
+    rows: list[dict[str, Any]]
+    seconds: float
+
+
+def save(
+    path: Path,
+    model: NanoGPT,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    state: State,
+    config: dict[str, Any],
+) -> None:
+    """Write a whole checkpoint or leave the one before: nanoGPT's keys, and `initlab` with what else a run needs.
+
+    Raises:
+        RunError: the disk is full, or the folder can't be written.
+    """
+    args = {key: value for key, value in asdict(model.config).items() if _OURS.get(key) != value}
+    held = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "model_args": args,
+        "iter_num": state.iter_num,
+        "best_val_loss": state.best_val_loss,
+        "config": config,
+        "initlab": {"rows": state.rows, "seconds": state.seconds, "scaler": scaler.state_dict()},
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        torch.save(held, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        kept = "; the checkpoint before is kept" if path.exists() else ""
+        raise RunError(f"could not write the checkpoint {path} after step {state.iter_num}: {why}{kept}") from error
+
+
+def restore(
+    path: Path,
+    model: NanoGPT,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    config: dict[str, Any],
+) -> State:
+    """Put a checkpoint's weights and optimizer state in their place; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: the file can't be read, wasn't written by `save`, or is of another model, other data or other
+            settings.
+    """
+    held = _read(path)
+    sizes = asdict(NanoGPTConfig(**held["model_args"]))
+    there = {f"model {key}": value for key, value in sizes.items()} | held["config"]
+    here = {f"model {key}": value for key, value in asdict(model.config).items()} | config
+    different = [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} now"
+        for key in here | there
+        if there.get(key) != here.get(key)
+    ]
+    if different:
+        raise CheckpointError(
+            f"{path} is of another run ({'; '.join(sorted(different)[:4])}); repeat the settings it was written with, "
+            "or train into another folder"
+        )
+    try:
+        model.load_state_dict(held["model"])
+        optimizer.load_state_dict(held["optimizer"])
+        scaler.load_state_dict(held["initlab"]["scaler"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: its weights or optimizer state don't fit this model: {error}") from error
+    ours = held["initlab"]
+    return State(held["iter_num"], held["best_val_loss"], ours["rows"], ours["seconds"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise CheckpointError(
+            f"{path} can't be read as a checkpoint ({type(error).__name__}); it was damaged, or isn't one: remove it "
+            "to train from the start"
+        ) from error
+    expected = {"model", "optimizer", "model_args", "iter_num", "best_val_loss", "config", "initlab"}
+    if not isinstance(held, dict) or not expected <= set(held):
+        raise CheckpointError(
+            f"{path} wasn't written by initlab's trainer, so it lacks what a run needs to go on exactly; train into "
+            "another folder"
+        )
+    return held

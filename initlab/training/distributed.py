@@ -1,0 +1,98 @@
+"""One run over several processes, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from initlab.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes of this run, and which one this is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """The process that writes and speaks."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes of a tensor that each of them holds; the tensor is overwritten."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def told(self, value: Any = None) -> Any:
+        """What the first process passes in, on every process; the others wait for it."""
+        if self.size == 1:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
+
+    def share(self, batch_size: int, grad_accum: int) -> tuple[int, int]:
+        """(micro-batches, rows in each) of a process, of a step of batch_size * grad_accum rows.
+
+        nanoGPT divides the micro-batches over the processes; where there are too few, their rows are divided too.
+
+        Raises:
+            ConfigError: the rows can't be shared out evenly.
+        """
+        rows = batch_size * grad_accum
+        micros = -(-grad_accum // self.size)
+        if rows % (self.size * micros):
+            raise ConfigError(
+                f"a step of {batch_size} x {grad_accum} rows (batch_size x grad_accum) can't be shared out evenly over "
+                f"{self.size} processes; make grad_accum, or batch_size, a multiple of {self.size}"
+            )
+        return micros, rows // (self.size * micros)
+
+
+def current() -> World:
+    """The process group that was joined, or a world of one."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    return World()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[World, str]]:
+    """Join the other processes that torchrun started, if it did, and leave them at the end.
+
+    Yields:
+        the world, and the device of this process: on CUDA the GPU of its LOCAL_RANK.
+
+    Raises:
+        ConfigError: more processes than GPUs.
+    """
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield current(), device
+        return
+    cuda = device.startswith("cuda")
+    if cuda:
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if here > torch.cuda.device_count():  # told alike by each process
+            raise ConfigError(
+                f"{here} processes were started for the {torch.cuda.device_count()} GPUs that torch sees here; "
+                "give torchrun --nproc-per-node that number, or use device cpu"
+            )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield current(), device
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,53 @@
+"""How fast a run is, against what its GPUs could do."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from initlab.models.nanogpt import NanoGPTConfig
+
+# Dense bf16 FLOP/s with fp32 accumulation, by a part of torch.cuda.get_device_name; the first that fits counts.
+# NVIDIA's data sheets, without sparsity.
+BF16_PEAKS: tuple[tuple[str, float], ...] = (
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10G", 70e12),
+    ("A10", 125e12),
+    ("RTX A6000", 155e12),
+    ("RTX 4090", 165e12),
+    ("RTX 3090", 71e12),
+)
+
+
+def flops_per_token(c: NanoGPTConfig) -> float:
+    """Operations of a forward and backward pass per token, as nanoGPT's estimate_mfu: 6N + 12 L H Q T.
+
+    N counts what multiplies a token: no position embeddings, and one matrix of tokens, whether tied or not; Q is the
+    head size. See appendix B of PaLM (arXiv:2204.02311).
+    """
+    norms = (2 * c.n_layer + 1) * c.n_embd * (1 + c.bias)
+    biases = 9 * c.n_layer * c.n_embd if c.bias else 0
+    weights = 12 * c.n_layer * c.n_embd**2 + c.vocab_size * c.n_embd
+    return 6.0 * (weights + norms + biases) + 12.0 * c.n_layer * c.n_embd * c.block_size
+
+
+def peak_flops(device: torch.device) -> float:
+    """bf16 FLOP/s of a GPU by its data sheet; NaN for other devices and unknown GPUs."""
+    if device.type != "cuda":
+        return math.nan
+    return named_peak(torch.cuda.get_device_name(device))
+
+
+def named_peak(name: str) -> float:
+    """`peak_flops` of a GPU by the name that torch gives it."""
+    return next((peak for part, peak in BF16_PEAKS if part in name), math.nan)

@@ -1,0 +1,402 @@
+"""One training run: nanoGPT's loop, over any number of processes, resumed to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from initlab.errors import ConfigError
+from initlab.models.nanogpt import NanoGPT
+from initlab.training import checkpoints, distributed
+from initlab.training.data import Split
+from initlab.training.schedules import Schedule, learning_rate
+from initlab.training.speed import flops_per_token, peak_flops
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Row = dict[str, Any]
+# Settings that change how a run is computed or shown, but not which run it is.
+_NOT_THE_RUN = ("device", "compile")
+
+
+class Watcher(Protocol):
+    """What `initlab.watch` returns: a context manager that is told of every update."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def step(self, loss: Tensor) -> None: ...
+
+
+class LossScale:
+    """What a loss was multiplied with before `backward()`, asked for as from a GradScaler."""
+
+    def __init__(self, scaler: torch.amp.GradScaler, micros: int):
+        self._scaler, self._micros = scaler, micros
+
+    def get_scale(self) -> float:
+        return float(self._scaler.get_scale()) / self._micros
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How a model is trained. The defaults of AdamW, clipping and decay are nanoGPT's train.py.
+
+    Args:
+        steps: optimizer updates.
+        lr: peak learning rate.
+        warmup: steps of linear warmup; 0 = none.
+        schedule: `cosine` down to min_lr at `steps`, or `constant` after the warmup.
+        min_lr: where the cosine ends, as a fraction of lr.
+        batch_size: sequences in a micro-batch.
+        grad_accum: micro-batches in an update, over all processes together.
+        grad_clip: largest 2-norm of the gradient; 0 = never clipped.
+        eval_every: steps between evaluations; 0 = before the first and after the last step only.
+        eval_batches: batches of batch_size sequences in an evaluation.
+        log_every: steps between rows.
+        dtype: `float32`, or `bfloat16` or `float16` for autocast (float16 with a gradient scaler).
+        compile: torch.compile the model.
+        seed: of the batches and of dropout; the weights are the caller's.
+        device: where the model is moved.
+
+    Raises:
+        ConfigError: a value can't be used.
+    """
+
+    steps: int
+    lr: float
+    warmup: int = 0
+    schedule: Schedule = "cosine"
+    min_lr: float = 0.1
+    batch_size: int = 12
+    grad_accum: int = 1
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    eval_every: int = 0
+    eval_batches: int = 20
+    log_every: int = 1
+    dtype: str = "float32"
+    compile: bool = False
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch_size": 1, "grad_accum": 1, "eval_batches": 1, "log_every": 1}
+        for name, low in (least | {"warmup": 0, "eval_every": 0, "seed": 0}).items():
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise ConfigError(f"{name} is {value!r}; expected a whole number from {low} on")
+        for name, most in (("lr", math.inf), ("min_lr", 1.0), ("weight_decay", math.inf), ("grad_clip", math.inf)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+                raise ConfigError(f"{name} is {value!r}; expected a number from 0{'' if most == math.inf else ' to 1'}")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr is {self.lr!r}; expected a learning rate above 0, such as 1e-3")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas is {self.betas!r}; expected two numbers of at least 0 and below 1")
+        if self.schedule not in get_args(Schedule):
+            raise ConfigError(f"unknown schedule {self.schedule!r}; known: {', '.join(get_args(Schedule))}")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the update that follows `step` updates."""
+        return learning_rate(
+            step, lr=self.lr, warmup=self.warmup, steps=self.steps, min_lr=self.min_lr, schedule=self.schedule
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The config as plain values."""
+        return asdict(self) | {"betas": list(self.betas)}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of a run.
+
+    Attributes:
+        rows: of the table `training`, but run_id. Row k: the loss of the batch of step k with the weights after k
+            updates, the learning rate and the gradient norm (before clipping) of the update that followed. A run that
+            was not cut short by a loss that isn't finite ends with a row at step = steps with a val_loss alone.
+        first_loss: val_loss before the first update, nats.
+        val_loss: after the last, nats; NaN where the run diverged.
+        steps_done: updates made while loss and gradient were finite.
+        tokens: trained on.
+        seconds: wall time, evaluations and runs that were resumed among it.
+    """
+
+    rows: list[Row]
+    first_loss: float
+    val_loss: float
+    steps_done: int
+    tokens: int
+    seconds: float
+
+
+def train(
+    model: NanoGPT,
+    split: Split,
+    config: TrainConfig,
+    *,
+    on_row: Callable[[Row], None] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 0,
+    watcher: Callable[[nn.Module, LossScale, int], Watcher] | None = None,
+) -> Trained:
+    """Train a model in place, in the current process group if one was joined.
+
+    The batch of step k is a function of (config.seed, k), and so is dropout's random state (and of the rank), so a
+    run needs no stored random state to go on exactly. The whole step's batch is drawn by every process and each takes
+    its rows: the losses are those of one process, but for rounding and for dropout.
+
+    A loss that isn't finite, or a gradient norm that isn't (under float16 the scaler skips such an update instead),
+    ends the run before the update. On the CPU every step is looked at; on a GPU the steps since the last row are
+    looked at together, so the weights may have been updated up to log_every times more.
+
+    Args:
+        model: on any device, moved to config.device; its mode is kept.
+        split: windows of model.config.block_size tokens are drawn from it.
+        on_row: called by the first process with each row as it comes; those of the runs that are resumed come first.
+        checkpoint: file to go on from if it is there; written after every checkpoint_every updates (0: never in
+            between) and after the last one.
+        watcher: makes a watch of (the model as the loop calls it, the scale of its loss, updates done before); its
+            `step(loss)` is called after each update.
+
+    Raises:
+        ConfigError: vocabulary or batch don't fit.
+        DataError: the text is too short, or holds ids outside the vocabulary.
+        CheckpointError: the checkpoint can't be read, or is of another run.
+        RunError: the checkpoint can't be written; the one before is kept.
+    """
+    if split.vocab_size > model.config.vocab_size:
+        raise ConfigError(
+            f"the data's vocabulary is {split.vocab_size} and the model's {model.config.vocab_size}; build the model "
+            "with a vocab_size of at least the data's"
+        )
+    split.check(model.config.block_size)
+    mode = model.training
+    run = _Run(model, split, config, on_row)
+    try:
+        with run.seeding():
+            return run.go(checkpoint, checkpoint_every, watcher)
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(mode)
+
+
+class _Run:
+    """A run in progress."""
+
+    def __init__(self, model: NanoGPT, split: Split, config: TrainConfig, on_row: Callable[[Row], None] | None):
+        self.world = distributed.current()
+        self.micros, self.micro_rows = self.world.share(config.batch_size, config.grad_accum)
+        self.device = torch.device(config.device)
+        self.model = model.to(self.device)
+        self.split = split
+        self.config = config
+        self.on_row = on_row
+        self.optimizer = torch.optim.AdamW(
+            model.decay_groups(config.weight_decay),
+            lr=config.lr,
+            betas=config.betas,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == "float16")
+        # Compiled inside DDP, as nanoGPT has it. Evaluations go past DDP: its processes see different batches then.
+        self.compiled: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        self.wrapped = self.compiled
+        if self.world.size > 1:
+            gpus = [self.device.index] if self.device.type == "cuda" else None
+            self.wrapped = DistributedDataParallel(self.compiled, device_ids=gpus)
+        self.step_tokens = config.batch_size * config.grad_accum * model.config.block_size
+        self.peak_share = flops_per_token(model.config) / (peak_flops(self.device) * self.world.size)
+        self.evaluated = split.evaluation(config.eval_batches, config.batch_size, model.config.block_size)
+        self.rows: list[Row] = []
+        self.best = math.inf
+        self.unseen: list[Tensor] = []  # (loss, gradient norm) of the steps since the last look, on the device
+        self.timed: tuple[float, int] | None = None  # when the last row's update began, and its step
+
+    @contextlib.contextmanager
+    def seeding(self) -> Iterator[None]:
+        """Dropout's random state is the run's own; the caller's is untouched."""
+        if self.model.config.dropout == 0:
+            yield
+            return
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            yield
+
+    def go(
+        self,
+        checkpoint: Path | None,
+        checkpoint_every: int,
+        watcher: Callable[[nn.Module, LossScale, int], Watcher] | None,
+    ) -> Trained:
+        steps = self.config.steps
+        started = time.perf_counter()
+        first = 0
+        if checkpoint is not None and checkpoint.exists():
+            state = checkpoints.restore(checkpoint, self.model, self.optimizer, self.scaler, self.identity())
+            first, self.best = state.iter_num, state.best_val_loss
+            started -= state.seconds
+            for row in state.rows:
+                self.keep(row)
+        done = first
+        self.model.train()
+        with contextlib.ExitStack() as stack:
+            watch = watcher(self.wrapped, LossScale(self.scaler, self.micros), first) if watcher else None
+            if watch is not None:
+                stack.enter_context(watch)
+            for step in range(first, steps):
+                saves = bool(checkpoint and checkpoint_every and (step + 1) % checkpoint_every == 0)
+                bad = self.update(step, watch, look=saves)
+                done = step + 1 if bad is None else bad
+                if bad is not None:
+                    break
+                if saves and checkpoint and done < steps:
+                    self.save(checkpoint, done, time.perf_counter() - started)
+        val_loss = math.nan
+        if done == steps:
+            if first < steps:
+                self.keep(self.row(steps, val_loss=self.evaluate()))
+                if checkpoint is not None:
+                    self.save(checkpoint, steps, time.perf_counter() - started)
+            val_loss = self.rows[-1]["val_loss"]
+        return Trained(
+            rows=self.rows,
+            first_loss=self.rows[0]["val_loss"],
+            val_loss=val_loss if math.isfinite(val_loss) else math.nan,
+            steps_done=done,
+            tokens=done * self.step_tokens,
+            seconds=time.perf_counter() - started,
+        )
+
+    def update(self, step: int, watch: Watcher | None, *, look: bool) -> int | None:
+        """One update; the step of a loss or gradient that isn't finite, where one was seen, else None."""
+        evaluates = step == 0 or (self.config.eval_every > 0 and step % self.config.eval_every == 0)
+        val_loss = self.evaluate() if evaluates else math.nan
+        lr = self.config.lr_at(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.backward(step)
+        self.unseen.append(torch.stack([loss, self.clip()]))
+        if (logs := evaluates or step % self.config.log_every == 0) or look or self.device.type == "cpu":
+            # a GPU is waited for here alone
+            seen = self.world.mean(torch.stack(self.unseen)).tolist()
+            self.unseen.clear()
+            finite = [math.isfinite(a) and (math.isfinite(b) or self.scaler.is_enabled()) for a, b in seen]
+            bad = None if all(finite) else step - len(seen) + 1 + finite.index(False)
+            if logs or bad is not None:
+                at = step if bad is None else bad
+                batch_loss, norm = seen[at - step - 1]
+                self.keep(
+                    self.row(
+                        at,
+                        lr=self.config.lr_at(at),
+                        loss=batch_loss,
+                        grad_norm=norm,
+                        val_loss=val_loss if at == step else math.nan,
+                        tokens_per_second=self.speed(step),
+                    )
+                )
+            if bad is not None:
+                return bad
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if watch is not None:
+            watch.step(loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        return None
+
+    def backward(self, step: int) -> Tensor:
+        """Gradients of the batch of a step; its mean loss over this process' rows, a scalar on the device."""
+        config = self.config
+        if self.model.config.dropout:
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, step, self.world.rank)).generate_state(1)[0]))
+        rows = config.batch_size * config.grad_accum
+        idx, targets = self.split.batch(rows, self.model.config.block_size, config.seed, step)
+        total = torch.zeros((), device=self.device)
+        for micro in range(self.micros):
+            start = (self.world.rank * self.micros + micro) * self.micro_rows
+            mine = slice(start, start + self.micro_rows)
+            # gradients are averaged over the processes with the last micro-batch only
+            waits = isinstance(self.wrapped, DistributedDataParallel) and micro < self.micros - 1
+            with self.wrapped.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                with self.autocast():
+                    loss = self.wrapped(self.there(idx[mine]), self.there(targets[mine]))[1] / self.micros
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def clip(self) -> Tensor:
+        """Clip the gradients; their 2-norm before that, a scalar on the device."""
+        self.scaler.unscale_(self.optimizer)
+        if self.config.grad_clip:
+            return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss over the evaluation batches, nats; each process takes a share of them."""
+        self.model.eval()
+        total = torch.zeros((), device=self.device)
+        for idx, targets in self.evaluated[self.world.rank :: self.world.size]:
+            with self.autocast():
+                total += self.compiled(self.there(idx), self.there(targets))[1]
+        self.model.train()
+        loss = float(self.world.mean(total)) * self.world.size / len(self.evaluated)
+        self.best = min(self.best, loss)
+        self.timed = None  # rows say how fast training is, so what an evaluation takes is left out
+        return loss
+
+    def autocast(self) -> torch.autocast:
+        dtype = DTYPES[self.config.dtype]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def there(self, ids: Tensor) -> Tensor:
+        """A batch on the device, on its way while the CPU goes on."""
+        return ids if self.device.type == "cpu" else ids.pin_memory().to(self.device, non_blocking=True)
+
+    def speed(self, step: int) -> float:
+        """Tokens per second since the row before; NaN where an evaluation came in between."""
+        now = time.perf_counter()
+        before, self.timed = self.timed, (now, step)
+        if before is None or step == before[1]:
+            return math.nan
+        return (step - before[1]) * self.step_tokens / (now - before[0])
+
+    def row(self, step: int, tokens_per_second: float = math.nan, **measured: float) -> Row:
+        """A row of the table `training`; what wasn't measured is NaN."""
+        unmeasured = dict.fromkeys(("lr", "loss", "val_loss", "grad_norm"), math.nan)
+        return (
+            {"step": step, "tokens": step * self.step_tokens}
+            | unmeasured
+            | measured
+            | {"tokens_per_second": tokens_per_second, "mfu": tokens_per_second * self.peak_share}
+        )
+
+    def keep(self, row: Row) -> None:
+        self.rows.append(row)
+        if self.on_row is not None and self.world.first:
+            self.on_row(row)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same, in nanoGPT's place for it: the settings, and the data."""
+        named = ("tokenizer", "vocab_size", "n_tokens", "sha256", "sha256_val", "val_share")
+        settings = {key: value for key, value in self.config.as_dict().items() if key not in _NOT_THE_RUN}
+        return settings | {f"data {name}": self.split.described.get(name) for name in named}
+
+    def save(self, checkpoint: Path, done: int, seconds: float) -> None:
+        if self.world.first:
+            state = checkpoints.State(done, self.best, self.rows, seconds)
+            checkpoints.save(checkpoint, self.model, self.optimizer, self.scaler, state, self.identity())
