@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from initlab.api.watches import watch
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-    from initlab.results import Comparison, Probe, Profile, Scaling, Watch, load
+    from initlab.results import Comparison, Confirmation, Probe, Profile, Scaling, Watch, load
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
     "Comparison": "initlab.results",
+    "Confirmation": "initlab.results",
     "InitlabError": "initlab.errors",
     "NanoGPT": "initlab.models.nanogpt",
     "NanoGPTConfig": "initlab.models.nanogpt",
@@ -41,6 +42,7 @@ _HOME = {
 
 __all__ = [
     "Comparison",
+    "Confirmation",
     "InitlabError",
     "NanoGPT",
     "NanoGPTConfig",
