@@ -78,7 +78,7 @@ FIGURES: dict[str, FigureSpec] = {
         FigureSpec(
             name="grad-norms",
             title="Gradient norm",
-            question="Does the gradient settle, or spike? The runs of the loss curves. Thin: peaks of each seed; thick: "
+            question="Does the gradient settle, or spike? Runs as in the loss curves. Thin: peaks of each seed; thick: "
             "the median of their means.",
             needs=losses.needs_grad_norms,
             draw=losses.draw_grad_norms,

@@ -104,7 +104,7 @@ def _dots(
     for row, at, main, note in zip(rows.itertuples(index=False), y, leads, notes, strict=True):
         value, look, alpha = getattr(row, column), looks[str(row.recipe)], 1.0 if main else 0.55
         if not np.isfinite(value):
-            text = "not trained"
+            text = "no whole seed" if getattr(row, "runs", 0) > 0 else "not trained"
         else:
             colour = palette[look.token]
             if np.isfinite([row.low, row.high]).all():
@@ -145,7 +145,7 @@ def describe_regret(run: Run) -> str:
     parts = []
     for (n_layer, warmup), rows in regrets(run).groupby(["n_layer", "warmup"], observed=True):
         ranked = rows.sort_values("regret")
-        words = [f"{row.recipe} {row.regret:.2f}{_interval(row)}" for row in ranked.itertuples()]
+        words = [f"{row.recipe} {_known(row.regret)}{_interval(row)}" for row in ranked.itertuples()]
         parts.append(f"{plural(int(n_layer), 'block')}, {warmup_text(int(warmup))}: {', '.join(words)}")
     return f"Regret in nats with 95 % intervals, lowest first. {'; '.join(parts)}."
 
@@ -160,12 +160,15 @@ def describe_warmup(run: Run) -> str:
     parts = []
     for n_layer, rows in _gains(run).groupby("n_layer", observed=True):
         words = [
-            f"{row.recipe} {signed(row.difference)}{_interval(row)}"
-            + (f", {_note(row)}" if _note(row) else "")
+            f"{row.recipe} {signed(row.difference)}{_interval(row)}" + (f", {_note(row)}" if _note(row) else "")
             for row in _ordered(run, rows).itertuples()
         ]
         parts.append(f"{plural(int(n_layer), 'block')}: {'; '.join(words)}")
     return f"What warmup takes off the loss, nats, mean over rates, with 95 % intervals. {'. '.join(parts)}."
+
+
+def _known(regret: float) -> str:
+    return number(regret) if np.isfinite(regret) else "not known"
 
 
 def _note(row: object) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from initlab.judge.outcomes import regrets
+from initlab.judge.outcomes import run_measures
 from initlab.report.digest import number, plural, recipes_of
 from initlab.report.figures.data import Curve, Curves
 from initlab.report.figures.panels import Frame, Guide, Panel, draw_panels
@@ -27,14 +27,18 @@ _OVERSHOOT = 1.0  # nats above ln V that a panel still shows
 
 
 def best_runs(run: Run) -> pd.DataFrame:
-    """The runs to show: at each recipe's best rate with the longest warmup; of kind `train`, all. Columns of RUNS."""
-    runs = run.tables.runs.astype({"run_id": str, "recipe": str})
+    """The runs to show: at each recipe's best rate with the longest warmup; of kind `train`, all.
+
+    Columns as `run_measures`. A best rate is one with the lowest mean loss over the seeds that there are.
+    """
+    runs = run_measures(run).astype({"run_id": str, "recipe": str})
     if run.manifest.get("kind") != "confirm" or runs.empty:
         return runs
-    best = regrets(run)
-    best = best[best["warmup"] == best["warmup"].max()].rename(columns={"best_lr": "lr"})
-    keys = ["recipe", "n_layer", "warmup", "lr"]
-    return runs.merge(best[keys].astype({"recipe": str}), on=keys)
+    runs = runs[runs["warmup"] == runs["warmup"].max()]
+    keys = ["recipe", "n_layer"]
+    means = runs.groupby([*keys, "lr"])["loss"].mean().reset_index()
+    best = means.loc[means.groupby(keys)["loss"].idxmin(), [*keys, "lr"]]
+    return runs.merge(best, on=[*keys, "lr"])
 
 
 def untrained(run: Run) -> str:
@@ -84,8 +88,8 @@ def draw_losses(run: Run, theme: str) -> Figure:
 
 
 def draw_grad_norms(run: Run, theme: str) -> Figure:
-    y = "2-norm of all gradients,\nbefore clipping"
-    frame = Frame("Gradient norm", "step (updates done)", y, _over_steps(run), height=2.9)
+    x, y = "step (updates done)", "2-norm before clipping"
+    frame = Frame("Gradient norm", x, y, _over_steps(run), height=2.9)
     return draw_panels(_panels(run, "grad_norm"), frame, recipes_of(run), theme)
 
 
@@ -197,8 +201,8 @@ def describe_losses(run: Run) -> str:
 
 
 def _ending(runs: pd.DataFrame) -> str:
-    lost = int(runs["val_loss"].isna().sum())
-    finite = runs["val_loss"].dropna()
+    lost = int(runs["diverged"].sum())
+    finite = runs.loc[~runs["diverged"], "val_loss"]
     rate = f"at {', '.join(f'{lr:g}' for lr in sorted(runs['lr'].unique()))}"
     if finite.empty:
         return f"diverged {rate}"

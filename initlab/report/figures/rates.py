@@ -102,9 +102,13 @@ def describe_rates(run: Run) -> str:
     parts = []
     for (n_layer, warmup), rows in best.groupby(["n_layer", "warmup"], observed=True):
         words = [
-            f"{row.recipe} {number(row.best_loss, 3)} at {row.best_lr:g}"
+            f"{row.recipe} {_best(row.best_loss, row.best_lr)}"
             for recipe in recipes_of(run)
             for row in rows[rows["recipe"] == recipe].itertuples()
         ]
         parts.append(f"{plural(int(n_layer), 'block')}, {warmup_text(int(warmup))}: {', '.join(words)}")
     return f"Lowest mean loss over seeds, nats, and the rate it was reached at. {'; '.join(parts)}."
+
+
+def _best(loss: float, rate: float) -> str:
+    return f"{number(loss, 3)} at {rate:g}" if np.isfinite(rate) else "has no seed with every rate"
