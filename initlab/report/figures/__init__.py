@@ -43,7 +43,7 @@ FIGURES: dict[str, FigureSpec] = {
             title="Loss curves",
             question="Does it train, and how fast? At each recipe's best rate, with warmup where that was swept. "
             "Thin: seeds; thick: their median. «ln V»: knows nothing; «unigram»: knows how often tokens come, and "
-            "no context.",
+            "no context. What rises more than 1 nat above ln V leaves the panel.",
             needs=losses.needs_losses,
             draw=losses.draw_losses,
             describe=losses.describe_losses,
@@ -70,7 +70,7 @@ FIGURES: dict[str, FigureSpec] = {
             name="warmup",
             title="Gain of warmup",
             question="Which recipe needs warmup, and from which depth on? An interval that crosses zero says nothing "
-            "either way.",
+            "either way; it is wide enough for all comparisons together.",
             needs=effects.needs_warmup,
             draw=effects.draw_warmup,
             describe=effects.describe_warmup,

@@ -1,4 +1,4 @@
-"""What an init and warmup are worth: dots with 95 % intervals, a row per recipe and depth."""
+"""What an init and warmup are worth: dots with intervals, a row per recipe and depth."""
 
 from __future__ import annotations
 
@@ -76,10 +76,11 @@ def draw_warmup(run: Run, theme: str) -> Figure:
         nested_axis(axes, rows, palette)
         _span(axes, rows[["difference", "low", "high"]])
         low, high = axes.get_xlim()
-        for text, side, room in (("← warmup hurts", "right", -low), ("warmup helps →", "left", high)):
+        for text, side, room, gap in (("← warmup hurts", "right", -low, -5), ("warmup helps →", "left", high, 5)):
             if room > 0.2 * (high - low):
-                axes.text(0, -0.85, f" {text} ", ha=side, color=palette["muted"], fontsize=8.5)
-        axes.set_xlabel("loss without warmup − loss with, nats, mean over rates; bar: 95 % interval over seeds")
+                at = {"xy": (0, -0.85), "xytext": (gap, 0), "textcoords": "offset points"}
+                axes.annotate(text, **at, ha=side, va="center", color=palette["muted"], fontsize=8.5)
+        axes.set_xlabel("loss without warmup − loss with, nats, mean over rates; bar: interval (Holm) over seeds")
         settle(figure)
     return figure
 
@@ -164,7 +165,7 @@ def describe_warmup(run: Run) -> str:
             for row in _ordered(run, rows).itertuples()
         ]
         parts.append(f"{plural(int(n_layer), 'block')}: {'; '.join(words)}")
-    return f"What warmup takes off the loss, nats, mean over rates, with 95 % intervals. {'. '.join(parts)}."
+    return f"What warmup takes off the loss, nats, mean over rates, with intervals after Holm. {'. '.join(parts)}."
 
 
 def _known(regret: float) -> str:
