@@ -57,7 +57,7 @@ def outcomes(run: Run, findings: Sequence[Finding]) -> pd.DataFrame:
         results = _results(measured[measured["n_layer"] == n_layer])
         for recipe in _recipes(run):
             prediction, codes = predictions.get(recipe, ("not probed", ""))
-            outcome, why = results.get(recipe, ("not trained", "No run of it is finished at every rate."))
+            outcome, why = results.get(recipe, ("not trained", "No seed of it is finished at every rate."))
             rows.append((recipe, n_layer, prediction, codes, outcome, graded(prediction, outcome), why))
     return pd.DataFrame(rows, columns=list(OUTCOMES))
 
