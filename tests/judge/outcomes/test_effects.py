@@ -1,6 +1,8 @@
 import math
+import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from synthetic_training import trained_run
@@ -13,9 +15,8 @@ RATES = (1e-3, 1e-2)
 
 
 def run_of(loss, recipes=("base", "other"), **more):
-    return trained_run(
-        recipes, **{"depths": (2,), "lrs": RATES, "warmups": (0,), "steps": 20, "probed": (), **more}, loss=loss
-    )
+    usual = {"depths": (2,), "lrs": RATES, "warmups": (0,), "steps": 20, "probed": ()}
+    return trained_run(recipes, loss=loss, **{**usual, **more})
 
 
 def only(frame, **keys):
@@ -76,14 +77,16 @@ def test_families_by_hand():
     assert (y["low"], y["high"]) == pytest.approx(tuple(stats.ttest_1samp(shift["y"], 0).confidence_interval(0.95)))
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_a_verdict_is_given_exactly_where_the_interval_leaves_out_zero(seed):
     rng = np.random.default_rng(seed)
     recipes = ["base", *"abcdef"[: rng.integers(1, 7)]]
     shift = dict(zip(recipes, rng.choice([0, 0.02, 0.1, 0.5], len(recipes)), strict=True))
     noise = rng.normal(0, rng.choice([0.01, 0.05, 0.1]), 100_000)
     run = run_of(
-        lambda r, n, lr, w, s: 2.5 + shift[r] + noise[abs(hash((r, n, lr, w, s))) % 100_000] + 0.1 * (w == 0),
+        lambda r, n, lr, w, s: (
+            2.5 + shift[r] + noise[zlib.crc32(f"{r}{n}{lr}{w}{s}".encode()) % 100_000] + 0.1 * (w == 0)
+        ),
         recipes=tuple(recipes),
         seeds=int(rng.integers(2, 6)),
         warmups=(0, 5),
@@ -105,7 +108,7 @@ def test_a_recipe_as_bad_as_the_facts_say_is_separated_with_three_seeds():
     # scatter of .1 without warmup and .02 with it, as measured on a GPU grid; 5 recipes, 2 depths, 3 rates
     found = {(0, "bad"): 0, (5, "bad"): 0, (5, "slightly"): 0}
     shift = {"bad": 0.6, "slightly": 0.085}
-    times = 12
+    times = 5
     for seed in range(times):
         rng = np.random.default_rng(seed)
         run = run_of(
@@ -144,14 +147,12 @@ def test_one_family_for_each_depth_and_warmup_finds_what_one_for_all_misses():
 
 
 def test_no_difference_at_all_gives_few_verdicts():
-    wrong = families = 0
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        run = run_of(lambda r, n, lr, w, s, rng=rng: 2.5 + rng.normal(0, 0.05), recipes=("base", "a", "b", "c"))
-        found = effects(run).query("question == 'recipe'")
-        families += 1
-        wrong += (found["verdict"] != "not separated").any()
-    assert wrong / families <= 0.15  # 5 % expected, of 40
+    rng, families = np.random.default_rng(0), 150
+    losses = rng.normal(2.5, 0.05, (families, 4, 3))  # of a baseline and 3 others, at 3 seeds
+    rows = [("recipe", family, Mean.of(other - group[0])) for family, group in enumerate(losses) for other in group[1:]]
+    found = judged(pd.DataFrame(rows, columns=["question", "family", "mean"]), ["family"])
+    wrong = (found["verdict"] != "not separated").groupby(found["family"]).any().mean()
+    assert 0 < wrong <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / families)
 
 
 def test_one_seed_gives_differences_and_no_verdict():
