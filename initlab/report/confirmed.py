@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE
+from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE, run_measures
 from initlab.judge.rules.base import Finding
 from initlab.report import digest
 from initlab.report.console import STYLES, header, plain_table, print_text, wrapped
@@ -20,7 +20,7 @@ from initlab.rundir import Run
 GRADE_STYLES = {"agreed": "green", "missed": "bold red", "false alarm": "bold yellow", "undecided": "dim"}
 _STATUS = {"healthy": "pass", "not probed": "not_applicable"}  # of a prediction that is no severity
 _DID = {"diverges": ("diverges", "diverge"), "stuck": ("is stuck", "are stuck"), "trains worse": ("trains worse",) * 2}
-_MOST_UNSEPARATED = 6  # that are named; effects.csv has them all
+_MOST_UNSEPARATED = 4  # that are named; effects.csv has them all
 
 
 def confirmation_text(
@@ -41,8 +41,7 @@ def confirmation_text(
         for note in digest.shortfall(run):
             console.print(wrapped(f"! {note}", width, "  "), style="bold yellow")
         for n_layer, own in regrets.groupby("n_layer"):
-            title = f"{digest.plural(int(n_layer), 'layer')}, {digest.plural(int(own['runs'].sum()), 'run')}"
-            console.print(f"\n{title}", style="bold")
+            console.print(f"\n{_title(run, int(n_layer))}", style="bold")
             console.print(_regret_table(run, own))
         if len(outcomes):
             console.print()
@@ -86,8 +85,22 @@ def verdict(run: Run, outcomes: pd.DataFrame) -> str:
         said += [f"{words} {_places(own, depths)}"] if len(own) else []
     unclear = trained[trained["grade"] == "undecided"]
     parts.append(digest.listed(said, len(said)))
+    lost = unlearned(run)
+    if lost:
+        at = f"at {digest.listed([str(each) for each in lost], 6)} layers"
+        parts.append(f"no recipe learned more than token frequencies {at}: more steps or other rates would tell")
+    unclear = unclear[~unclear["n_layer"].isin(lost)]
     parts.append(f"undecided: {_places(unclear, depths)}" if len(unclear) else "")
-    return f"{before}{'; '.join(filter(None, parts))}."
+    sentence = "; ".join(filter(None, parts))
+    if sentence.startswith(("the ", "no ", "undecided:")) and not before:  # a recipe's name stays as it is
+        sentence = f"{sentence[0].upper()}{sentence[1:]}"
+    return f"{before}{sentence}."
+
+
+def unlearned(run: Run) -> list[int]:
+    """Depths at which no run of any recipe escaped the unigram plateau."""
+    escaped = run_measures(run).groupby("n_layer")["escaped"].any()
+    return [int(n_layer) for n_layer in escaped.index[~escaped.to_numpy(bool)]]
 
 
 def unseparated_sentence(effects: pd.DataFrame) -> str:
@@ -100,8 +113,7 @@ def unseparated_sentence(effects: pd.DataFrame) -> str:
     # those that a few seeds more would settle are of most use
     unclear.sort(key=lambda row: row["seeds_needed"])
     told = [
-        f"{'warmup for ' if row['question'] == 'warmup' else ''}{row['recipe']} at {_at(row)} "
-        f"{digest.signed(row['difference'], 3)} ({seeds_text(row['seeds_needed'])})"
+        f"{_asked(row)} {digest.signed(row['difference'], 3)} ({seeds_text(row['seeds_needed'])})"
         for row in unclear[:_MOST_UNSEPARATED]
     ]
     more = len(unclear) - len(told)
@@ -123,12 +135,20 @@ def rate_text(best: float, swept: Iterable[float]) -> str:
     return f"{end}{best:g}"
 
 
+def _title(run: Run, n_layer: int) -> str:
+    """`4 layers: 54 runs (3 rates, 2 warmups, 3 seeds)`."""
+    runs = run.tables.runs[run.tables.runs["n_layer"] == n_layer]
+    axes = (("rate", "lr"), ("warmup", "warmup"), ("seed", "seed"))
+    grid = ", ".join(digest.plural(runs[column].nunique(), noun) for noun, column in axes)
+    return f"{digest.plural(n_layer, 'layer')}: {digest.plural(len(runs), 'run')} ({grid})"
+
+
 def _regret_table(run: Run, own: pd.DataFrame) -> Table:
     """Of one depth; of several warmups the shortest and the longest."""
     warmups = sorted({int(each) for each in own["warmup"]})
     shown = list(dict.fromkeys([warmups[0], warmups[-1]]))
     heads = [f"regret,\n{_warmup_text(each)}" for each in shown]
-    table = plain_table("recipe", *heads, f"best rate: loss,\n{_warmup_text(shown[-1])}", "runs stuck\nor diverged")
+    table = plain_table("recipe", *heads, "best rate\nand loss", "runs\nstuck", "\ndiverged")
     recipes = digest.recipes_of(run)
     runs = run.tables.runs
     for recipe in [each for each in recipes if each in set(own["recipe"])]:
@@ -140,10 +160,8 @@ def _regret_table(run: Run, own: pd.DataFrame) -> Table:
         if (last := rows.get(shown[-1])) and last["seeds"]:
             swept = runs.loc[(runs["n_layer"] == last["n_layer"]) & (runs["warmup"] == shown[-1]), "lr"]
             best = f"{rate_text(last['best_lr'], swept)}: {last['best_loss']:.3f}"
-        counts = [(sum(row[word] for row in rows.values()), word) for word in ("stuck", "diverged")]
-        total = sum(row["runs"] for row in rows.values())
-        flags = "\n".join(f"{count} {word}" for count, word in counts if count)
-        table.add_row(name, *(_regret(rows.get(each)) for each in shown), best, f"{flags or '0'} of {total}")
+        counts = [str(sum(row[word] for row in rows.values())) for word in ("stuck", "diverged")]
+        table.add_row(name, *(_regret(rows.get(each)) for each in shown), best, *counts)
     return table
 
 
@@ -225,7 +243,8 @@ def _footer(effects: pd.DataFrame) -> str:
     """What the words and the intervals mean, as short as it can be said."""
     text = (
         "regret: mean over the rates of min(loss, ln V) − the best of any recipe at any rate, ± 95 % over seeds; a run "
-        "that diverged counts as ln V; ≤ ≥: the best is at an end of the swept rates; stuck: not "
+        "that diverged counts as ln V; best rate and loss: with the longest warmup, ≤ ≥ at an end "
+        "of the swept rates; stuck: not "
         f"{ESCAPE_MARGIN:g} nats below the loss of token frequencies; trains worse: regret {WORSE:g} or more above the "
         "best one's, separated, of the runs with warmup where there are any"
     )
@@ -267,8 +286,10 @@ def _warmup_text(warmup: int) -> str:
     return f"warmup {warmup}" if warmup else "no warmup"
 
 
-def _at(row: Mapping[Any, Any]) -> str:
-    return f"{row['n_layer']} layers, {_warmup_text(row['warmup'])}"
+def _asked(row: Mapping[Any, Any]) -> str:
+    if row["question"] == "warmup":
+        return f"warmup {row['warmup']} for {row['recipe']} at {row['n_layer']} layers"
+    return f"{row['recipe']} at {row['n_layer']} layers, {_warmup_text(row['warmup'])}"
 
 
 def _key(row: Mapping[Any, Any]) -> tuple[Any, ...]:

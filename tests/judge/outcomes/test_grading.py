@@ -65,8 +65,14 @@ def test_stuck_is_no_rate_at_which_most_seeds_escape():
     assert outcome_of(mostly(1))["outcome"] == "stuck"
     assert outcome_of(mostly(2))["outcome"] != "stuck"
     assert "6 of 6 runs stuck" in outcome_of(mostly(0))["why"]
-    # a recipe as bad as all others is stuck all the same
-    assert outcome_of(lambda *_: UNIGRAM)["outcome"] == "stuck"
+
+
+def test_where_no_recipe_learns_anything_training_has_told_nothing():
+    row = outcome_of(lambda *_: UNIGRAM)
+    assert (row["outcome"], row["grade"]) == ("undecided", "undecided")
+    assert "no recipe came 0.1 nats below the 3.35 of token frequencies" in row["why"]
+    # but a run that ended in NaN is a result by itself
+    assert outcome_of(lambda r, *_: math.nan if r == "other" else UNIGRAM)["outcome"] == "diverges"
 
 
 def test_worse_needs_a_margin_and_separation():
