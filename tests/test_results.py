@@ -55,7 +55,7 @@ def test_frames_are_made_once_and_grades_follow_the_rules(confirmation):
 
 def test_the_report_comes_with_the_tables_of_training(confirmation, tmp_path):
     page = Confirmation(confirmation.run).report(tmp_path / "run")
-    for name in ("regrets", "effects", "outcomes"):
+    for name in ("regrets", "effects", "outcomes", "rankings"):
         written = pd.read_csv(page.parent / f"{name}.csv")
         assert list(written.columns) == list(getattr(confirmation, name).columns)
         assert len(written) == len(getattr(confirmation, name))

@@ -111,7 +111,7 @@ def test_few_seeds_more_come_first_and_long_lists_are_cut():
     assert text.startswith(
         "Not separated (seeds that it would take): r4 at 2 layers, no warmup +0.100 (4 seeds); r7 at"
     )
-    assert text.endswith("2 more in effects.csv.")
+    assert text.endswith("r11 at 2 layers, no warmup +0.100 (11 seeds); 4 more in effects.csv.")
 
 
 def test_stuck_and_diverged_are_counted():
