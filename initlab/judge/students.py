@@ -36,7 +36,7 @@ class Mean:
             return math.nan
         if self.sd == 0:
             return 0.0 if self.value else 1.0
-        from scipy.special import stdtr  # type: ignore[import-untyped]
+        from scipy.special import stdtr
 
         return float(2 * stdtr(self.n - 1, -abs(self.value) / self.sd * math.sqrt(self.n)))
 
