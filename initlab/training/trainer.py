@@ -225,7 +225,7 @@ class _Run:
         self.rows: list[Row] = []
         self.best = math.inf
         self.unseen: list[Tensor] = []  # (loss, gradient norm) of the steps since the last look, on the device
-        self.timed: tuple[float, int] | None = None  # when the last row's update began, and its step
+        self.timed: tuple[float, int] | None = None  # when the last row came, and its step
 
     @contextlib.contextmanager
     def seeding(self) -> Iterator[None]:
@@ -348,15 +348,15 @@ class _Run:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss over the evaluation batches, nats; each process takes a share of them."""
-        self.model.eval()
-        total = torch.zeros((), device=self.device)
-        for idx, targets in self.evaluated[self.world.rank :: self.world.size]:
-            with self.autocast():
-                total += self.compiled(self.there(idx), self.there(targets))[1]
-        self.model.train()
-        loss = float(self.world.mean(total)) * self.world.size / len(self.evaluated)
+        with self.untimed():
+            self.model.eval()
+            total = torch.zeros((), device=self.device)
+            for idx, targets in self.evaluated[self.world.rank :: self.world.size]:
+                with self.autocast():
+                    total += self.compiled(self.there(idx), self.there(targets))[1]
+            self.model.train()
+            loss = float(self.world.mean(total)) * self.world.size / len(self.evaluated)
         self.best = min(self.best, loss)
-        self.timed = None  # rows say how fast training is, so what an evaluation takes is left out
         return loss
 
     def autocast(self) -> torch.autocast:
@@ -368,12 +368,22 @@ class _Run:
         return ids if self.device.type == "cpu" else ids.pin_memory().to(self.device, non_blocking=True)
 
     def speed(self, step: int) -> float:
-        """Tokens per second since the row before; NaN where an evaluation came in between."""
+        """Tokens per second since the row before; NaN for the first row of a run, and of one that was resumed."""
         now = time.perf_counter()
         before, self.timed = self.timed, (now, step)
         if before is None or step == before[1]:
             return math.nan
         return (step - before[1]) * self.step_tokens / (now - before[0])
+
+    @contextlib.contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Rows say how fast training is: evaluations and checkpoints don't count."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        started = time.perf_counter()
+        yield
+        if self.timed is not None:
+            self.timed = (self.timed[0] + time.perf_counter() - started, self.timed[1])
 
     def row(self, step: int, tokens_per_second: float = math.nan, **measured: float) -> Row:
         """A row of the table `training`; what wasn't measured is NaN."""
@@ -399,4 +409,5 @@ class _Run:
     def save(self, checkpoint: Path, done: int, seconds: float) -> None:
         if self.world.first:
             state = checkpoints.State(done, self.best, self.rows, seconds)
-            checkpoints.save(checkpoint, self.model, self.optimizer, self.scaler, state, self.identity())
+            with self.untimed():
+                checkpoints.save(checkpoint, self.model, self.optimizer, self.scaler, state, self.identity())
