@@ -203,14 +203,14 @@ def file_limit(size):
 
 def test_a_disk_that_fills_up_ends_the_run_with_whole_files_and_it_goes_on(tmp_path, trained):
     out = tmp_path / "out"
-    options = SHORT | {"steps": 120, "eval_every": 0}
+    options = SHORT | {"steps": 200, "eval_every": 0}
     with file_limit(9000), pytest.raises(RunError, match=r"could not write .*metrics\.csv: File too large; its rows"):
         initlab.train(["nanogpt", "xavier"], **options, out=out)
     metrics = (out / "runs" / "nanogpt-L2-d16-s0" / "metrics.csv").read_text(encoding="utf-8")
     assert metrics.endswith("\n")
     assert pd.read_csv(out / "runs" / "nanogpt-L2-d16-s0" / "metrics.csv")["step"].is_monotonic_increasing
     result = initlab.train(["nanogpt", "xavier"], **options, out=out)
-    assert result.runs["steps_done"].tolist() == [120, 120]
+    assert result.runs["steps_done"].tolist() == [200, 200]
 
 
 def test_a_checkpoint_that_cannot_be_used_fails_its_own_recipe(tmp_path):
