@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
 from initlab.errors import ConfigError
+from initlab.training.schedules import Schedule, learning_rate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Schedule = Literal["cosine", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,24 +85,3 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """The config as plain values."""
         return asdict(self) | {"betas": list(self.betas)}
-
-
-def learning_rate(
-    step: int, *, lr: float, warmup: int, steps: int, min_lr: float, schedule: Schedule = "cosine"
-) -> float:
-    """nanoGPT's get_lr, with lr_decay_iters = steps: linear warmup, then half a cosine down, or level.
-
-    Args:
-        step: updates done before.
-        lr: the peak.
-        warmup: steps of linear warmup; 0 = none.
-        min_lr: where the cosine ends, as a fraction of lr.
-    """
-    if step < warmup:
-        return lr * (step + 1) / (warmup + 1)
-    if schedule == "constant":
-        return lr
-    if step >= steps:
-        return lr * min_lr
-    progress = (step - warmup) / (steps - warmup)
-    return lr * min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (lr - lr * min_lr)

@@ -15,8 +15,8 @@ import torch
 from initlab.corpus import Corpus
 from initlab.errors import CheckpointError, ConfigError, DataError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-from initlab.training.configuring import learning_rate
 from initlab.training.data import Split, split
+from initlab.training.schedules import learning_rate
 from initlab.training.trainer import LossScale, TrainConfig, Trained, train
 
 SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=16, bias=False)
