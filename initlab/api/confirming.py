@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from initlab import __version__
 from initlab.api.comparing import measured, refuse_no_list, refuse_no_recipes
 from initlab.api.manifests import new_manifest
 from initlab.api.running import Progress, Results, in_turn, run_cells
+from initlab.environment import cores
 from initlab.errors import ConfigError, ProbeError, RecipeError
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
@@ -205,6 +205,5 @@ def _jobs(given: int | None, device: str, runs: int) -> int:
     if given is not None and (type(given) is not int or given < 1):
         raise ConfigError(f"jobs is {given!r}; expected a whole number from 1 on")
     if given is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        given = 1 if device.startswith("cuda") else cores
+        given = 1 if device.startswith("cuda") else cores()
     return min(given, runs)
