@@ -63,18 +63,23 @@ def run_cells(
         progress.start(sum(map(work, todo)), len(todo), seconds(todo))
     parts: list[Tables] = [kept]
     failed: dict[str, str] = {}
-    with closing(results(todo)) as arriving:  # closed also where a full disk or Ctrl-C ends the loop
-        for cell, found in arriving:
-            if isinstance(found, str):
-                failed[cell.run_id] = found
-                if folder:
-                    folder.fail(cell.run_id, found)
-            else:
-                parts.append(found)
-                if folder:
-                    folder.append(found)
-            if progress is not None:
-                progress.advance(work(cell), cell.run_id)
+    try:
+        with closing(results(todo)) as arriving:  # closed also where a full disk or Ctrl-C ends the loop
+            for cell, found in arriving:
+                if isinstance(found, str):
+                    failed[cell.run_id] = found
+                    if folder:
+                        folder.fail(cell.run_id, found)
+                else:
+                    parts.append(found)
+                    if folder:
+                        folder.append(found)
+                if progress is not None:
+                    progress.advance(work(cell), cell.run_id)
+    except KeyboardInterrupt as interrupt:
+        if folder:
+            interrupt.add_note(f"what was finished is kept in {folder.path}; the same call resumes")
+        raise
     if failed and len(failed) == len(cells):
         raise ProbeError(f"every one of {len(cells)} cells failed; the first: {next(iter(failed.values()))}")
     spent = time.perf_counter() - started
