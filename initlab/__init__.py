@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from initlab.api.comparing import compare
+    from initlab.api.confirming import confirm
     from initlab.api.fixing import fix
     from initlab.api.inits import apply_recipe, describe_init
     from initlab.api.measuring import assert_healthy, probe
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
     from initlab.api.watches import watch
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-    from initlab.results import Comparison, Probe, Profile, Scaling, Training, Watch, load
+    from initlab.results import Comparison, Confirmation, Probe, Profile, Scaling, Training, Watch, load
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
     "Comparison": "initlab.results",
+    "Confirmation": "initlab.results",
     "InitlabError": "initlab.errors",
     "NanoGPT": "initlab.models.nanogpt",
     "NanoGPTConfig": "initlab.models.nanogpt",
@@ -32,6 +34,7 @@ _HOME = {
     "apply_recipe": "initlab.api.inits",
     "assert_healthy": "initlab.api.measuring",
     "compare": "initlab.api.comparing",
+    "confirm": "initlab.api.confirming",
     "describe_init": "initlab.api.inits",
     "fix": "initlab.api.fixing",
     "load": "initlab.results",
@@ -44,6 +47,7 @@ _HOME = {
 
 __all__ = [
     "Comparison",
+    "Confirmation",
     "InitlabError",
     "NanoGPT",
     "NanoGPTConfig",
@@ -56,6 +60,7 @@ __all__ = [
     "apply_recipe",
     "assert_healthy",
     "compare",
+    "confirm",
     "describe_init",
     "fix",
     "load",

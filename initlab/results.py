@@ -18,6 +18,7 @@ from initlab.judge.rules import Finding, Severity, chosen, evaluate, worst
 from initlab.judge.slopes import slopes
 from initlab.judge.theory import Prediction, Setting
 from initlab.judge.updates import by_role, update_ratios
+from initlab.recipes import Recipe
 from initlab.report import console
 from initlab.rundir import Run, RunDir
 
@@ -149,12 +150,30 @@ class Probe(Result):
 
 
 class Comparison(Result):
-    """Recipes side by side, over depths, widths and seeds."""
+    """Recipes side by side, over depths, widths and seeds.
+
+    Attributes:
+        recipes: the recipes by id; empty for a run that was loaded, which holds only what they draw.
+    """
 
     kind = "compare"
 
+    def __init__(self, run: Run, path: Path | None = None):
+        super().__init__(run, path)
+        self.recipes: dict[str, Recipe] = {}
+
     def _text(self, *, color: bool, width: int | None = None) -> str:
         return console.comparison_text(self.run, self.findings, width=width, color=color)
+
+
+class Confirmation(Result):
+    """Recipes trained, over depths, learning rates, warmups and seeds."""
+
+    kind = "confirm"
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        runs = self.run.tables.runs
+        return f"{len(runs)} runs of {runs['recipe'].nunique()} recipes\n"
 
 
 class Watch(Result):
@@ -311,16 +330,20 @@ class Profile:
         return profile_text(self.recipe, self.setting, self.expected, exact=self.exact, width=width, color=color)
 
 
-def load(path: str | Path) -> Probe | Comparison | Watch | Scaling | Training:
-    """Read a run that was written by `probe`, `compare`, `scale`, `watch`, `train` or the command line; torch-free.
+Loaded = Probe | Comparison | Watch | Scaling | Training | Confirmation
+
+
+def load(path: str | Path) -> Loaded:
+    """Read a run that `probe`, `compare`, `scale`, `watch`, `train`, `confirm` or the command line wrote; torch-free.
 
     Raises:
         RunError: no run in the folder, or not one that this version can read.
     """
     run = rundir.load(path)
-    kinds: dict[str, type[Probe] | type[Comparison] | type[Scaling] | type[Watch] | type[Training]] = {
+    kinds: dict[str, type[Loaded]] = {
         "probe": Probe,
         "compare": Comparison,
+        "confirm": Confirmation,
         "scale": Scaling,
         "watch": Watch,
         "train": Training,

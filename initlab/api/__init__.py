@@ -4,6 +4,7 @@ torch is imported inside the functions, so that loading a saved run, and the com
 """
 
 from initlab.api.comparing import compare
+from initlab.api.confirming import confirm
 from initlab.api.fixing import fix
 from initlab.api.inits import apply_recipe, describe_init
 from initlab.api.measuring import assert_healthy, probe
@@ -18,6 +19,7 @@ __all__ = [
     "apply_recipe",
     "assert_healthy",
     "compare",
+    "confirm",
     "describe_init",
     "fix",
     "predict",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
 from initlab.api.manifests import annotate, new_manifest
-from initlab.api.running import Progress, estimate, run_cells
+from initlab.api.running import Progress, estimate, in_turn, run_cells
 from initlab.errors import ConfigError
 from initlab.judge import theory
 from initlab.recipes import Recipe, registry
@@ -19,6 +19,7 @@ from initlab.results import Comparison
 from initlab.schema import Tables
 
 if TYPE_CHECKING:
+    from initlab.corpus import Corpus
     from initlab.measure.sweeping import Cell, SweepConfig
 
 
@@ -70,15 +71,13 @@ def compare(
     import torch
 
     from initlab.corpus import load_corpus
-    from initlab.measure.sweeping import SweepConfig, matmul_rate, measure_cell
+    from initlab.measure.sweeping import SweepConfig, matmul_rate
     from initlab.models.loading import choose_device
 
     started = time.perf_counter()
-    if isinstance(recipes, str) or not isinstance(recipes, Sequence):
-        raise ConfigError(f"recipes is {recipes!r}; expected a list, as in ['nanogpt', 'xavier']")
+    refuse_no_recipes(recipes)
     for name, value in (("depths", depths), ("widths", widths)):
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ConfigError(f"{name} is {value!r}; expected a list, as in [4, 8, 16]")
+        refuse_no_list(name, value)
     entries = {entry.id: entry for entry in map(registry.get, recipes)}
     corpus = load_corpus(data, tokenizer, vocab_size)
     sweep = SweepConfig(
@@ -106,9 +105,7 @@ def compare(
     manifest = new_manifest("compare", command, config, evaluated, described, [cell.run_id for cell in cells])
 
     def measure(cell: Cell) -> Tables:
-        tables = measure_cell(cell, sweep, entries[cell.recipe], corpus)
-        annotate(tables, setting_of(cell, sweep, entries[cell.recipe], described, tables))
-        return tables
+        return measured(cell, sweep, entries[cell.recipe], corpus, described)
 
     def seconds(todo: Sequence[Cell]) -> float:
         rate = matmul_rate(sweep.device, max(sweep.widths), batch_size * block_size) if todo else 1.0
@@ -117,14 +114,37 @@ def compare(
     run, path = run_cells(
         cells,
         manifest,
-        measure,
+        in_turn(measure),
         work=lambda cell: cell.flops(sweep),
         seconds=seconds,
         out=out,
         progress=progress,
         started=started,
     )
-    return Comparison(run, path)
+    comparison = Comparison(run, path)
+    comparison.recipes = entries
+    return comparison
+
+
+def refuse_no_recipes(recipes: Any) -> None:
+    """Raises ConfigError for anything but a list."""
+    if isinstance(recipes, str) or not isinstance(recipes, Sequence):
+        raise ConfigError(f"recipes is {recipes!r}; expected a list, as in ['nanogpt', 'xavier']")
+
+
+def refuse_no_list(name: str, value: Any, example: str = "[4, 8, 16]") -> None:
+    """Raises ConfigError for one number, or a text, where a list of numbers belongs."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ConfigError(f"{name} is {value!r}; expected a list, as in {example}")
+
+
+def measured(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus, described: dict[str, Any]) -> Tables:
+    """One cell, with what the closed form predicts beside it."""
+    from initlab.measure.sweeping import measure_cell
+
+    tables = measure_cell(cell, sweep, recipe, corpus)
+    annotate(tables, setting_of(cell, sweep, recipe, described, tables))
+    return tables
 
 
 def setting_of(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,10 @@ from initlab.schema import Tables
 
 if TYPE_CHECKING:
     from initlab.measure.sweeping import Cell
+
+
+# each cell with its tables, or with the text of what went wrong
+Results = Generator["tuple[Cell, Tables | str]", None, None]
 
 
 class Progress(Protocol):
@@ -49,7 +54,7 @@ class BySteps:
 def run_cells(
     cells: Sequence[Cell],
     manifest: dict[str, Any],
-    measure: Callable[[Cell], Tables],
+    results: Callable[[Sequence[Cell]], Results],
     *,
     work: Callable[[Cell], float],
     seconds: Callable[[Sequence[Cell]], float],
@@ -61,38 +66,39 @@ def run_cells(
 
     Args:
         manifest: of the whole run; another run in the folder is refused.
-        measure: tables of one cell.
+        results: measures the cells it is given, in any order; see `in_turn`.
         work: of one cell, in any unit; seconds: an estimate for several.
         started: time.perf_counter() at the start of the command.
 
     Raises:
-        RunError: `out` can't be written or holds another run, or `measure` raised it.
+        RunError: `out` can't be written or holds another run, or `results` raised it.
         ProbeError: every cell failed. A single failing cell is recorded in the manifest and the rest goes on.
     """
-    import torch
-
     folder = RunDir.open(out, manifest) if out is not None else None
     kept = rundir.load(folder.path).tables if folder else Tables()
     done = set(kept.summary["run_id"])
     todo = [cell for cell in cells if cell.run_id not in done]
     if progress is not None:
         progress.start(sum(map(work, todo)), len(todo), seconds(todo))
-    parts, failed = [kept], {}
-    for cell in todo:
-        try:
-            tables = measure(cell)
-        except RunError:  # what can't be written for this cell can't for the next
-            raise
-        except (InitlabError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            failed[cell.run_id] = f"{type(error).__name__}: {error}"
-            if folder:
-                folder.fail(cell.run_id, failed[cell.run_id])
-        else:
-            parts.append(tables)
-            if folder:
-                folder.append(tables)
-        if progress is not None:
-            progress.advance(work(cell), cell.run_id)
+    parts: list[Tables] = [kept]
+    failed: dict[str, str] = {}
+    try:
+        with closing(results(todo)) as arriving:  # closed also where a full disk or Ctrl-C ends the loop
+            for cell, found in arriving:
+                if isinstance(found, str):
+                    failed[cell.run_id] = found
+                    if folder:
+                        folder.fail(cell.run_id, found)
+                else:
+                    parts.append(found)
+                    if folder:
+                        folder.append(found)
+                if progress is not None:
+                    progress.advance(work(cell), cell.run_id)
+    except KeyboardInterrupt as interrupt:
+        if folder:
+            interrupt.add_note(f"what was finished is kept in {folder.path}; the same call resumes")
+        raise
     if failed and len(failed) == len(cells):
         raise ProbeError(f"every one of {len(cells)} cells failed; the first: {next(iter(failed.values()))}")
     spent = time.perf_counter() - started
@@ -100,6 +106,24 @@ def run_cells(
         return folder.finish(now(), spent), folder.path
     manifest.update(finished=now(), seconds=round(spent, 1), failed=failed)
     return Run(Tables.concat(parts), manifest), None
+
+
+def in_turn(measure: Callable[[Cell], Tables]) -> Callable[[Sequence[Cell]], Results]:
+    """The cells one after another, in this process, as `run_cells` takes them."""
+    import torch
+
+    def results(cells: Sequence[Cell]) -> Results:
+        for cell in cells:
+            try:
+                tables = measure(cell)
+            except RunError:  # what can't be written for this cell can't for the next
+                raise
+            except (InitlabError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                yield cell, f"{type(error).__name__}: {error}"
+            else:
+                yield cell, tables
+
+    return results
 
 
 def estimate(work: float, rate: float, cells: Sequence[Cell]) -> float:

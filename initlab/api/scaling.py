@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
-from initlab.api.comparing import setting_of
+from initlab.api.comparing import refuse_no_list, setting_of
 from initlab.api.manifests import annotate, new_manifest
-from initlab.api.running import Progress, estimate, run_cells
+from initlab.api.running import Progress, estimate, in_turn, run_cells
 from initlab.errors import ConfigError
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
@@ -108,8 +108,7 @@ def scale(
     started = time.perf_counter()
     entries, functions = _sorted_out(subject)
     for name, value in (("depths", depths), ("widths", widths)):
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ConfigError(f"{name} is {value!r}; expected a list, as in [4, 8, 16]")
+        refuse_no_list(name, value)
     if batch is not None and entries:
         raise ConfigError("batch= is for models of functions; NanoGPTs drawn from recipes read `data`")
     corpus = _corpus(data, tokenizer, vocab_size) if entries else None
@@ -187,7 +186,7 @@ def scale(
     cells = config.cells()
     manifest = new_manifest("scale", command, kept, evaluated, described, [cell.run_id for cell in cells])
     run, path = run_cells(
-        cells, manifest, measure, work=work, seconds=seconds, out=out, progress=progress, started=started
+        cells, manifest, in_turn(measure), work=work, seconds=seconds, out=out, progress=progress, started=started
     )
     return Scaling(run, path)
 

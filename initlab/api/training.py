@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from initlab import __version__, schema
 from initlab.api.manifests import annotate, new_manifest
 from initlab.api.metrics import MetricsFile, run_folder
-from initlab.api.running import BySteps, Progress, run_cells
+from initlab.api.running import BySteps, Progress, in_turn, run_cells
 from initlab.errors import ConfigError, RunError
 from initlab.judge import theory
 from initlab.recipes import Recipe, registry
@@ -134,7 +134,7 @@ def train(
         run, path = run_cells(
             cells,
             manifest,
-            lambda cell: job.train(cell, None if out is None else Path(out), told),
+            in_turn(lambda cell: job.train(cell, None if out is None else Path(out), told)),
             work=lambda cell: float(planned.steps),
             seconds=lambda todo: len(todo) * job.seconds() if todo else 0.0,
             out=out,

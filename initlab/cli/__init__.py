@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from initlab import __version__
-from initlab.cli import fixing, measuring, predicting, ruling, scaling, showing, training
+from initlab.cli import confirming, fixing, measuring, predicting, ruling, scaling, showing, training
 from initlab.cli.common import kept
 from initlab.errors import InitlabError
 
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     commands = described.add_subparsers(title="commands", metavar="COMMAND")
     measuring.add(commands)
     scaling.add(commands)
+    confirming.add(commands)
     training.add(commands)
     fixing.add(commands)
     predicting.add(commands)

@@ -6,10 +6,11 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from initlab.errors import ConfigError
 
@@ -19,34 +20,27 @@ if TYPE_CHECKING:
     # what add_subparsers gives; argparse has no public name for it
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_T = TypeVar("_T")
 SEVERITIES = ("error", "warning", "info")
 
 
-def add_measuring(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
-    parser.add_argument(
-        "--data",
-        default="docstrings",
-        metavar="PATH",
-        help="text file, folder of .txt and .md, nanoGPT .bin, `uniform` (random ids), `docstrings` (Python's own)",
-    )
-    parser.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
-    parser.add_argument(
-        "--stats", choices=("full", "light"), default="full", help="light: mean, variance, rms, maximum alone (full)"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="autocast of the forward pass (float32: none)",
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (all cores)")
-    parser.add_argument("-o", "--out", metavar="DIR", help="output folder (initlab-runs/<command>-<time>)")
-    parser.add_argument("--no-report", action="store_true", help="tables only, no report.html and figures")
-    add_output(parser, fail_on=fail_on)
+def add_models(parser: argparse.ArgumentParser, *, block_size: int | str, batch_size: int | str) -> None:
+    """Options of the NanoGPTs that a command makes. A text is only shown: the default is up to the function called."""
+    parser.add_argument("--n-head", type=int, metavar="N", help="attention heads at every width")
+    for name, metavar, what, default in (
+        ("--block-size", "T", "tokens in a sequence", block_size),
+        ("--batch-size", "B", "sequences", batch_size),
+    ):
+        given = default if isinstance(default, int) else None
+        parser.add_argument(name, type=int, default=given, metavar=metavar, help=f"{what} ({default})")
+    parser.add_argument("--vocab-size", type=int, metavar="V", help="the tokenizer's, unless --data needs it")
+    parser.add_argument("--activation", default="gelu", help="gelu, gelu_tanh, relu, relu2 or silu (gelu)")
+    parser.add_argument("--no-bias", action="store_true", help="no bias in linear layers and norms")
+    parser.add_argument("--untied", action="store_true", help="lm_head with weights of its own")
 
 
 def of_models(options: argparse.Namespace) -> dict[str, Any]:
-    """What `compare` and `scale` are told of the NanoGPTs that they make, their text, and how they are measured."""
+    """What a command is told of the NanoGPTs that it makes, their text, and where they run."""
     return {
         "n_head": options.n_head,
         "block_size": options.block_size,
@@ -57,11 +51,46 @@ def of_models(options: argparse.Namespace) -> dict[str, Any]:
         "tie_weights": not options.untied,
         "data": options.data,
         "tokenizer": options.tokenizer,
-        "stats": options.stats,
         "dtype": options.dtype,
         "device": options.device,
         "command": options.command_line,
     }
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        default="docstrings",
+        metavar="PATH",
+        help="text file, folder of .txt and .md, nanoGPT .bin, `uniform` (random ids), `docstrings` (Python's own)",
+    )
+    parser.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
+
+
+def add_measuring(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
+    add_text(parser)
+    parser.add_argument(
+        "--stats", choices=("full", "light"), default="full", help="light: mean, variance, rms, maximum alone (full)"
+    )
+    add_dtype(parser, default="float32", otherwise="float32: none")
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (all cores)")
+    add_saving(parser, fail_on=fail_on)
+
+
+def add_dtype(parser: argparse.ArgumentParser, *, default: str | None, otherwise: str) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default=default,
+        help=f"autocast of the forward pass ({otherwise})",
+    )
+
+
+def add_saving(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
+    """Where the run goes, and what is said of it."""
+    parser.add_argument("-o", "--out", metavar="DIR", help="output folder (initlab-runs/<command>-<time>)")
+    parser.add_argument("--no-report", action="store_true", help="tables only, no report.html and figures")
+    add_output(parser, fail_on=fail_on)
 
 
 def add_output(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
@@ -151,10 +180,18 @@ class Progress:
 
 
 def numbers(text: str) -> tuple[int, ...]:
+    return _listed(text, int, "4,8,16")
+
+
+def rates(text: str) -> tuple[float, ...]:
+    return _listed(text, float, "1e-3,3e-3,1e-2")
+
+
+def _listed(text: str, kind: Callable[[str], _T], example: str) -> tuple[_T, ...]:
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 4,8,16") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as {example}") from None
 
 
 def names(text: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from initlab.cli.common import (
     Progress,
     add_measuring,
+    add_models,
     default_out,
     names,
     numbers,
@@ -36,13 +37,7 @@ def add(commands: Commands) -> None:
         "--n-embd", type=numbers, default=(384,), metavar="D,D,…", help="widths (384); heads of 64 unless --n-head"
     )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of weights and text (3)")
-    compare.add_argument("--n-head", type=int, metavar="N", help="attention heads at every width")
-    compare.add_argument("--block-size", type=int, default=256, metavar="T", help="tokens in a sequence (256)")
-    compare.add_argument("--batch-size", type=int, default=4, metavar="B", help="sequences (4)")
-    compare.add_argument("--vocab-size", type=int, metavar="V", help="the tokenizer's, unless --data needs it")
-    compare.add_argument("--activation", default="gelu", help="gelu, gelu_tanh, relu, relu2 or silu (gelu)")
-    compare.add_argument("--no-bias", action="store_true", help="no bias in linear layers and norms")
-    compare.add_argument("--untied", action="store_true", help="lm_head with weights of its own")
+    add_models(compare, block_size=256, batch_size=4)
     add_measuring(compare, fail_on="never")
     compare.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     compare.set_defaults(run=_compare)
@@ -90,6 +85,7 @@ def _compare(options: argparse.Namespace) -> int:
             depths=options.depths,
             widths=options.n_embd,
             seeds=options.seeds,
+            stats=options.stats,
             out=out,
             progress=progress,
             **of_models(options),

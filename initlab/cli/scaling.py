@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import Progress, add_measuring, default_out, numbers, of_models, set_threads, show
+from initlab.cli.common import Progress, add_measuring, add_models, default_out, numbers, of_models, set_threads, show
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -33,14 +33,8 @@ def add(commands: Commands) -> None:
     scale.add_argument("--lr", type=float, metavar="X", help="0.01 with several widths (large on purpose), else 0.001")
     scale.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw", help="(adamw)")
     scale.add_argument("--modules", metavar="GLOB", help="sites or modules to print, as in 'mlp*' (a selection)")
-    scale.add_argument("--n-head", type=int, metavar="N", help="attention heads at every width")
     scale.add_argument("--head-size", type=int, metavar="N", help="width of a head (64, or the next smaller divisor)")
-    scale.add_argument("--block-size", type=int, default=64, metavar="T", help="tokens in a sequence (64)")
-    scale.add_argument("--batch-size", type=int, default=4, metavar="B", help="sequences (4)")
-    scale.add_argument("--vocab-size", type=int, metavar="V", help="the tokenizer's, unless --data needs it")
-    scale.add_argument("--activation", default="gelu", help="gelu, gelu_tanh, relu, relu2 or silu (gelu)")
-    scale.add_argument("--no-bias", action="store_true", help="no bias in linear layers and norms")
-    scale.add_argument("--untied", action="store_true", help="lm_head with weights of its own")
+    add_models(scale, block_size=64, batch_size=4)
     add_measuring(scale, fail_on="never")
     scale.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     scale.set_defaults(run=_scale, stats="light")
@@ -63,6 +57,7 @@ def _scale(options: argparse.Namespace) -> int:
             lr=options.lr,
             optimizer=options.optimizer,
             head_size=options.head_size,
+            stats=options.stats,
             out=out,
             progress=progress,
             **of_models(options),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -41,12 +42,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         for name in ("recipes", "depths", "widths"):
-            values = getattr(self, name)
-            if not values:
-                raise ConfigError(f"{name} is empty; give at least one")
-            repeated = sorted({value for value in values if values.count(value) > 1})
-            if repeated:
-                raise ConfigError(f"{name} has {repeated[0]!r} more than once")
+            check_axis(name, getattr(self, name))
         for name in ("depths", "widths"):
             wrong = [value for value in getattr(self, name) if type(value) is not int]
             if wrong:
@@ -130,6 +126,15 @@ class Cell:
         d, T = self.n_embd, sweep.block_size
         weights = self.n_layer * (12 * d * d + 2 * d * T) + sweep.vocab_size * d
         return 6.0 * weights * T * sweep.batch_size
+
+
+def check_axis(name: str, values: Sequence[Any]) -> None:
+    """Refuse an axis of a sweep that is empty or holds a value twice. Raises ConfigError."""
+    if not values:
+        raise ConfigError(f"{name} is empty; give at least one")
+    repeated = [value for value in values if values.count(value) > 1]
+    if repeated:
+        raise ConfigError(f"{name} has {repeated[0]!r} more than once")
 
 
 def default_heads(n_embd: int) -> int:

@@ -7,13 +7,24 @@ import hashlib
 import math
 import weakref
 from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
 from initlab.errors import RecipeError
 from initlab.models.roles import Parameter, assign_roles, find_roles
-from initlab.recipes import Constant, Distribution, Normal, Orthogonal, Recipe, TruncNormal, Uniform
+from initlab.recipes import (
+    Constant,
+    Dims,
+    Distribution,
+    Normal,
+    Orthogonal,
+    Recipe,
+    Role,
+    TruncNormal,
+    Uniform,
+)
 
 _APPLIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -53,6 +64,32 @@ def apply_recipe(model: nn.Module, recipe: Recipe, seed: int, only: Collection[s
             parameter.copy_(whole)
     if only is None:
         _APPLIED.add(model)
+
+
+def portable(recipe: Recipe, model: nn.Module) -> Recipe:
+    """The recipe as a table of what it draws for this model's parameters: it can be pickled, whatever its rule is.
+
+    Raises:
+        RecipeError: the recipe or the model can't be used.
+    """
+    table: dict[tuple[Role, Dims], Distribution] = {}
+    for found in assign_roles(model):
+        for dims in [dims for _, dims in found.parts] or [found.dims]:
+            value = recipe(found.role, dims)
+            # a user's numbers may be of numpy or torch, and a formula's text isn't needed to draw
+            numbers = {field.name: float(getattr(value, field.name)) for field in fields(value)}
+            table[found.role, dims] = type(value)(**numbers)  # type: ignore[arg-type]
+    return replace(recipe, rule=_Table(table))
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A recipe's rule for one model."""
+
+    values: dict[tuple[Role, Dims], Distribution]
+
+    def __call__(self, role: Role, dims: Dims) -> Distribution:
+        return self.values[role, dims]
 
 
 def rescale(model: nn.Module, names: Collection[str], factor: float) -> None:

@@ -1,0 +1,222 @@
+"""The grid that confirms what a probe predicts: every recipe trained at several depths, rates, warmups and seeds.
+
+Runs are paired by construction. At a seed, every recipe starts from the same draw of each parameter, reads the same
+batches in the same order at any rate and warmup, and all runs are evaluated on the same windows. So what differs
+between two runs is the recipe, the rate or the warmup, and a difference over seeds has no noise of the data in it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from initlab import schema
+from initlab.errors import ConfigError
+from initlab.measure.probing import Identity, measure
+from initlab.measure.sweeping import DTYPES, Cell, SweepConfig, check_axis, empty_model
+from initlab.models.apply import apply_recipe
+from initlab.models.nanogpt import NanoGPT
+from initlab.recipes import Recipe
+from initlab.schema import Tables
+from initlab.training.data import Split
+from initlab.training.schedules import Schedule
+from initlab.training.trainer import TrainConfig, train
+
+# What of a trained model is kept: the stream and what is written to it, as in the profile of a probe.
+SITES = ("embed", "attn_out", "mlp_out", "resid_post", "final_norm", "logits")
+KINDS = ("activation", "grad")
+_TIMED_STEPS = 5
+
+# quick: 4 recipes in about 10 minutes on 2 cores, where recipes that fail to train and rates that are too high show.
+# thorough: the depths at which a scaled residual branch can be told from an unscaled one, for a GPU.
+GRIDS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "depths": (4, 16),
+        "widths": (64,),
+        "n_head": 4,
+        "lrs": (1e-3, 3e-3, 1e-2),
+        "warmups": (0, 40),
+        "seeds": 3,
+        "steps": 150,
+        "block_size": 64,
+        "batch_size": 8,
+    },
+    "thorough": {
+        "depths": (6, 24, 48),
+        "widths": (128,),
+        "n_head": 4,
+        "lrs": (1e-3, 3e-3, 1e-2),
+        "warmups": (0, 50),
+        "seeds": 3,
+        "steps": 300,
+        "block_size": 128,
+        "batch_size": 16,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridConfig(SweepConfig):
+    """What is trained. The models are those of a sweep of one width; every one is trained at each rate and warmup.
+
+    Args:
+        lrs: peak learning rates of AdamW.
+        warmups: steps of linear warmup; 0 = none.
+        steps: optimizer steps of every run, of batch_size sequences each.
+        schedule, min_lr, betas, weight_decay, grad_clip, eval_every, eval_batches: see `TrainConfig`.
+
+    Raises:
+        ConfigError: sizes or settings that can't be used, or contradict each other.
+    """
+
+    lrs: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    warmups: tuple[int, ...] = (0,)
+    steps: int = 150
+    schedule: Schedule = "cosine"
+    min_lr: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    eval_every: int = 0
+    eval_batches: int = 16
+
+    def __post_init__(self) -> None:
+        for lr in self.lrs:
+            if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
+                raise ConfigError(f"lrs holds {lr!r}; expected learning rates above 0, such as 1e-3")
+        for warmup in self.warmups:
+            if type(warmup) is not int or warmup < 0:
+                raise ConfigError(f"warmups holds {warmup!r}; expected steps: whole numbers from 0 on")
+        check_axis("lrs", [f"{lr:g}" for lr in self.lrs])  # as they are named in a run's id
+        check_axis("warmups", self.warmups)
+        SweepConfig.__post_init__(self)
+        if len(self.widths) != 1:
+            raise ConfigError(f"widths holds {len(self.widths)} values; a grid is trained at one width")
+        if type(self.steps) is int and 0 < self.steps <= max(self.warmups):
+            raise ConfigError(
+                f"warmups holds {max(self.warmups)} for runs of {self.steps} steps; expected fewer, or the peak rate "
+                "is never trained at"
+            )
+        self.runs()[0].training(self)
+
+    def runs(self) -> list[TrainingCell]:
+        """Every run: shallow models first, then seed by seed, recipes side by side, so that a part still compares."""
+        return [
+            TrainingCell(recipe, n_layer, n_embd, seed, lr, warmup)
+            for n_embd in self.widths
+            for n_layer in sorted(self.depths)
+            for seed in range(self.seeds)
+            for warmup in self.warmups
+            for lr in self.lrs
+            for recipe in self.recipes
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCell(Cell):
+    """One training run of a grid."""
+
+    lr: float
+    warmup: int
+
+    @property
+    def run_id(self) -> str:
+        return f"{self.recipe}-L{self.n_layer}-d{self.n_embd}-s{self.seed}-lr{self.lr:g}-w{self.warmup}"
+
+    def training(self, grid: GridConfig) -> TrainConfig:
+        """How the model is trained. Raises ConfigError on settings that can't be used."""
+        return TrainConfig(
+            steps=grid.steps,
+            lr=self.lr,
+            warmup=self.warmup,
+            schedule=grid.schedule,
+            min_lr=grid.min_lr,
+            batch_size=grid.batch_size,
+            betas=grid.betas,
+            weight_decay=grid.weight_decay,
+            grad_clip=grid.grad_clip,
+            eval_every=grid.eval_every,
+            eval_batches=grid.eval_batches,
+            dtype=grid.dtype,
+            seed=self.seed,
+            device=grid.device,
+        )
+
+    def passes(self, grid: GridConfig) -> float:
+        """Forward and backward passes over one batch that the run is worth; an evaluation is forward alone."""
+        evaluations = 2 + (grid.steps // grid.eval_every if grid.eval_every else 0)
+        return grid.steps + evaluations * grid.eval_batches / 3
+
+
+def grid_values(name: str, **given: Any) -> dict[str, Any]:
+    """A grid of GRIDS with what is given in place of its own; None is not given.
+
+    A warmup is a share of a run: with other steps alone, the grid's own warmups keep their shares.
+    """
+    preset = dict(GRIDS[name])
+    steps = given.get("steps")
+    if type(steps) is int and steps > 0:
+        shares = [warmup / preset["steps"] for warmup in preset["warmups"]]
+        preset["warmups"] = tuple(dict.fromkeys(round(share * steps) for share in shares))
+    found = {key: value for key, value in given.items() if value is not None}
+    return preset | {key: tuple(value) if isinstance(value, Sequence) else value for key, value in found.items()}
+
+
+def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Split) -> Tables:
+    """Draw a model, train it and measure it once.
+
+    Returns:
+        training (a row a step), runs (one row), summary (one row) and records: the model after the last step, on the
+        first evaluation batch; of one that diverged, NaN.
+    """
+    started = time.perf_counter()
+    model = empty_model(cell.config(grid), grid.device)
+    apply_recipe(model, recipe, cell.seed)
+    trained = train(model, split, cell.training(grid))
+    tables = _trained_model(model, cell, grid, split, trained.steps_done)
+    tables.training = schema.table("training", [{"run_id": cell.run_id, **row} for row in trained.rows])
+    run = {
+        "run_id": cell.run_id,
+        "recipe": cell.recipe,
+        "seed": cell.seed,
+        "n_layer": cell.n_layer,
+        "n_embd": cell.n_embd,
+        "lr": float(cell.lr),
+        "warmup": cell.warmup,
+        "steps": grid.steps,
+        "steps_done": trained.steps_done,
+        "tokens": trained.tokens,
+        "n_params": sum(p.numel() for p in model.parameters()),
+        "ln_vocab": math.log(model.config.vocab_size),
+        "unigram_loss": split.unigram_loss,
+        "first_loss": trained.first_loss,
+        "val_loss": trained.val_loss,
+        "seconds": round(trained.seconds, 3),
+    }
+    tables.runs = schema.table("runs", [run])
+    tables.summary["seconds"] = round(time.perf_counter() - started, 3)
+    return tables
+
+
+def _trained_model(model: NanoGPT, cell: TrainingCell, grid: GridConfig, split: Split, step: int) -> Tables:
+    (idx, targets) = split.evaluation(1, grid.batch_size, grid.block_size)[0]
+    identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed, step=step)
+    found = measure(model, idx, targets, identity, preset="light", autocast=DTYPES[grid.dtype])
+    # a run that ended before its first update is the fresh model, which has been measured already
+    kept = found.records["site"].isin(SITES) & found.records["kind"].isin(KINDS) & (step > 0)
+    return Tables(records=found.records[kept], summary=found.summary)
+
+
+def seconds_a_pass(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Split) -> float:
+    """How long a step of the run takes here and now: the median of a few."""
+    model = empty_model(cell.config(grid), grid.device)
+    apply_recipe(model, recipe, cell.seed)
+    config = replace(cell.training(grid), steps=_TIMED_STEPS, warmup=0, eval_every=0, eval_batches=1)
+    trained = train(model, split, config)
+    rates = [row["tokens_per_second"] for row in trained.rows]
+    known = [rate for rate in rates if rate is not None and math.isfinite(rate)]
+    return grid.batch_size * grid.block_size / statistics.median(known) if known else trained.seconds / _TIMED_STEPS

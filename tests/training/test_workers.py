@@ -1,0 +1,142 @@
+"""Calls in worker processes. The calls are of the standard library, so that no worker loads torch."""
+
+import operator
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from functools import partial
+
+import pytest
+
+from initlab.errors import RunError
+from initlab.training import workers
+from initlab.training.workers import Failed, Here, Workers
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(condition, seconds=20.0):
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, "it didn't happen in time"
+        time.sleep(0.02)
+
+
+def test_results_come_with_their_index_and_what_raises_is_recorded():
+    with Workers(2, {}) as pool:
+        found = dict(pool.run([partial(operator.truediv, 6, divisor) for divisor in (1, 0, 3)]))
+        again = dict(pool.run([partial(os.getpid)]))  # the processes are kept
+        assert again[0] in pool.pids
+    assert found == {0: 6.0, 1: Failed("ZeroDivisionError: division by zero"), 2: 2.0}
+
+
+def test_calls_made_here_give_what_workers_give():
+    calls = [partial(int, "11"), partial(int, "x")]
+    with Here({"base": 2}) as pool:
+        here = dict(pool.run(calls))
+    with Workers(1, {"base": 2}) as pool:
+        assert dict(pool.run(calls)) == here
+    assert here[0] == 3 and here[1].text.startswith("ValueError: invalid literal")
+
+
+def test_shared_arguments_go_with_every_call():
+    with Workers(1, {"base": 2}) as pool:
+        assert dict(pool.run([partial(int, "101"), partial(int, "11")])) == {0: 5, 1: 3}
+
+
+def test_a_worker_has_one_thread_and_prints_do_not_reach_the_replies():
+    with Workers(1, {}) as pool:
+        calls = [partial(os.getenv, "OMP_NUM_THREADS"), partial(os.write, 1, b"stray\n"), partial(print, "stray")]
+        assert dict(pool.run(calls)) == {0: "1", 1: 6, 2: None}
+
+
+def test_a_call_whose_worker_dies_is_tried_once_more_and_the_others_go_on(tmp_path):
+    # dies at the first try alone: the folder is there at the second
+    once = partial(
+        exec, f"import os\ntry: os.mkdir({str(tmp_path / 'seen')!r})\nexcept OSError: pass\nelse: os._exit(7)"
+    )
+    with Workers(1, {}) as pool:
+        found = dict(pool.run([partial(os._exit, 3), once, partial(abs, -1)]))
+    assert found == {0: Failed("the worker process ended 2 times: exit code 3"), 1: None, 2: 1}
+
+
+def test_a_worker_killed_from_outside_is_replaced():
+    with Workers(1, {}) as pool:
+        list(pool.run([partial(abs, 1)]))
+        (first,) = pool.pids
+        results = pool.run([partial(time.sleep, 1), partial(os.getpid)])
+        threading.Timer(0.2, partial(os.kill, first, signal.SIGKILL)).start()
+        found = dict(results)
+    assert found[0] is None  # slept at the second try
+    assert found[1] != first
+
+
+def test_an_abandoned_run_ends_its_workers_at_once():
+    with pytest.raises(KeyboardInterrupt), Workers(2, {}) as pool:
+        for index, _ in pool.run([partial(abs, 1), partial(time.sleep, 60), partial(time.sleep, 60)]):
+            assert index == 0
+            pids = pool.pids
+            started = time.monotonic()
+            raise KeyboardInterrupt
+    assert time.monotonic() - started < 5
+    assert pids and not any(map(alive, pids))
+
+
+def test_a_worker_that_cannot_start_is_one_clear_error(monkeypatch):
+    monkeypatch.setattr(workers.sys, "executable", "/bin/false")
+    with pytest.raises(RunError, match=r"ended while it started \(exit code 1;.*jobs=1"), Workers(1, {}) as pool:
+        list(pool.run([partial(abs, 1)]))
+
+
+def test_shared_arguments_that_cannot_be_loaded_are_one_clear_error():
+    with (
+        pytest.raises(RunError, match=r"can't load what it needs: ZeroDivisionError"),
+        Workers(2, {"x": Bad()}) as pool,
+    ):
+        list(pool.run([partial(abs, 1)]))
+
+
+class Bad:
+    def __reduce__(self):
+        return operator.truediv, (1, 0)
+
+
+SCRIPT = """
+import sys, time
+from functools import partial
+from initlab.training.workers import Workers
+
+with Workers(2, {}) as pool:  # at the top of a script, without a guard
+    for index, _ in pool.run([partial(abs, 1), partial(abs, 2), partial(time.sleep, 60), partial(time.sleep, 60)]):
+        if index < 2:
+            print(*pool.pids, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent(number, tmp_path):
+    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    parent.stdout.readline()
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert pids
+    os.kill(parent.pid, number)
+    _, errors = parent.communicate(timeout=20)
+    wait_until(lambda: not any(map(alive, pids)))
+    assert errors.count("Traceback") == (number == signal.SIGINT)  # the parent's own
