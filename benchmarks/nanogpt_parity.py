@@ -257,7 +257,8 @@ def main() -> None:
                 "initlab_minus_nanogpt": round(statistics.mean(gaps), 4)
             }
     if options.rounds:
-        result["speed"] = speed(options.checkout, work, options.device, options.rounds, 120)
+        timing = partial(speed, options.checkout, work, options.device, options.rounds, 120)
+        result["speed"] = cached(work / f"speed-{options.device}-{options.rounds}.json", timing)
     print(json.dumps(result, indent=1))
     if options.write:
         name = "nanogpt_parity.json" if options.device == "cpu" else "nanogpt_parity_cuda.json"

@@ -90,6 +90,7 @@ def restore(
     held = _read(path)
     sizes = asdict(NanoGPTConfig(**held["model_args"]))
     there = {f"model {key}": value for key, value in sizes.items()} | held["config"]
+    there.pop("dataset", None)  # only a name, for nanoGPT's sample.py
     here = {f"model {key}": value for key, value in asdict(model.config).items()} | config
     different = [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} now"

@@ -338,4 +338,5 @@ class _Run:
         if self.world.first:
             state = checkpoints.State(done, self.best, self.rows, seconds)
             with self.untimed():
-                checkpoints.save(checkpoint, self.model, self.optimizer, self.scaler, state, self.identity())
+                named = self.identity() | {"dataset": self.split.described["label"]}
+                checkpoints.save(checkpoint, self.model, self.optimizer, self.scaler, state, named)

@@ -117,11 +117,14 @@ def test_the_same_seed_repeats_a_run_and_leaves_the_random_state_alone(parts: Sp
     assert other != losses[0]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_run_that_is_cut_anywhere_goes_on_to_the_bit(parts: Split, tmp_path: Path, dropout: float) -> None:
+@pytest.mark.parametrize(("dropout", "dtype"), [(0.0, "float32"), (0.2, "float32"), (0.2, "float16")])
+def test_a_run_that_is_cut_anywhere_goes_on_to_the_bit(
+    parts: Split, tmp_path: Path, dropout: float, dtype: str
+) -> None:
     sizes = replace(SIZES, dropout=dropout)
+    config = replace(CONFIG, dtype=dtype)
     whole = fresh(sizes)
-    reference = train(whole, parts, CONFIG)
+    reference = train(whole, parts, config)
 
     class Cut(Exception):
         pass
@@ -132,16 +135,16 @@ def test_a_run_that_is_cut_anywhere_goes_on_to_the_bit(parts: Split, tmp_path: P
 
     path = tmp_path / "ckpt.pt"
     with pytest.raises(Cut):
-        train(fresh(sizes), parts, CONFIG, checkpoint=path, checkpoint_every=3, on_row=cut)
+        train(fresh(sizes), parts, config, checkpoint=path, checkpoint_every=3, on_row=cut)
     assert NanoGPT.from_checkpoint(path).iter_num == 6
     rows: list[dict[str, Any]] = []
     model = fresh(sizes, seed=5)  # its weights come from the checkpoint
-    resumed = train(model, parts, CONFIG, checkpoint=path, checkpoint_every=3, on_row=rows.append)
+    resumed = train(model, parts, config, checkpoint=path, checkpoint_every=3, on_row=rows.append)
     assert rows == resumed.rows
     for name in ("step", "loss", "grad_norm", "val_loss", "lr", "tokens"):
         assert np.array_equal(column(resumed, name), column(reference, name), equal_nan=True), name
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), whole.parameters(), strict=True))
-    again = train(fresh(sizes), parts, CONFIG, checkpoint=path, checkpoint_every=3)
+    again = train(fresh(sizes), parts, config, checkpoint=path, checkpoint_every=3)
     assert again.val_loss == reference.val_loss
     assert again.steps_done == 12
     loaded = NanoGPT.from_checkpoint(path)
