@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -24,6 +26,16 @@ def describe(device: str) -> dict[str, Any]:
         "device": f"{device} ({name})" if name else device,
         "threads": torch.get_num_threads(),
     }
+
+
+def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """CPU cores that this process may use: those it isn't kept off, within a container's share of the machine."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        microseconds, period = quota.read_text(encoding="ascii").split()
+        return max(1, min(count, math.ceil(int(microseconds) / int(period))))
+    except (OSError, ValueError):  # no container, or no limit: `max`
+        return count
 
 
 def git(folder: Path) -> dict[str, Any] | None:

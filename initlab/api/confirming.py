@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from initlab import __version__
 from initlab.api.comparing import measured, refuse_no_list, refuse_no_recipes
 from initlab.api.manifests import new_manifest
 from initlab.api.running import Progress, Results, in_turn, run_cells
+from initlab.environment import cores
 from initlab.errors import ConfigError, ProbeError, RecipeError
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
@@ -97,28 +97,13 @@ def confirm(
     from initlab.models.loading import choose_device
     from initlab.training.data import load_split
     from initlab.training.execution import Execution, Source
-    from initlab.training.protocol import GRIDS, GridConfig, TrainingCell
+    from initlab.training.protocol import GRIDS, GridConfig, TrainingCell, grid_values
 
     started = time.perf_counter()
     entries = _recipes_of(recipes)
-    preset = dict(GRIDS["thorough" if thorough else "quick"])
-    if warmups is None and type(steps) is int:  # a warmup is a share of the run
-        shares = [warmup / preset["steps"] for warmup in preset["warmups"]]
-        preset["warmups"] = tuple(dict.fromkeys(round(share * steps) for share in shares))
-    given = {
-        "depths": depths,
-        "lrs": lrs,
-        "warmups": warmups,
-        "seeds": seeds,
-        "steps": steps,
-        "widths": None if n_embd is None else (n_embd,),
-        "n_head": n_head,
-        "block_size": block_size,
-        "batch_size": batch_size,
-    }
-    for name in ("depths", "lrs", "warmups"):
-        if given[name] is not None:
-            refuse_no_list(name, given[name], str(list(preset[name])))
+    for name, value in (("depths", depths), ("lrs", lrs), ("warmups", warmups)):
+        if value is not None:
+            refuse_no_list(name, value, str(list(GRIDS["quick"][name])))
     if n_embd is not None and type(n_embd) is not int:
         raise ConfigError(f"n_embd is {n_embd!r}; expected a whole number: a grid is trained at one width")
     chosen = choose_device(device)
@@ -128,7 +113,18 @@ def confirm(
     like = recipes.run.manifest["config"] if isinstance(recipes, Comparison) else {}
     grid = GridConfig(
         recipes=tuple(entries),
-        **preset | {k: tuple(v) if isinstance(v, Sequence) else v for k, v in given.items() if v is not None},
+        **grid_values(
+            "thorough" if thorough else "quick",
+            depths=depths,
+            lrs=lrs,
+            warmups=warmups,
+            seeds=seeds,
+            steps=steps,
+            widths=None if n_embd is None else (n_embd,),
+            n_head=n_head,
+            block_size=block_size,
+            batch_size=batch_size,
+        ),
         vocab_size=split.vocab_size,
         bias=like.get("bias", True) if bias is None else bias,
         activation=like.get("activation", "gelu") if activation is None else activation,
@@ -205,6 +201,5 @@ def _jobs(given: int | None, device: str, runs: int) -> int:
     if given is not None and (type(given) is not int or given < 1):
         raise ConfigError(f"jobs is {given!r}; expected a whole number from 1 on")
     if given is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        given = 1 if device.startswith("cuda") else cores
+        given = 1 if device.startswith("cuda") else cores()
     return min(given, runs)

@@ -32,6 +32,25 @@ class Progress(Protocol):
         """After each cell."""
 
 
+class BySteps:
+    """Progress by steps, for a loop that tells it by recipes."""
+
+    def __init__(self, inner: Progress):
+        self.inner = inner
+        self.done = 0.0  # of this recipe
+
+    def start(self, work: float, cells: int, seconds: float) -> None:
+        self.inner.start(work, cells, seconds)
+
+    def at(self, step: int, text: str) -> None:
+        self.inner.advance(step - self.done, text)
+        self.done = float(step)
+
+    def advance(self, work: float, text: str) -> None:
+        self.inner.advance(work - self.done, text)
+        self.done = 0.0
+
+
 def run_cells(
     cells: Sequence[Cell],
     manifest: dict[str, Any],
@@ -63,18 +82,23 @@ def run_cells(
         progress.start(sum(map(work, todo)), len(todo), seconds(todo))
     parts: list[Tables] = [kept]
     failed: dict[str, str] = {}
-    with closing(results(todo)) as arriving:  # closed also where a full disk or Ctrl-C ends the loop
-        for cell, found in arriving:
-            if isinstance(found, str):
-                failed[cell.run_id] = found
-                if folder:
-                    folder.fail(cell.run_id, found)
-            else:
-                parts.append(found)
-                if folder:
-                    folder.append(found)
-            if progress is not None:
-                progress.advance(work(cell), cell.run_id)
+    try:
+        with closing(results(todo)) as arriving:  # closed also where a full disk or Ctrl-C ends the loop
+            for cell, found in arriving:
+                if isinstance(found, str):
+                    failed[cell.run_id] = found
+                    if folder:
+                        folder.fail(cell.run_id, found)
+                else:
+                    parts.append(found)
+                    if folder:
+                        folder.append(found)
+                if progress is not None:
+                    progress.advance(work(cell), cell.run_id)
+    except KeyboardInterrupt as interrupt:
+        if folder:
+            interrupt.add_note(f"what was finished is kept in {folder.path}; the same call resumes")
+        raise
     if failed and len(failed) == len(cells):
         raise ProbeError(f"every one of {len(cells)} cells failed; the first: {next(iter(failed.values()))}")
     spent = time.perf_counter() - started

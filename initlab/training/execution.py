@@ -83,7 +83,7 @@ class Execution:
         longer than running them.
 
         Raises:
-            ProbeError: the models can't be trained at all.
+            ProbeError: neither of the two can be trained.
             RunError: no worker process can be started.
         """
         if not cells:
@@ -91,10 +91,14 @@ class Execution:
         ends = {cell.n_layer: cell for cell in (min(cells, key=_depth), max(cells, key=_depth))}
         timed: dict[int, float] = {}
         calls = [partial(seconds_a_pass, cell, recipe=self._data(cell)) for cell in ends.values()]
+        failed: list[str] = []
         for index, found in self._pool.run(calls):
             if isinstance(found, Failed):
-                raise ProbeError(f"{list(ends.values())[index].run_id} can't be trained: {found.text}")
-            timed[list(ends)[index]] = found
+                failed.append(found.text)
+            else:
+                timed[list(ends)[index]] = found
+        if not timed:
+            raise ProbeError(f"neither the shallowest nor the deepest model can be trained: {failed[0]}")
         depths = sorted(timed)
         total = sum(
             cell.passes(self.grid) * float(np.interp(cell.n_layer, depths, [timed[depth] for depth in depths]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +96,7 @@ class GridConfig(SweepConfig):
         SweepConfig.__post_init__(self)
         if len(self.widths) != 1:
             raise ConfigError(f"widths holds {len(self.widths)} values; a grid is trained at one width")
-        if type(self.steps) is int and max(self.warmups) >= self.steps:
+        if type(self.steps) is int and 0 < self.steps <= max(self.warmups):
             raise ConfigError(
                 f"warmups holds {max(self.warmups)} for runs of {self.steps} steps; expected fewer, or the peak rate "
                 "is never trained at"
@@ -149,6 +150,20 @@ class TrainingCell(Cell):
         """Forward and backward passes over one batch that the run is worth; an evaluation is forward alone."""
         evaluations = 2 + (grid.steps // grid.eval_every if grid.eval_every else 0)
         return grid.steps + evaluations * grid.eval_batches / 3
+
+
+def grid_values(name: str, **given: Any) -> dict[str, Any]:
+    """A grid of GRIDS with what is given in place of its own; None is not given.
+
+    A warmup is a share of a run: with other steps alone, the grid's own warmups keep their shares.
+    """
+    preset = dict(GRIDS[name])
+    steps = given.get("steps")
+    if type(steps) is int and steps > 0:
+        shares = [warmup / preset["steps"] for warmup in preset["warmups"]]
+        preset["warmups"] = tuple(dict.fromkeys(round(share * steps) for share in shares))
+    found = {key: value for key, value in given.items() if value is not None}
+    return preset | {key: tuple(value) if isinstance(value, Sequence) else value for key, value in found.items()}
 
 
 def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Split) -> Tables:

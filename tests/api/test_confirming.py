@@ -70,8 +70,9 @@ def test_the_findings_are_those_of_compare(confirmation):
 
 def test_a_run_that_was_interrupted_goes_on_where_it_was(confirmation, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interrupt:
         initlab.confirm(["nanogpt", "zero-out"], **SMALL, out=out, progress=Counting(stop=7))
+    assert interrupt.value.__notes__ == [f"what was finished is kept in {out}; the same call resumes"]
     assert len(rundir.load(out).tables.runs) == 7 - 4  # readable, four of them measured at init
     rest = Counting()
     resumed = initlab.confirm(["nanogpt", "zero-out"], **SMALL, out=out, progress=rest)
@@ -91,12 +92,6 @@ def test_another_grid_in_the_same_folder_is_refused(tmp_path):
     initlab.confirm(["nanogpt"], **TINY, lrs=(1e-3,), warmups=(0,), seeds=1, out=tmp_path / "run")
     with pytest.raises(RunError, match=r"holds another run \(lrs: \[0.001\] there, \[0.003\] now\)"):
         initlab.confirm(["nanogpt"], **TINY, lrs=(3e-3,), warmups=(0,), seeds=1, out=tmp_path / "run")
-
-
-def test_warmups_that_are_not_given_are_a_share_of_the_steps():
-    grid = TINY | {"lrs": (1e-3,), "seeds": 1}
-    assert initlab.confirm(["nanogpt"], **grid | {"steps": 8}).run.manifest["config"]["warmups"] == [0, 2]
-    assert initlab.confirm(["nanogpt"], **grid | {"steps": 1}).run.manifest["config"]["warmups"] == [0]
 
 
 def failing(at):
@@ -186,6 +181,7 @@ def test_recipes_are_taken_from_a_comparison(tmp_path):
         ({"lrs": ("a",)}, ConfigError, "lrs holds 'a'"),
         ({"warmups": (3,)}, ConfigError, "warmups holds 3 for runs of 3 steps"),
         ({"warmups": 5}, ConfigError, "warmups is 5; expected a list"),
+        ({"steps": -1}, ConfigError, "steps is -1; expected a whole number from 1 on"),
         ({"depths": 4}, ConfigError, "depths is 4; expected a list"),
         ({"n_embd": "wide"}, ConfigError, "n_embd is 'wide'; expected a whole number"),
         ({"n_embd": (16,)}, ConfigError, r"n_embd is \(16,\); expected a whole number"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from initlab.errors import RecipeError
-from initlab.models.apply import apply_recipe, draw
+from initlab.models.apply import apply_recipe, draw, portable
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 from initlab.models.roles import assign_roles
 from initlab.recipes import Constant, Dims, Distribution, Normal, Recipe, Role, TruncNormal, Uniform, registry
@@ -358,3 +359,19 @@ def test_a_model_without_blocks_has_depth_zero() -> None:
     assert {place.dims.n_layer for place in assign_roles(model)} == {0}
     with pytest.raises(RecipeError, match="division by zero"):
         registry.get("nanogpt")(Role.MLP_OUT, assign_roles(model)[0].dims)
+
+
+@pytest.mark.parametrize("name", ["nanogpt", "orthogonal", "torchtitan-llama3", "olmo-mitchell"])
+def test_a_portable_recipe_can_be_pickled_and_draws_the_same(name: str) -> None:
+    entry = registry.get(name)
+    own = Recipe(id="own", family="user", summary="", source="", rule=lambda role, dims: entry.rule(role, dims))
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pickle.dumps(own)
+    with torch.device("meta"):
+        shapes = build()
+    sent = pickle.loads(pickle.dumps(portable(own, shapes)))
+    models = build(), build()
+    for model, recipe in zip(models, (own, sent), strict=True):
+        apply_recipe(model, recipe, 5)
+    for one, two in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, two)

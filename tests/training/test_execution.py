@@ -61,6 +61,10 @@ def test_the_time_of_depths_between_lies_on_a_line(text, monkeypatch):
         passes = grid.runs()[0].passes(grid)
         assert execution.seconds(grid.runs()) == pytest.approx(8 * (0.1 * passes + module._MEASURING))
         assert execution.seconds([]) == 0
+        # a depth that doesn't fit the memory doesn't keep the others from being trained
+        monkeypatch.setattr(module, "seconds_a_pass", lambda cell, grid, recipe, split: 1 / (5 - cell.n_layer))
+        assert execution.seconds(grid.runs()) == pytest.approx(3 * passes / 4 + 8 * module._MEASURING)
+        monkeypatch.setattr(module, "seconds_a_pass", lambda cell, grid, recipe, split: 0.1)
         execution.jobs = 2
         assert execution.seconds(grid.runs()[:1]) == pytest.approx(0.1 * passes + module._MEASURING)
 

@@ -61,7 +61,7 @@ def test_runs_come_so_that_a_part_still_compares():
         ({"warmups": (0.5,)}, "warmups holds 0.5; expected steps"),
         ({"warmups": (-1,)}, "warmups holds -1"),
         ({"warmups": (0, 3)}, "warmups holds 3 for runs of 3 steps; expected fewer"),
-        ({"steps": 0}, "warmups holds 2 for runs of 0 steps"),
+        ({"steps": 0}, "steps is 0; expected a whole number from 1 on"),
         ({"steps": 2.5}, "steps is 2.5"),
         ({"widths": (16, 32)}, "widths holds 2 values"),
         ({"seeds": 0}, "seeds is 0"),
@@ -80,6 +80,17 @@ def test_a_grid_that_cannot_be_trained_is_refused(changes, message):
 def test_the_grids_that_are_shipped_can_be_trained(name):
     grid = GridConfig(recipes=("nanogpt",), **GRIDS[name])
     assert 0 in grid.warmups and len(grid.warmups) > 1 and grid.seeds >= 3
+
+
+def test_a_warmup_that_is_not_given_is_a_share_of_the_steps():
+    quick = GRIDS["quick"]
+    assert protocol.grid_values("quick", lrs=None, depths=[2]) == quick | {"depths": (2,)}
+    assert protocol.grid_values("quick", steps=15)["warmups"] == (0, 4)
+    assert protocol.grid_values("thorough", steps=600)["warmups"] == (0, 100)
+    assert protocol.grid_values("quick", steps=1)["warmups"] == (0,)
+    assert protocol.grid_values("quick", steps=1, warmups=(3,))["warmups"] == (3,)
+    with pytest.raises(ConfigError, match="steps is -5"):
+        GridConfig(recipes=("nanogpt",), **protocol.grid_values("quick", steps=-5, warmups=(0,)))
 
 
 def test_a_run_leaves_a_row_a_step_a_run_a_summary_and_the_stream(text):
