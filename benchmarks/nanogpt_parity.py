@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -239,10 +240,11 @@ def main() -> None:
 
     work = options.work or Path(tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)
-    git = environment.git(options.checkout) or {"commit": "unknown"}
     result: dict[str, Any] = {
         "environment": environment.describe(options.device) | {"threads": 1},
-        "nanogpt_commit": git["commit"],
+        "nanogpt": {
+            name: sha256((options.checkout / name).read_bytes()).hexdigest() for name in ("train.py", "model.py")
+        },
         "flags": FLAGS[options.device],
     }
     if options.device == "cpu":

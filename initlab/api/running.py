@@ -32,6 +32,25 @@ class Progress(Protocol):
         """After each cell."""
 
 
+class BySteps:
+    """Progress by steps, for a loop that tells it by recipes."""
+
+    def __init__(self, inner: Progress):
+        self.inner = inner
+        self.done = 0.0  # of this recipe
+
+    def start(self, work: float, cells: int, seconds: float) -> None:
+        self.inner.start(work, cells, seconds)
+
+    def at(self, step: int, text: str) -> None:
+        self.inner.advance(step - self.done, text)
+        self.done = float(step)
+
+    def advance(self, work: float, text: str) -> None:
+        self.inner.advance(work - self.done, text)
+        self.done = 0.0
+
+
 def run_cells(
     cells: Sequence[Cell],
     manifest: dict[str, Any],

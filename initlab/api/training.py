@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from initlab import __version__, schema
 from initlab.api.manifests import annotate, new_manifest
-from initlab.api.running import Progress, in_turn, run_cells
+from initlab.api.metrics import MetricsFile, run_folder
+from initlab.api.running import BySteps, Progress, in_turn, run_cells
 from initlab.errors import ConfigError, RunError
 from initlab.judge import theory
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
 from initlab.results import Training
-from initlab.rundir import Run, write_whole
+from initlab.rundir import Run
 from initlab.schema import RESIDUAL_SITES, Tables
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
 MEASURED_TOKENS = 4096  # of the batch that the model is measured on, before and after
 PASSES = 1.5  # seconds of a step over those of its matrix products alone, at the rate of a bare one
-METRICS = [name for name in schema.TRAINING if name != "run_id"]
 
 
 def train(
@@ -133,7 +130,7 @@ def train(
         if not world.first:
             job.follow()
             return Training(Run(Tables(), manifest))
-        told = _BySteps(progress) if progress is not None else None
+        told = BySteps(progress) if progress is not None else None
         run, path = run_cells(
             cells,
             manifest,
@@ -218,7 +215,7 @@ class _Job:
             id, checkpoint = order
             self.run(self.drawn(id), checkpoint)
 
-    def train(self, cell: Cell, out: Path | None, told: _BySteps | None) -> Tables:
+    def train(self, cell: Cell, out: Path | None, told: BySteps | None) -> Tables:
         """Measure, train and measure one recipe; tables of all of it."""
         try:
             return self._train(cell, out, told)
@@ -229,11 +226,11 @@ class _Job:
                 raise RunError(f"{text}: {type(error).__name__}: {error}") from error
             raise
 
-    def _train(self, cell: Cell, out: Path | None, told: _BySteps | None) -> Tables:
+    def _train(self, cell: Cell, out: Path | None, told: BySteps | None) -> Tables:
         model = self.drawn(cell.recipe)
         before = self.measure(model, cell, 0)
-        folder = None if out is None else _run_folder(out, cell.run_id)
-        metrics = _Metrics(folder / "metrics.csv") if folder else None
+        folder = None if out is None else run_folder(out, cell.run_id)
+        metrics = MetricsFile(folder / "metrics.csv") if folder else None
 
         def on_row(row: dict[str, Any]) -> None:
             if metrics is not None:
@@ -327,55 +324,3 @@ class _Job:
             form: dict[str, Any] = {**self.size, "bias": self.sizes.bias, "tied": self.sizes.tie_weights}
             annotate(tables, theory.from_recipe(entry, **form, **known, **text))
         return tables
-
-
-class _BySteps:
-    """Progress by steps, for a loop that tells it by recipes."""
-
-    def __init__(self, inner: Progress):
-        self.inner = inner
-        self.done = 0.0  # of this recipe
-
-    def start(self, work: float, cells: int, seconds: float) -> None:
-        self.inner.start(work, cells, seconds)
-
-    def at(self, step: int, text: str) -> None:
-        self.inner.advance(step - self.done, text)
-        self.done = float(step)
-
-    def advance(self, work: float, text: str) -> None:
-        self.inner.advance(work - self.done, text)
-        self.done = 0.0
-
-
-class _Metrics:
-    """The rows of a run on disk as they come: a CSV file of whole lines, whatever ends the run."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        write_whole(path, (",".join(METRICS) + "\n").encode())
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Raises RunError on a full disk; the lines before stay whole."""
-        values = (row[name] for name in METRICS)
-        line = ",".join("" if value != value else f"{value:.9g}" for value in values) + "\n"
-        size = self.path.stat().st_size
-        try:
-            with self.path.open("ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, size)
-            raise RunError(
-                f"could not write {self.path}: {error.strerror}; its rows before step {row['step']} are kept, and the "
-                "same command with the same -o resumes from the last checkpoint"
-            ) from error
-
-
-def _run_folder(out: Path, run_id: str) -> Path:
-    folder = out / "runs" / quote(run_id, safe=" +,=@")  # a user's recipe is named by its file, with slashes
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder} can't be made: {error.strerror}; choose another output folder with -o") from error
-    return folder

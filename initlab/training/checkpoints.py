@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,27 @@ def save(
     }
     temporary = path.with_name(path.name + ".tmp")
     try:
-        torch.save(held, temporary)
+        with temporary.open("wb") as file:
+            torch.save(held, file)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        kept = "; the checkpoint before is kept" if path.exists() else ""
-        raise RunError(f"could not write the checkpoint {path} after step {state.iter_num}: {why}{kept}") from error
+        if (cause := _os_error(error)) is None:
+            raise
+        kept = "; the one before is kept" if path.exists() else ""
+        raise RunError(
+            f"could not write the checkpoint {path} after step {state.iter_num}: {cause.strerror or cause}{kept}"
+        ) from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """torch's writer hides a full disk behind a RuntimeError about positions in the file."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def restore(

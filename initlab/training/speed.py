@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,23 +11,25 @@ import torch
 if TYPE_CHECKING:
     from initlab.models.nanogpt import NanoGPTConfig
 
-# Dense bf16 FLOP/s with fp32 accumulation, by a part of torch.cuda.get_device_name; the first that fits counts.
-# NVIDIA's data sheets, without sparsity.
-BF16_PEAKS: tuple[tuple[str, float], ...] = (
-    ("B200", 2250e12),
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("L40S", 362e12),
-    ("L4", 121e12),
-    ("A10G", 70e12),
-    ("A10", 125e12),
-    ("RTX A6000", 155e12),
-    ("RTX 4090", 165e12),
-    ("RTX 3090", 71e12),
-)
+# Dense bf16 FLOP/s with fp32 accumulation, by what torch.cuda.get_device_name holds as a word; the first that fits
+# counts. NVIDIA's data sheets, without sparsity.
+BF16_PEAKS: dict[str, float] = {
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX A6000": 155e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
 
 
 def flops_per_token(c: NanoGPTConfig) -> float:
@@ -50,4 +53,4 @@ def peak_flops(device: torch.device) -> float:
 
 def named_peak(name: str) -> float:
     """`peak_flops` of a GPU by the name that torch gives it."""
-    return next((peak for part, peak in BF16_PEAKS if part in name), math.nan)
+    return next((peak for part, peak in BF16_PEAKS.items() if re.search(rf"\b{part}\b", name)), math.nan)

@@ -6,9 +6,9 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, get_args
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 from initlab.errors import ConfigError
 from initlab.models.nanogpt import NanoGPT
 from initlab.training import checkpoints, distributed
+from initlab.training.configuring import DTYPES, TrainConfig
 from initlab.training.data import Split
-from initlab.training.schedules import Schedule, learning_rate
 from initlab.training.speed import flops_per_token, peak_flops
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+__all__ = ["LossScale", "TrainConfig", "Trained", "Watcher", "train"]
+
 Row = dict[str, Any]
-# Settings that change how a run is computed or shown, but not which run it is.
+# Settings that change how a run is computed, but not which run it is.
 _NOT_THE_RUN = ("device", "compile")
 
 
@@ -46,79 +47,6 @@ class LossScale:
 
     def get_scale(self) -> float:
         return float(self._scaler.get_scale()) / self._micros
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How a model is trained. The defaults of AdamW, clipping and decay are nanoGPT's train.py.
-
-    Args:
-        steps: optimizer updates.
-        lr: peak learning rate.
-        warmup: steps of linear warmup; 0 = none.
-        schedule: `cosine` down to min_lr at `steps`, or `constant` after the warmup.
-        min_lr: where the cosine ends, as a fraction of lr.
-        batch_size: sequences in a micro-batch.
-        grad_accum: micro-batches in an update, over all processes together.
-        grad_clip: largest 2-norm of the gradient; 0 = never clipped.
-        eval_every: steps between evaluations; 0 = before the first and after the last step only.
-        eval_batches: batches of batch_size sequences in an evaluation.
-        log_every: steps between rows.
-        dtype: `float32`, or `bfloat16` or `float16` for autocast (float16 with a gradient scaler).
-        compile: torch.compile the model.
-        seed: of the batches and of dropout; the weights are the caller's.
-        device: where the model is moved.
-
-    Raises:
-        ConfigError: a value can't be used.
-    """
-
-    steps: int
-    lr: float
-    warmup: int = 0
-    schedule: Schedule = "cosine"
-    min_lr: float = 0.1
-    batch_size: int = 12
-    grad_accum: int = 1
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
-    eval_every: int = 0
-    eval_batches: int = 20
-    log_every: int = 1
-    dtype: str = "float32"
-    compile: bool = False
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        least = {"steps": 1, "batch_size": 1, "grad_accum": 1, "eval_batches": 1, "log_every": 1}
-        for name, low in (least | {"warmup": 0, "eval_every": 0, "seed": 0}).items():
-            value = getattr(self, name)
-            if type(value) is not int or value < low:
-                raise ConfigError(f"{name} is {value!r}; expected a whole number from {low} on")
-        for name, most in (("lr", math.inf), ("min_lr", 1.0), ("weight_decay", math.inf), ("grad_clip", math.inf)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-                raise ConfigError(f"{name} is {value!r}; expected a number from 0{'' if most == math.inf else ' to 1'}")
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"lr is {self.lr!r}; expected a learning rate above 0, such as 1e-3")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas is {self.betas!r}; expected two numbers of at least 0 and below 1")
-        if self.schedule not in get_args(Schedule):
-            raise ConfigError(f"unknown schedule {self.schedule!r}; known: {', '.join(get_args(Schedule))}")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of the update that follows `step` updates."""
-        return learning_rate(
-            step, lr=self.lr, warmup=self.warmup, steps=self.steps, min_lr=self.min_lr, schedule=self.schedule
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """The config as plain values."""
-        return asdict(self) | {"betas": list(self.betas)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +153,7 @@ class _Run:
         self.rows: list[Row] = []
         self.best = math.inf
         self.unseen: list[Tensor] = []  # (loss, gradient norm) of the steps since the last look, on the device
-        self.timed: tuple[float, int] | None = None  # when the last row's update began, and its step
+        self.timed: tuple[float, int] | None = None  # when the last row came, and its step
 
     @contextlib.contextmanager
     def seeding(self) -> Iterator[None]:
@@ -348,15 +276,15 @@ class _Run:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss over the evaluation batches, nats; each process takes a share of them."""
-        self.model.eval()
-        total = torch.zeros((), device=self.device)
-        for idx, targets in self.evaluated[self.world.rank :: self.world.size]:
-            with self.autocast():
-                total += self.compiled(self.there(idx), self.there(targets))[1]
-        self.model.train()
-        loss = float(self.world.mean(total)) * self.world.size / len(self.evaluated)
+        with self.untimed():
+            self.model.eval()
+            total = torch.zeros((), device=self.device)
+            for idx, targets in self.evaluated[self.world.rank :: self.world.size]:
+                with self.autocast():
+                    total += self.compiled(self.there(idx), self.there(targets))[1]
+            self.model.train()
+            loss = float(self.world.mean(total)) * self.world.size / len(self.evaluated)
         self.best = min(self.best, loss)
-        self.timed = None  # rows say how fast training is, so what an evaluation takes is left out
         return loss
 
     def autocast(self) -> torch.autocast:
@@ -368,12 +296,22 @@ class _Run:
         return ids if self.device.type == "cpu" else ids.pin_memory().to(self.device, non_blocking=True)
 
     def speed(self, step: int) -> float:
-        """Tokens per second since the row before; NaN where an evaluation came in between."""
+        """Tokens per second since the row before; NaN for the first row of a run, and of one that was resumed."""
         now = time.perf_counter()
         before, self.timed = self.timed, (now, step)
         if before is None or step == before[1]:
             return math.nan
         return (step - before[1]) * self.step_tokens / (now - before[0])
+
+    @contextlib.contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Rows say how fast training is: evaluations and checkpoints don't count."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        started = time.perf_counter()
+        yield
+        if self.timed is not None:
+            self.timed = (self.timed[0] + time.perf_counter() - started, self.timed[1])
 
     def row(self, step: int, tokens_per_second: float = math.nan, **measured: float) -> Row:
         """A row of the table `training`; what wasn't measured is NaN."""
@@ -399,4 +337,5 @@ class _Run:
     def save(self, checkpoint: Path, done: int, seconds: float) -> None:
         if self.world.first:
             state = checkpoints.State(done, self.best, self.rows, seconds)
-            checkpoints.save(checkpoint, self.model, self.optimizer, self.scaler, state, self.identity())
+            with self.untimed():
+                checkpoints.save(checkpoint, self.model, self.optimizer, self.scaler, state, self.identity())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import torch
 from initlab.corpus import Corpus
 from initlab.errors import CheckpointError, ConfigError, DataError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.training.configuring import learning_rate
 from initlab.training.data import Split, split
-from initlab.training.schedules import learning_rate
-from initlab.training.trainer import TrainConfig, Trained, train
+from initlab.training.trainer import LossScale, TrainConfig, Trained, train
 
 SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=16, bias=False)
 CONFIG = TrainConfig(steps=12, lr=1e-2, warmup=3, batch_size=4, eval_every=5, eval_batches=2)
@@ -214,3 +215,53 @@ def test_bad_input_is_refused_before_a_step(parts: Split) -> None:
     ):
         with pytest.raises(ConfigError, match=text):
             replace(CONFIG, **change)
+
+
+def test_speed_is_of_training_alone(parts: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock where a training pass takes a second, and one of an evaluation a thousand."""
+    clock = 0.0
+
+    class Slow(NanoGPT):
+        def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+            nonlocal clock
+            clock += 1.0 if self.training else 1000.0
+            return super().forward(idx, targets)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
+    trained = train(Slow(SIZES), parts, replace(CONFIG, steps=30, eval_every=10, log_every=10))
+    assert column(trained, "step") == [0, 10, 20, 30]
+    rates = column(trained, "tokens_per_second")
+    assert math.isnan(rates[0]) and math.isnan(rates[-1])
+    assert rates[1:-1] == [32.0, 32.0]
+    assert trained.seconds == 30 + 4 * 2 * 1000
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_watcher_is_told_of_every_update_and_the_scale_of_the_loss(parts: Split, dtype: str) -> None:
+    class Watch:
+        def __init__(self, model: torch.nn.Module, scale: LossScale, start: int):
+            self.model, self.scale, self.start = model, scale, start
+            self.losses: list[float] = []
+            self.closed = False
+
+        def __enter__(self) -> Watch:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.closed = True
+
+        def step(self, loss: torch.Tensor) -> None:
+            self.losses.append(loss.item())
+
+    made: list[Watch] = []
+
+    def watcher(model: torch.nn.Module, scale: LossScale, start: int) -> Watch:
+        made.append(Watch(model, scale, start))
+        return made[0]
+
+    model = fresh()
+    trained = train(model, parts, replace(CONFIG, grad_accum=4, dtype=dtype), watcher=watcher)
+    (watch,) = made
+    assert watch.losses == column(trained, "loss")[:-1]
+    assert (watch.model, watch.start, watch.closed) == (model, 0, True)
+    assert watch.scale.get_scale() == (0.25 if dtype == "float32" else 65536 / 4)

@@ -1,0 +1,93 @@
+"""What a run leaves on disk, on a full one too."""
+
+import os
+import resource
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from initlab.corpus import Corpus
+from initlab.errors import RunError
+from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.training.data import split
+from initlab.training.trainer import TrainConfig, train
+
+SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=16, bias=False)
+CONFIG = TrainConfig(steps=8, lr=1e-2, batch_size=2, eval_batches=2)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    walk = np.random.default_rng(0).integers(-1, 2, 4000).cumsum() % 16
+    return split(Corpus("walk", "none", 16, walk.astype("<u2"), "0" * 64, "all tokens"))
+
+
+@contextmanager
+def file_limit(size):
+    """The kernel cuts a write that would make a file larger than this: a real partial write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_file_is_nanogpts(parts, tmp_path):
+    path = tmp_path / "ckpt.pt"
+    trained = train(NanoGPT(SIZES), parts, CONFIG, checkpoint=path)
+    held = torch.load(path, weights_only=True)
+    assert {"model", "optimizer", "model_args", "iter_num", "best_val_loss", "config"} <= set(held)
+    # sample.py calls GPTConfig(**model_args)
+    assert set(held["model_args"]) == {
+        *("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"),
+    }
+    assert held["iter_num"] == 8
+    assert held["best_val_loss"] == min(trained.first_loss, trained.val_loss)
+    # train.py loads it into AdamW with the groups of configure_optimizers
+    matrices, gains = held["optimizer"]["param_groups"]
+    assert (matrices["weight_decay"], gains["weight_decay"]) == (0.1, 0.0)
+    assert len(matrices["params"]) + len(gains["params"]) == len(list(NanoGPT(SIZES).parameters()))
+    assert NanoGPT.from_checkpoint(path).iter_num == 8
+
+
+def test_what_nanogpt_lacks_is_said(parts, tmp_path):
+    path = tmp_path / "ckpt.pt"
+    sizes = NanoGPTConfig(
+        n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=16, activation="relu", tie_weights=False
+    )
+    train(NanoGPT(sizes), parts, CONFIG, checkpoint=path)
+    assert NanoGPT.from_checkpoint(path).config == sizes
+
+
+@pytest.mark.parametrize("room", [100, 50_000, 300_000])
+def test_a_full_disk_is_one_error_and_keeps_the_checkpoint_before(parts, tmp_path, room):
+    path = tmp_path / "ckpt.pt"
+    train(NanoGPT(SIZES), parts, CONFIG, checkpoint=path)
+    before = path.read_bytes()
+    assert len(before) > room
+    longer = TrainConfig(**CONFIG.as_dict() | {"steps": 9})
+    other = tmp_path / "other.pt"
+    with file_limit(room), pytest.raises(RunError, match=r"could not write the checkpoint .*after step 9: File too l"):
+        train(NanoGPT(SIZES), parts, longer, checkpoint=other)
+    assert os.listdir(tmp_path) == ["ckpt.pt"]  # noqa: PTH208 - no half of the other
+
+    def cut(row):
+        if row["step"] == 6:
+            raise KeyboardInterrupt
+
+    early = tmp_path / "early.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(NanoGPT(SIZES), parts, CONFIG, checkpoint=early, checkpoint_every=4, on_row=cut)
+    held = early.read_bytes()
+    with file_limit(room), pytest.raises(RunError, match="the one before is kept"):
+        train(NanoGPT(SIZES), parts, CONFIG, checkpoint=early)
+    assert early.read_bytes() == held
+    assert train(NanoGPT(SIZES), parts, CONFIG, checkpoint=early).steps_done == 8
+
+
+def test_a_folder_that_is_gone_is_one_error(parts, tmp_path):
+    with pytest.raises(RunError, match="No such file or directory"):
+        train(NanoGPT(SIZES), parts, CONFIG, checkpoint=tmp_path / "gone" / "ckpt.pt")
