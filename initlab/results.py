@@ -1,4 +1,4 @@
-"""What `probe`, `compare`, `scale`, `watch`, `train` and `predict` give back: tables, findings, pictures and a report.
+"""What `probe`, `compare`, `scale`, `watch`, `train`, `confirm` and `predict` give back: tables, findings, pictures.
 Torch-free, so a saved run loads anywhere."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,13 @@ import pandas as pd
 
 from initlab import rundir
 from initlab.errors import RunError
+from initlab.judge import outcomes as judged_training
 from initlab.judge.rules import Finding, Severity, chosen, evaluate, worst
 from initlab.judge.slopes import slopes
 from initlab.judge.theory import Prediction, Setting
 from initlab.judge.updates import by_role, update_ratios
 from initlab.recipes import Recipe
-from initlab.report import console
+from initlab.report import confirmed, console
 from initlab.rundir import Run, RunDir
 
 if TYPE_CHECKING:
@@ -166,16 +168,6 @@ class Comparison(Result):
         return console.comparison_text(self.run, self.findings, width=width, color=color)
 
 
-class Confirmation(Result):
-    """Recipes trained, over depths, learning rates, warmups and seeds."""
-
-    kind = "confirm"
-
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        runs = self.run.tables.runs
-        return f"{len(runs)} runs of {runs['recipe'].nunique()} recipes\n"
-
-
 class Watch(Result):
     """One model, at several steps of its training."""
 
@@ -236,14 +228,75 @@ class Training(Result):
     def curves(self) -> pd.DataFrame:
         """A row per logged step: columns of `initlab.schema.TRAINING`, and its run's recipe, n_layer, peak_lr, warmup
         and seed."""
-        keys = {"recipe": "recipe", "n_layer": "n_layer", "lr": "peak_lr", "warmup": "warmup", "seed": "seed"}
-        named = self.runs[["run_id", *keys]].rename(columns=keys)
-        return self.run.tables.training.merge(named, on="run_id", how="left")
+        return judged_training.curves(self.run)
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
-        from initlab.report.trained import training_text
+        from initlab.report.training_text import training_text
 
         return training_text(self.run, self.findings, width=width, color=color)
+
+
+class Confirmation(Result):
+    """Recipes that were probed and then trained; what the probe said stands beside what training did.
+
+    What is derived from the tables is made when it is asked for, and once.
+    """
+
+    kind = "confirm"
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """A row per training run; columns of `initlab.judge.outcomes.run_measures`."""
+        return judged_training.run_measures(self.run)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """A row per logged step: columns of `initlab.schema.TRAINING`, and its run's recipe, n_layer, peak_lr, warmup
+        and seed."""
+        return judged_training.curves(self.run)
+
+    @cached_property
+    def regrets(self) -> pd.DataFrame:
+        """A row per recipe, depth and warmup; see `initlab.judge.outcomes.regrets`."""
+        return judged_training.regrets(self.run)
+
+    @cached_property
+    def effects(self) -> pd.DataFrame:
+        """Every comparison, with interval and verdict; see `initlab.judge.outcomes.effects`."""
+        return judged_training.effects(self.run)
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        """Prediction beside outcome, a row per recipe and depth; see `initlab.judge.outcomes.outcomes`."""
+        return judged_training.outcomes(self.run, self.findings)
+
+    @cached_property
+    def rankings(self) -> pd.DataFrame:
+        """How well each probe metric ranks recipes by regret; see `initlab.judge.outcomes.rankings`."""
+        return judged_training.rankings(self.run)
+
+    def judge(
+        self, *, select: Sequence[str] = (), ignore: Sequence[str] = (), limits: Mapping[str, float] | None = None
+    ) -> list[Finding]:
+        """Judge again by other rules or limits, see `Result.judge`; predictions and their grades follow."""
+        found = super().judge(select=select, ignore=ignore, limits=limits)
+        for name in ("outcomes", "rankings"):
+            self.__dict__.pop(name, None)
+        return found
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write what `Result.report` writes, and regrets.csv, effects.csv and outcomes.csv beside it."""
+        page = super().report(out)
+        for name in ("regrets", "effects", "outcomes"):
+            frame: pd.DataFrame = getattr(self, name)
+            text = frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+            rundir.write_whole(page.parent / f"{name}.csv", text.encode())
+        return page
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        return confirmed.confirmation_text(
+            self.run, self.findings, self.regrets, self.effects, self.outcomes, width=width, color=color
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ import re
 import numpy as np
 import pandas as pd
 
+from initlab.judge.students import t_quantile
+
 AXES = ("n_embd", "n_layer")
 FLAT = 0.2  # |exponent of variance| that counts as flat: 0.1 in mup's l1, which goes as its square root
 
@@ -28,9 +30,6 @@ COLUMNS = (
     "expected",
     "verdict",
 )
-
-# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, an expansion is good to 0.1 %.
-_T95 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216, 2.22814)
 
 
 def slopes(records: pd.DataFrame, *, flat: float = FLAT) -> pd.DataFrame:
@@ -145,18 +144,6 @@ def _interval(slope: float, stderr: float, freedom: int) -> tuple[float, float]:
         return math.nan, math.nan
     half = t_quantile(freedom) * stderr
     return slope - half, slope + half
-
-
-def t_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t.
-
-    Source: Abramowitz and Stegun 26.7.5 (Cornish-Fisher expansion).
-    """
-    if freedom <= len(_T95):
-        return _T95[freedom - 1]
-    z = 1.959964
-    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    return z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
 
 
 def _verdict(low: float, high: float, flat: float) -> str:

@@ -20,7 +20,7 @@ from initlab import schema
 from initlab.errors import RunError
 from initlab.judge.rules.base import Finding
 from initlab.judge.slopes import slopes
-from initlab.report import digest, figures, scaling
+from initlab.report import digest, figures, scaling, trained
 from initlab.report.svg import inline_svg
 from initlab.report.theme import DARK, LIGHT, series, style
 from initlab.rundir import Run, write_whole
@@ -111,15 +111,16 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
         recipe_info=run.manifest.get("recipes") or {},
         coverage=_coverage(run.tables.coverage),
         watched=run.manifest.get("kind") == "watch",
+        trained=trained.trained(run, findings),
         first_step=digest.steps_of(run)[0],
         cells=_cells(run.tables.summary),
         cells_total=run.tables.summary["run_id"].nunique(),
         data=_named(run.manifest.get("data") or {}),
         environment=_named(run.manifest.get("environment") or {}),
         configuration=_named(run.manifest["config"]),
-        definitions={name: schema.TABLES[name] for name in ("records", "heads", "summary")},
+        definitions=_definitions(run),
         glyphs=digest.GLYPHS,
-        css=_css(),
+        css=stylesheet(),
     )
 
 
@@ -192,11 +193,18 @@ def _template() -> Template:
 
 
 @cache
-def _css() -> str:
+def stylesheet() -> str:
+    """Colours of both themes as variables, and the rules of the page."""
     light, dark = (";".join(f"--{token}:{colour}" for token, colour in palette.items()) for palette in (LIGHT, DARK))
     rules = resources.files("initlab.report").joinpath("report.css").read_text(encoding="utf-8")
     # Only screens get dark: paper is white.
     return f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}"
+
+
+def _definitions(run: Run) -> dict[str, dict[str, schema.Column]]:
+    """Columns of the tables that the run has; coverage has a section of its own."""
+    held = {name for name, frame in run.tables.items() if len(frame)} | {"records", "heads", "summary"}
+    return {name: columns for name, columns in schema.TABLES.items() if name in held - {"coverage"}}
 
 
 def _slope_tables(run: Run) -> list[tuple[scaling.SlopeTable, scaling.SlopeTable]]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from initlab import schema
-from initlab.judge.slopes import diverged, slopes, t_quantile
+from initlab.judge.slopes import diverged, slopes
 
 
 def frame(exponents, sizes=(64, 128, 256), axis="n_embd", site="mlp_pre", step=0, kind="activation", **more):
@@ -119,12 +119,6 @@ def test_the_stream_is_that_of_the_last_block_and_layers_go_by_name():
     assert only(slopes(layers))["module"] == "h.*.mlp.0"
     layers["layer"] = pd.NA
     assert set(slopes(layers)["module"]) == {"h.0.mlp.0", "h.1.mlp.0"}
-
-
-def test_quantiles_of_students_t():
-    # Abramowitz and Stegun, table 26.10
-    for freedom, value in ((1, 12.706), (2, 4.303), (10, 2.228), (11, 2.201), (20, 2.086), (120, 1.980)):
-        assert t_quantile(freedom) == pytest.approx(value, rel=1e-3)
 
 
 def test_diverged_names_the_first_step_and_how_many_seeds():

@@ -11,7 +11,7 @@ from initlab.judge.rules.embedding import EMBEDDING_RULES
 from initlab.judge.rules.formats import FORMAT_RULES
 from initlab.judge.rules.gradient import GRADIENT_RULES
 from initlab.judge.rules.hidden import HIDDEN_RULES
-from initlab.judge.rules.inits import only_inits, why_not_init
+from initlab.judge.rules.inits import before_training, only_inits, why_not_init
 from initlab.judge.rules.logits import LOGIT_RULES
 from initlab.judge.rules.numerics import NUMERIC_RULES
 from initlab.judge.rules.scaling import SCALING_RULES
@@ -50,7 +50,11 @@ RULES: tuple[Rule, ...] = (
 )
 
 # what training moves isn't judged by every rule: in a run over steps these see all of them, the others the first alone
-_LATER: dict[str, tuple[Rule, ...]] = {"watch": (*NUMERIC_RULES, *FORMAT_RULES), "scale": SCALING_RULES}
+_LATER: dict[str, tuple[Rule, ...]] = {
+    "watch": (*NUMERIC_RULES, *FORMAT_RULES),
+    "train": (*NUMERIC_RULES, *FORMAT_RULES),
+    "scale": SCALING_RULES,
+}
 
 _ORDER = {"fail": 0, "not_applicable": 1, "pass": 2}
 
@@ -63,6 +67,8 @@ def evaluate(
 ) -> list[Finding]:
     """Every rule's verdict on every recipe: failures first, by severity, then by how far beyond the limit.
 
+    A confirmation is judged by its inits alone: that its predictions are made before anything is trained is the point.
+
     Args:
         select, ignore: codes, prefixes of codes (`GRD`), or `ALL`; nothing selected is everything.
         limits: numbers by code (`EMB001`, its first limit) or code and name (`EMB001.error`).
@@ -71,6 +77,7 @@ def evaluate(
         ConfigError: an unknown code, or a limit that is none.
     """
     choice = chosen(select, ignore, limits)
+    run = before_training(run)
     inits, start = only_inits(run), _start(run)
     recipes = list(
         dict.fromkeys(str(r) for t in (run.tables.summary, run.tables.records) for r in t["recipe"].unique())

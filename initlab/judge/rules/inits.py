@@ -10,6 +10,14 @@ from initlab.schema import Tables
 TRAINED_BELOW = 0.5  # nats under ln V: no init knows the text that well; batches scatter by a few hundredths
 
 
+def before_training(run: Run) -> Run:
+    """The run without what was trained: of a confirmation, the cells that were probed."""
+    if run.manifest.get("kind") != "confirm" or run.tables.runs.empty:
+        return run
+    ids = set(run.tables.runs["run_id"].astype(str))
+    return Run(Tables(**{name: frame[~frame["run_id"].isin(ids)] for name, frame in run.tables.items()}), run.manifest)
+
+
 def trained(summary: pd.DataFrame) -> pd.DataFrame:
     """Rows of the summary that are no init: after a step of training, or with a loss well below ln V."""
     return summary[(summary["step"] > 0) | (summary["loss"] < summary["ln_vocab"] - TRAINED_BELOW)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from initlab.errors import ConfigError
-from initlab.report.figures import curves, dots, heatmaps, scaling, training
+from initlab.report.figures import curves, dots, effects, heatmaps, losses, profiles, rates, scaling, training
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -37,6 +37,78 @@ FIGURES: dict[str, FigureSpec] = {
             needs=training.needs_watch,
             draw=training.draw_watch,
             describe=training.describe_watch,
+        ),
+        FigureSpec(
+            name="losses",
+            title="Loss curves",
+            question="Does it train, and how fast? At each recipe's best rate, with warmup where that was swept. "
+            "Thin: seeds; thick: their median. «ln V»: knows nothing; «unigram»: knows how often tokens come, and "
+            "no context. What rises more than 1 nat above ln V leaves the panel.",
+            needs=losses.needs_losses,
+            draw=losses.draw_losses,
+            describe=losses.describe_losses,
+        ),
+        FigureSpec(
+            name="rates",
+            title="Loss against learning rate",
+            question="How wide is the valley of rates that work? Thin: seeds; thick: their median. A run that "
+            "diverged counts as ln V; a line that leaves at the top goes there.",
+            needs=rates.needs_rates,
+            draw=rates.draw_rates,
+            describe=rates.describe_rates,
+        ),
+        FigureSpec(
+            name="regret",
+            title="Regret",
+            question="How much does a recipe lose to the best one, if the rate isn't tuned? Mean over the rates of the "
+            "loss, minus the lowest loss of any recipe at this depth.",
+            needs=effects.needs_regret,
+            draw=effects.draw_regret,
+            describe=effects.describe_regret,
+        ),
+        FigureSpec(
+            name="warmup",
+            title="Gain of warmup",
+            question="Which recipe needs warmup, and from which depth on? An interval that crosses zero says nothing "
+            "either way; it is wide enough for all comparisons together.",
+            needs=effects.needs_warmup,
+            draw=effects.draw_warmup,
+            describe=effects.describe_warmup,
+        ),
+        FigureSpec(
+            name="grad-norms",
+            title="Gradient norm",
+            question="Does the gradient settle, or spike? Runs as in the loss curves. Thin: peaks of each seed; thick: "
+            "the median of their means.",
+            needs=losses.needs_grad_norms,
+            draw=losses.draw_grad_norms,
+            describe=losses.describe_grad_norms,
+        ),
+        FigureSpec(
+            name="schedule",
+            title="Learning rate",
+            question="Which rate was each step made at?",
+            needs=losses.needs_schedule,
+            draw=losses.draw_schedule,
+            describe=losses.describe_schedule,
+        ),
+        FigureSpec(
+            name="trained-residual",
+            title="Residual stream, before and after",
+            question="Does training keep the scales of the init, or bring all recipes to the same ones? The deepest "
+            "model, at each recipe's best rate.",
+            needs=profiles.needs_residual,
+            draw=profiles.draw_residual,
+            describe=profiles.describe_residual,
+        ),
+        FigureSpec(
+            name="trained-gradient",
+            title="Gradient, before and after",
+            question="Does a gradient that was uneven over the blocks even out? Read from left (output) to right "
+            "(embedding).",
+            needs=profiles.needs_gradient,
+            draw=profiles.draw_gradient,
+            describe=profiles.describe_gradient,
         ),
         FigureSpec(
             name="coord",

@@ -43,7 +43,7 @@ def needs_depth(run: Run) -> str:
     return ""
 
 
-def _across(axes: Axes, panel: Panel) -> None:
+def across(axes: Axes, panel: Panel) -> None:
     xs = np.concatenate([line.x for line in panel.curves.values()]) if panel.curves else np.array([0.0])
     first, last = int(xs.min()), int(xs.max())
     block_axis(axes, first, last, most=9 if panel.width > 1.5 else 5)
@@ -51,8 +51,8 @@ def _across(axes: Axes, panel: Panel) -> None:
     axes.set_xlim(first - pad, last + pad)
 
 
-def _backwards(axes: Axes, panel: Panel) -> None:
-    _across(axes, panel)
+def backwards(axes: Axes, panel: Panel) -> None:
+    across(axes, panel)
     axes.xaxis.set_inverted(True)
 
 
@@ -74,7 +74,7 @@ def draw_residual(run: Run, theme: str) -> Figure:
         "Residual stream by layer",
         "after block (0 = embedding)",
         "variance of the residual stream",
-        _across,
+        across,
     )
     return draw_panels(_stream_panels(shown, "activation"), frame, shown.recipes, theme)
 
@@ -85,7 +85,7 @@ def draw_gradients(run: Run, theme: str) -> Figure:
         "Gradient by layer",
         "after block, from the output (left) back to the embedding (0, right)",
         "variance of ∂loss/∂x, residual stream",
-        _backwards,
+        backwards,
     )
     return draw_panels(_stream_panels(shown, "grad", descending=True), frame, shown.recipes, theme)
 
@@ -93,7 +93,7 @@ def draw_gradients(run: Run, theme: str) -> Figure:
 def draw_branches(run: Run, theme: str) -> Figure:
     shown = view(run)
     panels = [Panel(BRANCH_TITLES[site], _branch_curves(shown, site)) for site in BRANCHES]
-    frame = Frame("Branch writes by layer", "block", "variance of the branch's write", _across)
+    frame = Frame("Branch writes by layer", "block", "variance of the branch's write", across)
     return draw_panels([panel for panel in panels if panel.curves], frame, shown.recipes, theme)
 
 

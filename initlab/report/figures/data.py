@@ -12,13 +12,19 @@ from initlab.report.digest import View
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """A line: median over seeds, the seeds' range, and the closed form where there is one."""
+    """A line: median over seeds, the seeds' range, and the closed form where there is one.
+
+    `seeds`, a row each, are drawn thin in place of the range; `marks`, (x, y), are measured in another way than the
+    line, which has no markers of its own then.
+    """
 
     x: np.ndarray
     median: np.ndarray
     low: np.ndarray
     high: np.ndarray
     expected: np.ndarray
+    seeds: np.ndarray | None = None
+    marks: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def drawable(self) -> np.ndarray:
@@ -28,7 +34,8 @@ class Curve:
     @property
     def spanned(self) -> np.ndarray:
         """All values that the axis has to cover."""
-        return np.concatenate([self.low[self.drawable], self.high[self.drawable], self.expected])
+        marks = self.marks[1] if self.marks else np.array([])
+        return np.concatenate([self.low[self.drawable], self.high[self.drawable], self.expected, marks])
 
     def only(self) -> str:
         """What all values are when a log axis can show none of them."""

@@ -40,9 +40,7 @@ def needs_first_loss(run: Run) -> str:
 def draw_first_loss(run: Run, theme: str) -> Figure:
     losses = _losses(run)
     looks = series(view(run).recipes)
-    deepest = losses.groupby("recipe", observed=True)["n_layer"].transform("max") == losses["n_layer"]
-    # A gap between recipes, none between the depths of one.
-    y = np.arange(len(losses)) + 0.7 * losses["order"].to_numpy(float)
+    y, deepest = nested(losses)
     with style(theme) as palette:
         figure = new_figure(theme, 0.9 + 0.235 * float(y[-1] + 1), "First loss")
         axes = figure.subplots()
@@ -60,24 +58,39 @@ def draw_first_loss(run: Run, theme: str) -> Figure:
                 right = np.nanmax([row.high, row.expected])
                 text = signed(row.middle, 3 if abs(row.middle) < 1 else 1)
                 axes.annotate(text, (right, at), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
-        texts = [
-            f"{short(str(row.recipe))} · {plural(row.n_layer, 'block')}" if main else f"{row.n_layer}"
-            for row, main in zip(losses.itertuples(index=False), deepest, strict=True)
-        ]
-        axes.set_yticks(y, labels=texts)
-        for label, main in zip(axes.get_yticklabels(), deepest, strict=True):
-            label.set_color(palette["ink" if main else "muted"])
-            label.set_fontsize(9.5 if main else 8)
-        axes.set_ylim(y[-1] + 0.8, -1.6)
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x", visible=True)
-        axes.spines["left"].set_visible(False)
+        nested_axis(axes, losses, palette)
         axes.text(0, -0.75, " knows nothing", color=palette["muted"], fontsize=8.5)
         _loss_scale(axes, losses)
         hollow = "; hollow: closed form" if np.isfinite(losses["expected"]).any() else ""
         axes.set_xlabel(f"loss − ln V before the first update, nats{hollow}")
         settle(figure)
     return figure
+
+
+def nested(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Where each row (recipe, n_layer, order; deepest first) goes on a y axis, and whether it leads its recipe.
+
+    A gap between recipes, none between the depths of one.
+    """
+    leads = rows.groupby("recipe", observed=True)["n_layer"].transform("max") == rows["n_layer"]
+    return np.arange(len(rows)) + 0.7 * rows["order"].to_numpy(float), leads.to_numpy(bool)
+
+
+def nested_axis(axes: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> None:
+    """Name the rows that `nested` placed: the recipe at its deepest model, then the other depths, lighter."""
+    y, leads = nested(rows)
+    texts = [
+        f"{short(str(row.recipe))} · {plural(row.n_layer, 'block')}" if main else f"{row.n_layer}"
+        for row, main in zip(rows.itertuples(index=False), leads, strict=True)
+    ]
+    axes.set_yticks(y, labels=texts)
+    for label, main in zip(axes.get_yticklabels(), leads, strict=True):
+        label.set_color(palette["ink" if main else "muted"])
+        label.set_fontsize(9.5 if main else 8)
+    axes.set_ylim(y[-1] + 0.8, -1.6)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", visible=True)
+    axes.spines["left"].set_visible(False)
 
 
 def _loss_scale(axes: Axes, losses: pd.DataFrame) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Palette = dict[str, str]
+_MOST_MARKERS = 12  # of a line that is drawn over steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,10 @@ class Guide:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What all panels of a figure share. `dress` sets up the x axis."""
+    """What all panels of a figure share. `dress` sets up the x axis.
+
+    A linear y axis is cut off at `top`, and never spans less than `least`, so that seed noise doesn't fill the panel.
+    """
 
     title: str
     x: str
@@ -60,6 +64,10 @@ class Frame:
     dress: Callable[[Axes, Panel], None]
     height: float = 4.2
     label_all: bool = False
+    rows: int = 1  # of panels, filled row by row
+    log: bool = True
+    top: float = math.inf
+    least: float = 0.1
 
 
 def draw_panels(panels: Sequence[Panel], frame: Frame, recipes: Sequence[str], theme: str) -> Figure:
@@ -71,20 +79,41 @@ def draw_panels(panels: Sequence[Panel], frame: Frame, recipes: Sequence[str], t
         return _highlighted(panels, frame, looks, palette, theme)
 
 
-def _limits(panels: Sequence[Panel]) -> tuple[float, float]:
+def _limits(panels: Sequence[Panel], frame: Frame) -> tuple[float, float]:
     spans = [line.spanned for panel in panels for line in panel.curves.values()]
-    low, high = log_limits(np.concatenate(spans) if spans else [])
+    values = np.concatenate(spans) if spans else np.array([])
+    if not frame.log:
+        return _linear_limits(values, frame)
+    low, high = log_limits(values)
     medians = np.concatenate([line.median for panel in panels for line in panel.curves.values()])
     strip = (high / low) ** 0.1  # room for the marks of what a log axis can't show
     return low / strip if (medians == 0).any() else low, high if np.isfinite(medians).all() else high * strip
 
 
+def _linear_limits(values: np.ndarray, frame: Frame) -> tuple[float, float]:
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), min(float(values.max()), frame.top)
+    pad = max(0.04 * (high - low), (frame.least - (high - low)) / 2)
+    return low - pad, high + pad
+
+
+def _y_axis(axes: Axes, limits: tuple[float, float], frame: Frame) -> None:
+    if frame.log:
+        log_axis(axes, "y", limits)
+    else:
+        axes.set_ylim(*limits)
+
+
 def _overlaid(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series], palette: Palette, theme: str) -> Figure:
     figure = new_figure(theme, frame.height, frame.title)
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=[panel.width for panel in panels])
-    limits = _limits(panels)
+    columns = math.ceil(len(panels) / frame.rows)
+    widths = [panel.width for panel in panels[:columns]]
+    grid = figure.subplots(frame.rows, columns, sharey=True, squeeze=False, width_ratios=widths)
+    limits = _limits(panels, frame)
     pending = []
-    for axes, panel in zip(grid[0], panels, strict=True):
+    for axes, panel in zip(grid.flat, panels, strict=True):
         labels = []
         for recipe, line in panel.curves.items():
             look = looks[recipe]
@@ -93,10 +122,13 @@ def _overlaid(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series], p
         labels += _draw_guides(axes, panel, palette)
         axes.set_title(panel.title)
         frame.dress(axes, panel)
-        if axes is grid[0, -1] or frame.label_all:
+        if axes in grid[:, -1] or frame.label_all:
             pending.append((axes, labels))
-    log_axis(grid[0, 0], "y", limits)
-    grid[0, 0].set_ylabel(frame.y)
+    _y_axis(grid[0, 0], limits, frame)
+    if frame.rows == 1:
+        grid[0, 0].set_ylabel(frame.y)
+    else:
+        figure.supylabel(frame.y, fontsize=9.5, color=palette["muted"])
     figure.supxlabel(_x_text(panels, frame), fontsize=9.5, color=palette["muted"])
     place_labels(figure, pending, palette)
     return figure
@@ -110,7 +142,7 @@ def _highlighted(
     bands = math.ceil(len(others) / columns)
     figure = new_figure(theme, 0.4 + 2.05 * bands * len(panels), frame.title)
     grid = figure.subplots(bands * len(panels), columns, sharex=True, sharey=True, squeeze=False)
-    log_axis(grid[0, 0], "y", _limits(panels))
+    _y_axis(grid[0, 0], _limits(panels, frame), frame)
     ends = []
     for cell in range(bands * columns):
         for offset, panel in enumerate(panels):
@@ -120,7 +152,7 @@ def _highlighted(
                 axes.set_visible(False)
                 continue
             recipe = others[cell]
-            _spotlight(axes, panel, baseline, recipe, looks, palette)
+            guides = _spotlight(axes, panel, baseline, recipe, looks, palette)
             frame.dress(axes, replace(panel, width=1.0))
             # One heading per recipe; the panels below it are told apart at the left edge.
             suffix = panel.suffix.get(recipe, "")
@@ -131,8 +163,9 @@ def _highlighted(
                 axes.set_ylabel(panel.title)
             axes.tick_params(labelbottom=row == grid.shape[0] - 1 or cell + columns >= len(others))
             end = panel.curves[baseline].end() if baseline in panel.curves else None
-            if end and cell == columns - 1:
-                ends.append((axes, [Label(*end, short(baseline), looks[baseline].token)]))
+            if cell == columns - 1:
+                named = [Label(*end, short(baseline), looks[baseline].token)] if end else []
+                ends.append((axes, [*named, *guides]))
     figure.supylabel(frame.y, fontsize=9.5, color=palette["muted"])
     figure.supxlabel(_x_text(panels, frame), fontsize=9.5, color=palette["muted"])
     place_labels(figure, ends, palette, size=8.5)
@@ -141,7 +174,7 @@ def _highlighted(
 
 def _spotlight(
     axes: Axes, panel: Panel, baseline: str, recipe: str, looks: dict[str, Series], palette: Palette
-) -> None:
+) -> list[Label]:
     for other, line in panel.curves.items():
         if other not in (baseline, recipe):
             keep = line.drawable
@@ -150,7 +183,7 @@ def _spotlight(
         if shown in panel.curves:
             look = looks[shown]
             draw_curve(axes, panel.curves[shown], palette[look.token], look.marker, thin=True)
-    _draw_guides(axes, panel, palette)
+    return _draw_guides(axes, panel, palette)
 
 
 def draw_curve(axes: Axes, line: Curve, colour: str, marker: str, *, thin: bool = False) -> None:
@@ -160,9 +193,16 @@ def draw_curve(axes: Axes, line: Curve, colour: str, marker: str, *, thin: bool 
     size = 3.0 if thin else max(2.6, 4.8 - len(line.x) / 40)
     low = np.where(keep & (line.low > 0), line.low, gapped)
     high = np.where(keep & np.isfinite(line.high), line.high, gapped)
-    if (high > low).any():
+    if line.seeds is not None:
+        if len(line.seeds) > 1:
+            axes.plot(line.x, line.seeds.T, color=colour, linewidth=0.6, alpha=0.6)
+    elif (high > low).any():
         axes.fill_between(line.x, low, high, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(line.x, gapped, color=colour, marker=marker, markersize=size, linewidth=1.3 if thin else 1.8)
+    own, width = "None" if line.marks else marker, 1.3 if thin else 1.8
+    every = 1 if line.seeds is None else math.ceil(len(line.x) / _MOST_MARKERS)
+    axes.plot(line.x, gapped, color=colour, marker=own, markersize=size, markevery=every, linewidth=width)
+    if line.marks:
+        axes.plot(*line.marks, marker, color=colour, markersize=3.6 if thin else 5.5, clip_on=False)
     theory = np.where(line.expected > 0, line.expected, np.nan)
     if np.isfinite(theory).any():
         axes.plot(line.x, theory, color=colour, linestyle=(0, (4, 2.5)), linewidth=1.1)
@@ -182,7 +222,8 @@ def _end_label(line: Curve, look: Series, panel: Panel, limits: tuple[float, flo
     text = "\n".join(filter(None, (short(look.recipe), panel.suffix.get(look.recipe))))
     end = line.end()
     if end:
-        return Label(*end, text, look.token)
+        x, y = end
+        return Label(x, min(max(y, limits[0]), limits[1]), text, look.token)
     return Label(float(line.x[-1]), limits[0 if line.only() == "0" else 1], f"{text} ({line.only()})", look.token)
 
 

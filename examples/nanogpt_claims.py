@@ -1,0 +1,144 @@
+"""The note that initlab started from, put to the test: every statement a claim, with its measurement and verdict.
+
+    python examples/nanogpt_claims.py                  # into initlab-runs/nanogpt-claims; half an hour on 2 cores
+    python examples/nanogpt_claims.py --quick          # inits alone, smaller: a minute; training stays undecided
+
+Writes claims.json, index.html, figures/*.png, and a run folder per measurement (`initlab report FOLDER` shows one).
+The same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from note_claims import Claim, Evidence, claims
+from note_figures import FIGURES
+
+import initlab
+from initlab.cli.common import Progress
+from initlab.report import figures, theme
+from initlab.report.html import stylesheet
+from initlab.report.svg import inline_svg
+from initlab.results import Confirmation
+
+VARIANTS = ["nanogpt", "nanogpt-no-depth-scale", "out-x0.02", "out-xsqrt2overL", "out-xinvsqrtL", "zero-out"]
+OTHERS = ["std-0.02-over-sqrt-d", "nanogpt-width-matched", "torch-default"]
+WIDE = ["nanogpt", "nanogpt-no-depth-scale", "out-x0.02", "zero-out", "torch-default"]
+GLYPHS = {"holds": "✓", "holds with a condition": "◐", "does not hold": "✗", "undecided": "?"}
+GRID: dict[str, Any] = {"lrs": (1e-3, 3e-3), "warmups": (0, 40), "steps": 150, "n_embd": 64}
+
+
+def gather(out: Path, *, quick: bool) -> Evidence:
+    """Measure and train everything that the claims are judged by."""
+    depths, seeds = ((2, 4), 1) if quick else ((4, 12, 24, 48), 3)
+    wide_depths, width = ((2, 4), 192) if quick else ((4, 12, 48), 768)
+    small: dict[str, Any] = {"block_size": 128, "batch_size": 2}
+
+    def measured(name: str, recipes: list[str], **options: Any) -> initlab.Comparison:
+        with Progress(out / name, name) as progress:
+            return initlab.compare(recipes, out=out / name, progress=progress, **options)
+
+    def trained(name: str, recipes: list[str], **options: Any) -> Confirmation:
+        with Progress(out / name, name) as progress:
+            return initlab.confirm(recipes, out=out / name, progress=progress, **GRID, **options)
+
+    narrow = measured("narrow", VARIANTS + OTHERS, depths=depths, widths=(128,), seeds=seeds, **small)
+    wide = measured("wide", WIDE, depths=wide_depths, widths=(width,), seeds=min(seeds, 2), **small)
+    kinds = {
+        name: measured(
+            name, ["nanogpt"], depths=depths[:2], widths=(width // 2,), seeds=seeds, activation=name, **small
+        )
+        for name in ("gelu", "relu", "silu")
+    }
+    if quick:
+        return Evidence(narrow, wide, kinds)
+    grid = trained("training", VARIANTS + OTHERS, depths=(4, 24), seeds=3)
+    by_activation = {
+        name: trained(f"training-{name}", ["nanogpt"], depths=(4,), seeds=5, activation=name) for name in kinds
+    }
+    return Evidence(narrow, wide, kinds, grid, by_activation)
+
+
+def draw(name: str, evidence: Evidence, look: str) -> Any:
+    """A picture of this report, or of the runs behind it."""
+    if name in FIGURES:
+        return FIGURES[name](evidence, look)
+    run = evidence.wide if name == "first-loss" else evidence.trained
+    assert run is not None
+    return figures.draw(name, run.run, look)
+
+
+def write(found: list[Claim], evidence: Evidence, out: Path) -> Path:
+    """claims.json, the pictures, and the page."""
+    shown = list(dict.fromkeys(claim.figure for claim in found if claim.figure and _drawable(claim.figure, evidence)))
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for name in shown:
+        buffer = io.BytesIO()
+        with theme.style("light"):
+            draw(name, evidence, "light").savefig(buffer, format="png", dpi=144)
+        (out / "figures" / f"{name}.png").write_bytes(buffer.getvalue())
+        words = "; ".join(claim.measured for claim in found if claim.figure == name)
+        pictures[name] = inline_svg(draw(name, evidence, "svg"), name, name.replace("-", " "), words)
+    (out / "claims.json").write_text(
+        json.dumps([asdict(claim) for claim in found], indent=1, ensure_ascii=False) + "\n"
+    )
+    page = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).get_template("note_claims.html.j2")
+    manifest = (evidence.trained or evidence.narrow).run.manifest
+    runs = [evidence.narrow, evidence.wide, *evidence.activations.values()]
+    text = page.render(
+        claims=found,
+        pictures=pictures,
+        first_of={name: next(c.statement for c in found if c.figure == name) for name in shown},
+        glyphs=GLYPHS,
+        css=stylesheet(),
+        environment=manifest["environment"],
+        commit=(manifest.get("git") or {}).get("commit", ""),
+        models=sum(run.summary["run_id"].nunique() for run in runs),
+        trainings=sum(
+            len(run.runs) for run in [*evidence.trained_activations.values(), evidence.trained] if run is not None
+        ),
+        seconds=sum(run.run.manifest["seconds"] for run in _all(evidence)),
+        version=initlab.__version__,
+    )
+    (out / "index.html").write_text(text, encoding="utf-8")
+    return out / "index.html"
+
+
+def _all(evidence: Evidence) -> list[Any]:
+    runs = [evidence.narrow, evidence.wide, *evidence.activations.values(), *evidence.trained_activations.values()]
+    return [*runs, evidence.trained] if evidence.trained is not None else runs
+
+
+def _drawable(name: str, evidence: Evidence) -> bool:
+    return evidence.trained is not None or name in ("weights", "projections", "growth", "first-loss")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="inits alone, and smaller")
+    parser.add_argument("-o", "--out", type=Path, help="(initlab-runs/nanogpt-claims, or -quick)")
+    options = parser.parse_args()
+    out = options.out or Path("initlab-runs") / f"nanogpt-claims{'-quick' if options.quick else ''}"
+    try:
+        evidence = gather(out, quick=options.quick)
+    except initlab.InitlabError as error:
+        sys.exit(f"nanogpt_claims: error: {error}")
+    found = claims(evidence)
+    page = write(found, evidence, out)
+    for claim in found:
+        print(f"{GLYPHS[claim.verdict]} {claim.verdict:<22} {claim.statement}\n    {claim.measured}")
+    print(f"report  {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What training did, and how well it was foreseen: pure functions of a run's tables."""
+
+from initlab.judge.outcomes.effects import EFFECT_DEFINITION, PRACTICAL, QUESTIONS, effects
+from initlab.judge.outcomes.grading import (
+    GRADE_DEFINITIONS,
+    OUTCOME_DEFINITIONS,
+    OUTCOME_SCOPE,
+    WORSE,
+    outcomes,
+    trained_text,
+)
+from initlab.judge.outcomes.measures import DEFINITIONS, curves, losses, regrets, run_measures
+from initlab.judge.outcomes.ranking import METRICS, RANKING_DEFINITION, rankings
+
+__all__ = [
+    "DEFINITIONS",
+    "EFFECT_DEFINITION",
+    "GRADE_DEFINITIONS",
+    "METRICS",
+    "OUTCOME_DEFINITIONS",
+    "OUTCOME_SCOPE",
+    "PRACTICAL",
+    "QUESTIONS",
+    "RANKING_DEFINITION",
+    "WORSE",
+    "curves",
+    "effects",
+    "losses",
+    "outcomes",
+    "rankings",
+    "regrets",
+    "run_measures",
+    "trained_text",
+]

@@ -1,0 +1,165 @@
+"""Prediction x outcome: what the probe said before training, what training did, and whether the two agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from initlab.judge.outcomes.effects import judged, over_rates
+from initlab.judge.outcomes.measures import losses, run_measures, whole
+from initlab.judge.rules import Finding, evaluate
+from initlab.judge.rules.inits import before_training
+from initlab.judge.students import Mean
+from initlab.rundir import Run
+from initlab.schema import Tables
+
+WORSE = 0.05  # nats of regret beyond the best recipe's that count as training worse
+
+OUTCOMES = ("recipe", "n_layer", "predicted", "codes", "outcome", "grade", "why")
+OUTCOME_DEFINITIONS: dict[str, str] = {
+    "diverges": "half of its runs or more diverged",
+    "stuck": "at no rate did most seeds escape the unigram plateau",
+    "trains worse": f"its regret is higher than the best recipe's by {WORSE:g} nats or more, and the paired difference "
+    "is separated from 0 (Holm over the recipes of that depth)",
+    "undecided": f"the same, not separated: {WORSE:g} nats or more that these seeds can't tell from noise",
+    "trains": "everything else",
+}
+GRADE_DEFINITIONS: dict[str, str] = {
+    "agreed": "an error or a warning, and it diverges, is stuck or trains worse; or neither, and it trains",
+    "missed": "no error and no warning, and it diverges, is stuck or trains worse",
+    "false alarm": "an error or a warning, and it trains as well as the best here",
+    "undecided": "training's outcome is undecided, or one of the two is missing",
+}
+OUTCOME_SCOPE = (
+    "Outcomes are of the runs with warmup (the longest swept) where there are any, else of those without: training "
+    "without warmup is a harder question, with an answer of its own in the table of effects"
+)
+_BAD = ("diverges", "stuck", "trains worse")
+
+
+def outcomes(run: Run, findings: Sequence[Finding]) -> pd.DataFrame:
+    """A row per recipe and depth: the probe's verdict beside training's.
+
+    Columns: predicted, the highest severity among errors and warnings, `healthy` without one, `not probed` without a
+    probed cell; codes of those errors and warnings, separated by spaces; outcome (OUTCOME_DEFINITIONS, or
+    `not trained`); grade (GRADE_DEFINITIONS); why, a sentence with the numbers.
+
+    The prediction for a depth is made of its own probed cells, and of those `findings` (of the whole run) whose rule
+    needs several depths.
+    """
+    measured = run_measures(run)
+    rows = []
+    for n_layer in _depths(run):
+        predictions = predicted(run, n_layer, findings)
+        results = _results(measured[measured["n_layer"] == n_layer])
+        for recipe in _recipes(run):
+            prediction, codes = predictions.get(recipe, ("not probed", ""))
+            outcome, why = results.get(recipe, ("not trained", "No run of it is finished at every rate."))
+            rows.append((recipe, n_layer, prediction, codes, outcome, graded(prediction, outcome), why))
+    return pd.DataFrame(rows, columns=list(OUTCOMES))
+
+
+def graded(prediction: str, outcome: str) -> str:
+    """The grade of a prediction, see GRADE_DEFINITIONS."""
+    if outcome in ("undecided", "not trained") or prediction == "not probed":
+        return "undecided"
+    trouble, bad = prediction in ("error", "warning"), outcome in _BAD
+    return "agreed" if trouble == bad else ("missed" if bad else "false alarm")
+
+
+def predicted(run: Run, n_layer: int, findings: Sequence[Finding]) -> dict[str, tuple[str, str]]:
+    """By recipe, the severity word and the codes that its probed cells of one depth draw."""
+    found = at_depth(run, n_layer, findings)
+    verdicts = {}
+    for recipe in dict.fromkeys(each.recipe for each in found):
+        own = [each for each in found if each.recipe == recipe and each.status == "fail" and each.severity != "info"]
+        errors = [each for each in own if each.severity == "error"]
+        codes = " ".join(dict.fromkeys(each.code for each in [*errors, *own]))
+        verdicts[recipe] = ("error" if errors else "warning" if own else "healthy", codes)
+    return verdicts
+
+
+def at_depth(run: Run, n_layer: int, findings: Sequence[Finding]) -> list[Finding]:
+    """The verdicts on the probed cells of one depth; where a rule needs several, that on the whole run."""
+    run = before_training(run)
+    summary = run.tables.summary
+    ids = set(summary.loc[summary["n_layer"] == n_layer, "run_id"])
+    tables = Tables(**{name: frame[frame["run_id"].isin(ids)] for name, frame in run.tables.items()})
+    alone = evaluate(Run(tables, run.manifest), **run.manifest.get("judging", {}))
+    known = {each.recipe for each in alone}
+    open_ = {(each.code, each.recipe) for each in alone if each.status == "not_applicable"}
+    trends = [each for each in findings if (each.code, each.recipe) in open_ and each.recipe in known]
+    answered = {(each.code, each.recipe) for each in trends}
+    return [*trends, *(each for each in alone if (each.code, each.recipe) not in answered)]
+
+
+def _results(measured: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """By recipe, the outcome at one depth and why."""
+    if measured.empty:
+        return {}
+    warmup = int(measured["warmup"].max())
+    runs = measured[measured["warmup"] == warmup]
+    table = losses(runs)
+    recipes = [str(recipe) for recipe in runs["recipe"].unique()]
+    tables = {recipe: found for recipe in recipes if len(found := whole(table, recipe))}
+    if not tables:
+        return {}
+    best_of_all = table.groupby("seed").min().min(axis=1)
+    mean = {recipe: Mean.of(found.mean(axis=1) - best_of_all.loc[found.index]) for recipe, found in tables.items()}
+    best = min(mean, key=lambda recipe: mean[recipe].value)
+    behind = pd.DataFrame(
+        [("regret", recipe, over_rates(found, tables[best])) for recipe, found in tables.items() if recipe != best],
+        columns=["question", "recipe", "mean"],
+    )
+    against = {str(row["recipe"]): row for row in judged(behind, ["question"]).to_dict("records")}
+    said = trained_text(runs)
+    return {
+        recipe: _result(runs[runs["recipe"] == recipe], mean[recipe], mean[best], best, against.get(recipe), said)
+        for recipe in tables
+    }
+
+
+def _result(
+    runs: pd.DataFrame, own: Mean, top: Mean, best: str, against: dict[str, Any] | None, said: str
+) -> tuple[str, str]:
+    diverged, total = int(runs["diverged"].sum()), len(runs)
+    stuck = int((~runs["diverged"] & ~runs["escaped"]).sum())
+    regret = f"regret {_pm(own)}" + (f", {best}'s is {_pm(top)}" if against else ", the lowest here")
+    flags = [f"{count} of {total} runs {word}" for count, word in ((diverged, "diverged"), (stuck, "stuck")) if count]
+    why = f"{'; '.join([regret, *flags])}; {said}"
+    why = f"{why[0].upper()}{why[1:]}."
+    if 2 * diverged >= total:
+        return "diverges", why
+    if not (runs.groupby("lr")["escaped"].mean() > 0.5).any():
+        return "stuck", why
+    if against is None or not against["difference"] >= WORSE:
+        return "trains", why
+    return ("trains worse" if against["verdict"] == "worse" else "undecided"), why
+
+
+def trained_text(runs: pd.DataFrame) -> str:
+    """`150 steps at 3 rates (0.001 to 0.01), 40 steps of warmup, 3 seeds`: what the runs have in common."""
+    rates, warmups = sorted(runs["lr"].unique()), sorted(int(each) for each in runs["warmup"].unique())
+    at = f"{len(rates)} rates ({rates[0]:g} to {rates[-1]:g})" if len(rates) > 1 else f"rate {rates[0]:g}"
+    warm = " and ".join(f"{each} steps of warmup" if each else "no warmup" for each in warmups)
+    seeds = runs["seed"].nunique()
+    return f"{int(runs['steps'].max())} steps at {at}, {warm}, {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _pm(mean: Mean) -> str:
+    low, high = mean.interval()
+    return f"{mean.value:.3f} ± {(high - low) / 2:.3f}" if math.isfinite(low) else f"{mean.value:.3f}"
+
+
+def _recipes(run: Run) -> list[str]:
+    planned = [str(recipe) for recipe in run.manifest["config"].get("recipes", [])]
+    tables = run.tables
+    seen = [str(recipe) for frame in (tables.summary, tables.runs) for recipe in frame["recipe"].dropna().unique()]
+    return list(dict.fromkeys([*planned, *seen]))
+
+
+def _depths(run: Run) -> list[int]:
+    return sorted({int(each) for frame in (run.tables.summary, run.tables.runs) for each in frame["n_layer"].unique()})

@@ -1,0 +1,182 @@
+"""What an init and warmup are worth: dots with intervals, a row per recipe and depth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from initlab.judge.outcomes import effects, regrets
+from initlab.report.digest import number, plural, recipes_of, signed
+from initlab.report.figures.dots import nested, nested_axis
+from initlab.report.figures.losses import untrained
+from initlab.report.figures.rates import warmup_text
+from initlab.report.theme import new_figure, series, settle, style
+from initlab.rundir import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def needs_regret(run: Run) -> str:
+    if run.manifest.get("kind") != "confirm":
+        return "needs training runs of several recipes: initlab confirm"
+    return untrained(run)
+
+
+def needs_warmup(run: Run) -> str:
+    if reason := needs_regret(run):
+        return reason
+    if run.tables.runs["warmup"].nunique() < 2:
+        return "needs runs with and without warmup: --warmups 0,50"
+    return "" if len(_gains(run)) else "no recipe was trained with and without warmup at the same rates"
+
+
+def _ordered(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
+    """In the order of `nested`: recipes as the run has them, the deepest model first."""
+    place = {recipe: at for at, recipe in enumerate(recipes_of(run))}
+    order = rows["recipe"].astype(str).map(place).astype(int)
+    return rows.assign(order=order).sort_values(["order", "n_layer"], ascending=[True, False], ignore_index=True)
+
+
+def draw_regret(run: Run, theme: str) -> Figure:
+    rows = regrets(run)
+    warmups = sorted(int(steps) for steps in rows["warmup"].unique())
+    index = _ordered(run, rows[["recipe", "n_layer"]].drop_duplicates())
+    with style(theme) as palette:
+        figure = _figure(theme, index, "Regret")
+        grid = figure.subplots(1, len(warmups), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, warmup in zip(grid, warmups, strict=True):
+            own = index.merge(rows[rows["warmup"] == warmup], on=["recipe", "n_layer"], how="left")
+            lost = [_lost(row) for row in own.itertuples()]
+            _dots(axes, run, own, "regret", lost, palette)
+            axes.set_title(warmup_text(warmup))
+            axes.axvline(0, color=palette["muted"], linewidth=1)
+        nested_axis(grid[0], index, palette)
+        for axes in grid[1:]:
+            axes.tick_params(labelleft=False)
+            axes.spines["left"].set_visible(False)
+            axes.grid(axis="y", visible=False)
+            axes.grid(axis="x", visible=True)
+        _span(grid[0], rows[["regret", "low", "high"]])
+        figure.supxlabel("regret, nats; bar: 95 % interval over seeds", fontsize=9.5, color=palette["muted"])
+        settle(figure)
+    return figure
+
+
+def draw_warmup(run: Run, theme: str) -> Figure:
+    rows = _ordered(run, _gains(run))
+    with style(theme) as palette:
+        figure = _figure(theme, rows, "Gain of warmup")
+        axes = figure.subplots()
+        _dots(axes, run, rows, "difference", [_note(row) for row in rows.itertuples()], palette, sign=True)
+        axes.axvline(0, color=palette["muted"], linewidth=1)
+        nested_axis(axes, rows, palette)
+        _span(axes, rows[["difference", "low", "high"]])
+        low, high = axes.get_xlim()
+        for text, side, room, gap in (("← warmup hurts", "right", -low, -5), ("warmup helps →", "left", high, 5)):
+            if room > 0.2 * (high - low):
+                at = {"xy": (0, -0.85), "xytext": (gap, 0), "textcoords": "offset points"}
+                axes.annotate(text, **at, ha=side, va="center", color=palette["muted"], fontsize=8.5)
+        axes.set_xlabel("loss without warmup − loss with, nats, mean over rates; bar: interval (Holm) over seeds")
+        settle(figure)
+    return figure
+
+
+def _figure(theme: str, rows: pd.DataFrame, title: str) -> Figure:
+    return new_figure(theme, 1.1 + 0.235 * float(nested(rows)[0][-1] + 1), title)
+
+
+def _dots(
+    axes: Axes,
+    run: Run,
+    rows: pd.DataFrame,
+    column: str,
+    notes: list[str],
+    palette: dict[str, str],
+    *,
+    sign: bool = False,
+) -> None:
+    """One dot a row with its interval, and its number at the right edge."""
+    looks = series(recipes_of(run))
+    y, leads = nested(rows)
+    for row, at, main, note in zip(rows.itertuples(index=False), y, leads, notes, strict=True):
+        value, look, alpha = getattr(row, column), looks[str(row.recipe)], 1.0 if main else 0.55
+        if not np.isfinite(value):
+            text = "no whole seed" if getattr(row, "runs", 0) > 0 else "not trained"
+        else:
+            colour = palette[look.token]
+            if np.isfinite([row.low, row.high]).all():
+                axes.plot([row.low, row.high], [at, at], color=colour, linewidth=2.2, alpha=alpha)
+            axes.plot(value, at, look.marker, color=colour, markersize=7 if main else 5, alpha=alpha, markeredgewidth=0)
+            text = signed(value) if sign else f"{value:.2f}"
+        axes.text(
+            1.02,
+            at,
+            " · ".join(filter(None, (text, note))),
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            color=palette["ink" if main else "muted"],
+            fontsize=9 if main else 8,
+        )
+
+
+def _span(axes: Axes, values: pd.DataFrame) -> None:
+    """Every interval whole, zero among them; never closer than 0.1 nats."""
+    numbers = values.to_numpy(float)
+    numbers = np.append(numbers[np.isfinite(numbers)], 0.0)
+    low, high = float(numbers.min()), float(numbers.max())
+    pad = max(0.06 * (high - low), (0.1 - (high - low)) / 2)
+    axes.set_xlim(low - pad, high + pad)
+
+
+def _lost(row: object) -> str:
+    """`2 of 6 diverged`, `stuck`: what a mean hides."""
+    parts = []
+    for name in ("diverged", "stuck"):
+        count, total = getattr(row, name), getattr(row, "runs", 0)
+        if np.isfinite(count) and count:
+            parts.append(f"{int(count)} of {int(total)} {name}")
+    return ", ".join(parts)
+
+
+def describe_regret(run: Run) -> str:
+    parts = []
+    for (n_layer, warmup), rows in regrets(run).groupby(["n_layer", "warmup"], observed=True):
+        ranked = rows.sort_values("regret")
+        words = [f"{row.recipe} {_known(row.regret)}{_interval(row)}" for row in ranked.itertuples()]
+        parts.append(f"{plural(int(n_layer), 'block')}, {warmup_text(int(warmup))}: {', '.join(words)}")
+    return f"Regret in nats with 95 % intervals, lowest first. {'; '.join(parts)}."
+
+
+def _gains(run: Run) -> pd.DataFrame:
+    found = effects(run)
+    found = found[found["question"] == "warmup"]
+    return found[found["warmup"] == found["warmup"].max()]
+
+
+def describe_warmup(run: Run) -> str:
+    parts = []
+    for n_layer, rows in _gains(run).groupby("n_layer", observed=True):
+        words = [
+            f"{row.recipe} {signed(row.difference)}{_interval(row)}" + (f", {_note(row)}" if _note(row) else "")
+            for row in _ordered(run, rows).itertuples()
+        ]
+        parts.append(f"{plural(int(n_layer), 'block')}: {'; '.join(words)}")
+    return f"What warmup takes off the loss, nats, mean over rates, with intervals after Holm. {'. '.join(parts)}."
+
+
+def _known(regret: float) -> str:
+    return number(regret) if np.isfinite(regret) else "not known"
+
+
+def _note(row: object) -> str:
+    verdict = str(getattr(row, "verdict", ""))
+    return verdict if verdict == "not separated" else ""
+
+
+def _interval(row: object) -> str:
+    low, high = getattr(row, "low", np.nan), getattr(row, "high", np.nan)
+    return f" ({number(low)} to {number(high)})" if np.isfinite([low, high]).all() else ""
