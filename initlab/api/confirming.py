@@ -78,7 +78,7 @@ def confirm(
             folder with nanoGPT's train.bin and val.bin has its own parts.
         dtype: of the forward pass; default float32, with thorough on a GPU bfloat16.
         device: `auto` is CUDA where there is a GPU, else the CPU.
-        thorough: deeper, wider and longer models: hours on a GPU, days on a CPU.
+        thorough: models of up to 48 layers, wider and trained longer, for a GPU.
         jobs: runs at the same time, each in a process of its own with one thread. Default: the cores on a CPU, 1 on a
             GPU. 1: one after another in this process.
         out: folder for tables and run.json, written as each run finishes; the same call with the same folder resumes,

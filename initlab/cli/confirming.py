@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         help="train init recipes over depths, rates and warmups, and grade what the probe said",
         description="Train small NanoGPTs from each recipe, over depths, learning rates, warmups and seeds, paired by "
         "draw and data, and set what training did beside what the probe says of the same models at init.",
-        epilog="Four recipes take about 10 minutes on 2 cores; with --thorough, hours on a GPU.",
+        epilog="Four recipes take about 10 minutes on 2 cores. The time is measured and said before training starts.",
     )
     confirm.add_argument("recipes", nargs="+", metavar="RECIPE", help="id (see `initlab recipes`) or file.py:name")
     confirm.add_argument("--depths", type=numbers, metavar="L,L,…", help="n_layer (4,16; thorough: 6,24,48)")
@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     confirm.add_argument("--seeds", type=int, metavar="N", help="draws of weights and order of the text (3)")
     confirm.add_argument("--steps", type=int, metavar="N", help="of the optimizer, in each run (150; thorough: 300)")
     confirm.add_argument("--n-embd", type=int, metavar="D", help="width (64; thorough: 128)")
-    confirm.add_argument("--thorough", action="store_true", help="the grid for a GPU: deeper, wider, longer")
+    confirm.add_argument("--thorough", action="store_true", help="a grid for a GPU: deeper, wider, trained longer")
     confirm.add_argument("--schedule", choices=("cosine", "constant"), default="cosine", help="after warmup (cosine)")
     confirm.add_argument("--weight-decay", type=float, default=0.1, metavar="X", help="of AdamW, on matrices (0.1)")
     confirm.add_argument("--grad-clip", type=float, default=1.0, metavar="X", help="largest gradient norm; 0: any (1)")

@@ -22,9 +22,9 @@ from initlab.models.apply import apply_recipe
 from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import Recipe
 from initlab.schema import Tables
+from initlab.training.configuring import Schedule, TrainConfig
 from initlab.training.data import Split
-from initlab.training.schedules import Schedule
-from initlab.training.trainer import TrainConfig, train
+from initlab.training.trainer import train
 
 # What of a trained model is kept: the stream and what is written to it, as in the profile of a probe.
 SITES = ("embed", "attn_out", "mlp_out", "resid_post", "final_norm", "logits")

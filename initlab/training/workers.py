@@ -227,6 +227,8 @@ def _tried(worker: _Worker, call: bytes) -> Any:
             causes.append(str(died))
         except RunError as error:
             return error
+        except Exception as error:  # of an answer that can't be unpickled: without one, the caller would wait for ever
+            return Failed(f"{type(error).__name__}: {error}")
         else:
             return answer if fine else Failed(answer)
         if worker.closed:
@@ -240,7 +242,7 @@ def _cause(code: int) -> str:
         return f"exit code {code}"
     with contextlib.suppress(ValueError):
         name = signal.Signals(-code).name
-        return f"{name}, as when memory runs out" if name == "SIGKILL" else name
+        return f"{name}, as when memory runs out: try fewer jobs" if name == "SIGKILL" else name
     return f"signal {-code}"
 
 

@@ -70,6 +70,14 @@ def test_a_call_whose_worker_dies_is_tried_once_more_and_the_others_go_on(tmp_pa
     assert found == {0: Failed("the worker process ended 2 times: exit code 3"), 1: None, 2: 1}
 
 
+def test_an_answer_that_cannot_be_read_is_recorded():
+    # made there by name, as this file can't be imported there
+    make = "type('A', (), {'__reduce__': lambda self: (__import__('operator').truediv, (1, 0))})()"
+    with Workers(1, {}) as pool:
+        found = dict(pool.run([partial(eval, make), partial(abs, -2)]))
+    assert found == {0: Failed("ZeroDivisionError: division by zero"), 1: 2}
+
+
 def test_a_worker_killed_from_outside_is_replaced():
     with Workers(1, {}) as pool:
         list(pool.run([partial(abs, 1)]))
