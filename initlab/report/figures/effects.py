@@ -78,8 +78,16 @@ def draw_warmup(run: Run, theme: str) -> Figure:
         low, high = axes.get_xlim()
         for text, side, room, gap in (("← warmup hurts", "right", -low, -5), ("warmup helps →", "left", high, 5)):
             if room > 0.2 * (high - low):
-                at = {"xy": (0, -0.85), "xytext": (gap, 0), "textcoords": "offset points"}
-                axes.annotate(text, **at, ha=side, va="center", color=palette["muted"], fontsize=8.5)
+                axes.annotate(
+                    text,
+                    (0, -0.85),
+                    xytext=(gap, 0),
+                    textcoords="offset points",
+                    ha=side,
+                    va="center",
+                    color=palette["muted"],
+                    fontsize=8.5,
+                )
         axes.set_xlabel("loss without warmup − loss with, nats, mean over rates; bar: interval (Holm) over seeds")
         settle(figure)
     return figure
