@@ -69,8 +69,7 @@ def needs_schedule(run: Run) -> str:
 
 
 def _no_curve(run: Run, column: str) -> str:
-    curves = [curve for panel in _panels(run, column) for curve in panel.curves.values()]
-    return "" if any(curve.drawable.any() for curve in curves) else f"every {column} is NaN"
+    return "" if np.isfinite(run.tables.training[column]).any() else f"every {column} is NaN"
 
 
 def draw_losses(run: Run, theme: str) -> Figure:
@@ -189,9 +188,8 @@ def _evaluations(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def describe_losses(run: Run) -> str:
-    parts = []
+    parts, shown = [], best_runs(run)
     for n_layer in depths_of(run):
-        shown = best_runs(run)
         own = shown[shown["n_layer"] == n_layer]
         words = [f"{recipe} {_ending(runs)}" for recipe in recipes_of(run) if len(runs := own[own["recipe"] == recipe])]
         parts.append(f"{plural(n_layer, 'block')}: {'; '.join(words)}")
