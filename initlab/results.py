@@ -251,9 +251,9 @@ class Confirmation(Result):
         return found
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write what `Result.report` writes, and regrets.csv, effects.csv and outcomes.csv beside it."""
+        """Write what `Result.report` writes, and regrets, effects, outcomes and rankings as CSV beside it."""
         page = super().report(out)
-        for name in ("regrets", "effects", "outcomes"):
+        for name in ("regrets", "effects", "outcomes", "rankings"):
             frame: pd.DataFrame = getattr(self, name)
             text = frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
             rundir.write_whole(page.parent / f"{name}.csv", text.encode())

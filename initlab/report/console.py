@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-_STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold", "pass": "green", "not_applicable": "dim"}
+STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold", "pass": "green", "not_applicable": "dim"}
 _MOST_LAYERS = 16  # rows of the probe's table; deeper models show every k-th block
 _MOST_STEPS = 20  # rows of a watch's table
 _MOST_MODULES = 24  # rows, of a model without blocks
@@ -102,7 +102,7 @@ def _text(
     run: Run, findings: Sequence[Finding], table: RenderableType, width: int | None, color: bool, footer: str = ""
 ) -> str:
     def body(console: Console, width: int) -> None:
-        console.print(wrapped(_header(run), width), style="dim" if color else "")
+        console.print(wrapped(header(run), width), style="dim" if color else "")
         for note in digest.shortfall(run):
             console.print(wrapped(f"! {note}", width, "  "), style="bold yellow")
         for note in digest.model_notes(run):
@@ -146,7 +146,8 @@ def wrapped(text: str, width: int, indent: str = "") -> str:
     return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def _header(run: Run) -> str:
+def header(run: Run) -> str:
+    """What was run, in a line."""
     facts = dict(digest.facts(run))
     recipes = len(digest.recipes_of(run))
     parts = [f"initlab {run.manifest.get('initlab_version', '')} {run.manifest.get('kind', '')}".strip()]
@@ -205,7 +206,7 @@ def _recipe_table(run: Run, findings: Sequence[Finding]) -> Table:
             ),
             _or_dash(row.grad_ratio),
             "–" if row.excess_loss is None else digest.signed(row.excess_loss, 3),
-            Text(f"{digest.GLYPHS[row.status]} {row.checks}", style=_STYLES[row.status]),
+            Text(f"{digest.GLYPHS[row.status]} {row.checks}", style=STYLES[row.status]),
         )
     return table
 
@@ -307,7 +308,7 @@ def _value(shown: digest.View, kind: str, site: str, layer: int | None, column: 
 
 
 def _print_finding(console: Console, finding: Finding, width: int) -> None:
-    head = Text(f"{digest.GLYPHS[finding.severity]} {finding.code}", style=_STYLES[finding.severity])
+    head = Text(f"{digest.GLYPHS[finding.severity]} {finding.code}", style=STYLES[finding.severity])
     head.append(f" {finding.name}", style="bold")
     head.append(f"  {finding.recipe or 'every recipe'}")
     if finding.seeds_total:

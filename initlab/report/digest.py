@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import SEVERITIES, Finding, Rule
 from initlab.judge.rules.depth import BRANCHES, depth_exponents
+from initlab.judge.rules.inits import before_training
 from initlab.rundir import Run
 
 GLYPHS = {"error": "✗", "warning": "!", "info": "i", "pass": "✓", "not_applicable": "–"}
@@ -94,7 +96,8 @@ class View:
 
 
 def view(run: Run) -> View:
-    """Pick the first step, and of the widths that were measured at the most depths the largest."""
+    """Pick the first step, before training, and of the widths that were measured at the most depths the largest."""
+    run = before_training(run)
     summary = run.tables.summary
     depths_at = summary.groupby("n_embd")["n_layer"].nunique()
     width = int(depths_at.index[depths_at == depths_at.max()].max()) if len(summary) else 0
@@ -338,13 +341,31 @@ def shortfall(run: Run) -> list[str]:
         if not run.manifest.get("finished"):
             notes.append(f"The watch is still open, or was killed: recorded up to step {steps_of(run)[-1]}.")
     elif done < planned or not run.manifest.get("finished"):
-        notes.append(f"Incomplete: {done} of {planned} cells; the same command with the same -o resumes.")
-    notes += [f"Cell {cell} could not be measured: {error}" for cell, error in failed.items()]
+        notes.append(f"Incomplete: {_amount(run, done, planned)}; the same command with the same -o resumes.")
+    alike: dict[str, list[str]] = {}
+    for cell, error in failed.items():
+        alike.setdefault(str(error), []).append(cell)
+    for error, cells in alike.items():
+        verb = "measured" if any(map(_is_probe, cells)) or run.manifest.get("kind") != "confirm" else "trained"
+        notes.append(f"{'Cell' if len(cells) == 1 else 'Cells'} {listed(cells)} could not be {verb}: {error}")
     coverage = run.tables.coverage
     unseen = coverage[(coverage["fired"] < coverage["expected"]) & (coverage["site"] != "module")]
     sums = unseen.groupby(["kind", "site", "note"], observed=True)[["fired", "expected"]].sum().reset_index()
     rows = [f"{row.kind} {row.site} {row.fired} of {row.expected} ({row.note})" for row in sums.itertuples()]
     return notes + ([f"Not everything was seen: {listed(rows, 3)}."] if rows else [])
+
+
+def _amount(run: Run, done: int, planned: int) -> str:
+    if run.manifest.get("kind") != "confirm":
+        return f"{done} of {planned} cells"
+    trained = run.tables.runs["run_id"].nunique()
+    probes = sum(_is_probe(cell) for cell in run.manifest["cells"])
+    return f"{done - trained} of {probes} models probed, {trained} of {planned - probes} runs trained"
+
+
+def _is_probe(cell: str) -> bool:
+    """Whether a cell's id ends with its seed; that of a training run goes on with its rate and warmup."""
+    return re.search(r"-s\d+$", cell) is not None
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -390,6 +411,10 @@ def _steps_text(run: Run) -> str | None:
 
 
 def _optimizer(config: dict[str, Any]) -> str | None:
+    if "lrs" in config:
+        rates = ", ".join(f"{lr:g}" for lr in config["lrs"])
+        warm = ", ".join(str(steps) if steps else "none" for steps in config.get("warmups", []))
+        return f"AdamW, lr {rates}" + (f", warmup {warm}" if warm else "")
     known = {"adamw": "AdamW", "sgd": "SGD"}
     name = config.get("optimizer")
     return f"{known[name]}, lr {config['lr']:g}" if name in known else name

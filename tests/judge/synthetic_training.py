@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from synthetic import VOCAB, synthetic_run
 
 from initlab.rundir import Run
-from initlab.schema import Tables, table
+from initlab.schema import Tables, cast, table
 
 LN_VOCAB = math.log(VOCAB)
 UNIGRAM = 3.35
@@ -76,14 +77,12 @@ def trained_run(
     """A confirm run: the probe cells of `synthetic_run` and a training cell per recipe, depth, rate, warmup and seed.
 
     `loss` gives a run's last validation loss, NaN for one that diverges; runs for which `missing` holds are planned and
-    not there; `probed` are the recipes that have probe cells.
+    not there; `probed` are the recipes that have probe cells. With none of them nothing else is measured either, and
+    curves have their ends alone: enough for statistics, and fast.
     """
-    depths = tuple(depths)
-    run = synthetic_run(tuple(recipes), depths, seeds=seeds, kind="confirm")
-    probes = run.tables
-    kept = probes.summary["recipe"].isin(list(recipes if probed is None else probed))
-    ids = set(probes.summary.loc[kept, "run_id"])
-    probes = Tables(**{name: frame[frame["run_id"].isin(ids)] for name, frame in probes.items()})
+    depths, lean = tuple(depths), probed is not None and not probed
+    run = synthetic_run(tuple(recipes), depths[:1] if lean else depths, seeds=1 if lean else seeds, kind="confirm")
+    whole, stream = run.tables, _stream(run.tables.records)
     grid = [
         (recipe, n_layer, lr, warmup, seed)
         for recipe in recipes
@@ -92,16 +91,37 @@ def trained_run(
         for warmup in warmups
         for seed in range(seeds)
     ]
-    parts, planned = [probes], list(run.manifest["cells"])
+    planned = [f"{recipe}-L{n_layer}-d384-s{seed}" for recipe in recipes for n_layer in depths for seed in range(seeds)]
+    summary = whole.summary.set_index(whole.summary["run_id"].astype(str))
+    training, runs, records, summaries = [], [], [], []
     for recipe, n_layer, lr, warmup, seed in grid:
         probe = f"{recipe}-L{n_layer}-d384-s{seed}"
         run_id = f"{probe}-lr{lr:g}-w{warmup}"
         planned.append(run_id)
         if missing(recipe, n_layer, lr, warmup, seed):
             continue
-        parts.append(_cell(run.tables.of(probe), run_id, loss(recipe, n_layer, lr, warmup, seed), steps, lr, warmup))
+        val_loss = loss(recipe, n_layer, lr, warmup, seed)
+        rows = curve(run_id, val_loss, steps=steps, lr=lr, warmup=warmup)
+        done = rows[-1]["step"]
+        training += [rows[0], rows[-1]] if lean else rows
+        keys = {"run_id": run_id, "recipe": recipe, "seed": seed, "n_layer": n_layer, "n_embd": 384}
+        ends = {"ln_vocab": LN_VOCAB, "unigram_loss": UNIGRAM, "first_loss": LN_VOCAB + 0.02, "val_loss": val_loss}
+        plan = {"lr": lr, "warmup": warmup, "steps": steps, "steps_done": done, "tokens": rows[-1]["tokens"]}
+        runs.append({**keys, **plan, **ends, "n_params": 10**6 * n_layer, "seconds": 3.0})
+        if not lean:
+            records.append(stream[stream["run_id"] == probe].assign(run_id=run_id, step=done))
+            trained = {"step": done, "loss": val_loss, "expected_loss": math.nan, "run_id": run_id}
+            summaries.append({**summary.loc[probe].to_dict(), **trained})
+    ids = set() if lean else set(whole.summary.loc[whole.summary["recipe"].isin(list(probed or recipes)), "run_id"])
+    kept = {name: frame[frame["run_id"].isin(ids)] for name, frame in whole.items()}
+    for name, more in (("records", records), ("summary", [table("summary", summaries)] if summaries else [])):
+        if more:
+            kept[name] = cast(name, pd.concat([kept[name], *more], ignore_index=True))
+    kept |= {"training": table("training", training), "runs": table("runs", runs)}
     run.manifest["cells"] = planned
     run.manifest["config"] |= {
+        "depths": list(depths),
+        "seeds": seeds,
         "lrs": list(lrs),
         "warmups": list(warmups),
         "steps": steps,
@@ -109,35 +129,11 @@ def trained_run(
         "batch_size": 8,
     }
     run.manifest["command"] = f"initlab confirm {' '.join(recipes)} --depths {','.join(map(str, depths))}"
-    return Run(Tables.concat(parts), run.manifest)
+    return Run(Tables(**kept), run.manifest)
 
 
-def _cell(probe: Tables, run_id: str, val_loss: float, steps: int, lr: float, warmup: int) -> Tables:
-    rows = curve(run_id, val_loss, steps=steps, lr=lr, warmup=warmup)
-    done = rows[-1]["step"]
-    own = probe.summary.iloc[0]
-    keys = {name: own[name] for name in ("recipe", "seed", "n_layer", "n_embd")}
-    keys = {name: value if isinstance(value, str) else int(value) for name, value in keys.items()}
-    runs = {
-        **keys,
-        "run_id": run_id,
-        "lr": lr,
-        "warmup": warmup,
-        "steps": steps,
-        "steps_done": done,
-        "tokens": rows[-1]["tokens"],
-        "n_params": int(own["n_params"]),
-        "ln_vocab": LN_VOCAB,
-        "unigram_loss": UNIGRAM,
-        "first_loss": LN_VOCAB + 0.02,
-        "val_loss": val_loss,
-        "seconds": 3.0,
-    }
-    known = probe.records["kind"].isin(["activation", "grad"])
-    sites = probe.records["site"].isin(["embed", "resid_post", "attn_out", "mlp_out"])
-    records = probe.records[known & sites]
-    # training moves the stream's scale: here it grows tenfold
-    records = records.assign(run_id=run_id, step=done, var=records["var"] * 10, expected_var=math.nan)
-    loss = math.nan if math.isnan(val_loss) else val_loss
-    summary = probe.summary.assign(run_id=run_id, step=done, loss=loss, expected_loss=math.nan)
-    return Tables(records=records, summary=summary, training=table("training", rows), runs=table("runs", [runs]))
+def _stream(records: pd.DataFrame) -> pd.DataFrame:
+    """What is kept of a trained model; training moves the stream's scale, here it grows tenfold."""
+    known = records["kind"].isin(["activation", "grad"])
+    rows = records[known & records["site"].isin(["embed", "resid_post", "attn_out", "mlp_out"])]
+    return rows.assign(var=rows["var"] * 10, expected_var=math.nan)

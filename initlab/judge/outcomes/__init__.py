@@ -1,6 +1,6 @@
 """What training did, and how well it was foreseen: pure functions of a run's tables."""
 
-from initlab.judge.outcomes.effects import EFFECT_DEFINITION, PRACTICAL, QUESTIONS, effects
+from initlab.judge.outcomes.effects import EFFECT_DEFINITION, FAMILY, QUESTIONS, effects
 from initlab.judge.outcomes.grading import (
     GRADE_DEFINITIONS,
     OUTCOME_DEFINITIONS,
@@ -9,17 +9,18 @@ from initlab.judge.outcomes.grading import (
     outcomes,
     trained_text,
 )
-from initlab.judge.outcomes.measures import DEFINITIONS, curves, losses, regrets, run_measures
+from initlab.judge.outcomes.measures import DEFINITIONS, ESCAPE_MARGIN, curves, losses, regrets, run_measures
 from initlab.judge.outcomes.ranking import METRICS, RANKING_DEFINITION, rankings
 
 __all__ = [
     "DEFINITIONS",
     "EFFECT_DEFINITION",
+    "ESCAPE_MARGIN",
+    "FAMILY",
     "GRADE_DEFINITIONS",
     "METRICS",
     "OUTCOME_DEFINITIONS",
     "OUTCOME_SCOPE",
-    "PRACTICAL",
     "QUESTIONS",
     "RANKING_DEFINITION",
     "WORSE",

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.outcomes.effects import judged, over_rates
-from initlab.judge.outcomes.measures import losses, run_measures, whole
+from initlab.judge.outcomes.measures import ESCAPE_MARGIN, losses, run_measures, whole
 from initlab.judge.rules import Finding, evaluate
 from initlab.judge.rules.inits import before_training
 from initlab.judge.students import Mean
@@ -21,10 +21,11 @@ WORSE = 0.05  # nats of regret beyond the best recipe's that count as training w
 OUTCOMES = ("recipe", "n_layer", "predicted", "codes", "outcome", "grade", "why")
 OUTCOME_DEFINITIONS: dict[str, str] = {
     "diverges": "half of its runs or more diverged",
-    "stuck": "at no rate did most seeds escape the unigram plateau",
+    "stuck": "at no rate did most seeds escape the unigram plateau, while those of another recipe did",
     "trains worse": f"its regret is higher than the best recipe's by {WORSE:g} nats or more, and the paired difference "
     "is separated from 0 (Holm over the recipes of that depth)",
-    "undecided": f"the same, not separated: {WORSE:g} nats or more that these seeds can't tell from noise",
+    "undecided": f"the same, not separated: {WORSE:g} nats or more that these seeds can't tell from noise; or no "
+    "recipe escaped the plateau at that depth, so that the runs are too short, or their rates wrong, to tell them apart",
     "trains": "everything else",
 }
 GRADE_DEFINITIONS: dict[str, str] = {
@@ -57,7 +58,7 @@ def outcomes(run: Run, findings: Sequence[Finding]) -> pd.DataFrame:
         results = _results(measured[measured["n_layer"] == n_layer])
         for recipe in _recipes(run):
             prediction, codes = predictions.get(recipe, ("not probed", ""))
-            outcome, why = results.get(recipe, ("not trained", "No run of it is finished at every rate."))
+            outcome, why = results.get(recipe, ("not trained", "No seed of it is finished at every rate."))
             rows.append((recipe, n_layer, prediction, codes, outcome, graded(prediction, outcome), why))
     return pd.DataFrame(rows, columns=list(OUTCOMES))
 
@@ -116,14 +117,27 @@ def _results(measured: pd.DataFrame) -> dict[str, tuple[str, str]]:
     )
     against = {str(row["recipe"]): row for row in judged(behind, ["question"]).to_dict("records")}
     said = trained_text(runs)
+    learned = any(map(_escapes, (own for _, own in runs.groupby("recipe", observed=True))))
+    if not learned:
+        said += (
+            f"; no recipe came {ESCAPE_MARGIN:g} nats below the {float(runs['unigram_loss'].median()):.2f} of token "
+            "frequencies: too short, or rates that don't train"
+        )
     return {
-        recipe: _result(runs[runs["recipe"] == recipe], mean[recipe], mean[best], best, against.get(recipe), said)
+        recipe: _result(
+            runs[runs["recipe"] == recipe], mean[recipe], mean[best], best, against.get(recipe), said, learned
+        )
         for recipe in tables
     }
 
 
+def _escapes(runs: pd.DataFrame) -> bool:
+    """Whether at some rate most seeds of a recipe escaped the plateau."""
+    return bool((runs.groupby("lr")["escaped"].mean() > 0.5).any())
+
+
 def _result(
-    runs: pd.DataFrame, own: Mean, top: Mean, best: str, against: dict[str, Any] | None, said: str
+    runs: pd.DataFrame, own: Mean, top: Mean, best: str, against: dict[str, Any] | None, said: str, learned: bool
 ) -> tuple[str, str]:
     diverged, total = int(runs["diverged"].sum()), len(runs)
     stuck = int((~runs["diverged"] & ~runs["escaped"]).sum())
@@ -133,8 +147,8 @@ def _result(
     why = f"{why[0].upper()}{why[1:]}."
     if 2 * diverged >= total:
         return "diverges", why
-    if not (runs.groupby("lr")["escaped"].mean() > 0.5).any():
-        return "stuck", why
+    if not _escapes(runs):
+        return ("stuck" if learned else "undecided"), why
     if against is None or not against["difference"] >= WORSE:
         return "trains", why
     return ("trains worse" if against["verdict"] == "worse" else "undecided"), why

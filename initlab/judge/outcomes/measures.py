@@ -18,7 +18,7 @@ ESCAPE_MARGIN = 0.1  # nats below the unigram loss
 DEFINITIONS: dict[str, str] = {
     "loss": "validation loss after the last step, nats, but at most ln V (what a model that knows nothing scores); "
     "ln V for a run that diverged",
-    "diverged": "a loss or a gradient norm stopped being finite, so that the run ended before its last step",
+    "diverged": "the loss or a gradient norm stopped being finite, which ended the run before its last step",
     "regret": "mean over the swept learning rates of loss, minus the best loss of any recipe at any rate at the same "
     "depth and warmup; per seed, then mean ± 95 % t-interval over seeds. What not knowing the right rate costs",
     "sensitivity": "the same minus the recipe's own best (Wortsman et al. 2023, arXiv 2309.14322). A trap: a recipe "
@@ -138,10 +138,10 @@ def _flags(curve: pd.DataFrame, steps: int) -> tuple[bool, float, int, float]:
     if curve.empty:
         return False, math.nan, 0, math.nan
     loss, norm = curve["loss"].to_numpy(float), curve["grad_norm"].to_numpy(float)
-    broke = not (np.isfinite(loss).all() and np.isfinite(norm).all())
-    whole = np.isfinite(norm)
-    peak = float(norm[whole].max() / norm[whole][0]) if whole.any() and norm[whole][0] > 0 else math.nan
-    return broke, _overshoot(loss, curve["step"].to_numpy(float)), _spikes(norm[whole]), peak
+    norm = norm[np.isfinite(norm)]  # float16 skips updates whose gradient overflows, and goes on
+    peak = float(norm.max() / norm[0]) if len(norm) and norm[0] > 0 else math.nan
+    broke = not np.isfinite(loss).all()
+    return broke, _overshoot(loss, curve["step"].to_numpy(float)), _spikes(norm), peak
 
 
 def _overshoot(loss: np.ndarray, step: np.ndarray) -> float:

@@ -48,7 +48,7 @@ def rankings(run: Run) -> pd.DataFrame:
     complete = trained.pivot_table(index=["recipe", "n_layer"], columns="warmup", values="regret").dropna().mean(axis=1)
     probed = before_training(run)
     rows = []
-    for metric in METRICS:
+    for metric in METRICS if len(complete) else ():
         values = metric.measure(probed).groupby(["recipe", "n_layer"]).mean()
         both = pd.concat({"metric": values, "regret": complete}, axis=1).dropna()
         own = {int(depth): _spearman(group) for depth, group in both.groupby("n_layer")}

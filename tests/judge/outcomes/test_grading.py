@@ -1,0 +1,159 @@
+import math
+
+import pytest
+from synthetic_training import UNIGRAM, trained_run
+
+from initlab.judge.outcomes import GRADE_DEFINITIONS, OUTCOME_DEFINITIONS, outcomes
+from initlab.judge.outcomes.grading import at_depth, graded, predicted
+from initlab.judge.rules import evaluate
+from initlab.judge.rules.inits import before_training
+
+BAD = ("diverges", "stuck", "trains worse")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "outcome", "grade"),
+    [
+        *((word, bad, "agreed") for word in ("error", "warning") for bad in BAD),
+        *(("healthy", bad, "missed") for bad in BAD),
+        *((word, "trains", "false alarm") for word in ("error", "warning")),
+        ("healthy", "trains", "agreed"),
+        *((word, "undecided", "undecided") for word in ("error", "warning", "healthy", "not probed")),
+        *(("not probed", outcome, "undecided") for outcome in (*BAD, "trains")),
+        ("error", "not trained", "undecided"),
+        ("healthy", "not trained", "undecided"),
+    ],
+)
+def test_every_prediction_and_outcome_has_its_grade(prediction, outcome, grade):
+    assert graded(prediction, outcome) == grade
+    assert grade in GRADE_DEFINITIONS
+    assert outcome in {*OUTCOME_DEFINITIONS, "not trained"}
+
+
+def run_of(loss, recipes=("base", "other"), **more):
+    usual = {"depths": (2,), "lrs": (1e-3, 1e-2), "warmups": (0,), "steps": 20, "probed": ()}
+    return trained_run(recipes, loss=loss, **{**usual, **more})
+
+
+def outcome_of(loss, recipe="other", **more):
+    found = outcomes(run_of(loss, **more), [])
+    (row,) = found[found["recipe"] == recipe].to_dict("records")
+    return row
+
+
+def noisy(mean, seed, scale=0.002):
+    return mean + scale * (-1, 0.5, 0.7, 0.1)[seed]
+
+
+def test_half_of_the_runs_diverged_is_diverges():
+    row = outcome_of(lambda r, n, lr, w, s: math.nan if (r, lr) == ("other", 1e-2) else 2.5)
+    assert row["outcome"] == "diverges"
+    assert "3 of 6 runs diverged" in row["why"]
+
+
+def test_a_rate_that_diverges_of_three_is_regret():
+    lrs = (1e-3, 3e-3, 1e-2)
+    row = outcome_of(lambda r, n, lr, w, s: math.nan if (r, lr) == ("other", 1e-2) else noisy(2.5, s), lrs=lrs)
+    assert row["outcome"] == "trains worse"
+    assert "3 of 9 runs diverged" in row["why"]
+
+
+def test_stuck_is_no_rate_at_which_most_seeds_escape():
+    def mostly(escaping):
+        return lambda r, n, lr, w, s: 2.5 if r == "base" or (lr == 1e-2 and s < escaping) else UNIGRAM
+
+    assert outcome_of(mostly(1))["outcome"] == "stuck"
+    assert outcome_of(mostly(2))["outcome"] != "stuck"
+    assert "6 of 6 runs stuck" in outcome_of(mostly(0))["why"]
+
+
+def test_where_no_recipe_learns_anything_training_has_told_nothing():
+    row = outcome_of(lambda *_: UNIGRAM)
+    assert (row["outcome"], row["grade"]) == ("undecided", "undecided")
+    assert "no recipe came 0.1 nats below the 3.35 of token frequencies" in row["why"]
+    # but a run that ended in NaN is a result by itself
+    assert outcome_of(lambda r, *_: math.nan if r == "other" else UNIGRAM)["outcome"] == "diverges"
+
+
+def test_worse_needs_a_margin_and_separation():
+    assert outcome_of(lambda r, n, lr, w, s: noisy(2.5 + 0.06 * (r == "other"), s))["outcome"] == "trains worse"
+    assert outcome_of(lambda r, n, lr, w, s: noisy(2.5 + 0.04 * (r == "other"), s))["outcome"] == "trains"
+    scattered = outcome_of(lambda r, n, lr, w, s: noisy(2.5 + 0.2 * (r == "other"), s, 0.3 * (r == "other")))
+    assert scattered["outcome"] == scattered["grade"] == "undecided"
+    one = outcome_of(lambda r, n, lr, w, s: 2.5 + (r == "other") / 2, seeds=1)
+    assert (one["outcome"], one["grade"]) == ("undecided", "undecided")
+
+
+def test_the_best_recipe_trains_whichever_it_is():
+    found = outcomes(run_of(lambda r, n, lr, w, s: noisy(2.5 + 0.3 * (r == "base"), s)), [])
+    assert found.set_index("recipe")["outcome"].to_dict() == {"base": "trains worse", "other": "trains"}
+    why = found.set_index("recipe")["why"]
+    assert why["base"] == (
+        "Regret 0.300 ± 0.000, other's is 0.000 ± 0.000; 20 steps at 2 rates (0.001 to 0.01), no warmup, 3 seeds."
+    )
+    assert "the lowest here" in why["other"]
+
+
+def test_outcomes_are_of_the_longest_warmup():
+    row = outcome_of(lambda r, n, lr, w, s: UNIGRAM if w < 10 else 2.5, warmups=(0, 5, 10))
+    assert row["outcome"] == "trains"
+    assert "10 steps of warmup" in row["why"]
+
+
+def test_a_recipe_without_a_finished_seed_is_not_trained():
+    row = outcome_of(lambda *_: 2.5, missing=lambda r, n, lr, w, s: r == "other" and lr == 1e-2)
+    assert (row["outcome"], row["grade"]) == ("not trained", "undecided")
+    assert outcomes(run_of(lambda *_: 2.5, missing=lambda *_: True), []).empty
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return trained_run(depths=(2, 4, 8), lrs=(1e-3,), warmups=(0,), steps=20)
+
+
+def test_predictions_are_of_a_depth_and_of_trends_over_depths(usual):
+    findings = evaluate(usual)
+    trends = [f for f in findings if f.status == "fail" and f.severity != "info"]
+    assert {(f.code, f.recipe) for f in trends} == {("RES001", "nanogpt-no-depth-scale")}
+    assert predicted(usual, 2, findings)["nanogpt-no-depth-scale"] == ("warning", "RES001")
+    assert predicted(usual, 2, findings)["nanogpt"] == ("healthy", "")
+    # at one depth by itself the trend can't be seen
+    assert predicted(usual, 2, [])["nanogpt-no-depth-scale"] == ("healthy", "")
+
+
+def test_a_fault_of_one_depth_is_predicted_for_that_depth_alone(usual):
+    summary = usual.tables.summary.copy()
+    loud = (summary["recipe"] == "nanogpt") & (summary["n_layer"] == 4) & (summary["step"] == 0)
+    summary.loc[loud, "loss"] += 8.0
+    tables = type(usual.tables)(**{**dict(usual.tables.items()), "summary": summary})
+    run = type(usual)(tables, usual.manifest)
+    found = outcomes(run, evaluate(run)).query("recipe == 'nanogpt'").set_index("n_layer")
+    assert found["predicted"].to_dict() == {2: "healthy", 4: "error", 8: "healthy"}
+    assert found.loc[4, "codes"].split()[0].startswith("LOG")
+    codes = {f.code for f in at_depth(run, 2, evaluate(run)) if f.recipe == "nanogpt"}
+    assert codes == {f.code for f in evaluate(run) if f.recipe == "nanogpt"}
+
+
+def test_limits_in_force_hold_for_predictions(usual):
+    run = type(usual)(usual.tables, {**usual.manifest, "judging": {"ignore": ["RES001"]}})
+    found = outcomes(run, evaluate(run, ignore=["RES001"]))
+    assert set(found["predicted"]) == {"healthy"}
+
+
+def test_what_training_did_is_no_prediction(usual):
+    # the trained models' records, tenfold in variance, are in the same tables
+    probes = before_training(usual)
+    assert set(probes.tables.summary["step"]) == {0}
+    assert len(probes.tables.training) == len(probes.tables.runs) == 0
+    assert evaluate(probes) == evaluate(usual)
+    broken = usual.tables.records.copy()
+    broken.loc[broken["step"] > 0, ["var", "std", "rms"]] = math.nan
+    broken.loc[broken["step"] > 0, "frac_nonfinite"] = 1.0
+    tables = type(usual.tables)(**{**dict(usual.tables.items()), "records": broken})
+    assert evaluate(type(usual)(tables, usual.manifest)) == evaluate(usual)
+
+
+def test_a_recipe_that_was_not_probed_says_so():
+    run = trained_run(("nanogpt", "torch-default"), (2,), (1e-3,), (0,), steps=20, probed=("nanogpt",))
+    row = outcomes(run, evaluate(run)).set_index("recipe").loc["torch-default"]
+    assert (row["predicted"], row["grade"]) == ("not probed", "undecided")

@@ -1,0 +1,69 @@
+"""What a confirmation gives back, from memory and from a folder."""
+
+import json
+
+import pandas as pd
+import pytest
+from synthetic_training import trained_run
+
+import initlab
+from initlab.results import Confirmation
+
+
+@pytest.fixture(scope="module")
+def confirmation():
+    return Confirmation(trained_run(depths=(2, 3), lrs=(1e-3, 1e-2), steps=20))
+
+
+FRAMES = ("runs", "curves", "regrets", "effects", "outcomes", "rankings")
+
+
+def test_a_confirmation_comes_back_from_its_folder_with_the_same_frames(confirmation, tmp_path):
+    folder = Confirmation(confirmation.run).save(tmp_path / "run")
+    loaded = initlab.load(folder)
+    assert isinstance(loaded, Confirmation)
+    for name in FRAMES:
+        # 9 digits are written; a p-value of a small difference of losses loses some
+        pd.testing.assert_frame_equal(
+            getattr(loaded, name), getattr(confirmation, name), rtol=1e-4, atol=1e-8, check_categorical=False
+        )
+    assert [(f.code, f.recipe, f.status) for f in loaded.findings] == [
+        (f.code, f.recipe, f.status) for f in confirmation.findings
+    ]
+    assert repr(loaded) == repr(confirmation)
+    assert len(loaded.summary) == len(confirmation.summary)
+
+
+def test_a_folder_is_saved_once_and_resumed(confirmation, tmp_path):
+    first = Confirmation(confirmation.run).save(tmp_path / "run")
+    size = (first / "training.csv").stat().st_size
+    Confirmation(confirmation.run).save(tmp_path / "run")
+    assert (first / "training.csv").stat().st_size == size
+
+
+def test_frames_are_made_once_and_grades_follow_the_rules(confirmation):
+    fresh = Confirmation(confirmation.run)
+    assert fresh.regrets is fresh.regrets
+    assert "warning" in set(fresh.outcomes["predicted"])
+    kept = fresh.effects
+    fresh.judge(ignore=["RES001"])
+    assert set(fresh.outcomes["predicted"]) == {"healthy"}
+    assert fresh.effects is kept
+    fresh.judge()
+    assert "warning" in set(fresh.outcomes["predicted"])
+
+
+def test_the_report_comes_with_the_tables_of_training(confirmation, tmp_path):
+    page = Confirmation(confirmation.run).report(tmp_path / "run")
+    for name in ("regrets", "effects", "outcomes", "rankings"):
+        written = pd.read_csv(page.parent / f"{name}.csv")
+        assert list(written.columns) == list(getattr(confirmation, name).columns)
+        assert len(written) == len(getattr(confirmation, name))
+    assert json.loads((page.parent / "run.json").read_text())["kind"] == "confirm"
+    # what is derived is no table of the run, and isn't read back
+    assert len(initlab.load(page.parent).runs) == len(confirmation.runs)
+
+
+def test_curves_and_runs_are_joined_by_run(confirmation):
+    assert set(confirmation.curves["run_id"]) == set(confirmation.runs["run_id"].astype(str))
+    assert confirmation.kind == "confirm"
