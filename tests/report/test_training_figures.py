@@ -212,7 +212,8 @@ def test_single_runs_show_their_schedule():
     line = next(each for each in axes.lines if each.get_linewidth() == 1.8)
     planned = run.tables.training.query("step < 60").groupby("step")["lr"].first()
     assert list(line.get_ydata()) == pytest.approx(list(planned))
-    assert "20 steps of warmup, 60 steps" in FIGURES["schedule"].describe(run)
+    assert FIGURES["schedule"].describe(run) == "Peak learning rate: every run 0.001, 20 steps of warmup, 60 steps."
+    assert "nanogpt\nand all others" in texts(axes.figure)
 
 
 def test_eight_recipes_get_a_panel_each_beside_the_baseline():

@@ -70,7 +70,7 @@ FIGURES: dict[str, FigureSpec] = {
             name="warmup",
             title="Gain of warmup",
             question="Which recipe needs warmup, and from which depth on? An interval that crosses zero says nothing "
-            "either way; it is wide enough for all comparisons together.",
+            "either way; it is wide enough for all recipes of a depth together.",
             needs=effects.needs_warmup,
             draw=effects.draw_warmup,
             describe=effects.describe_warmup,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,7 +97,19 @@ def draw_schedule(run: Run, theme: str) -> Figure:
     top = float(run.tables.training["lr"].max())
     x, y = "step (updates done)", "learning rate"
     frame = Frame("Learning rate", x, y, _over_steps(run), height=2.2, log=False, least=top)
-    return draw_panels(_panels(run, "lr"), frame, recipes_of(run), theme)
+    panels, recipes = _panels(run, "lr"), recipes_of(run)
+    if len(recipes) > 1 and len(_schedules(run)) == 1:
+        recipes = [str(_schedules(run)["recipe"].iloc[0])]
+        panels = [
+            replace(panel, curves={recipes[0]: panel.curves[recipes[0]]}, suffix={recipes[0]: "and all others"})
+            for panel in panels
+        ]
+    return draw_panels(panels, frame, recipes, theme)
+
+
+def _schedules(run: Run) -> pd.DataFrame:
+    """The runs whose rates differ in their peak, warmup or length."""
+    return run.tables.runs.drop_duplicates(["lr", "warmup", "steps"])
 
 
 def _over_steps(run: Run) -> Callable[[Axes, Panel], None]:
@@ -221,9 +234,11 @@ def describe_grad_norms(run: Run) -> str:
 
 
 def describe_schedule(run: Run) -> str:
-    runs = run.tables.runs
+    runs, different = run.tables.runs, _schedules(run)
+    rows = runs.drop_duplicates(["recipe", "lr", "warmup", "steps"]) if len(different) > 1 else different
     parts = [
-        f"{row.recipe} {row.lr:g}, {plural(int(row.warmup), 'step')} of warmup, {plural(int(row.steps), 'step')}"
-        for row in runs.drop_duplicates(["recipe", "lr", "warmup", "steps"]).itertuples()
+        f"{row.recipe if len(different) > 1 else 'every run'} {row.lr:g}, {plural(int(row.warmup), 'step')} of warmup, "
+        f"{plural(int(row.steps), 'step')}"
+        for row in rows.itertuples()
     ]
     return f"Peak learning rate: {'; '.join(parts)}."
