@@ -281,8 +281,9 @@ def _rank(row: dict[str, Any]) -> str:
 def _runs(run: Run, runs: pd.DataFrame) -> Table:
     pace = run.tables.training.groupby("run_id", observed=True)[["tokens_per_second", "mfu"]].median()
     speed = {str(run_id): row for run_id, row in pace.iterrows()}
+    shows_mfu = bool(pace["mfu"].notna().any())  # of known GPUs
     heads = ["blocks", "rate", "warmup", "seed", "steps", "parameters", "first loss", "last loss", "learned"]
-    heads += ["overshoot", "spikes", "peak of gradient norm", "tokens/s", "MFU", "seconds"]
+    heads += ["overshoot", "spikes", "gradient peak", "tokens/s", *(["MFU"] if shows_mfu else []), "seconds"]
     rows = []
     for row in _by_recipe(run, runs)[:_MOST_RUNS]:
         tokens, mfu = speed.get(str(row["run_id"]), (math.nan, math.nan))
@@ -300,7 +301,7 @@ def _runs(run: Run, runs: pd.DataFrame) -> Table:
             str(row["spikes"]),
             "–" if math.isnan(row["grad_norm_peak"]) else f"×{number(row['grad_norm_peak'])}",
             "–" if math.isnan(tokens) else _count(tokens),
-            "–" if math.isnan(mfu) else f"{mfu:.0%}",
+            *(["–" if math.isnan(mfu) else f"{mfu:.0%}"] if shows_mfu else []),
             number(row["seconds"]),
         ]
         rows.append(Row(cells, str(row["recipe"])))
