@@ -106,7 +106,7 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
         slope_tables=_slope_tables(run),
         lost=scaling.lost(run) if run.manifest.get("kind") == "scale" else [],
         sections=sections,
-        skipped_figures=skipped,
+        skipped_figures=_by_reason(skipped),
         recipe_table=_recipe_table(run, recipes),
         recipe_info=run.manifest.get("recipes") or {},
         coverage=_coverage(run.tables.coverage),
@@ -225,6 +225,14 @@ def _sections(run: Run) -> tuple[list[Section], list[tuple[str, str]]]:
         svg = inline_svg(spec.draw(run, "svg"), spec.name, spec.title, words)
         sections.append(Section(spec.name, spec.title, spec.question, svg, words))
     return sections, skipped
+
+
+def _by_reason(skipped: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Figures that lack the same thing are named together."""
+    titles: dict[str, list[str]] = {}
+    for title, reason in skipped:
+        titles.setdefault(reason, []).append(title)
+    return [(", ".join(names), reason) for reason, names in titles.items()]
 
 
 def _cards(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]:

@@ -121,6 +121,7 @@ def test_what_is_not_here_is_said():
     text = render("probe")
     assert "Depth check: needs models of two or more depths" in text
     assert "No training" in text
+    assert text.count("needs training runs: initlab confirm, or initlab train") == 1  # of eight figures
 
 
 def test_missing_sites_are_said():

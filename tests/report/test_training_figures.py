@@ -96,8 +96,9 @@ def test_a_clipped_text_is_found():
         ("one rate", "rates", "needs two or more learning rates, this run has one: --lrs 1e-3,3e-3,1e-2"),
         ("one warmup", "warmup", "needs runs with and without warmup: --warmups 0,50"),
         ("nothing trained", "losses", "no training run has finished"),
-        ("train", "regret", "needs training runs of several recipes: initlab confirm"),
+        ("train", "regret", "needs a grid of recipes, rates and seeds: initlab confirm"),
         ("no records", "trained-residual", "no variance of the residual stream after training was recorded"),
+        ("train", "rates", "needs a grid of recipes, rates and seeds: initlab confirm"),
         ("usual", "schedule", "of single runs: initlab train"),
     ],
 )
@@ -107,7 +108,7 @@ def test_reasons(case, figure, reason):
 
 def test_a_run_that_was_only_probed_has_none_of_them():
     run = synthetic_run(("nanogpt",), depths=(2,), seeds=1)
-    assert all("needs training runs" in FIGURES[name].needs(run) for name in TRAINED if name != "schedule")
+    assert {FIGURES[name].needs(run) for name in TRAINED} == {"needs training runs: initlab confirm, or initlab train"}
 
 
 def test_loss_curves_have_a_panel_per_depth_and_the_two_levels(usual):

@@ -23,9 +23,9 @@ _LEAST = 0.1  # nats; a panel is never narrower
 
 
 def needs_regret(run: Run) -> str:
-    if run.manifest.get("kind") != "confirm":
-        return "needs training runs of several recipes: initlab confirm"
-    return untrained(run)
+    if reason := untrained(run):
+        return reason
+    return "" if run.manifest["kind"] == "confirm" else "needs a grid of recipes, rates and seeds: initlab confirm"
 
 
 def needs_warmup(run: Run) -> str:

@@ -64,9 +64,9 @@ def needs_grad_norms(run: Run) -> str:
 
 
 def needs_schedule(run: Run) -> str:
-    if run.manifest.get("kind") != "train":
-        return "of single runs: initlab train"
-    return untrained(run)
+    if reason := untrained(run):
+        return reason
+    return "" if run.manifest["kind"] == "train" else "of single runs: initlab train"
 
 
 def _no_curve(run: Run, column: str) -> str:
