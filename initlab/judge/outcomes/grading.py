@@ -25,7 +25,7 @@ OUTCOME_DEFINITIONS: dict[str, str] = {
     "trains worse": f"its regret is higher than the best recipe's by {WORSE:g} nats or more, and the paired difference "
     "is separated from 0 (Holm over the recipes of that depth)",
     "undecided": f"the same, not separated: {WORSE:g} nats or more that these seeds can't tell from noise; or no "
-    "recipe escaped the plateau at that depth, so that the runs are too short, or their rates wrong, to tell them apart",
+    "recipe escaped the plateau at that depth, so that the runs are too short, or at the wrong rates, to tell",
     "trains": "everything else",
 }
 GRADE_DEFINITIONS: dict[str, str] = {
