@@ -12,15 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from initlab import schema
 from initlab.errors import RunError
 from initlab.judge.rules.base import Finding
 from initlab.judge.slopes import slopes
-from initlab.report import digest, figures, scaling, trained
+from initlab.report import digest, figures, inventory, scaling, trained
 from initlab.report.svg import inline_svg
 from initlab.report.theme import DARK, LIGHT, series, style
 from initlab.rundir import Run, write_whole
@@ -46,7 +44,6 @@ _EVIDENCE_OF_RULE = {
     "ACT002": "",
     "GRD002": "gradient-roles",
 }
-_MOST_ROWS = 200  # of the summary table; the CSV file has them all
 _PNG_DPI = 144
 
 
@@ -106,18 +103,18 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
         slope_tables=_slope_tables(run),
         lost=scaling.lost(run) if run.manifest.get("kind") == "scale" else [],
         sections=sections,
-        skipped_figures=skipped,
-        recipe_table=_recipe_table(run, recipes),
+        skipped_figures=_by_reason(skipped),
+        recipe_table=inventory.recipe_table(run, recipes),
         recipe_info=run.manifest.get("recipes") or {},
-        coverage=_coverage(run.tables.coverage),
+        coverage=inventory.coverage_table(run.tables.coverage),
         watched=run.manifest.get("kind") == "watch",
         trained=trained.trained(run, findings),
         first_step=digest.steps_of(run)[0],
-        cells=_cells(run.tables.summary),
+        cells=inventory.cell_table(run.tables.summary),
         cells_total=run.tables.summary["run_id"].nunique(),
-        data=_named(run.manifest.get("data") or {}),
-        environment=_named(run.manifest.get("environment") or {}),
-        configuration=_named(run.manifest["config"]),
+        data=inventory.pairs(run.manifest.get("data") or {}),
+        environment=inventory.pairs(run.manifest.get("environment") or {}),
+        configuration=inventory.pairs(run.manifest["config"]),
         definitions=_definitions(run),
         glyphs=digest.GLYPHS,
         css=stylesheet(),
@@ -228,6 +225,14 @@ def _sections(run: Run) -> tuple[list[Section], list[tuple[str, str]]]:
     return sections, skipped
 
 
+def _by_reason(skipped: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Figures that lack the same thing are named together."""
+    titles: dict[str, list[str]] = {}
+    for title, reason in skipped:
+        titles.setdefault(reason, []).append(title)
+    return [(", ".join(names), reason) for reason, names in titles.items()]
+
+
 def _cards(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]:
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for finding in digest.failing(findings):
@@ -263,106 +268,3 @@ def _cell(recipe: str, question: str, findings: Sequence[Finding], anchors: dict
         return Cell(status, glyph, "not judged", "", "")
     numbers = [text for finding in passed if (text := digest.measured(finding))]
     return Cell(status, glyph, "pass", numbers[0] if len(passed) == 1 and numbers else "", "")
-
-
-def _recipe_table(run: Run, recipes: Sequence[str]) -> dict[str, Any]:
-    """role -> recipe -> what its weights are drawn from, at the width the figures show."""
-    shown = [recipe for recipe in recipes if (run.manifest.get("recipes") or {}).get(recipe, {}).get("rows")]
-    n_embd = digest.view(run).n_embd
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    widths, depths = set(), set()
-    for recipe in shown:
-        for row in run.manifest["recipes"][recipe]["rows"]:
-            widths.add(row["n_embd"])
-            depths.add(row["n_layer"])
-            if row["n_embd"] == n_embd:
-                rows.setdefault(row["role"], {}).setdefault(recipe, []).append(row)
-    table = {role: {recipe: _draws(found) for recipe, found in cells.items()} for role, cells in rows.items()}
-    return {
-        "recipes": shown,
-        "rows": table,
-        "n_embd": n_embd,
-        "one_width": len(widths) < 2,
-        "depths": ", ".join(map(str, sorted(depths))),
-    }
-
-
-def _draws(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Distribution, formulas and values of one role: values once if they don't depend on depth."""
-    kinds = dict.fromkeys(str(row["distribution"]) for row in rows)
-    formulas = dict.fromkeys(str(row["formula"]) for row in rows)
-    key = "mean" if set(kinds) == {"constant"} else "std"
-    by_depth: dict[int, list[float]] = {}
-    for row in sorted(rows, key=lambda row: row["n_layer"]):
-        by_depth.setdefault(row["n_layer"], []).append(float(row[key]))
-    texts = [_value_range(values) for values in by_depth.values()]
-    return {
-        "kind": ", ".join(kinds),
-        "formula": "; ".join(formulas),
-        "value": texts[0] if len(set(texts)) == 1 else " · ".join(texts),
-    }
-
-
-def _value_range(values: Sequence[float]) -> str:
-    low, high = digest.trimmed(min(values)), digest.trimmed(max(values))
-    return low if low == high else f"{low}–{high}"
-
-
-def _coverage(coverage: pd.DataFrame) -> dict[str, Any]:
-    """Sites over all cells; those that were seen less often than expected first."""
-    rows = []
-    for (kind, site), group in coverage.groupby(["kind", "site"], observed=True, sort=False, dropna=False):
-        notes = [str(note) for note in group["note"].dropna().unique() if note]
-        rows.append(
-            {
-                "kind": kind,
-                "site": site,
-                "expected": int(group["expected"].sum()),
-                "fired": int(group["fired"].sum()),
-                "note": "; ".join(notes),
-            }
-        )
-    short = [row for row in rows if row["fired"] < row["expected"]]
-    return {"rows": short + [row for row in rows if row not in short], "short": short}
-
-
-_CELL_COLUMNS = (
-    "recipe",
-    "n_layer",
-    "n_embd",
-    "seed",
-    "step",
-    "n_params",
-    "loss",
-    "ln_vocab",
-    "expected_loss",
-    "logit_std",
-    "own_logit",
-    "token_cosine",
-    "token_position_ratio",
-    "dead_frac",
-    "seconds",
-)
-
-
-def _cells(summary: pd.DataFrame) -> dict[str, Any]:
-    rows = []
-    columns = _CELL_COLUMNS if summary["step"].nunique() < 2 else ("step", *_CELL_COLUMNS)
-    for row in summary[list(columns)].head(_MOST_ROWS).itertuples(index=False):
-        rows.append([_shown(value) for value in row])
-    meanings = [schema.SUMMARY[name].meaning for name in columns]
-    return {"heads": list(zip(columns, meanings, strict=True)), "rows": rows}
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float | np.floating):
-        return digest.number(float(value), 4)
-    return f"{value:,}".replace(",", " ") if isinstance(value, int | np.integer) else str(value)
-
-
-def _named(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-        for key, value in values.items()
-        if value not in (None, "")
-    ]

@@ -180,7 +180,10 @@ def tick_text(value: float) -> str:
 def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Round numbers between two positive limits: 1-2-5 or 1-3 steps where few decades are shown, else decades."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for mantissas in ((1, 2, 5), (1, 3), (1,)):
+    steps: list[tuple[int, ...]] = [(1, 2, 5), (1, 3), (1,)]
+    if high < 8 * low:  # 1-2-5 can leave a single one
+        steps.insert(0, (1, 2, 3, 5, 7))
+    for mantissas in steps:
         ticks = [m * 10.0**e for e in range(first, last + 1) for m in mantissas]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) <= most:

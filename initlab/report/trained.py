@@ -146,9 +146,6 @@ def _scope(run: Run, runs: pd.DataFrame) -> list[tuple[str, str]]:
     found = [
         ("training runs", f"{len(runs)} of {max(len(runs), len(trained_cells))}"),
         ("seeds", str(runs["seed"].nunique())),
-        ("peak rates", _listed(runs["lr"])),
-        ("warmup", f"{_listed(runs['warmup'])} steps"),
-        ("steps", _listed(runs["steps"])),
         ("tokens per run", _count(runs["tokens"].max()) if len(runs) else ""),
         ("tokens in all", _count(runs["tokens"].sum())),
         ("machine", ", ".join(machine)),
@@ -193,7 +190,7 @@ def _effects(run: Run) -> list[Table]:
     heads = ["blocks", "warmup", "difference, nats (interval)", "p", "p, Holm", "seeds", "verdict", "seeds needed"]
     tables = []
     for question, meaning in judged.QUESTIONS.items():
-        own = found[found["question"] == question]
+        own, gains = found[found["question"] == question], question == "warmup"
         rows = []
         for row in _by_recipe(run, own):
             cells = [
@@ -206,7 +203,7 @@ def _effects(run: Run) -> list[Table]:
             rows.append(Row(cells, str(row["recipe"]), verdict=row["verdict"], needed=_needed(row)))
         sure = [row for row in _by_recipe(run, own) if row["verdict"] != "not separated"]
         versus = f" Baseline: {own['versus'].iloc[0]}." if len(own) and question != "warmup" else ""
-        words = [f"{row['recipe']} {row['verdict']} ({_at(row)})" for row in sure]
+        words = [f"{row['recipe']} {row['verdict']}{' with it' * gains} ({_at(row)})" for row in sure]
         named = f": {listed(words, _MOST_NAMED)}" if words else ""
         summary = f"{plural(len(rows), 'comparison')}, {len(sure)} separated{named}"
         tables.append(Table(_TITLES[question], heads, rows, f"{_capital(meaning)}.{versus}", summary))
@@ -284,8 +281,9 @@ def _rank(row: dict[str, Any]) -> str:
 def _runs(run: Run, runs: pd.DataFrame) -> Table:
     pace = run.tables.training.groupby("run_id", observed=True)[["tokens_per_second", "mfu"]].median()
     speed = {str(run_id): row for run_id, row in pace.iterrows()}
+    shows_mfu = bool(pace["mfu"].notna().any())  # of known GPUs
     heads = ["blocks", "rate", "warmup", "seed", "steps", "parameters", "first loss", "last loss", "learned"]
-    heads += ["overshoot", "spikes", "peak of gradient norm", "tokens/s", "MFU", "seconds"]
+    heads += ["overshoot", "spikes", "gradient peak", "tokens/s", *(["MFU"] if shows_mfu else []), "seconds"]
     rows = []
     for row in _by_recipe(run, runs)[:_MOST_RUNS]:
         tokens, mfu = speed.get(str(row["run_id"]), (math.nan, math.nan))
@@ -303,7 +301,7 @@ def _runs(run: Run, runs: pd.DataFrame) -> Table:
             str(row["spikes"]),
             "–" if math.isnan(row["grad_norm_peak"]) else f"×{number(row['grad_norm_peak'])}",
             "–" if math.isnan(tokens) else _count(tokens),
-            "–" if math.isnan(mfu) else f"{mfu:.0%}",
+            *(["–" if math.isnan(mfu) else f"{mfu:.0%}"] if shows_mfu else []),
             number(row["seconds"]),
         ]
         rows.append(Row(cells, str(row["recipe"])))

@@ -10,6 +10,14 @@ from initlab.report.figures.data import curve
 
 ORDER = [
     "watch",
+    "losses",
+    "rates",
+    "regret",
+    "warmup",
+    "grad-norms",
+    "schedule",
+    "trained-residual",
+    "trained-gradient",
     "coord",
     "coord-depth",
     "residual",
@@ -38,7 +46,7 @@ def test_the_figures_and_their_order():
 
 
 def test_unknown_figure_lists_the_known_ones(usual):
-    with pytest.raises(ConfigError, match="unknown figure 'rms'; figures: watch, coord, coord-depth, residual"):
+    with pytest.raises(ConfigError, match="unknown figure 'rms'; figures: watch, losses, rates, regret"):
         figures.draw("rms", usual)
 
 

@@ -4,9 +4,9 @@ import re
 import subprocess
 import sys
 from functools import cache
-from html.parser import HTMLParser
 
 import pytest
+from page import Page
 from synthetic import synthetic_findings, synthetic_run
 from variants import HOSTILE, variants
 
@@ -16,34 +16,7 @@ from initlab.report.html import render_html, write_report
 
 # the other tests here render these, or draw their figures
 DRAWN_ELSEWHERE = {"usual", "nine recipes", "five recipes, one depth", "two widths", "deep probe"}
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Structure of a page: tags with attributes in order, and whether every tag is closed where it should be."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.words = [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    def all(self, *names):
-        return [(tag, attrs) for tag, attrs in self.tags if tag in names]
+TRAINED = {"losses", "rates", "regret", "warmup", "grad-norms", "schedule", "trained-residual", "trained-gradient"}
 
 
 @cache
@@ -99,9 +72,8 @@ def test_links_and_labels_resolve(page):
 
 def test_every_figure_says_what_it_shows(page):
     images = [attrs for tag, attrs in page.tags if attrs.get("role") == "img"]
-    shown = {
-        name: spec for name, spec in FIGURES.items() if name not in ("watch", "coord", "coord-depth")
-    }  # they need steps
+    shown = {name: spec for name, spec in FIGURES.items() if not spec.needs(variants()["usual"])}
+    assert set(FIGURES) - set(shown) == {"watch", "coord", "coord-depth", *TRAINED}
     assert len(images) == len(shown)
     for name, spec in shown.items():
         assert spec.describe(variants()["usual"]) in "".join(page.words), name
@@ -149,6 +121,7 @@ def test_what_is_not_here_is_said():
     text = render("probe")
     assert "Depth check: needs models of two or more depths" in text
     assert "No training" in text
+    assert text.count("needs training runs: initlab confirm, or initlab train") == 1  # of eight figures
 
 
 def test_missing_sites_are_said():

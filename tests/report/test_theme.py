@@ -120,6 +120,11 @@ def test_log_ticks_are_few_and_inside(low, high):
     assert all(low <= tick <= high for tick in ticks)
 
 
+@pytest.mark.parametrize("low", np.logspace(0, 1, 40))
+def test_the_narrowest_log_axis_has_two_ticks_or_more(low):
+    assert len(log_ticks(low, 4 * low)) >= 2
+
+
 def test_log_limits_never_magnify_noise_and_ignore_what_has_no_logarithm():
     low, high = log_limits([1.0, 1.001, 0.0, -1.0, math.nan, math.inf])
     assert high / low == pytest.approx(4, rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 from synthetic_training import trained_run, usual_loss
@@ -11,40 +12,45 @@ from variants import HOSTILE, NINE
 from initlab.rundir import Run
 from initlab.schema import Tables, cast
 
-TWO, THREE = NINE[:2], NINE[:3]
+THREE = NINE[:3]
+_SMALL = {"depths": (2, 4), "steps": 60, "seeds": 2}
+CASES: dict[str, Callable[[], Run]] = {
+    "usual": lambda: trained_run(depths=(2, 8), steps=150),
+    "eight recipes": lambda: trained_run(NINE[:8], **{**_SMALL, "lrs": (1e-3, 1e-2), "seeds": 1}),
+    "one depth": lambda: trained_run(THREE, **{**_SMALL, "depths": (2,)}),
+    "one warmup": lambda: trained_run(THREE, **_SMALL, warmups=(20,)),
+    "no warmup": lambda: trained_run(THREE, **_SMALL, warmups=(0,)),
+    "one rate": lambda: trained_run(THREE, **_SMALL, lrs=(1e-3,)),
+    "one seed": lambda: trained_run(THREE, **{**_SMALL, "seeds": 1}),
+    "one recipe": lambda: trained_run(THREE[:1], **_SMALL),
+    "diverged": lambda: trained_run(THREE, **_SMALL, loss=_diverging),
+    "all diverged": lambda: trained_run(THREE, **_SMALL, loss=lambda *_: math.nan),
+    "missing cells": lambda: _unfinished(trained_run(THREE, **_SMALL, missing=_missing)),
+    "nothing trained": lambda: _unfinished(trained_run(THREE, **_SMALL, missing=lambda *_: True)),
+    "not probed": lambda: trained_run(THREE, **_SMALL, probed=THREE[:1]),
+    "no records": lambda: _without_records(trained_run(THREE, **_SMALL)),
+    "hostile": lambda: trained_run((NINE[0], HOSTILE), **_SMALL),
+    "train": lambda: single_runs(THREE[:2]),
+    "train, one diverged": lambda: single_runs(THREE[:2], loss=_diverging, lr=1e-2),
+    "train, eight recipes": lambda: single_runs(NINE[:8]),
+}
 
 
 @cache
-def trained_variants() -> dict[str, Run]:
-    """Small but for the first. Shared: don't change them."""
-    small = {"depths": (2, 4), "steps": 60, "seeds": 2}
-    found = {
-        "usual": trained_run(depths=(2, 8), steps=150, seeds=3),
-        "eight recipes": trained_run(NINE[:8], depths=(2, 4), seeds=2, steps=60, lrs=(1e-3, 1e-2)),
-        "one depth": trained_run(THREE, **{**small, "depths": (2,)}),
-        "one warmup": trained_run(THREE, **small, warmups=(20,)),
-        "no warmup": trained_run(THREE, **small, warmups=(0,)),
-        "one rate": trained_run(THREE, **small, lrs=(1e-3,)),
-        "one seed": trained_run(THREE, **{**small, "seeds": 1}),
-        "one recipe": trained_run(THREE[:1], **small),
-        "diverged": trained_run(THREE, **small, loss=_diverging),
-        "all diverged": trained_run(THREE, **small, loss=lambda *_: math.nan),
-        "missing cells": trained_run(THREE, **small, missing=_missing),
-        "nothing trained": trained_run(THREE, **small, missing=lambda *_: True),
-        "not probed": trained_run(THREE, **small, probed=THREE[:1]),
-        "no records": trained_run(THREE, **small),
-        "hostile": trained_run((NINE[0], HOSTILE), **small),
-        "train": single_runs(TWO),
-        "train, one diverged": single_runs(TWO, loss=_diverging, lr=1e-2),
-        "train, eight recipes": single_runs(NINE[:8]),
-    }
-    for run in (found["missing cells"], found["nothing trained"]):
-        run.manifest.update(finished=None)
-    last = found["missing cells"].manifest["cells"][-1]
-    found["missing cells"].manifest["failed"] = {last: "RuntimeError: out of memory"}
-    records = found["no records"].tables.records
-    found["no records"].tables.records = records[records["step"] == 0]
-    return found
+def trained(case: str) -> Run:
+    """One of CASES, made once: don't change it."""
+    return CASES[case]()
+
+
+def _unfinished(run: Run) -> Run:
+    run.manifest.update(finished=None, failed={run.manifest["cells"][-1]: "RuntimeError: out of memory"})
+    return run
+
+
+def _without_records(run: Run) -> Run:
+    """As `no records` of the trained models: training that nobody measured."""
+    run.tables.records = run.tables.records[run.tables.records["step"] == 0]
+    return run
 
 
 def single_runs(recipes: tuple[str, ...], lr: float = 1e-3, **more: object) -> Run:

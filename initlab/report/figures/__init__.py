@@ -41,7 +41,7 @@ FIGURES: dict[str, FigureSpec] = {
         FigureSpec(
             name="losses",
             title="Loss curves",
-            question="Does it train, and how fast? At each recipe's best rate, with warmup where that was swept. "
+            question="Does it train, and how fast? Of a grid: each recipe's best rate, with the longest warmup. "
             "Thin: seeds; thick: their median. «ln V»: knows nothing; «unigram»: knows how often tokens come, and "
             "no context. What rises more than 1 nat above ln V leaves the panel.",
             needs=losses.needs_losses,
@@ -70,7 +70,7 @@ FIGURES: dict[str, FigureSpec] = {
             name="warmup",
             title="Gain of warmup",
             question="Which recipe needs warmup, and from which depth on? An interval that crosses zero says nothing "
-            "either way; it is wide enough for all comparisons together.",
+            "either way; it is wide enough for all recipes of a depth together.",
             needs=effects.needs_warmup,
             draw=effects.draw_warmup,
             describe=effects.describe_warmup,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.outcomes import effects, regrets
-from initlab.report.digest import number, plural, recipes_of, signed
+from initlab.report.digest import plural, recipes_of, signed
 from initlab.report.figures.dots import nested, nested_axis
 from initlab.report.figures.losses import untrained
 from initlab.report.figures.rates import warmup_text
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_LEAST = 0.1  # nats; a panel is never narrower
+
 
 def needs_regret(run: Run) -> str:
-    if run.manifest.get("kind") != "confirm":
-        return "needs training runs of several recipes: initlab confirm"
-    return untrained(run)
+    if reason := untrained(run):
+        return reason
+    return "" if run.manifest["kind"] == "confirm" else "needs a grid of recipes, rates and seeds: initlab confirm"
 
 
 def needs_warmup(run: Run) -> str:
@@ -60,8 +62,8 @@ def draw_regret(run: Run, theme: str) -> Figure:
             axes.spines["left"].set_visible(False)
             axes.grid(axis="y", visible=False)
             axes.grid(axis="x", visible=True)
-        _span(grid[0], rows[["regret", "low", "high"]])
-        figure.supxlabel("regret, nats; bar: 95 % interval over seeds", fontsize=9.5, color=palette["muted"])
+        cut = _span(grid[0], rows["regret"], rows[["low", "high"]])
+        figure.supxlabel(f"regret, nats; bar: 95 % interval over seeds{cut}", fontsize=9.5, color=palette["muted"])
         settle(figure)
     return figure
 
@@ -74,13 +76,21 @@ def draw_warmup(run: Run, theme: str) -> Figure:
         _dots(axes, run, rows, "difference", [_note(row) for row in rows.itertuples()], palette, sign=True)
         axes.axvline(0, color=palette["muted"], linewidth=1)
         nested_axis(axes, rows, palette)
-        _span(axes, rows[["difference", "low", "high"]])
+        cut = _span(axes, rows["difference"], rows[["low", "high"]])
         low, high = axes.get_xlim()
         for text, side, room, gap in (("← warmup hurts", "right", -low, -5), ("warmup helps →", "left", high, 5)):
             if room > 0.2 * (high - low):
-                at = {"xy": (0, -0.85), "xytext": (gap, 0), "textcoords": "offset points"}
-                axes.annotate(text, **at, ha=side, va="center", color=palette["muted"], fontsize=8.5)
-        axes.set_xlabel("loss without warmup − loss with, nats, mean over rates; bar: interval (Holm) over seeds")
+                axes.annotate(
+                    text,
+                    (0, -0.85),
+                    xytext=(gap, 0),
+                    textcoords="offset points",
+                    ha=side,
+                    va="center",
+                    color=palette["muted"],
+                    fontsize=8.5,
+                )
+        axes.set_xlabel(f"loss without warmup − loss with, nats, mean over rates; bar: interval (Holm) over seeds{cut}")
         settle(figure)
     return figure
 
@@ -123,13 +133,19 @@ def _dots(
         )
 
 
-def _span(axes: Axes, values: pd.DataFrame) -> None:
-    """Every interval whole, zero among them; never closer than 0.1 nats."""
-    numbers = values.to_numpy(float)
-    numbers = np.append(numbers[np.isfinite(numbers)], 0.0)
-    low, high = float(numbers.min()), float(numbers.max())
-    pad = max(0.06 * (high - low), (0.1 - (high - low)) / 2)
+def _span(axes: Axes, dots: pd.Series, ends: pd.DataFrame) -> str:
+    """Zero, every dot, and intervals as far as they leave the dots apart; says in words if some are cut off.
+
+    Two seeds have intervals 25 standard errors wide.
+    """
+    middle = np.append(dots[np.isfinite(dots)].to_numpy(float), 0.0)
+    reach = max(np.ptp(middle), _LEAST)
+    wanted = ends.to_numpy(float)
+    wanted = np.append(wanted[np.isfinite(wanted)], middle)
+    low, high = max(wanted.min(), middle.min() - reach), min(wanted.max(), middle.max() + reach)
+    pad = max(0.06 * (high - low), (_LEAST - (high - low)) / 2)
     axes.set_xlim(low - pad, high + pad)
+    return ", wider ones are cut off" if wanted.min() < low - pad or wanted.max() > high + pad else ""
 
 
 def _lost(row: object) -> str:
@@ -161,7 +177,7 @@ def describe_warmup(run: Run) -> str:
     parts = []
     for n_layer, rows in _gains(run).groupby("n_layer", observed=True):
         words = [
-            f"{row.recipe} {signed(row.difference)}{_interval(row)}" + (f", {_note(row)}" if _note(row) else "")
+            f"{row.recipe} {signed(row.difference, 3)}{_interval(row)}" + (f", {_note(row)}" if _note(row) else "")
             for row in _ordered(run, rows).itertuples()
         ]
         parts.append(f"{plural(int(n_layer), 'block')}: {'; '.join(words)}")
@@ -169,7 +185,7 @@ def describe_warmup(run: Run) -> str:
 
 
 def _known(regret: float) -> str:
-    return number(regret) if np.isfinite(regret) else "not known"
+    return _plain(regret) if np.isfinite(regret) else "not known"
 
 
 def _note(row: object) -> str:
@@ -179,4 +195,8 @@ def _note(row: object) -> str:
 
 def _interval(row: object) -> str:
     low, high = getattr(row, "low", np.nan), getattr(row, "high", np.nan)
-    return f" ({number(low)} to {number(high)})" if np.isfinite([low, high]).all() else ""
+    return f" ({_plain(low)} to {_plain(high)})" if np.isfinite([low, high]).all() else ""
+
+
+def _plain(nats: float) -> str:
+    return f"{round(nats, 3) + 0.0:.3f}"

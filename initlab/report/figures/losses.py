@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,14 +64,13 @@ def needs_grad_norms(run: Run) -> str:
 
 
 def needs_schedule(run: Run) -> str:
-    if run.manifest.get("kind") != "train":
-        return "of single runs: initlab train"
-    return untrained(run)
+    if reason := untrained(run):
+        return reason
+    return "" if run.manifest["kind"] == "train" else "of single runs: initlab train"
 
 
 def _no_curve(run: Run, column: str) -> str:
-    curves = [curve for panel in _panels(run, column) for curve in panel.curves.values()]
-    return "" if any(curve.drawable.any() for curve in curves) else f"every {column} is NaN"
+    return "" if np.isfinite(run.tables.training[column]).any() else f"every {column} is NaN"
 
 
 def draw_losses(run: Run, theme: str) -> Figure:
@@ -97,7 +97,19 @@ def draw_schedule(run: Run, theme: str) -> Figure:
     top = float(run.tables.training["lr"].max())
     x, y = "step (updates done)", "learning rate"
     frame = Frame("Learning rate", x, y, _over_steps(run), height=2.2, log=False, least=top)
-    return draw_panels(_panels(run, "lr"), frame, recipes_of(run), theme)
+    panels, recipes = _panels(run, "lr"), recipes_of(run)
+    if len(recipes) > 1 and len(_schedules(run)) == 1:
+        recipes = [str(_schedules(run)["recipe"].iloc[0])]
+        panels = [
+            replace(panel, curves={recipes[0]: panel.curves[recipes[0]]}, suffix={recipes[0]: "and all others"})
+            for panel in panels
+        ]
+    return draw_panels(panels, frame, recipes, theme)
+
+
+def _schedules(run: Run) -> pd.DataFrame:
+    """The runs whose rates differ in their peak, warmup or length."""
+    return run.tables.runs.drop_duplicates(["lr", "warmup", "steps"])
 
 
 def _over_steps(run: Run) -> Callable[[Axes, Panel], None]:
@@ -189,9 +201,8 @@ def _evaluations(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def describe_losses(run: Run) -> str:
-    parts = []
+    parts, shown = [], best_runs(run)
     for n_layer in depths_of(run):
-        shown = best_runs(run)
         own = shown[shown["n_layer"] == n_layer]
         words = [f"{recipe} {_ending(runs)}" for recipe in recipes_of(run) if len(runs := own[own["recipe"] == recipe])]
         parts.append(f"{plural(n_layer, 'block')}: {'; '.join(words)}")
@@ -223,9 +234,11 @@ def describe_grad_norms(run: Run) -> str:
 
 
 def describe_schedule(run: Run) -> str:
-    runs = run.tables.runs
+    runs, different = run.tables.runs, _schedules(run)
+    rows = runs.drop_duplicates(["recipe", "lr", "warmup", "steps"]) if len(different) > 1 else different
     parts = [
-        f"{row.recipe} {row.lr:g}, {plural(int(row.warmup), 'step')} of warmup, {plural(int(row.steps), 'step')}"
-        for row in runs.drop_duplicates(["recipe", "lr", "warmup", "steps"]).itertuples()
+        f"{row.recipe if len(different) > 1 else 'every run'} {row.lr:g}, {plural(int(row.warmup), 'step')} of warmup, "
+        f"{plural(int(row.steps), 'step')}"
+        for row in rows.itertuples()
     ]
     return f"Peak learning rate: {'; '.join(parts)}."

@@ -30,8 +30,11 @@ def needs_gradient(run: Run) -> str:
 def _needs(run: Run, kind: str) -> str:
     if reason := untrained(run):
         return reason
-    rows, _ = _after(run, kind)
-    return missing(rows, f"{'gradient' if kind == 'grad' else 'variance'} of the residual stream after training")
+    records = run.tables.records
+    return missing(
+        records[_of_stream(records, kind)],
+        f"{'gradient' if kind == 'grad' else 'variance'} of the residual stream after training",
+    )
 
 
 def draw_residual(run: Run, theme: str) -> Figure:
@@ -52,13 +55,13 @@ def _after(run: Run, kind: str) -> tuple[pd.DataFrame, int]:
         return run.tables.records.iloc[:0], 0
     n_layer = int(runs["n_layer"].max())
     records = run.tables.records
-    rows = records[
-        records["run_id"].isin(runs.loc[runs["n_layer"] == n_layer, "run_id"])
-        & (records["step"] > 0)
-        & (records["kind"] == kind)
-        & records["site"].isin(["embed", "resid_post"])
-    ]
+    rows = records[records["run_id"].isin(runs.loc[runs["n_layer"] == n_layer, "run_id"]) & _of_stream(records, kind)]
     return rows.assign(after=rows["layer"].astype("float64").fillna(-1.0) + 1), n_layer
+
+
+def _of_stream(records: pd.DataFrame, kind: str) -> pd.Series:
+    """Which rows are of the trained stream, at its ends and after every block."""
+    return (records["step"] > 0) & (records["kind"] == kind) & records["site"].isin(["embed", "resid_post"])
 
 
 def _curves(run: Run, kind: str) -> tuple[Curves, Curves, int]:

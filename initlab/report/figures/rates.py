@@ -23,10 +23,10 @@ _LEARNED = 0.1  # nats below ln V
 
 
 def needs_rates(run: Run) -> str:
-    if run.manifest.get("kind") != "confirm":
-        return "needs training runs at several learning rates: initlab confirm"
     if reason := untrained(run):
         return reason
+    if run.manifest["kind"] != "confirm":
+        return "needs a grid of recipes, rates and seeds: initlab confirm"
     rates = run.tables.runs["lr"].nunique()
     return "" if rates > 1 else "needs two or more learning rates, this run has one: --lrs 1e-3,3e-3,1e-2"
 
