@@ -121,6 +121,19 @@ def branch_writes(values, expected=None, site="mlp_out"):
     )
 
 
+def sharing_a_site(*writes):
+    """Blocks whose writes come from several modules each: `writes[k][i]` of the k-th in block i, None where it lacks."""
+    row = {"kind": "activation", "site": "mlp_out", "n_layer": len(writes[0])}
+    return run_of(
+        [
+            row | {"layer": i, "module": f"h.{i}.ffn_{k}", "var": value}
+            for k, values in enumerate(writes)
+            for i, value in enumerate(values)
+            if value is not None
+        ]
+    )
+
+
 def added(write, dtype="float32"):
     """A block that writes `write` times its stream, in rms."""
     rows = [{"site": site, "rms": 1.0} for site in ("resid_pre", "resid_mid")]
@@ -292,6 +305,7 @@ CASES = {
             (branch_writes([0.0, 1.0, 1.0, 1.0, 1.0], site="attn_out"), "warning"),  # one block writes nothing
             (branch_writes([1.0, 2.0, 3.0, 100.0], [1.0, 2.0, 3.0, 4.0]), "warning"),
             (branch_writes([0.05, 1.0, 1.0, 1.0], [1.0] * 4), "warning"),
+            (sharing_a_site([1.0, 1.0, 20.0, 1.0], [30.0] * 4), "warning"),
         ],
         [
             branch_writes([1.0, 1.1, 0.9, 1.0]),
@@ -299,6 +313,8 @@ CASES = {
             branch_writes([1.0, 30.0, 1.0, 30.0], [1.0, 30.0, 1.0, 30.0]),  # as predicted
             branch_writes([0.03, 1.0, 1.0, 1.0], site="attn_out"),  # unlike tokens, averaged away
             branch_writes([0.0] * 4),
+            sharing_a_site([1.0] * 6, [None, None, 30.0, None, None, None]),  # one block has a module more
+            sharing_a_site([1.0, 1.1, 0.9, 1.0], [30.0, 29.0, 31.0, 30.0]),
         ],
         [branch_writes([1.0, 30.0, 1.0])],
     ),

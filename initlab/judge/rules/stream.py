@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
-from initlab.judge.rules.tallies import CELL, rows_of, seeds, size
+from initlab.judge.rules.tallies import CELL, family, rows_of, seeds, size
 from initlab.judge.rules.trends import off_trend
 from initlab.rundir import Run
 
@@ -24,8 +24,9 @@ def measure_spike(run: Run) -> pd.DataFrame:
     rows = rows[rows["layer"].notna()]
     keys = [*CELL, "site", "module", "layer"]
     rows = rows.groupby(keys, observed=True)[["var", "expected_var"]].mean().reset_index()
+    rows["family"] = family(rows["module"])
     parts = []
-    for _, group in rows.groupby(["run_id", "site"], observed=True):
+    for _, group in rows.groupby(["run_id", "site", "family"], observed=True):
         expected = group["expected_var"]
         value = group["var"] / expected if (expected > 0).all() else group["var"]
         off = off_trend(group["layer"].to_numpy(float), value.to_numpy(float))

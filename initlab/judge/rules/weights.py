@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
-from initlab.judge.rules.tallies import CELL, MATRICES, blocks, rows_of, seeds
+from initlab.judge.rules.tallies import CELL, MATRICES, blocks, family, rows_of, seeds
 from initlab.judge.rules.trends import off_trend
 from initlab.rundir import Run
 
@@ -95,7 +95,7 @@ def measure_siblings(run: Run) -> pd.DataFrame:
     rows = rows[rows["role"].isin(MATRICES) & rows["layer"].notna()]
     if rows.empty:
         return pd.DataFrame()
-    rows = rows.assign(family=rows["module"].str.replace(r"\.\d+(?=\.)", ".*", regex=True), square=rows["var"])
+    rows = rows.assign(family=family(rows["module"]), square=rows["var"])
     keys = [*CELL, "family", "numel", "layer"]
     means = rows.groupby(keys, observed=True).agg(square=("square", "mean"), module=("module", "first")).reset_index()
     means["std"] = np.sqrt(means["square"])
