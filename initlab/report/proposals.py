@@ -45,6 +45,7 @@ def proposal_text(proposal: Shown) -> str:
         lines += ["afterwards, on a copy, there stays", "", *map(_finding, proposal.left), *_hints(proposal.left)]
     else:
         lines.append(_filled(f"Afterwards, measured on a copy: {_passes(proposal)}."))
+    lines += map(_note, proposal.notes)
     if not proposal.applied:
         how = "proposal.apply(), fix(model, apply=True) or, in a shell, --save changes it"
         lines += ["", _filled(f"The model is as it was; {how}.")]

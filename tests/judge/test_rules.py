@@ -122,7 +122,7 @@ def branch_writes(values, expected=None, site="mlp_out"):
 
 
 def sharing_a_site(*writes):
-    """Blocks whose writes come from several modules each: `writes[k][i]` of the k-th in block i, None where it lacks."""
+    """Blocks whose writes come from several modules each: `writes[k][i]` of the k-th in block i, None: it has none."""
     row = {"kind": "activation", "site": "mlp_out", "n_layer": len(writes[0])}
     return run_of(
         [
