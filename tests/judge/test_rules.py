@@ -377,6 +377,20 @@ CASES = {
 }
 
 
+def test_slopes_are_measured_and_only_judged_by_the_limit():
+    """`measure` hands on numbers, so that another limit asks for no other measurement."""
+    measured = named("SCL001").measure(scaled(0.3))
+    fits = measured[(measured["what"] == "fit") & (measured["step"] == 1)]
+    assert fits["slope"].tolist() == pytest.approx([0.3])
+    each = measured[(measured["what"] == "seed") & (measured["step"] == 1)]
+    assert each["slope"].tolist() == pytest.approx([0.3, 0.3])
+    assert measured[["smallest", "largest"]].drop_duplicates().to_numpy().tolist() == [[64, 256]]
+    (finding,) = evaluate(scaled(0.3), select=["SCL001"], limits={"SCL001": 0.4})
+    assert finding.status == "pass"
+    lost = named("SCL001").measure(scaled(0.0, loss=math.nan))
+    assert lost.loc[lost["what"] == "lost", ["n_embd", "step", "lost", "of"]].to_numpy().tolist() == [[256, 1, 2, 2]]
+
+
 def verdicts(run, code):
     return evaluate(run, select=[code])
 
