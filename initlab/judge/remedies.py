@@ -15,6 +15,7 @@ from typing import Any
 
 from initlab.judge.inits import TOLERANCE, unscaled
 from initlab.judge.rules import Finding
+from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS
 
@@ -97,7 +98,7 @@ def merged(changes: Iterable[Change]) -> list[Change]:
                 proposed=change.proposed,
                 code=f"{old.code}, {change.code}",
                 why=f"{old.why}; {change.why}",
-                how=f"× {factor:.3g}",
+                how=f"× {trimmed(factor)}",
                 factor=factor,
             )
         found[key] = change
@@ -130,9 +131,9 @@ def match_embeddings(finding: Finding, case: Case) -> list[Change]:
     changes: list[Change] = []
     for position in positions:
         if off(token) > off(position):
-            why = f"the position embedding's std, {position['std']:.3g}"
+            why = f"the position embedding's std, {trimmed(position['std'])}"
             return _towards(token, position["std"], finding, why, case)
-        why = f"the token embedding's std, {token['std']:.3g}: what is read weighs as much as where"
+        why = f"the token embedding's std, {trimmed(token['std'])}: what is read weighs as much as where"
         changes += _towards(position, token["std"], finding, why, case)
     return changes
 
@@ -147,20 +148,23 @@ def calm_head(finding: Finding, case: Case) -> list[Change]:
     for row in heads:
         wanted = case.wanted(row).get("std", 0.0)
         if 0 < wanted < row["std"] * (1 - TOLERANCE):
-            why = f"logits of std {std:.3g}; {case.reference}'s head has {wanted:.3g}"
+            why = f"logits of std {trimmed(std)}; {case.reference}'s head has {trimmed(wanted)}"
             changes += _towards(row, wanted, finding, why, case)
     if trapped and not changes:
         for row in case.of(*OUTPUTS):
             wanted = case.wanted(row).get("std", 0.0)
             if row["std"] < wanted * (1 - TOLERANCE):
-                why = f"blocks that write so little leave the token just read a logit of {own:.3g} in the tied head"
+                why = (
+                    f"blocks that write so little leave the token just read a logit of {trimmed(own)} in the tied head"
+                )
                 changes += _towards(row, wanted, finding, why, case)
     for row in heads if not changes else []:
         if trapped and row["std"] > GPT2_EMBEDDING:
-            why = f"n_embd·σ²/√variance is the logit of the token just read, {own:.3g}; GPT-2's σ is {GPT2_EMBEDDING}"
+            why = f"n_embd·σ²/√variance is the logit of the token just read, {trimmed(own)}; "
+            why += f"GPT-2's σ is {GPT2_EMBEDDING}"
             changes += _towards(row, GPT2_EMBEDDING, finding, why, case)
         elif not trapped and std > GPT2_STD:
-            why = f"logits of std {std:.3g} cost about std²/2 nats; GPT-2's have {GPT2_STD:.2f}"
+            why = f"logits of std {trimmed(std)} cost about std²/2 nats; GPT-2's have {GPT2_STD:.2f}"
             changes += _rescaled(row, list(row["stds"]), GPT2_STD / std, finding, why)
     return changes
 
@@ -172,7 +176,8 @@ def widen_hidden(finding: Finding, case: Case) -> list[Change]:
         inputs = [each for each in case.of(Role.MLP_IN) if each["stack"] == row["stack"]]
         if inputs and inputs[0]["std"] > 0:
             wanted = GPT2_STD / math.sqrt(row["n_embd"])
-            why = f"n_embd·σ² = {GPT2_STD**2:.2f}, as in GPT-2 at 768: at n_embd {row['n_embd']} that is {wanted:.3g}"
+            why = f"n_embd·σ² = {GPT2_STD**2:.2f}, as in GPT-2 at 768: "
+            why += f"at n_embd {row['n_embd']} that is {trimmed(wanted)}"
             changes += _rescaled(row, list(row["stds"]), wanted / inputs[0]["std"], finding, why)
     return changes
 
@@ -183,7 +188,7 @@ def calm_attention(finding: Finding, case: Case) -> list[Change]:
     for row in case.of(Role.ATTN_QKV):
         wanted = case.wanted(row).get("std", 0.0)
         if 0 < wanted < row["std"] * (1 - TOLERANCE):
-            why = f"attention logits grow with the square of it; {case.reference} has {wanted:.3g}"
+            why = f"attention logits grow with the square of it; {case.reference} has {trimmed(wanted)}"
             changes += _rescaled(row, list(row["stds"]), wanted / row["std"], finding, why)
     return changes
 
@@ -281,7 +286,7 @@ def _rescaled(row: dict[str, Any], names: list[str], factor: float, finding: Fin
     std = _pooled(row["stds"][name] for name in names) if names else 0.0
     if std == 0:
         return []
-    how = f"× {factor:.3g}"
+    how = f"× {trimmed(factor)}"
     return [Change(row["role"], row["stack"], tuple(names), std, std * factor, finding.code, why, how, factor)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.rules import Finding
+from initlab.judge.words import trimmed
 from initlab.report.digest import GLYPHS
 from initlab.rundir import Run
 
@@ -101,7 +102,7 @@ def _passes(proposal: Shown) -> str:
 
 
 def _moved(name: str, values: list[float]) -> list[str]:
-    old, new = (f"{value:.3g}" for value in values)
+    old, new = (f"{trimmed(value)}" for value in values)
     return [f"{name} {old} → {new}"] if not math.isnan(values[1]) and old != new else []
 
 
@@ -111,7 +112,7 @@ def _last_variance(records: pd.DataFrame) -> float:
 
 
 def _number(std: float) -> str:
-    return f"{std:.3g}" if math.isfinite(std) else "not finite"
+    return f"{trimmed(std)}" if math.isfinite(std) else "not finite"
 
 
 def _filled(text: str, first: str = "", rest: str = "") -> str:

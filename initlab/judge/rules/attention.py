@@ -8,6 +8,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, seeds, size
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 
@@ -39,7 +40,7 @@ def judge_logits(case: Case, rows: pd.DataFrame) -> Finding:
     worst, value = _extreme(rows, "logit_std", lowest=False)
     limit = case.limits["std"]
     common = {"measured": value, "site": "attn_logits", "layer_first": int(worst["layer"])}
-    text = f"Attention logits have std {value:.2g} at most, in block {int(worst['layer'])}"
+    text = f"Attention logits have std {trimmed(value, 2)} at most, in block {int(worst['layer'])}"
     if value <= limit:
         return case.passed(text, **common)
     return case.failed(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.slopes import FLAT, along, diverged, slopes, verdict
+from initlab.judge.words import plural, trimmed
 from initlab.rundir import Run
 
 _BY_DESIGN = ("attn_logits", "attn_pattern")  # no activation of their own: products of two, and shares
@@ -41,10 +42,10 @@ def judge_width(case: Case, rows: pd.DataFrame) -> Finding:
         worst = unclear.loc[unclear["slope"].idxmax()]
         return case.not_applicable(
             f"Too few seeds to tell whether {_name(worst)} grows with width: ∝ {_power(worst)} after "
-            f"{_counted(int(worst['step']), 'step')}; needs more --seeds or --widths"
+            f"{plural(int(worst['step']), 'step')}; needs more --seeds or --widths"
         )
     worst = fits.loc[fits["slope"].idxmax()]
-    after = _counted(int(worst["step"]), "step")
+    after = plural(int(worst["step"]), "step")
     text = f"No site grows with width after any step; steepest: {_name(worst)} ∝ {_power(worst)} after {after}"
     return case.passed(text, **_numbers(worst))
 
@@ -56,7 +57,7 @@ def _wide(case: Case, rows: pd.DataFrame, fits: pd.DataFrame, growing: pd.DataFr
     start = _same(rows[(rows["what"] == "fit") & (rows["step"] == 0)], worst)
     at_init = f" (at init {_power(start.iloc[0])})" if len(start) else ""
     text = (
-        f"After {_counted(int(worst['step']), 'step')}{_rate(worst)} the variance of {_name(worst)} goes as "
+        f"After {plural(int(worst['step']), 'step')}{_rate(worst)} the variance of {_name(worst)} goes as "
         f"{_power(worst)}{at_init}; {many} of {all_sites} sites grow with width"
     )
     found = _numbers(worst) | _seeds(rows, worst, flat)
@@ -88,7 +89,7 @@ def judge_depth(case: Case, rows: pd.DataFrame) -> Finding:
     last = fits.loc[fits["step"].idxmax()]
     found = _numbers(last)
     text = (
-        f"After {_counted(int(last['step']), 'step')}{_rate(last)} the change of {_name(last)} since init has a "
+        f"After {plural(int(last['step']), 'step')}{_rate(last)} the change of {_name(last)} since init has a "
         f"variance ∝ {_power(last)}"
     )
     if last["slope"] <= limit:
@@ -157,8 +158,8 @@ def _broken(case: Case, rows: pd.DataFrame, axis: str) -> Finding | None:
         return None
     first = lost.sort_values(axis).iloc[0]
     size, step, count, of = (int(first[key]) for key in (axis, "step", "lost", "of"))
-    when = f"after {_counted(step, 'step')}{_rate(first)}" if step else "before any step"
-    where = f"The loss isn't finite at {axis} {size} {when} ({count} of {_counted(of, 'seed')})"
+    when = f"after {plural(step, 'step')}{_rate(first)}" if step else "before any step"
+    where = f"The loss isn't finite at {axis} {size} {when} ({count} of {plural(of, 'seed')})"
     if size == int(first["smallest"]):
         return case.not_applicable(f"{where}, the smallest size; try a smaller --lr")
     text = f"{where}; smaller models train"
@@ -187,7 +188,7 @@ def _seeds(rows: pd.DataFrame, fit: pd.Series, limit: float) -> dict[str, int]:
 def _width_advice(fit: pd.Series) -> str:
     small, large, lr = int(fit["smallest"]), int(fit["largest"]), fit["lr"]
     if fit["optimizer"] == "adamw" and isinstance(lr, float):
-        rate = f"at n_embd {large}, {lr:.3g} → {lr * small / large:.3g} to act as at {small}"
+        rate = f"at n_embd {large}, {trimmed(lr)} → {trimmed(lr * small / large)} to act as at {small}"
         return (
             f"With AdamW, make the learning rate of hidden matrices fall as 1/n_embd ({rate}) and their std as "
             "1/√n_embd (muP); a rate tuned at one width holds at that width alone"
@@ -202,10 +203,6 @@ def _rate(row: pd.Series) -> str:
     if row["optimizer"] not in ("adamw", "sgd"):
         return ""
     return f" of {'AdamW' if row['optimizer'] == 'adamw' else 'SGD'} at lr {row['lr']:g}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _name(fit: pd.Series) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, family, rows_of, seeds, size
 from initlab.judge.rules.trends import off_trend
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _WRITES = ("attn_out", "cross_attn_out", "mlp_out", "mixer_out")
@@ -49,8 +50,8 @@ def judge_spike(case: Case, rows: pd.DataFrame) -> Finding:
         return case.passed("No block writes much more or less than the trend over the blocks says", **common)
     layer = int(worst["layer"])
     return case.failed(
-        f"Block {layer} of {int(worst['n_layer'])} ({worst['module']}) writes {factor:.2g}× the variance that the "
-        f"other blocks' trend suggests{size(worst, rows)}",
+        f"Block {layer} of {int(worst['n_layer'])} ({worst['module']}) writes {trimmed(factor, 2)}× the variance that "
+        f"the other blocks' trend suggests{size(worst, rows)}",
         severity="warning",
         effect=min(abs(float(worst["off"])), 1e6),
         advice=f"compare the weights of {worst['module']} with those of its neighbours, and how it is wired",
@@ -90,7 +91,9 @@ def judge_absorbed(case: Case, rows: pd.DataFrame) -> Finding:
     limit = case.limits[dtype if own else "bfloat16"]
     layer = int(worst["layer"])
     common = {"measured": ratio, "site": str(worst["site"]), "layer_first": layer}
-    text = f"The smallest write is {ratio:.2g}× the stream it is added to, in rms ({worst['site']}, block {layer})"
+    text = (
+        f"The smallest write is {trimmed(ratio, 2)}× the stream it is added to, in rms ({worst['site']}, block {layer})"
+    )
     if ratio >= limit:
         return case.passed(text, **common)
     return case.failed(
@@ -116,11 +119,11 @@ def judge_growth(case: Case, rows: pd.DataFrame) -> Finding:
     """The cell whose stream grows most."""
     worst, limit = rows.loc[rows["growth"].idxmax()], case.limits["factor"]
     growth = float(worst["growth"])
-    text = f"From embedding to last block the stream's variance grows {growth:.3g}×{size(worst, rows)}"
+    text = f"From embedding to last block the stream's variance grows {trimmed(growth)}×{size(worst, rows)}"
     if growth <= limit:
         return case.passed(text, measured=growth, site="resid_post")
     return case.failed(
-        f"{text}: the embedding is {1 / growth:.1g} of what the head reads",
+        f"{text}: the embedding is {trimmed(1 / growth, 1)} of what the head reads",
         severity="info",
         measured=growth,
         site="resid_post",

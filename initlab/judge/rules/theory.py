@@ -9,6 +9,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, rows_of, seeds
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _BRANCH_NAMES = {"attn_out": "attention", "mlp_out": "the MLP"}
@@ -62,9 +63,9 @@ def _judge(
     factor = case.limits["factor"]
     common = {"measured": value, "site": site, "layer_first": layer}
     if 1 / factor <= value <= factor:
-        return case.passed(f"{what} is at most {value:.3g}× its closed form, {where}", **common)
+        return case.passed(f"{what} is at most {trimmed(value)}× its closed form, {where}", **common)
     return case.failed(
-        f"{what} is {value:.3g}× its closed form {where}",
+        f"{what} is {trimmed(value)}× its closed form {where}",
         severity="warning",
         effect=abs(math.log(value)) if value > 0 else math.inf,
         **seeds(_distance(rows["ratio"]) > math.log(factor), rows["seed"]),

@@ -10,6 +10,7 @@ import pandas as pd
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, MATRICES, blocks, family, rows_of, seeds
 from initlab.judge.rules.trends import off_trend
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _OUTPUTS = ("attn_out", "mlp_out")
@@ -37,7 +38,7 @@ def judge_not_applied(case: Case, rows: pd.DataFrame) -> Finding:
         return case.passed(f"All {rows['module'].nunique()} parameters have the std that {case.recipe} draws", **common)
     roles = list(dict.fromkeys(bad["role"]))
     return case.failed(
-        f"{worst['module']} has std {worst['std']:.3g}, {case.recipe} draws {worst['expected']:.3g}; "
+        f"{worst['module']} has std {trimmed(worst['std'])}, {case.recipe} draws {trimmed(worst['expected'])}; "
         f"{bad['module'].nunique()} of {rows['module'].nunique()} parameters are off ({', '.join(roles)})",
         severity="error",
         site=str(worst["site"]),
@@ -77,8 +78,8 @@ def judge_unscaled_code(case: Case, rows: pd.DataFrame) -> Finding:
         return case.passed(f"The output projections are depth-scaled, as {code} says", measured=exponent)
     wanted = float(best["inner"]) / math.sqrt(2 * n_layer)
     return case.failed(
-        f"The output projections ({roles}) aren't depth-scaled, though {code} says so: std {best['std']:.3g}, where "
-        f"{best['inner']:.3g}/√(2·{n_layer}) = {wanted:.3g} was meant",
+        f"The output projections ({roles}) aren't depth-scaled, though {code} says so: std {trimmed(best['std'])}, "
+        f"where {trimmed(best['inner'])}/√(2·{n_layer}) = {trimmed(wanted)} was meant",
         severity="error",
         site=str(best["role"]),
         measured=exponent,
@@ -115,8 +116,8 @@ def judge_siblings(case: Case, rows: pd.DataFrame) -> Finding:
     worst = bad.loc[bad["off"].abs().idxmax()]
     factor = math.exp(float(worst["off"]))
     return case.failed(
-        f"{worst['module']} has std {worst['std']:.3g}, {factor:.2g}× what its siblings in the other blocks suggest "
-        f"(typically {worst['typical']:.3g}); {len(bad)} of {len(rows)} matrices stand out",
+        f"{worst['module']} has std {trimmed(worst['std'])}, {trimmed(factor, 2)}× what its siblings in the other "
+        f"blocks suggest (typically {trimmed(worst['typical'])}); {len(bad)} of {len(rows)} matrices stand out",
         severity="warning",
         measured=factor,
         effect=min(abs(float(worst["off"])), 1e6),
