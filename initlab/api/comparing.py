@@ -107,7 +107,8 @@ def compare(
 
     def measure(cell: Cell) -> Tables:
         tables = measure_cell(cell, sweep, entries[cell.recipe], corpus)
-        annotate(tables, setting_of(cell, sweep, entries[cell.recipe], described, tables))
+        _, targets = corpus.batch(batch_size, block_size, cell.seed)  # what the cell was measured with
+        annotate(tables, setting_of(cell, sweep, entries[cell.recipe], described, tables, targets.numpy()))
         return tables
 
     def seconds(todo: Sequence[Cell]) -> float:
@@ -128,9 +129,9 @@ def compare(
 
 
 def setting_of(
-    cell: Cell, sweep: SweepConfig, recipe: Recipe, described: dict[str, Any], tables: Tables
+    cell: Cell, sweep: SweepConfig, recipe: Recipe, described: dict[str, Any], tables: Tables, targets: Any = None
 ) -> theory.Setting:
-    """What the closed form knows of a cell: its recipe and sizes, and the text's statistics."""
+    """What the closed form knows of a cell: its recipe and sizes, the text's statistics, and its own targets."""
     size = next(s for s in sweep.sizes() if (s["n_layer"], s["n_embd"]) == (cell.n_layer, cell.n_embd))
     return theory.from_recipe(
         recipe,
@@ -140,4 +141,5 @@ def setting_of(
         activation=sweep.activation,
         sum_p2=described["sum_p2"],
         repeat_rate=float(tables.summary["repeat_rate"].iloc[0]),
+        same_target=None if targets is None else theory.equal_pairs(targets),
     )

@@ -7,7 +7,7 @@ o, the mean product of the streams at two different positions; and on the way ba
 from initlab.judge.theory.found import from_weights
 from initlab.judge.theory.losses import first_loss
 from initlab.judge.theory.positions import Grid
-from initlab.judge.theory.predicting import Prediction, predict
+from initlab.judge.theory.predicting import Prediction, equal_pairs, predict
 from initlab.judge.theory.settings import BlockScales, Setting, from_recipe
 from initlab.judge.theory.tables import annotate
 
@@ -17,6 +17,7 @@ __all__ = [
     "Prediction",
     "Setting",
     "annotate",
+    "equal_pairs",
     "first_loss",
     "from_recipe",
     "from_weights",

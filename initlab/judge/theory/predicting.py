@@ -80,7 +80,7 @@ def predict(
         raise ConfigError(f"ids need exact=True, targets, and the setting's block_size: both of shape ({T},)")
     grid = Grid.exact(T) if exact else Grid.of(T)
     same: float | Array = setting.sum_p2
-    same_target: float | Array = setting.sum_p2
+    same_target: float | Array = setting.sum_p2 if setting.same_target is None else setting.same_target
     if ids is not None and targets is not None:
         same, same_target = _equal(ids, setting.sum_p2), _equal(targets, setting.sum_p2)
     trace = follow(setting, grid, same, backward=backward)
@@ -97,6 +97,19 @@ def predict(
         score_std=tuple(grid.mean(np.sqrt(np.maximum(scores, 0))) for scores in trace.score_var),
         entropy_frac=tuple(_entropy(grid, scores, keys) for scores in trace.score_var),
     )
+
+
+def equal_pairs(tokens: NDArray[np.int64]) -> float:
+    """Chance that two positions of one sequence hold the same token, over sequences (B, T); 0 without a pair.
+
+    Negative numbers stand for no token. On text it is above `sum_p2` of the whole text: a word just used comes again.
+    """
+    equal = pairs = 0
+    for row in np.atleast_2d(tokens):
+        counts = np.unique(row[row >= 0], return_counts=True)[1]
+        equal += int((counts * (counts - 1)).sum())
+        pairs += int(counts.sum() * (counts.sum() - 1))
+    return equal / pairs if pairs else 0.0
 
 
 def _equal(ids: NDArray[np.int64], otherwise: float) -> Array:
