@@ -240,7 +240,7 @@ def _verdict_of_model(run: Run, recipe: str, findings: Sequence[Finding]) -> str
     if state == "not_applicable":
         return f"{subject}: measured, not judged."
     step = run.manifest["config"].get("step")
-    after = f", after {step} steps of training: checks of an init don't apply" if step else ""
+    after = f", after {plural(step, 'step')} of training: checks of an init don't apply" if step else ""
     if run.manifest.get("kind") == "watch":
         after = f"; as an init at step {steps_of(run)[0]}, for finite values at every watched step"
     return _verdict_of_one(subject, recipe, findings, checks).removesuffix(".") + f"{after}."
@@ -249,7 +249,9 @@ def _verdict_of_model(run: Run, recipe: str, findings: Sequence[Finding]) -> str
 def _verdict_of_one(subject: str, recipe: str, findings: Sequence[Finding], checks: str) -> str:
     state = worst(findings)
     if state in ("pass", "info"):
-        return f"{subject} passes all checks that apply ({checks})."
+        notes = sum(finding.severity == "info" for finding in failing(findings))
+        but = f"; {plural(notes, 'note')}" if notes else ""
+        return f"{subject} passes all checks that apply ({checks}{but})."
     count = sum(finding.severity == state for finding in failing(findings))
     what = plural(count, "check") if state == "error" else plural(count, "warning")
     verb = "fails" if state == "error" else "draws"
@@ -289,8 +291,8 @@ def count_sentence(run: Run, findings: Sequence[Finding]) -> str:
     counts = [(s, sum(f.severity == s for f in failed)) for s in SEVERITIES]
     named = ", ".join(plural(n, s) if s != "info" else plural(n, "note") for s, n in counts if n)
     total = len(recipes_of(run))
-    noun = "recipe" if total == 1 else "recipes"
-    return f"Found {named} in {len({f.recipe for f in failed})} of {total} {noun}; {tail}."
+    place = f" in {len({f.recipe for f in failed})} of {total} recipes" if total > 1 else ""
+    return f"Found {named}{place}; {tail}."
 
 
 def shortfall(run: Run) -> list[str]:

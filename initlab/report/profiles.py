@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from initlab.judge.theory import Prediction, Setting
-from initlab.report.console import layers_shown, plain_table, print_text, wrapped
+from initlab.report.console import layers_shown
 from initlab.report.digest import number, plural, signed
+from initlab.report.tables import narrowed, plain_table, print_text, wrapped
 
 
 def scalars(setting: Setting, expected: Prediction) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def profile_text(
     def body(console: Any, columns: int) -> None:
         console.print(wrapped(head, columns), style="dim" if color else "")
         console.print()
-        console.print(table)
+        console.print(narrowed(table, columns))
         if skipped:
             console.print("not every block is shown; profile.csv (-o DIR) has them all", style="dim" if color else "")
         console.print()
