@@ -373,9 +373,13 @@ def test_a_model_that_cant_be_copied_is_refused_with_the_reason() -> None:
         initlab.fix(model, **QUICK)
 
 
-def test_the_text_has_at_most_100_columns_and_says_before_and_after() -> None:
-    text = repr(initlab.fix(nanogpt("torch-default"), **QUICK))
-    assert max(map(len, text.splitlines())) <= 100
+def test_the_text_is_as_wide_as_the_terminal_or_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    proposal = initlab.fix(nanogpt("torch-default"), **QUICK)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, repr(proposal).splitlines())) <= 60
+    monkeypatch.setenv("COLUMNS", "200")
+    text = repr(proposal)
+    assert 80 < max(map(len, text.splitlines())) <= 100
     for part in ("as found", "EMB001", "std found", "std proposed", "Afterwards, measured on a copy: every check"):
         assert part in text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from initlab.judge.words import trimmed
 from initlab.report.digest import GLYPHS
 from initlab.rundir import Run
 
-_WIDTH = 100
+_MOST = 100  # columns, on a wider terminal too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,5 +118,10 @@ def _number(std: float) -> str:
 
 def _filled(text: str, first: str = "", rest: str = "") -> str:
     return textwrap.fill(
-        text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+        text,
+        min(shutil.get_terminal_size((_MOST, 24)).columns, _MOST),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
