@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from initlab.judge.theory import Prediction, Setting
+from initlab.judge.theory import STEEP, Prediction, Setting
 from initlab.report.console import layers_shown
 from initlab.report.digest import number, plural, signed
 from initlab.report.tables import narrowed, plain_table, print_text, wrapped
-
-_STEEP = 1.2  # std of attention logits; of variance 1, as xavier has, growth is right within 5 %
 
 
 def scalars(setting: Setting, expected: Prediction) -> dict[str, Any]:
@@ -79,11 +77,10 @@ def profile_text(
         f"Logits have std {number(expected.logit_std)}{own}. First loss {expected.loss:.3f} nats: "
         f"ln V {signed(expected.loss - math.log(setting.vocab_size), 3)}.",
     ]
-    steep = max(expected.score_std, default=0.0)
-    if steep > _STEEP:
+    if expected.steep:
         notes.append(
-            f"Attention logits reach std {number(steep)}: above {_STEEP:g} the softmax is no small perturbation of a "
-            "uniform one, and these numbers are rough (kaiming, 2.0: half of the gradient's growth is measured)."
+            f"Attention logits reach std {number(max(expected.score_std))}: above {STEEP:g} the softmax is no small "
+            "perturbation of a uniform one, and these numbers are rough (kaiming, 2.0: half of the gradient's growth is measured)."
         )
 
     def body(console: Any, columns: int) -> None:

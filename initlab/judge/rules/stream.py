@@ -227,7 +227,7 @@ COLLAPSE = Rule(
     needs="a residual stream of shape (B, T, C)",
     limits={"cosine": 0.95, "excess": 0.2},
     unit="mean cosine",
-    limit="≤ {cosine}, and at most {excess} above the closed form",
+    limit="≤ {cosine}, and at most {excess} above the closed form where there is one",
     basis="heuristic",
     why="Attention averages, so positions grow alike with depth. Where they are all the same, queries and keys get no "
     "gradient, and nothing that depends on the token reaches the head.",

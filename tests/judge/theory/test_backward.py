@@ -164,6 +164,22 @@ def test_a_probe_predicts_the_gradient_of_its_own_targets():
     assert ratios["one"][1] > 3 * ratios["many"][1]
 
 
+def test_nothing_is_expected_of_attention_that_is_too_steep_for_the_theory():
+    """He's init has logits of std 2; what is said of it there would be a false alarm."""
+    found = {}
+    for recipe in ("kaiming", "xavier"):
+        model = empty_model(NanoGPTConfig(n_layer=2, n_head=2, n_embd=128, block_size=64, vocab_size=64), "cpu")
+        apply_recipe(model, registry.get(recipe), 0)
+        found[recipe] = initlab.probe(model, data="uniform", batch_size=4)
+    steep, fine = found["kaiming"], found["xavier"]
+    assert steep.at("attn_out")["expected_var"].isna().all() and fine.at("attn_out")["expected_var"].notna().all()
+    assert steep.at("mlp_out")["expected_var"].notna().all() and steep.at("resid_post")["expected_var"].notna().all()
+    assert math.isnan(steep.summary["expected_token_cosine"].item())
+    assert not math.isnan(fine.summary["expected_token_cosine"].item())
+    for probe in found.values():
+        assert not {f.code for f in probe.findings if f.status == "fail"} & {"RES002", "RES003", "RES007"}
+
+
 def test_groups_of_positions_give_the_gradient_of_single_ones():
     config = NanoGPTConfig(n_layer=3, n_head=6, n_embd=384, block_size=300, vocab_size=64)
     setting = setting_of("nanogpt", config, {"sum_p2": 0.05, "repeat_rate": 0.03})
