@@ -80,7 +80,8 @@ def profile_text(
     if expected.steep:
         notes.append(
             f"Attention logits reach std {number(max(expected.score_std))}: above {STEEP:g} the softmax is no small "
-            "perturbation of a uniform one, and these numbers are rough (kaiming, 2.0: half of the gradient's growth is measured)."
+            "perturbation of a uniform one, and these numbers are rough (kaiming, 2.0: half of the gradient's "
+            "growth is measured)."
         )
 
     def body(console: Any, columns: int) -> None:
