@@ -360,6 +360,18 @@ def test_weights_that_are_no_numbers_are_drawn_anew() -> None:
     assert "not finite" in repr(proposal)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("name", ["transformer.wte.weight", "transformer.h.0.attn.c_attn.weight", "ln_f.weight"])
+def test_a_model_that_is_nowhere_finite_is_judged_and_mended(name: str, value: float) -> None:
+    model = nanogpt()
+    for each, parameter in model.named_parameters():
+        if each.endswith(name):
+            nn.init.constant_(parameter, value)
+    proposal = initlab.fix(model, **QUICK)
+    assert failing(proposal.before) & {"NUM001", "LOG001"}
+    assert not {finding.code for finding in proposal.left} & {"NUM001"}
+
+
 def test_a_compiled_model_is_mended_through_its_original() -> None:
     model = nanogpt("torch-default")
     initlab.fix(torch.compile(model, backend="eager"), apply=True, **QUICK)  # type: ignore[arg-type]

@@ -274,7 +274,7 @@ CASES = {
     "INI002": (
         [(depth_code(0.02), "error"), (depth_code(0.018), "error")],
         [depth_code(0.005), depth_code(0.02 / math.sqrt(8))],
-        [depth_code(0.02, code=""), depth_code(0.02, n_layer=1), run_of(summary=summary())],
+        [depth_code(0.02, code=""), depth_code(0.02, n_layer=1), depth_code(math.inf), run_of(summary=summary())],
     ),
     "INI003": (
         [(siblings([0.02] * 5 + [0.0883] + [0.02] * 2), "warning"), (siblings([0.02, 0.02, 0.02, 0.0]), "warning")],
@@ -320,7 +320,7 @@ CASES = {
     ),
     "RES005": (
         [(added(0.001, "bfloat16"), "warning"), (added(0.001), "info"), (added(2e-4, "float16"), "warning")],
-        [added(0.1), added(0.1, "bfloat16"), added(0.001, "float16"), added(0.0, "bfloat16")],
+        [added(0.1), added(0.1, "bfloat16"), added(0.001, "float16"), added(0.0, "bfloat16"), added(math.inf)],
         [run_of(summary=summary())],
     ),
     "RES006": ([(grown(2000.0), "info")], [grown(556.0), grown(0.5)], [run_of(summary=summary())]),
@@ -346,9 +346,13 @@ CASES = {
     "ATT001": (
         [(heads(entropy=0.4), "warning"), (heads(entropy=0.1), "error"), (heads(entropy=0.0), "error")],
         [heads(), heads(entropy=0.6)],
-        [run_of(summary=summary())],
+        [run_of(summary=summary()), heads(entropy=math.nan)],
     ),
-    "ATT002": ([(heads(std=4.0), "warning")], [heads(), heads(std=2.0)], [run_of(summary=summary())]),
+    "ATT002": (
+        [(heads(std=4.0), "warning")],
+        [heads(), heads(std=2.0)],
+        [run_of(summary=summary()), heads(std=math.nan)],
+    ),
     "GRD002": (
         [(imbalance(1e-6), "info"), (imbalance(1e6), "info")],
         [imbalance(0.01), imbalance(0.0)],

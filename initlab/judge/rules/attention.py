@@ -11,6 +11,8 @@ from initlab.judge.rules.tallies import CELL, seeds, size
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
+_NOWHERE = "Attention is finite in no block"
+
 
 def measure_heads(run: Run) -> pd.DataFrame:
     """Mean over the heads of every block: entropy as a share of its largest, and std of the attention logits."""
@@ -20,6 +22,9 @@ def measure_heads(run: Run) -> pd.DataFrame:
 
 def judge_entropy(case: Case, rows: pd.DataFrame) -> Finding:
     """The block, of the means over seeds, that looks most narrowly."""
+    rows = rows[rows["entropy_frac"].notna()]
+    if rows.empty:
+        return case.not_applicable(_NOWHERE)
     worst, value = _extreme(rows, "entropy_frac", lowest=True)
     warning, error = case.limits["warning"], case.limits["error"]
     common = {"measured": value, "site": "attn_pattern", "layer_first": int(worst["layer"])}
@@ -37,6 +42,9 @@ def judge_entropy(case: Case, rows: pd.DataFrame) -> Finding:
 
 def judge_logits(case: Case, rows: pd.DataFrame) -> Finding:
     """The block, of the means over seeds, with the largest logits."""
+    rows = rows[rows["logit_std"].notna()]
+    if rows.empty:
+        return case.not_applicable(_NOWHERE)
     worst, value = _extreme(rows, "logit_std", lowest=False)
     limit = case.limits["std"]
     common = {"measured": value, "site": "attn_logits", "layer_first": int(worst["layer"])}

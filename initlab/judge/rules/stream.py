@@ -66,7 +66,7 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     """rms of every write that isn't exactly 0 ÷ rms of the stream it is added to, and the stream's dtype."""
     keys = [*CELL, "layer"]
     stream = rows_of(run, "activation", *_ENTERED.values())
-    stream = stream[stream["rms"] > 0]
+    stream = stream[(stream["rms"] > 0) & np.isfinite(stream["rms"])]
     level = stream.groupby([*keys, "site"], observed=True).agg(level=("rms", "mean"), dtype=("dtype", "first"))
     wide = {site: rows.droplevel("site") for site, rows in level.groupby("site", observed=True)}
     entered = wide.get("resid_mid", pd.DataFrame(columns=["level", "dtype"]))
@@ -74,7 +74,7 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     parts = []
     for site in _ENTERED:
         writes = rows_of(run, "activation", site)
-        writes = writes[(writes["rms"] > 0) & writes["layer"].notna()]
+        writes = writes[(writes["rms"] > 0) & np.isfinite(writes["rms"]) & writes["layer"].notna()]
         if writes.empty or start.empty:
             continue
         of = start if site == "attn_out" or entered.empty else entered

@@ -60,7 +60,7 @@ def measure_unscaled_code(run: Run) -> pd.DataFrame:
     rows = rows_of(run, "weight")
     if not code or rows.empty:
         return pd.DataFrame()
-    rows = rows[(rows["n_layer"] > 1) & (rows["std"] > 0)]
+    rows = rows[(rows["n_layer"] > 1) & (rows["std"] > 0) & np.isfinite(rows["std"])]
     inner = rows[rows["role"].isin(_INNER)].groupby("run_id", observed=True)["std"].median()
     found = rows[rows["role"].isin(_OUTPUTS)].groupby([*CELL, "role"], observed=True)["std"].median().reset_index()
     found["inner"] = found["run_id"].map(inner).astype(float)

@@ -62,6 +62,7 @@ def _ratio(values: dict[Site, float], over: Site, under: Site) -> float:
     return values[over] / values[under] if values[under] > 0 else math.nan
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # weights beyond floats give NaN: no expectation
 def predict(
     setting: Setting,
     *,
@@ -140,7 +141,9 @@ def _logits(setting: Setting, grid: Grid, trace: Trace) -> tuple[float, float, f
         inverse = grid.mean(1 / np.sqrt(trace.q + setting.eps))
         own_logit = scale * setting.embed_scale * math.sqrt(gain) * d * setting.token * inverse
     trace.var["logits", None] = spread + own_logit**2 * (V - 1) / V**2
-    loss = first_loss(vocab_size=V, spread=spread, own_logit=own_logit, repeat_rate=setting.repeat_rate)
+    loss = math.nan
+    if math.isfinite(spread) and math.isfinite(own_logit):
+        loss = first_loss(vocab_size=V, spread=spread, own_logit=own_logit, repeat_rate=setting.repeat_rate)
     return own_logit, math.sqrt(trace.var["logits", None]), loss
 
 
