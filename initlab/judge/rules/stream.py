@@ -20,7 +20,10 @@ _ABSORBED = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
 def measure_spike(run: Run) -> pd.DataFrame:
-    """ln(variance of a block's write / trend over the blocks), relative to the closed form where there is one."""
+    """ln(variance of a block's write / trend over the blocks), relative to the closed form where there is one.
+
+    Modules that write at one site are judged by themselves: a trend is over the same module of every block.
+    """
     rows = rows_of(run, "activation", *_WRITES)
     rows = rows[rows["layer"].notna()]
     keys = [*CELL, "site", "module", "layer"]
@@ -162,8 +165,8 @@ SPIKE = Rule(
     code="RES004",
     name="single-layer-spike",
     question="Depth",
-    measures="variance of a block's write ÷ a power law of the block's number, fitted robustly to all blocks; both "
-    "relative to the closed form where there is one",
+    measures="variance of a block's write ÷ a power law of the block's number, fitted robustly to the same module of "
+    "all blocks; both relative to the closed form where there is one",
     needs="a residual stream of four blocks or more",
     limits={"factor": 8.0},
     unit="× the other blocks' trend",
