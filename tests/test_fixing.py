@@ -18,7 +18,7 @@ from torch import nn
 import initlab
 from initlab import cli
 from initlab.errors import ConfigError, RecipeError
-from initlab.recipes import Dims, Distribution, Normal, Role
+from initlab.recipes import Constant, Dims, Distribution, Normal, Role
 
 SIZES = {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 256, "block_size": 64}
 QUICK: dict[str, Any] = {"data": "uniform", "batch_size": 4}
@@ -91,15 +91,73 @@ def test_only_the_block_that_was_drawn_otherwise_is_changed() -> None:
     }
 
 
-def test_torchs_defaults_are_mended() -> None:
+def test_torchs_defaults_need_their_positions_alone_and_what_that_uncovers_is_said() -> None:
     proposal = initlab.fix(nanogpt("torch-default"), **QUICK)
     assert failing(proposal.before) == {"EMB001"}
-    position = proposal.rows[0]
-    assert (position["role"], position["code"]) == ("pos_embed", "EMB001")
-    assert position["proposed"] == pytest.approx(1 / math.sqrt(3 * 128), rel=0.02)
+    assert [(row["role"], row["code"]) for row in proposal.rows] == [("pos_embed", "EMB001")]
+    assert proposal.rows[0]["proposed"] == pytest.approx(1 / math.sqrt(3 * 128), rel=0.02)
     assert proposal.left == []
     assert proposal.after is not None
     assert not failing(proposal.after)
+    assert [note.code for note in proposal.notes] == ["RES001"]
+    assert "note: attn_out (std 0.051) isn't depth-scaled at 4 layers" in repr(proposal)
+
+
+def wide(role: Role, dims: Dims) -> Distribution:
+    """Every matrix at 0.5."""
+    if role in (Role.NORM_GAIN, Role.NORM_BIAS, Role.BIAS):
+        return Constant(float(role == Role.NORM_GAIN))
+    return Normal(0.5)
+
+
+def test_each_row_carries_the_code_that_it_clears() -> None:
+    model = nanogpt()
+    initlab.apply_recipe(model, wide)
+    proposal = initlab.fix(model, **QUICK)
+    assert {row["role"]: row["code"] for row in proposal.rows} == {
+        "token_embed": "LOG001",
+        "pos_embed": "EMB001",  # drowns the tokens once these have shrunk
+        "attn_qkv": "ATT001",
+        "attn_out": "RES001",
+        "mlp_out": "RES001",
+    }
+    assert proposal.left == []
+
+
+def test_two_findings_on_one_role_are_answered_by_one_factor() -> None:
+    model = nanogpt("nanogpt-no-depth-scale", n_embd=64)
+    proposal = initlab.fix(model, **QUICK)
+    rows = {row["role"]: row for row in proposal.rows}
+    assert {role: row["code"] for role, row in rows.items()} == {
+        "attn_qkv": "ACT001",
+        "mlp_in": "ACT001",
+        "attn_out": "ACT001, RES001",
+        "mlp_out": "ACT001, RES001",
+    }
+    expected = 0.02 * math.sqrt(768 / 64) / math.sqrt(8)
+    assert rows["mlp_out"]["proposed"] == pytest.approx(expected, rel=0.03)
+    assert proposal.left == []
+    proposal.apply()
+    assert model.transformer.h[2].mlp.c_proj.weight.std().item() == pytest.approx(expected, rel=0.05)
+    assert not failing(initlab.probe(model, **QUICK))
+
+
+def test_weights_of_zero_are_not_said_to_be_scaled() -> None:
+    proposal = initlab.fix(nanogpt("zero-out", n_embd=64), **QUICK)
+    assert {row["role"] for row in proposal.rows} == {"attn_qkv", "mlp_in"}
+
+
+def test_an_odd_matrix_alone_is_brought_to_its_siblings() -> None:
+    model = nanogpt("xavier", n_layer=6)
+    for block in model.transformer.h:  # like no recipe: what is off any isn't what is odd
+        block.attn.c_proj.weight.data.mul_(0.3)
+        block.mlp.c_proj.weight.data.mul_(0.3)
+    model.transformer.h[2].mlp.c_fc.weight.data.mul_(4)
+    proposal = initlab.fix(model, **QUICK)
+    assert [(row["names"], row["code"], row["how"]) for row in proposal.rows] == [
+        (["transformer.h.2.mlp.c_fc.weight"], "INI003", "× 0.249")
+    ]
+    assert proposal.left == []
 
 
 def test_a_tied_head_of_unit_variance_is_mended() -> None:
@@ -302,6 +360,18 @@ def test_weights_that_are_no_numbers_are_drawn_anew() -> None:
     assert "not finite" in repr(proposal)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("name", ["transformer.wte.weight", "transformer.h.0.attn.c_attn.weight", "ln_f.weight"])
+def test_a_model_that_is_nowhere_finite_is_judged_and_mended(name: str, value: float) -> None:
+    model = nanogpt()
+    for each, parameter in model.named_parameters():
+        if each.endswith(name):
+            nn.init.constant_(parameter, value)
+    proposal = initlab.fix(model, **QUICK)
+    assert failing(proposal.before) & {"NUM001", "LOG001"}
+    assert not {finding.code for finding in proposal.left} & {"NUM001"}
+
+
 def test_a_compiled_model_is_mended_through_its_original() -> None:
     model = nanogpt("torch-default")
     initlab.fix(torch.compile(model, backend="eager"), apply=True, **QUICK)  # type: ignore[arg-type]
@@ -315,9 +385,13 @@ def test_a_model_that_cant_be_copied_is_refused_with_the_reason() -> None:
         initlab.fix(model, **QUICK)
 
 
-def test_the_text_has_at_most_100_columns_and_says_before_and_after() -> None:
-    text = repr(initlab.fix(nanogpt("torch-default"), **QUICK))
-    assert max(map(len, text.splitlines())) <= 100
+def test_the_text_is_as_wide_as_the_terminal_or_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    proposal = initlab.fix(nanogpt("torch-default"), **QUICK)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, repr(proposal).splitlines())) <= 60
+    monkeypatch.setenv("COLUMNS", "200")
+    text = repr(proposal)
+    assert 80 < max(map(len, text.splitlines())) <= 100
     for part in ("as found", "EMB001", "std found", "std proposed", "Afterwards, measured on a copy: every check"):
         assert part in text
 

@@ -117,6 +117,19 @@ def test_a_thousand_wide_layers_take_about_a_second():
     assert len(lines) < 40 and max(map(len, lines)) <= 100
 
 
+def lambda_std(std):
+    def constant(role, dims):
+        return Normal(std)
+
+    return constant
+
+
+def test_where_the_softmax_is_far_from_uniform_the_profile_says_so():
+    assert "Attention logits reach std 2.0" in repr(initlab.predict("kaiming", n_layer=2, n_embd=128, block_size=64))
+    for fine in ("nanogpt", "xavier"):
+        assert "Attention logits reach" not in repr(initlab.predict(fine, n_layer=2, n_embd=128, block_size=64))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -128,6 +141,13 @@ def test_a_thousand_wide_layers_take_about_a_second():
         ({"sum_p2": 1e-9}, ConfigError, "sum_p2 is 1e-09; expected a share from 1.98791e-05 to 1"),
         ({"repeat_rate": 1.5}, ConfigError, "repeat_rate is 1.5; expected a share from 0 to 1"),
         ({"activation": "swoosh"}, ConfigError, "no moments for activation 'swoosh'"),
+        (
+            {"activation": lambda x: x * math.nan},
+            ConfigError,
+            "activation <lambda> gives values that aren't finite; expected",
+        ),
+        ({"activation": lambda x: 1.0}, ConfigError, r"activation <lambda> gives shape \(\) for .*elementwise"),
+        ({"recipe": lambda_std(1e200)}, RecipeError, r"Normal\(std=1e\+200\) for role norm_gain; expected finite"),
         ({"block_size": 100_000, "exact": True}, ConfigError, "100000 is above 4096, leave exact out"),
         ({"recipe": "nanogtp"}, RecipeError, "did you mean nanogpt"),
     ],

@@ -143,14 +143,15 @@ def measured(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus, des
     from initlab.measure.sweeping import measure_cell
 
     tables = measure_cell(cell, sweep, recipe, corpus)
-    annotate(tables, setting_of(cell, sweep, recipe, described, tables))
+    _, targets = corpus.batch(sweep.batch_size, sweep.block_size, cell.seed)  # what the cell was measured with
+    annotate(tables, setting_of(cell, sweep, recipe, described, tables, targets.numpy()))
     return tables
 
 
 def setting_of(
-    cell: Cell, sweep: SweepConfig, recipe: Recipe, described: dict[str, Any], tables: Tables
+    cell: Cell, sweep: SweepConfig, recipe: Recipe, described: dict[str, Any], tables: Tables, targets: Any = None
 ) -> theory.Setting:
-    """What the closed form knows of a cell: its recipe and sizes, and the text's statistics."""
+    """What the closed form knows of a cell: its recipe and sizes, the text's statistics, and its own targets."""
     size = next(s for s in sweep.sizes() if (s["n_layer"], s["n_embd"]) == (cell.n_layer, cell.n_embd))
     return theory.from_recipe(
         recipe,
@@ -160,4 +161,5 @@ def setting_of(
         activation=sweep.activation,
         sum_p2=described["sum_p2"],
         repeat_rate=float(tables.summary["repeat_rate"].iloc[0]),
+        same_target=None if targets is None else theory.equal_pairs(targets),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.measuring import probe
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROUNDS = 4  # of finding, change, new measurement: a change can uncover what another finding hid
-FEW_ROLES = 3  # to change one by one; beyond, the nearest recipe is the shorter thing to say
 TRAINED_BELOW = 0.5  # nats below ln V, as the rules tell a trained model
 
 
@@ -35,7 +34,8 @@ class Proposal:
         problems: findings that it answers; a depth scaling that is lacking on one model is among them as RES001.
         changes: by role and stack of blocks.
         left: findings that stay.
-        notes: what is as published, and yet worth knowing.
+        notes: what is worth knowing, and not changed: what is as published, or what a change lets the blocks' writes
+            become (unscaled by depth, and now above the embedding).
         applied: whether the model was changed.
     """
 
@@ -108,8 +108,9 @@ def fix(
     """Propose the smallest change of the weights that clears the findings of `probe`, tried on a copy.
 
     Role by role first: multiply the output projections by 1/√(2·n_layer), give positions the tokens' std, shrink the
-    head, draw what was lost. Where that doesn't clear the findings, or needs many roles, whatever doesn't fit the
-    nearest published recipe (or `recipe`) is brought to it. Findings that no init can clear are listed as left.
+    head, draw what was lost. Where that doesn't clear the findings, the roles that they are about, and then whatever
+    else doesn't fit the nearest published recipe (or `recipe`), are brought to it. Of what clears most, the change of
+    the fewest roles is proposed. Findings that no init can clear are listed as left.
 
     Args:
         model: left exactly as found, unless `apply`. The copy takes as much memory again.
@@ -145,6 +146,7 @@ def fix(
         if best is not None:
             changes, found = best
             proposal.changes, proposal.left, proposal.after = changes, found.problems, found.probe
+            proposal.notes = found.notes
             proposal._change = lambda: _apply(inside, changes, declared, seed)
     if apply and proposal.changes:
         proposal.apply()
@@ -154,7 +156,7 @@ def fix(
 class _Look:
     """A model measured and described: what is wrong, and what could be done."""
 
-    def __init__(self, model: nn.Module, found: Probe, declared: Recipe | None):
+    def __init__(self, model: nn.Module, found: Probe, declared: Recipe | None, first: _Look | None = None):
         from initlab.models.describing import describe
 
         self.probe = found
@@ -166,8 +168,11 @@ class _Look:
         # a declared recipe says what was meant, and INI001 whether it is so
         said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)
         unscaled = None if said else inits.unscaled_outputs(self.rows, _growth(found))
-        self.notes = [unscaled] if unscaled and unscaled.severity == "info" else []
-        self.problems: list[Finding] = failed + ([unscaled] if unscaled and not self.notes else [])
+        # An embedding that shrinks leaves the same writes above it: that is no fault of the change, nor to be chased.
+        counts = first is None or first.unscaled
+        self.unscaled: bool = unscaled is not None and unscaled.severity != "info" and counts
+        self.notes = [unscaled] if unscaled and not self.unscaled else []
+        self.problems: list[Finding] = failed + ([unscaled] if unscaled and self.unscaled else [])
 
     @property
     def score(self) -> tuple[int, int]:
@@ -186,26 +191,31 @@ def _search(
 
     def tried(changes: list[Change], twin: nn.Module) -> _Look:
         _apply(twin, changes, declared, seed)
-        return _Look(twin, measure(twin), declared)
+        return _Look(twin, measure(twin), declared, look)
 
     twin, seen, changes = _copied(model), look, list[Change]()
     for _ in range(ROUNDS):
-        taken = {(change.role, change.stack) for change in changes}
-        new = [c for c in remedies.propose(seen.problems, seen.case(nearest)) if (c.role, c.stack) not in taken]
+        taken = {(change.role, change.stack, change.code) for change in changes}
+        new = remedies.propose(seen.problems, seen.case(nearest))
+        new = [change for change in new if (change.role, change.stack, change.code) not in taken]
         if not new:
             break
         changes += new
         seen = tried(new, twin)
-    candidates = [(changes, seen)] if changes else []
-    few = len({change.role for change in changes}) <= FEW_ROLES
-    if not (candidates and few and not seen.problems):
-        for reference in dict.fromkeys([nearest] if declared else [nearest, "nanogpt"]):
-            whole = remedies.redraw_what_is_off(look.problems[0], look.case(reference))
-            if whole and [c.names for c in whole] != [c.names for c in changes]:
-                candidates.append((whole, tried(whole, _copied(model))))
+    candidates = [(remedies.merged(changes), seen)] if changes else []
+    for reference in dict.fromkeys([nearest] if declared else [nearest, "nanogpt"]):
+        if any(not each.problems for _, each in candidates):
+            break
+        about, rest = remedies.toward_the_reference(look.problems, look.case(reference))
+        left = look.problems
+        if about:
+            candidates.append((about, tried(about, _copied(model))))
+            left = candidates[-1][1].problems
+        if left and rest:
+            whole = about + [replace(change, code=left[0].code) for change in rest]
+            candidates.append((whole, tried(whole, _copied(model))))
     better = [each for each in candidates if each[1].score < look.score]
-    # of equals the first, unless it takes many roles
-    return min(better, key=lambda each: (each[1].score, not few and each[0] is changes), default=None)
+    return min(better, key=lambda each: (each[1].score, len({change.role for change in each[0]})), default=None)
 
 
 def _apply(model: nn.Module, changes: Sequence[Change], declared: Recipe | None, seed: int) -> None:

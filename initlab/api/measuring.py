@@ -142,6 +142,8 @@ def probe(
     finite = bool((weights["frac_nonfinite"] == 0).all())  # nothing follows from a NaN
     if described_as is not None and (known or (entry is None and fresh)) and (entry is not None or finite):
         text: dict[str, Any] = {"sum_p2": described["sum_p2"], "repeat_rate": float(summary["repeat_rate"])}
+        if inputs.targets is not None:
+            text["same_target"] = theory.equal_pairs(inputs.targets.cpu().numpy())
         if entry is not None:
             setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **described_as, **text)
         else:

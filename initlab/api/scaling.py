@@ -165,7 +165,8 @@ def scale(
         if cell.recipe not in entries:
             return tables
         first = tables.at_step(0)
-        annotate(first, setting_of(cell, config, entries[cell.recipe], described, first))
+        targets = corpus.batch(batch_size, block_size, cell.seed)[1].numpy() if corpus else None
+        annotate(first, setting_of(cell, config, entries[cell.recipe], described, first, targets))
         rest = [tables.at_step(step) for step in tables.summary["step"] if step]
         return Tables.concat([first, *(Tables(part.records, part.heads, part.summary) for part in rest)])
 

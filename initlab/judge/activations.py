@@ -139,7 +139,14 @@ def _at_nodes(f: Function, s: Array) -> tuple[Array, Array]:
     h = 1e-4 * np.where(root > 0, root, 1.0)  # far below the distance of any node to 0
     x = root * z
     near, far = f(x + h) - f(x - h), f(x + 2 * h) - f(x - 2 * h)
-    return np.asarray(f(x), dtype=float), np.asarray((8 * near - far) / (12 * h))
+    values, slopes = np.asarray(f(x), dtype=float), np.asarray((8 * near - far) / (12 * h))
+    if values.shape != x.shape or not (np.isfinite(values).all() and np.isfinite(slopes).all()):
+        found = "values that aren't finite" if values.shape == x.shape else f"shape {values.shape} for {x.shape}"
+        raise ConfigError(
+            f"activation {getattr(f, '__name__', repr(f))} gives {found}; expected an elementwise function of a "
+            f"float64 array that is finite from {x.min():.3g} to {x.max():.3g}"
+        )
+    return values, slopes
 
 
 def _series(first: Array, second: Array, s1: Array, s2: Array, rho: Array) -> Array:
@@ -223,7 +230,7 @@ def moments(activation: Activation, s1: Array | float, s2: Array | float, k: Arr
         s1, s2, k: arrays broadcast. With s1 = s2 = k it is E f^2 and E f'^2.
 
     Raises:
-        ConfigError: unknown activation.
+        ConfigError: unknown activation, or a function that isn't elementwise or not finite.
     """
     check(activation)
     found = _MOMENTS[activation] if isinstance(activation, str) else hermite(activation)

@@ -9,6 +9,7 @@ from typing import Any
 from initlab.errors import RecipeError
 from initlab.judge.rules import Finding
 from initlab.judge.rules.depth import UNSCALED_WRITES
+from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS, VECTORS
 
@@ -107,7 +108,7 @@ def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding |
     if not found or not (code or growth > 1):
         return None
     roles, n_layer = " and ".join(dict.fromkeys(row["role"] for row in found)), found[0]["n_layer"]
-    stds = ", ".join(dict.fromkeys(f"{row['std_max']:.2g}" for row in found))
+    stds = ", ".join(dict.fromkeys(f"{trimmed(row['std_max'], 2)}" for row in found))
     best, left = best_recipes(_narrowed(rows))
     published = best[0] if best and not left and not code and not any(r["role"] == Role.POS_EMBED for r in rows) else ""
     verb = "aren't" if " and " in roles else "isn't"
@@ -115,7 +116,7 @@ def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding |
     message += f", though {code} says so" if code else ""
     if not math.isnan(growth):
         message += f", as {published} draws them" if published else ""
-        message += f"; the blocks add {growth:.3g}× the embedding's variance to the stream"
+        message += f"; the blocks add {trimmed(growth)}× the embedding's variance to the stream"
     return Finding(
         code=UNSCALED_WRITES.code,
         name=UNSCALED_WRITES.name,
@@ -213,12 +214,12 @@ def _misfits(id: str, described: Sequence[dict[str, Any]]) -> list[str]:
 def _found_text(wanted: dict[str, Any]) -> str:
     mean, std = wanted["misfit_mean"], wanted["misfit_std"]
     if std <= 1e-6 * abs(mean) or std == 0:
-        return f"the value {mean:.3g}"
-    return f"std {std:.2g}" + (f" and mean {mean:.2g}" if abs(mean) > std / 5 else "")
+        return f"the value {trimmed(mean)}"
+    return f"std {trimmed(std, 2)}" + (f" and mean {trimmed(mean, 2)}" if abs(mean) > std / 5 else "")
 
 
 def _wanted_text(wanted: dict[str, Any]) -> str:
-    value = f"{wanted['mean' if wanted['kind'] == 'constant' else 'std']:.2g}"
+    value = f"{trimmed(wanted['mean' if wanted['kind'] == 'constant' else 'std'], 2)}"
     text = wanted["text"].replace(" / ", "/").replace("2 * n_layer", "2*n_layer")
     if wanted["kind"] not in ("normal", "constant"):
         return f"{value} ({wanted['kind']}, {text})"

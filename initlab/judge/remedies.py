@@ -1,22 +1,26 @@
 """The smallest change of an init that answers a finding: which role's weights, from which std to which, and why.
 
 Torch-free: reads findings, the summary row of a probe, and the rows of `models.describing`. A remedy is a function in
-REMEDIES, keyed by the code of the rule; a finding without one gets the roles that are off the reference recipe.
+REMEDIES, keyed by the code of the rule; findings without one get the roles that are off the reference recipe.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 from initlab.judge.inits import TOLERANCE, unscaled
 from initlab.judge.rules import Finding
+from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS
 
 GPT2_EMBEDDING = 0.02
+ODD = 1.3  # times its siblings' std, as INI003 has it
 GPT2_STD = 0.02 * math.sqrt(768)  # of the logits and of the hidden pre-activations of a fresh GPT-2 124M: 0.554
 
 
@@ -65,13 +69,40 @@ class Case:
 Remedy = Callable[[Finding, Case], list[Change]]
 
 
-def propose(findings: Iterable[Finding], case: Case) -> list[Change]:
-    """One change per role and stack, the first that answers a finding; empty where no init is at fault."""
+def propose(findings: Sequence[Finding], case: Case) -> list[Change]:
+    """One change per role and stack, the first that answers a finding; empty where no init is at fault.
+
+    A finding without a remedy of its own is often what another one leads to, so it is answered where no other is.
+    """
     changes: dict[tuple[str, str], Change] = {}
     for finding in findings:
-        for change in REMEDIES.get(finding.code, redraw_what_is_off)(finding, case):
-            changes.setdefault((change.role, change.stack), change)
+        if finding.code in REMEDIES:
+            for change in REMEDIES[finding.code](finding, case):
+                changes.setdefault((change.role, change.stack), change)
+    for finding in findings if not changes else ():
+        if finding.code not in REMEDIES:
+            for change in redraw_what_is_off(finding, case):
+                changes.setdefault((change.role, change.stack), change)
     return list(changes.values())
+
+
+def merged(changes: Iterable[Change]) -> list[Change]:
+    """One change for each role whose same parameters are multiplied more than once; the others as they are."""
+    found: dict[tuple[Any, ...], Change] = {}
+    for place, change in enumerate(changes):
+        key = (change.role, change.stack, change.names, change.factor is None and place)
+        if (old := found.get(key)) and old.factor is not None and change.factor is not None:
+            factor = old.factor * change.factor
+            change = replace(
+                old,
+                proposed=change.proposed,
+                code=f"{old.code}, {change.code}",
+                why=f"{old.why}; {change.why}",
+                how=f"× {trimmed(factor)}",
+                factor=factor,
+            )
+        found[key] = change
+    return list(found.values())
 
 
 def scale_outputs(finding: Finding, case: Case) -> list[Change]:
@@ -100,9 +131,9 @@ def match_embeddings(finding: Finding, case: Case) -> list[Change]:
     changes: list[Change] = []
     for position in positions:
         if off(token) > off(position):
-            why = f"the position embedding's std, {position['std']:.3g}"
+            why = f"the position embedding's std, {trimmed(position['std'])}"
             return _towards(token, position["std"], finding, why, case)
-        why = f"the token embedding's std, {token['std']:.3g}: what is read weighs as much as where"
+        why = f"the token embedding's std, {trimmed(token['std'])}: what is read weighs as much as where"
         changes += _towards(position, token["std"], finding, why, case)
     return changes
 
@@ -117,20 +148,23 @@ def calm_head(finding: Finding, case: Case) -> list[Change]:
     for row in heads:
         wanted = case.wanted(row).get("std", 0.0)
         if 0 < wanted < row["std"] * (1 - TOLERANCE):
-            why = f"logits of std {std:.3g}; {case.reference}'s head has {wanted:.3g}"
+            why = f"logits of std {trimmed(std)}; {case.reference}'s head has {trimmed(wanted)}"
             changes += _towards(row, wanted, finding, why, case)
     if trapped and not changes:
         for row in case.of(*OUTPUTS):
             wanted = case.wanted(row).get("std", 0.0)
             if row["std"] < wanted * (1 - TOLERANCE):
-                why = f"blocks that write so little leave the token just read a logit of {own:.3g} in the tied head"
+                why = (
+                    f"blocks that write so little leave the token just read a logit of {trimmed(own)} in the tied head"
+                )
                 changes += _towards(row, wanted, finding, why, case)
     for row in heads if not changes else []:
         if trapped and row["std"] > GPT2_EMBEDDING:
-            why = f"n_embd·σ²/√variance is the logit of the token just read, {own:.3g}; GPT-2's σ is {GPT2_EMBEDDING}"
+            why = f"n_embd·σ²/√variance is the logit of the token just read, {trimmed(own)}; "
+            why += f"GPT-2's σ is {GPT2_EMBEDDING}"
             changes += _towards(row, GPT2_EMBEDDING, finding, why, case)
         elif not trapped and std > GPT2_STD:
-            why = f"logits of std {std:.3g} cost about std²/2 nats; GPT-2's have {GPT2_STD:.2f}"
+            why = f"logits of std {trimmed(std)} cost about std²/2 nats; GPT-2's have {GPT2_STD:.2f}"
             changes += _rescaled(row, list(row["stds"]), GPT2_STD / std, finding, why)
     return changes
 
@@ -138,12 +172,38 @@ def calm_head(finding: Finding, case: Case) -> list[Change]:
 def widen_hidden(finding: Finding, case: Case) -> list[Change]:
     """The blocks' matrices at 0.02·√(768/n_embd) where GPT-2 has 0.02; output projections keep their ratio to them."""
     changes = []
-    for row in case.of(Role.ATTN_QKV, Role.MLP_IN, Role.MLP_GATE, *OUTPUTS):
+    for row in case.of(*_HIDDEN):
         inputs = [each for each in case.of(Role.MLP_IN) if each["stack"] == row["stack"]]
         if inputs and inputs[0]["std"] > 0:
             wanted = GPT2_STD / math.sqrt(row["n_embd"])
-            why = f"n_embd·σ² = {GPT2_STD**2:.2f}, as in GPT-2 at 768: at n_embd {row['n_embd']} that is {wanted:.3g}"
+            why = f"n_embd·σ² = {GPT2_STD**2:.2f}, as in GPT-2 at 768: "
+            why += f"at n_embd {row['n_embd']} that is {trimmed(wanted)}"
             changes += _rescaled(row, list(row["stds"]), wanted / inputs[0]["std"], finding, why)
+    return changes
+
+
+def calm_attention(finding: Finding, case: Case) -> list[Change]:
+    """Queries and keys as the reference draws them, where that is less; fused, the values shrink with them."""
+    changes: list[Change] = []
+    for row in case.of(Role.ATTN_QKV):
+        wanted = case.wanted(row).get("std", 0.0)
+        if 0 < wanted < row["std"] * (1 - TOLERANCE):
+            why = f"attention logits grow with the square of it; {case.reference} has {trimmed(wanted)}"
+            changes += _rescaled(row, list(row["stds"]), wanted / row["std"], finding, why)
+    return changes
+
+
+def match_siblings(finding: Finding, case: Case) -> list[Change]:
+    """The odd matrix at the median std of the same matrix in the other blocks."""
+    changes: list[Change] = []
+    for row in case.rows:
+        families: dict[str, list[float]] = {}
+        for name, std in row.get("stds", {}).items():
+            families.setdefault(_family(name), []).append(std)
+        for name, std in row.get("stds", {}).items():
+            usual = median(families[_family(name)])
+            if usual > 0 and not usual / ODD <= std <= usual * ODD:
+                changes += _towards(row | {"std": std, "stds": {name: std}}, usual, finding, _SIBLINGS, case)
     return changes
 
 
@@ -180,6 +240,33 @@ def redraw_zeros(finding: Finding, case: Case) -> list[Change]:
     return changes
 
 
+def toward_the_reference(findings: Sequence[Finding], case: Case) -> tuple[list[Change], list[Change]]:
+    """Every role that is off the reference brought to it: those that a finding is about, and the others.
+
+    A change carries the code of the first finding that is about its role; the others that of the first finding.
+    """
+    about, rest = [], []
+    for change in redraw_what_is_off(findings[0], case):
+        own = next((f for f in findings if change.role in ABOUT.get(f.code, ())), None)
+        if own is not None:
+            about.append(replace(change, code=own.code))
+        else:
+            rest.append(change)
+    return about, rest
+
+
+_SIBLINGS = "the same matrix of the other blocks has it"
+_HIDDEN = (Role.ATTN_QKV, Role.MLP_IN, Role.MLP_GATE, *OUTPUTS)
+# the roles whose scale a rule judges
+ABOUT: dict[str, tuple[Role, ...]] = {
+    "RES001": OUTPUTS,
+    "INI002": OUTPUTS,
+    "EMB001": (Role.TOKEN_EMBED, Role.POS_EMBED),
+    "LOG001": (Role.TOKEN_EMBED, Role.UNEMBED),
+    "ATT001": (Role.ATTN_QKV,),
+    "ATT002": (Role.ATTN_QKV,),
+    "ACT001": _HIDDEN,
+}
 REMEDIES: dict[str, Remedy] = {
     "RES001": scale_outputs,
     "EMB001": match_embeddings,
@@ -189,14 +276,17 @@ REMEDIES: dict[str, Remedy] = {
     "GRD001": redraw_zeros,
     "INI002": scale_outputs,  # depth scaling lost, by the model's own code
     "ACT001": widen_hidden,  # hidden std too small for the width
+    "ATT001": calm_attention,
+    "ATT002": calm_attention,
+    "INI003": match_siblings,
 }
 
 
 def _rescaled(row: dict[str, Any], names: list[str], factor: float, finding: Finding, why: str) -> list[Change]:
-    if not names:
+    std = _pooled(row["stds"][name] for name in names) if names else 0.0
+    if std == 0:
         return []
-    std = _pooled(row["stds"][name] for name in names)
-    how = f"× {factor:.3g}"
+    how = f"× {trimmed(factor)}"
     return [Change(row["role"], row["stack"], tuple(names), std, std * factor, finding.code, why, how, factor)]
 
 
@@ -237,6 +327,11 @@ def _drawn(row: dict[str, Any], names: list[str], found: float, finding: Finding
         how,
         recipe=case.reference,
     )
+
+
+def _family(name: str) -> str:
+    """`h.*.mlp.weight` of `h.3.mlp.weight`: the same parameter of every block."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
 def _pooled(stds: Iterable[float]) -> float:

@@ -65,9 +65,8 @@ def slopes(records: pd.DataFrame, *, flat: float = FLAT) -> pd.DataFrame:
             low, high = _interval(*fit[:3])
             finite = group[np.isfinite(group["log_var"])]
             sizes, seeds = finite[axis].nunique(), finite["seed"].nunique()
-            verdict = _verdict(low, high, flat)
             row = (recipe, axis, kind, site, module, step, *fit[:2], low, high, len(finite), sizes, seeds)
-            rows.append((*row, expected, verdict))
+            rows.append((*row, expected, verdict(low, high, flat)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -146,7 +145,8 @@ def _interval(slope: float, stderr: float, freedom: int) -> tuple[float, float]:
     return slope - half, slope + half
 
 
-def _verdict(low: float, high: float, flat: float) -> str:
+def verdict(low: float, high: float, flat: float) -> str:
+    """`grows`, `shrinks`, `flat`: an interval of exponents beyond, or within, ±flat; else `not separated`."""
     if low > flat:
         return "grows"
     if high < -flat:

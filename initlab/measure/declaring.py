@@ -31,7 +31,8 @@ def declared_sites(model: nn.Module, sites: Sites, forward: Callable[[], Any]) -
         sites: the blocks, as a glob over dotted names (`*` stays within one step: `net.layer*`), a module (a
             ModuleList: those in it) or a list of such; what writes to the stream is then found as in any model. Or a
             dict from site to these, as in `{"resid_post": "net.layer*", "attn_out": "net.layer*.mix"}`: `resid_post`
-            names the blocks, the other sites are looked at as declared. A site is what leaves its modules, but for
+            names the blocks, the other sites are looked at as declared, and of the writes that were found those stay
+            that none declared is. A site is what leaves its modules, but for
             embed, resid_pre, resid_mid, attn_z and mlp_act, which enter them; a glob that ends with `:in` or `:out`
             says otherwise.
         forward: runs the model on a batch, for the verification.
@@ -53,8 +54,8 @@ def declared_sites(model: nn.Module, sites: Sites, forward: Callable[[], Any]) -
     for layer, block in enumerate(stack.blocks):
         own = {site: _of_block(site, places, layer, names) for site, places in found.items() if site in _PER_BLOCK}
         writes, missed = _declared_writes(block, own)
-        writers = any(site.endswith("_out") for site in own)  # then those that were found are set aside
-        taps += [t for t in block_taps(layer, block) if t.site not in own and not (writers and t.site.endswith("_out"))]
+        written = [name for site, (name, _) in own.items() if site.endswith("_out")]
+        taps += [t for t in block_taps(layer, block) if t.site not in own and not _is_any(t, written, block)]
         taps += [Tap(site, name, where, layer, scale=writes.get(name, 1.0)) for site, (name, where) in own.items()]
         notes += missed
     if stack.final_norm:
@@ -114,6 +115,16 @@ def _of_block(site: str, places: list[Place], layer: int, blocks: list[str]) -> 
     raise SiteError(
         f"sites: {site} has {len(inside)} modules in block {block} and {len(places)} in all, for {len(blocks)} blocks; "
         "expected one a block"
+    )
+
+
+def _is_any(tap: Tap, declared: list[str], block: Block) -> bool:
+    """Whether a write that was found is one of those declared, under another name or as a part of it."""
+    if not tap.site.endswith("_out"):
+        return False
+    same = next({w.place.module, *w.handed_on} for w in block.writes if w.place.module == tap.module)
+    return any(
+        one == name or one.startswith(f"{name}.") or name.startswith(f"{one}.") for one in same for name in declared
     )
 
 

@@ -85,6 +85,10 @@ def choose_device(name: str) -> str:
 
 def _from_factory(name: str) -> nn.Module:
     location, _, attribute = name.rpartition(":")
+    if location.endswith(".py") and not Path(location).is_file():
+        raise ConfigError(
+            f"model {name!r}: there is no file {location}; expected file.py:factory, with a path from here"
+        )
     folder = Path(location).resolve().parent if location.endswith(".py") else Path.cwd()
     sys.path.insert(0, str(folder))  # the user's file imports its neighbours, as when it is run
     try:

@@ -46,7 +46,7 @@ def get(name: str | Recipe | Rule) -> Recipe:
     """The recipe of this id, the user's own of `file.py:name`, or a function `(role, dims) -> distribution` itself.
 
     Raises:
-        RecipeError: no such recipe (with the closest match and the list), or the file or name can't be used.
+        RecipeError: no such recipe (with the closest matches), or the file or name can't be used.
     """
     known = all_recipes()
     if isinstance(name, str) and ".py:" in name:
@@ -61,9 +61,11 @@ def get(name: str | Recipe | Rule) -> Recipe:
         raise RecipeError(f"recipe is {name!r}; expected an id, file.py:name, a Recipe, or a function (role, dims)")
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise RecipeError(f"unknown recipe {name!r}; {hint}known: {', '.join(known)}; your own: path/to/file.py:name")
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise RecipeError(
+        f"unknown recipe {name!r}; {hint}`initlab recipes` lists all {len(known)}; your own: path/to/file.py:name"
+    )
 
 
 def _from_file(name: str) -> Recipe:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
-import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,6 +17,10 @@ from rich.text import Text
 from initlab.judge.rules.base import Finding
 from initlab.judge.updates import matrix_ratios, update_ratios
 from initlab.report import digest, scaling
+from initlab.report.tables import narrowed
+from initlab.report.tables import plain_table as plain_table
+from initlab.report.tables import print_text as print_text
+from initlab.report.tables import wrapped as wrapped
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -30,15 +32,17 @@ STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold", "pass":
 _MOST_LAYERS = 16  # rows of the probe's table; deeper models show every k-th block
 _MOST_STEPS = 20  # rows of a watch's table
 _MOST_MODULES = 24  # rows, of a model without blocks
+_ONE_SEED = "± half the 95 % interval of the fit, which needs three sizes; --seeds 3 gives one over seeds"
 _QUIET_SECONDS = 30.0  # between lines where there is no terminal to redraw
 
 
 def comparison_text(run: Run, findings: Sequence[Finding], *, width: int | None = None, color: bool = False) -> str:
     """One row per recipe, the findings, one sentence that sums up."""
     depths = run.tables.summary["n_layer"]
-    footer = (
-        f"of the deepest model ({depths.max()} layers), median over seeds; depth exp.: what a block writes ∝ n_layer^x"
-    )
+    exponent = "what a block writes ∝ n_layer^x"
+    if depths.nunique() == 1:
+        exponent = "needs two depths, as in --depths 4,8,16"
+    footer = f"of the deepest model ({depths.max()} layers), median over seeds; depth exp.: {exponent}"
     return run_text(run, findings, _recipe_table(run, findings), width, color, footer if len(depths) else "")
 
 
@@ -68,9 +72,10 @@ def scaling_text(
     parts: list[RenderableType] = []
     for table in tables:
         parts += ["", _slope_table(table)] if parts else [_slope_table(table)]
+    interval = "± half their 95 % interval over seeds" if (slopes["seeds"] > 1).any() else _ONE_SEED
     footer = (
-        "exponents of variance (half of one is the slope of mup's l1 = mean |x|) ± half their 95 % interval over "
-        "seeds; mean over blocks, resid_post of the last; − init: change since step 0"
+        f"exponents of variance (half of one is the slope of mup's l1 = mean |x|) {interval}; mean over blocks, "
+        "resid_post of the last; − init: change since step 0"
     )
     if not any(table.rows for table in tables):
         footer = f"no site or module is named {modules}" if modules else "no slope could be fitted"
@@ -110,7 +115,8 @@ def run_text(
         for note in digest.model_notes(run):
             console.print(wrapped(note, width, "  "), style="dim" if color else "")
         console.print()
-        console.print(table)
+        for each in table.renderables if isinstance(table, Group) else [table]:
+            console.print(narrowed(each, width) if isinstance(each, Table) else each)
         if footer:
             console.print(wrapped(footer, width), style="dim" if color else "")
         console.print()
@@ -121,31 +127,6 @@ def run_text(
         console.print(wrapped(digest.verdict(run, findings), width), style="bold")
 
     return print_text(body, width, color)
-
-
-def print_text(body: Callable[[Console, int], None], width: int | None, color: bool) -> str:
-    """What `body` prints to a console of so many columns; the terminal's, unless given."""
-    width = width or shutil.get_terminal_size((100, 24)).columns
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer,
-        width=width,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        no_color=not color,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        legacy_windows=False,
-    )
-    body(console, width)
-    # rich pads lines to the width of the table; nobody wants to copy that
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
-
-
-def wrapped(text: str, width: int, indent: str = "") -> str:
-    """Text broken into lines at spaces alone."""
-    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def header(run: Run) -> str:
@@ -162,28 +143,13 @@ def header(run: Run) -> str:
         parts.append(f"{recipes} recipes")
     parts.append(digest.plural(int(facts.get("seeds", 1)), "seed"))
     if facts.get("optimizer"):
-        parts.append(f"{facts.get('steps', 0)} steps of {facts['optimizer']}")
+        parts.append(f"{digest.plural(int(facts.get('steps', 0)), 'step')} of {facts['optimizer']}")
     parts.append(f"{facts['mode']} mode" if facts.get("mode") else "")
     parts.append(" ".join(filter(None, (facts.get("dtype"), facts.get("device")))))
     parts.append(f"batch {facts['batch']}" if facts.get("batch") else "")
     parts.append(facts.get("data", ""))
     parts.append(f"judged by {facts['judged by']}" if facts.get("judged by") else "")
     return " · ".join(filter(None, parts))
-
-
-def plain_table(*heads: str) -> Table:
-    """A table without lines: the first column of words, the others of numbers."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    for index, head in enumerate(heads):
-        left = index == 0
-        table.add_column(
-            head,
-            justify="left" if left else "right",
-            no_wrap=not left,
-            overflow="fold",
-            vertical="bottom",
-        )
-    return table
 
 
 def _recipe_table(run: Run, findings: Sequence[Finding]) -> Table:
@@ -313,7 +279,7 @@ def _print_finding(console: Console, finding: Finding, width: int) -> None:
     head = Text(f"{digest.GLYPHS[finding.severity]} {finding.code}", style=STYLES[finding.severity])
     head.append(f" {finding.name}", style="bold")
     head.append(f"  {finding.recipe or 'every recipe'}")
-    if finding.seeds_total:
+    if finding.seeds_total > 1:
         head.append(f"  ({finding.seeds_failing}/{digest.plural(finding.seeds_total, 'seed')})", style="dim")
     console.print(head)
     limit = f" (limit {finding.limit})" if finding.limit else ""

@@ -14,53 +14,16 @@ import pandas as pd
 from initlab.judge.rules.base import SEVERITIES, Finding, Rule
 from initlab.judge.rules.depth import BRANCHES, depth_exponents
 from initlab.judge.rules.inits import before_training
+from initlab.judge.words import listed as listed
+from initlab.judge.words import number as number
+from initlab.judge.words import plural as plural
+from initlab.judge.words import signed as signed
+from initlab.judge.words import trimmed as trimmed
 from initlab.rundir import Run
 
 GLYPHS = {"error": "✗", "warning": "!", "info": "i", "pass": "✓", "not_applicable": "–"}
 QUESTIONS = ("Width", "Updates", "Init", "Depth", "Embedding", "Attention", "Logits", "Gradient", "Numerics")
 STEPPED_QUESTIONS = ("Width", "Updates")
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number with few digits, as a person would write it."""
-    if value is None or math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    if value == 0:
-        return "0"
-    if 1e-4 <= abs(value) < 1e5:
-        shown = float(f"{value:.{digits}g}")
-        decimals = max(0, digits - 1 - math.floor(math.log10(abs(shown))))
-        return f"{value:.{decimals}f}"
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def trimmed(value: float, digits: int = 3) -> str:
-    """A number without zeros at its end."""
-    text = number(value, digits)
-    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
-
-
-def signed(value: float | None, decimals: int = 2) -> str:
-    """A signed number; rounds first, so that it never reads -0.00."""
-    if value is None or not math.isfinite(value):
-        return number(value)
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def listed(words: Sequence[str], most: int = 3) -> str:
-    """`a, b and c`; long lists end in `and 5 more`."""
-    words = list(words)
-    if len(words) > most:
-        words = [*words[: most - 1], f"{len(words) - most + 1} more"]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 
 def recipes_of(run: Run) -> list[str]:
@@ -280,7 +243,7 @@ def _verdict_of_model(run: Run, recipe: str, findings: Sequence[Finding]) -> str
     if state == "not_applicable":
         return f"{subject}: measured, not judged."
     step = run.manifest["config"].get("step")
-    after = f", after {step} steps of training: checks of an init don't apply" if step else ""
+    after = f", after {plural(step, 'step')} of training: checks of an init don't apply" if step else ""
     if run.manifest.get("kind") == "watch":
         after = f"; as an init at step {steps_of(run)[0]}, for finite values at every watched step"
     return _verdict_of_one(subject, recipe, findings, checks).removesuffix(".") + f"{after}."
@@ -289,7 +252,9 @@ def _verdict_of_model(run: Run, recipe: str, findings: Sequence[Finding]) -> str
 def _verdict_of_one(subject: str, recipe: str, findings: Sequence[Finding], checks: str) -> str:
     state = worst(findings)
     if state in ("pass", "info"):
-        return f"{subject} passes all checks that apply ({checks})."
+        notes = sum(finding.severity == "info" for finding in failing(findings))
+        but = f"; {plural(notes, 'note')}" if notes else ""
+        return f"{subject} passes all checks that apply ({checks}{but})."
     count = sum(finding.severity == state for finding in failing(findings))
     what = plural(count, "check") if state == "error" else plural(count, "warning")
     verb = "fails" if state == "error" else "draws"
@@ -329,8 +294,8 @@ def count_sentence(run: Run, findings: Sequence[Finding]) -> str:
     counts = [(s, sum(f.severity == s for f in failed)) for s in SEVERITIES]
     named = ", ".join(plural(n, s) if s != "info" else plural(n, "note") for s, n in counts if n)
     total = len(recipes_of(run))
-    noun = "recipe" if total == 1 else "recipes"
-    return f"Found {named} in {len({f.recipe for f in failed})} of {total} {noun}; {tail}."
+    place = f" in {len({f.recipe for f in failed})} of {total} recipes" if total > 1 else ""
+    return f"Found {named}{place}; {tail}."
 
 
 def shortfall(run: Run) -> list[str]:

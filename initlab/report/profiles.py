@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from initlab.judge.theory import Prediction, Setting
-from initlab.report.console import layers_shown, plain_table, print_text, wrapped
+from initlab.judge.theory import STEEP, Prediction, Setting
+from initlab.report.console import layers_shown
 from initlab.report.digest import number, plural, signed
+from initlab.report.tables import narrowed, plain_table, print_text, wrapped
 
 
 def scalars(setting: Setting, expected: Prediction) -> dict[str, Any]:
@@ -76,11 +77,17 @@ def profile_text(
         f"Logits have std {number(expected.logit_std)}{own}. First loss {expected.loss:.3f} nats: "
         f"ln V {signed(expected.loss - math.log(setting.vocab_size), 3)}.",
     ]
+    if expected.steep:
+        notes.append(
+            f"Attention logits reach std {number(max(expected.score_std))}: above {STEEP:g} the softmax is no small "
+            "perturbation of a uniform one, and these numbers are rough (kaiming, 2.0: half of the gradient's "
+            "growth is measured)."
+        )
 
     def body(console: Any, columns: int) -> None:
         console.print(wrapped(head, columns), style="dim" if color else "")
         console.print()
-        console.print(table)
+        console.print(narrowed(table, columns))
         if skipped:
             console.print("not every block is shown; profile.csv (-o DIR) has them all", style="dim" if color else "")
         console.print()

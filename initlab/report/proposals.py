@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.rules import Finding
+from initlab.judge.words import trimmed
 from initlab.report.digest import GLYPHS
 from initlab.rundir import Run
 
-_WIDTH = 100
+_MOST = 100  # columns, on a wider terminal too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +47,7 @@ def proposal_text(proposal: Shown) -> str:
         lines += ["afterwards, on a copy, there stays", "", *map(_finding, proposal.left), *_hints(proposal.left)]
     else:
         lines.append(_filled(f"Afterwards, measured on a copy: {_passes(proposal)}."))
+    lines += map(_note, proposal.notes)
     if not proposal.applied:
         how = "proposal.apply(), fix(model, apply=True) or, in a shell, --save changes it"
         lines += ["", _filled(f"The model is as it was; {how}.")]
@@ -100,7 +103,7 @@ def _passes(proposal: Shown) -> str:
 
 
 def _moved(name: str, values: list[float]) -> list[str]:
-    old, new = (f"{value:.3g}" for value in values)
+    old, new = (f"{trimmed(value)}" for value in values)
     return [f"{name} {old} → {new}"] if not math.isnan(values[1]) and old != new else []
 
 
@@ -110,10 +113,15 @@ def _last_variance(records: pd.DataFrame) -> float:
 
 
 def _number(std: float) -> str:
-    return f"{std:.3g}" if math.isfinite(std) else "not finite"
+    return f"{trimmed(std)}" if math.isfinite(std) else "not finite"
 
 
 def _filled(text: str, first: str = "", rest: str = "") -> str:
     return textwrap.fill(
-        text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+        text,
+        min(shutil.get_terminal_size((_MOST, 24)).columns, _MOST),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from initlab.judge.inits import best_recipes, reference_of, same_draws, unscaled_outputs
-from initlab.judge.remedies import REMEDIES, Case, propose
+from initlab.judge.remedies import REMEDIES, Case, merged, propose, toward_the_reference
 from initlab.judge.rules import Finding
 
 GPT2 = {
@@ -125,6 +125,39 @@ def test_non_finite_weights_are_drawn_by_name() -> None:
     broken["stds"] |= {"h.0.mlp_in": 0.02, "h.1.mlp_in": 0.02, "h.3.mlp_in": 0.02}
     (change,) = propose([finding("NUM001")], case([broken]))
     assert (change.names, change.recipe, change.factor) == (("h.2.mlp_in",), "nanogpt", None)
+
+
+def test_attention_is_calmed_by_its_queries_and_keys() -> None:
+    for code in ("ATT001", "ATT002"):
+        assert answered(code, case(rows(attn_qkv=0.5, mlp_in=0.5))) == pytest.approx({"attn_qkv": 0.02})
+
+
+def test_an_odd_matrix_goes_to_the_median_of_its_own_kind() -> None:
+    found = row("mlp_in", 0.1)
+    found["stds"] = {f"h.{layer}.fc_{kind}": 0.1 * kind for layer in range(4) for kind in (1, 3)} | {"h.2.fc_1": 0.4}
+    (change,) = propose([finding("INI003")], case([found]))
+    assert (change.names, change.code) == (("h.2.fc_1",), "INI003")
+    assert change.proposed == pytest.approx(0.1)
+
+
+def test_toward_the_reference_every_row_says_which_finding_is_about_it() -> None:
+    off = case(rows(token_embed=0.5, attn_qkv=0.5, mlp_in=0.5, mlp_out=0.5))
+    about, rest = toward_the_reference([finding("LOG001"), finding("ATT001"), finding("RES001")], off)
+    assert {change.role: change.code for change in about} == {
+        "token_embed": "LOG001",
+        "attn_qkv": "ATT001",
+        "mlp_out": "RES001",
+    }
+    assert [change.role for change in rest] == ["mlp_in"]
+
+
+def test_factors_on_the_same_parameters_are_one() -> None:
+    outputs = case(rows(attn_out=0.04, mlp_out=0.04))
+    twice = propose([finding("RES001")], outputs) + propose([finding("ACT001")], outputs)
+    found = {change.role: change for change in merged(twice)}
+    assert found["mlp_out"].factor == pytest.approx(0.02 * math.sqrt(768 / 64) / 0.02 / math.sqrt(8))
+    assert (found["mlp_out"].code, found["mlp_in"].code) == ("RES001, ACT001", "ACT001")
+    assert len(merged(propose([finding("NUM001")], case([row("mlp_in", math.nan)])))) == 1
 
 
 def test_the_first_finding_decides_on_a_role() -> None:

@@ -121,6 +121,19 @@ def branch_writes(values, expected=None, site="mlp_out"):
     )
 
 
+def sharing_a_site(*writes):
+    """Blocks whose writes come from several modules each: `writes[k][i]` of the k-th in block i, None: it has none."""
+    row = {"kind": "activation", "site": "mlp_out", "n_layer": len(writes[0])}
+    return run_of(
+        [
+            row | {"layer": i, "module": f"h.{i}.ffn_{k}", "var": value}
+            for k, values in enumerate(writes)
+            for i, value in enumerate(values)
+            if value is not None
+        ]
+    )
+
+
 def added(write, dtype="float32"):
     """A block that writes `write` times its stream, in rms."""
     rows = [{"site": site, "rms": 1.0} for site in ("resid_pre", "resid_mid")]
@@ -261,7 +274,7 @@ CASES = {
     "INI002": (
         [(depth_code(0.02), "error"), (depth_code(0.018), "error")],
         [depth_code(0.005), depth_code(0.02 / math.sqrt(8))],
-        [depth_code(0.02, code=""), depth_code(0.02, n_layer=1), run_of(summary=summary())],
+        [depth_code(0.02, code=""), depth_code(0.02, n_layer=1), depth_code(math.inf), run_of(summary=summary())],
     ),
     "INI003": (
         [(siblings([0.02] * 5 + [0.0883] + [0.02] * 2), "warning"), (siblings([0.02, 0.02, 0.02, 0.0]), "warning")],
@@ -292,6 +305,7 @@ CASES = {
             (branch_writes([0.0, 1.0, 1.0, 1.0, 1.0], site="attn_out"), "warning"),  # one block writes nothing
             (branch_writes([1.0, 2.0, 3.0, 100.0], [1.0, 2.0, 3.0, 4.0]), "warning"),
             (branch_writes([0.05, 1.0, 1.0, 1.0], [1.0] * 4), "warning"),
+            (sharing_a_site([1.0, 1.0, 20.0, 1.0], [30.0] * 4), "warning"),
         ],
         [
             branch_writes([1.0, 1.1, 0.9, 1.0]),
@@ -299,12 +313,14 @@ CASES = {
             branch_writes([1.0, 30.0, 1.0, 30.0], [1.0, 30.0, 1.0, 30.0]),  # as predicted
             branch_writes([0.03, 1.0, 1.0, 1.0], site="attn_out"),  # unlike tokens, averaged away
             branch_writes([0.0] * 4),
+            sharing_a_site([1.0] * 6, [None, None, 30.0, None, None, None]),  # one block has a module more
+            sharing_a_site([1.0, 1.1, 0.9, 1.0], [30.0, 29.0, 31.0, 30.0]),
         ],
         [branch_writes([1.0, 30.0, 1.0])],
     ),
     "RES005": (
         [(added(0.001, "bfloat16"), "warning"), (added(0.001), "info"), (added(2e-4, "float16"), "warning")],
-        [added(0.1), added(0.1, "bfloat16"), added(0.001, "float16"), added(0.0, "bfloat16")],
+        [added(0.1), added(0.1, "bfloat16"), added(0.001, "float16"), added(0.0, "bfloat16"), added(math.inf)],
         [run_of(summary=summary())],
     ),
     "RES006": ([(grown(2000.0), "info")], [grown(556.0), grown(0.5)], [run_of(summary=summary())]),
@@ -330,9 +346,13 @@ CASES = {
     "ATT001": (
         [(heads(entropy=0.4), "warning"), (heads(entropy=0.1), "error"), (heads(entropy=0.0), "error")],
         [heads(), heads(entropy=0.6)],
-        [run_of(summary=summary())],
+        [run_of(summary=summary()), heads(entropy=math.nan)],
     ),
-    "ATT002": ([(heads(std=4.0), "warning")], [heads(), heads(std=2.0)], [run_of(summary=summary())]),
+    "ATT002": (
+        [(heads(std=4.0), "warning")],
+        [heads(), heads(std=2.0)],
+        [run_of(summary=summary()), heads(std=math.nan)],
+    ),
     "GRD002": (
         [(imbalance(1e-6), "info"), (imbalance(1e6), "info")],
         [imbalance(0.01), imbalance(0.0)],
@@ -359,6 +379,20 @@ CASES = {
         [],
     ),
 }
+
+
+def test_slopes_are_measured_and_only_judged_by_the_limit():
+    """`measure` hands on numbers, so that another limit asks for no other measurement."""
+    measured = named("SCL001").measure(scaled(0.3))
+    fits = measured[(measured["what"] == "fit") & (measured["step"] == 1)]
+    assert fits["slope"].tolist() == pytest.approx([0.3])
+    each = measured[(measured["what"] == "seed") & (measured["step"] == 1)]
+    assert each["slope"].tolist() == pytest.approx([0.3, 0.3])
+    assert measured[["smallest", "largest"]].drop_duplicates().to_numpy().tolist() == [[64, 256]]
+    (finding,) = evaluate(scaled(0.3), select=["SCL001"], limits={"SCL001": 0.4})
+    assert finding.status == "pass"
+    lost = named("SCL001").measure(scaled(0.0, loss=math.nan))
+    assert lost.loc[lost["what"] == "lost", ["n_embd", "step", "lost", "of"]].to_numpy().tolist() == [[256, 1, 2, 2]]
 
 
 def verdicts(run, code):

@@ -87,6 +87,17 @@ def test_declared_writes_take_the_place_of_those_that_were_found():
     assert notes(probe) == ["declared blocks: 2 blocks, stream reproduced from its writes in 2"]
 
 
+def test_a_declared_write_leaves_the_others_that_were_found():
+    told = initlab.probe(build(), sites={"resid_post": "layer*", "attn_out": "layer*.attn"})
+    assert rows(told, "attn_out") == ["layer1.attn", "layer2.attn"]
+    found = initlab.probe(build(), sites="layer*")
+    assert rows(told, "mlp_out") == rows(found, "mlp_out") != []
+    # the same write under another site's name is one write, not two
+    named = initlab.probe(build(), sites={"resid_post": "layer*", "mixer_out": "layer*.attn"})
+    assert rows(named, "mixer_out") == ["layer1.attn", "layer2.attn"]
+    assert rows(named, "attn_out") == [] and rows(named, "mlp_out") == rows(found, "mlp_out")
+
+
 def test_a_declared_write_that_isnt_one_is_said():
     probe = initlab.probe(build(), sites={"resid_post": "layer*", "attn_out": "layer*.attn.v_proj"})
     assert any("layer1.attn.v_proj is declared to write" in note and "layer1.mlp" in note for note in notes(probe))

@@ -15,11 +15,12 @@ def show(case, render=comparison_text, **options):
 
 @pytest.mark.parametrize("case", list(variants()))
 @pytest.mark.parametrize("render", [comparison_text, probe_text])
-def test_every_run_fits_in_80_columns(case, render):
-    text = show(case, render)
+@pytest.mark.parametrize("width", [80, 60, 45])
+def test_every_run_fits_in_few_columns(case, render, width):
+    text = show(case, render, width=width)
     assert "\x1b" not in text
     if case != "hostile":
-        assert max(map(len, text.splitlines())) <= 80
+        assert max(map(len, text.splitlines())) <= width
     assert text.endswith("\n") and not text.endswith("\n\n")
     assert all(line == line.rstrip() for line in text.splitlines())
 
@@ -32,6 +33,19 @@ def test_the_usual_comparison():
     assert "✗ DEP001 unscaled-residual-writes  nanogpt-no-depth-scale  (3/3 seeds)" in lines
     assert "  --> mlp_out" in lines
     assert "Found 1 error, 1 warning in 2 of 3 recipes; 7 checks passed, 3 not applicable." in lines
+
+
+def test_a_narrow_terminal_gets_whole_columns_and_the_verdict():
+    lines = show("usual", width=60).splitlines()
+    baseline = next(line for line in lines if line.startswith("nanogpt (baseline)"))
+    assert " ".join(baseline.split()) == "nanogpt (baseline) 0.00079 → 0.018 -1.00 -1.00 ✓ 3/3"
+    assert "2 columns left out: the terminal has 60" in lines
+    assert not any("left out" in line for line in show("usual").splitlines())
+
+
+def test_with_one_depth_the_missing_exponents_are_explained():
+    assert "depth exp.: what a block writes" in " ".join(show("usual", width=400).split())
+    assert "depth exp.: needs two depths, as in --depths 4,8,16" in show("no expectation", width=400)
 
 
 def test_errors_come_before_warnings():

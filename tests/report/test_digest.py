@@ -6,6 +6,7 @@ from synthetic import synthetic_findings, synthetic_run
 from variants import variants
 
 from initlab.report import digest
+from initlab.report.console import probe_text
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,19 @@ def test_verdict_of_one_recipe_that_fails():
     run = variants()["probe"]
     failed = [dataclasses.replace(f, status="fail") if f.code == "LOG001" else f for f in synthetic_findings(run)]
     assert digest.verdict(run, failed) == "nanogpt draws 1 warning: logits."
+
+
+def test_a_note_on_one_model_is_counted_as_one():
+    run = variants()["probe"]
+    noted = [
+        dataclasses.replace(f, status="fail", severity="info", seeds_failing=1, seeds_total=1)
+        if f.code == "LOG001"
+        else f
+        for f in synthetic_findings(run)
+    ]
+    assert digest.verdict(run, noted) == "nanogpt passes all checks that apply (1/2; 1 note)."
+    assert digest.count_sentence(run, noted).startswith("Found 1 note; 1 check passed")
+    assert "1/1 seed" not in probe_text(run, noted, width=80)
 
 
 def test_overview_of_a_run_that_broke():

@@ -8,7 +8,10 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, seeds, size
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
+
+_NOWHERE = "Attention is finite in no block"
 
 
 def measure_heads(run: Run) -> pd.DataFrame:
@@ -19,6 +22,9 @@ def measure_heads(run: Run) -> pd.DataFrame:
 
 def judge_entropy(case: Case, rows: pd.DataFrame) -> Finding:
     """The block, of the means over seeds, that looks most narrowly."""
+    rows = rows[rows["entropy_frac"].notna()]
+    if rows.empty:
+        return case.not_applicable(_NOWHERE)
     worst, value = _extreme(rows, "entropy_frac", lowest=True)
     warning, error = case.limits["warning"], case.limits["error"]
     common = {"measured": value, "site": "attn_pattern", "layer_first": int(worst["layer"])}
@@ -36,10 +42,13 @@ def judge_entropy(case: Case, rows: pd.DataFrame) -> Finding:
 
 def judge_logits(case: Case, rows: pd.DataFrame) -> Finding:
     """The block, of the means over seeds, with the largest logits."""
+    rows = rows[rows["logit_std"].notna()]
+    if rows.empty:
+        return case.not_applicable(_NOWHERE)
     worst, value = _extreme(rows, "logit_std", lowest=False)
     limit = case.limits["std"]
     common = {"measured": value, "site": "attn_logits", "layer_first": int(worst["layer"])}
-    text = f"Attention logits have std {value:.2g} at most, in block {int(worst['layer'])}"
+    text = f"Attention logits have std {trimmed(value, 2)} at most, in block {int(worst['layer'])}"
     if value <= limit:
         return case.passed(text, **common)
     return case.failed(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 # what each branch writes, and what enters its last projection
@@ -115,7 +116,7 @@ def judge_unscaled(case: Case, rows: pd.DataFrame) -> Finding:
     # a sum of writes below the embedding's own variance leaves the stream's scale to the embedding
     if share <= most:
         if unscaled:
-            common["unit"] = f"{case.rule.unit}; the writes stay at {share:.2g}× the embedding"
+            common["unit"] = f"{case.rule.unit}; the writes stay at {trimmed(share, 2)}× the embedding"
         return case.passed(text, **common)
     failing = rows[rows["site"].isin(unscaled)]
     by_seed = [
@@ -124,8 +125,8 @@ def judge_unscaled(case: Case, rows: pd.DataFrame) -> Finding:
         if own["n_layer"].nunique() > 1
     ]
     return case.failed(
-        f"{text} (∝ n_layer^-1 when scaled). At {deepest} layers the unscaled writes sum to {share:.3g}× the "
-        f"embedding's variance; twice the depth makes that {2 ** (1 + slope):.2g} times as much",
+        f"{text} (∝ n_layer^-1 when scaled). At {deepest} layers the unscaled writes sum to {trimmed(share)}× the "
+        f"embedding's variance; twice the depth makes that {trimmed(2 ** (1 + slope), 2)} times as much",
         severity="warning",
         seeds_failing=sum(by_seed),
         seeds_total=len(by_seed),
@@ -141,7 +142,7 @@ def _advice(rows: pd.DataFrame, n_layer: int, unscaled: list[str], gain: float) 
     which = " and ".join(parameters[site] for site in unscaled)
     if abs(gain) > 0.5:
         return f"make the std of {which} fall as 1/√n_layer; now it goes as n_layer^{gain / 2:+.2f}"
-    texts = [f"{drawn[site]:.3g} → {drawn[site] / math.sqrt(2 * n_layer):.2g}" for site in unscaled]
+    texts = [f"{trimmed(drawn[site])} → {trimmed(drawn[site] / math.sqrt(2 * n_layer), 2)}" for site in unscaled]
     values = ", ".join(dict.fromkeys(texts))
     return f"divide the std of {which} by √(2·n_layer): at {n_layer} layers {values}"
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, rows_of, seeds
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 
@@ -27,10 +28,10 @@ def judge_drowned(case: Case, rows: pd.DataFrame) -> Finding:
     common = {"site": "embed", "measured": ratio}
     warning, error = case.limits["warning"], case.limits["error"]
     if ratio >= warning:
-        return case.passed(f"Token embedding is {ratio:.2g}× the position embedding in mean square", **common)
+        return case.passed(f"Token embedding is {trimmed(ratio, 2)}× the position embedding in mean square", **common)
     return case.failed(
-        f"The token embedding is {ratio:.2g}× the {'fixed ' if fixed else ''}position embedding in mean square: "
-        "the stream says where, hardly what",
+        f"The token embedding is {trimmed(ratio, 2)}× the {'fixed ' if fixed else ''}position embedding in mean "
+        "square: the stream says where, hardly what",
         severity="error" if ratio < error and not fixed else "warning",
         effect=math.log(warning / ratio) if ratio > 0 else math.inf,
         advice="multiply the token embedding with √n_embd before the sum (scale_embedding=True), as Vaswani et al. "

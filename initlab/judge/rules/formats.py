@@ -9,6 +9,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, rows_of, seeds
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _HALF = np.finfo(np.float16)
@@ -31,14 +32,15 @@ def judge_overflow(case: Case, rows: pd.DataFrame) -> Finding:
     reach = (rows["abs_max"] / largest).where(~rows["half"], rows["abs_max"] * case.limits["headroom"] / largest)
     worst = rows.loc[reach.idxmax()]
     headroom = largest / float(worst["abs_max"]) if worst["abs_max"] else math.inf
-    text = f"The largest value, {worst['abs_max']:.3g} at {worst['module']}, is {headroom:.3g}× below float16's largest"
+    text = f"The largest value, {trimmed(worst['abs_max'])} at {worst['module']}, is {trimmed(headroom)}× below "
+    text += "float16's largest"
     common = {"measured": headroom, "site": str(worst["site"])}
     if reach.max() <= 1:
         return case.passed(text, **common)
     half = bool(worst["half"])
     layer = None if pd.isna(worst["layer"]) else int(worst["layer"])
     return case.failed(
-        text if half else f"{worst['module']} reaches {worst['abs_max']:.3g}, which float16 can't hold",
+        text if half else f"{worst['module']} reaches {trimmed(worst['abs_max'])}, which float16 can't hold",
         severity="warning" if half else "info",
         effect=math.log(float(reach.max())),
         layer_first=layer,
@@ -89,13 +91,13 @@ def judge_underflow(case: Case, rows: pd.DataFrame) -> Finding:
         text = "No gradient is float16"
         if share > limit:
             text += (
-                f"; there {share:.0%} of them would lie below the smallest normal number ({float(_HALF.tiny):.1g}), "
-                "so train with loss scaling"
+                f"; there {share:.0%} of them would lie below the smallest normal number "
+                f"({trimmed(float(_HALF.tiny), 1)}), so train with loss scaling"
             )
         if worst["e4m3"] > limit:
             text += f"; of the activations {worst['e4m3']:.0%} in float8 (e4m3), which needs a scale for each tensor"
         return case.passed(text, **common)
-    text = f"{share:.0%} of the gradients lie below float16's smallest normal number ({float(_HALF.tiny):.1g})"
+    text = f"{share:.0%} of the gradients lie below float16's smallest normal number ({trimmed(float(_HALF.tiny), 1)})"
     if share <= limit:
         return case.passed(text, **common)
     lift = 100 * float(_HALF.tiny) / float(worst["typical"]) if worst["typical"] else 2.0**16
@@ -133,7 +135,7 @@ def judge_absorbed(case: Case, rows: pd.DataFrame) -> Finding:
     short = rows["dtype"].isin(_FEW_BITS)
     limit = rows["dtype"].astype(str).map(dict(case.limits)).fillna(case.limits["bfloat16"]).astype(float)
     lost = (rows["ratio"] < limit) | (rows["frac_zero"] > 0.5)
-    text = f"The median update is {ratio:.2g}× its weight, in rms"
+    text = f"The median update is {trimmed(ratio, 2)}× its weight, in rms"
     common = {"measured": ratio}
     if not short.any():
         small = "; bfloat16 weights would lose most of it" if ratio < case.limits["bfloat16"] else ""
@@ -144,7 +146,7 @@ def judge_absorbed(case: Case, rows: pd.DataFrame) -> Finding:
     worst = rows.loc[rows["ratio"].where(bad).idxmin()]
     return case.failed(
         f"{int(bad.sum())} of {int(short.sum())} updates of 16-bit weights are mostly rounded away, as of "
-        f"{worst['module']} ({worst['ratio']:.1g}× the weight, step {int(worst['step'])})",
+        f"{worst['module']} ({trimmed(worst['ratio'], 1)}× the weight, step {int(worst['step'])})",
         severity="warning",
         effect=math.log(case.limits["bfloat16"] / ratio) if 0 < ratio < case.limits["bfloat16"] else 0.0,
         **seeds(bad, rows["seed"]),

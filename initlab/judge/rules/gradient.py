@@ -10,6 +10,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, MATRICES, blocks, rows_of, seeds, size
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _NO_GATES = ("bias", "norm_bias")  # zeros that are added shut nothing
@@ -135,7 +136,7 @@ def judge_imbalance(case: Case, rows: pd.DataFrame) -> Finding:
     ratio = grouped.max() / grouped.min()
     run_id, value, limit = ratio.idxmax(), float(ratio.max()), case.limits["ratio"]
     own = rows[rows["run_id"] == run_id].set_index("role")["relative"]
-    text = f"Relative to their weights, gradients of {own.idxmax()} are {value:.3g}× those of {own.idxmin()}"
+    text = f"Relative to their weights, gradients of {own.idxmax()} are {trimmed(value)}× those of {own.idxmin()}"
     if value <= limit:
         return case.passed(text, measured=value)
     first = rows[rows["run_id"] == run_id].iloc[0]

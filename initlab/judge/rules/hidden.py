@@ -9,6 +9,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, rows_of, seeds, size
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _ENTERING = ("mlp_in", "mlp_gate")
@@ -40,11 +41,11 @@ def judge_small(case: Case, rows: pd.DataFrame) -> Finding:
     worst = rows[rows["width"] == by_size.idxmin()].iloc[0]
     value, warning, note = float(by_size.min()), case.limits["warning"], case.limits["info"]
     common = {"measured": value, "site": "mlp_pre"}
-    text = f"The MLP's pre-activations have a mean square of {value:.2g} at n_embd {int(worst['width'])}"
+    text = f"The MLP's pre-activations have a mean square of {trimmed(value, 2)} at n_embd {int(worst['width'])}"
     if value >= note:
         return case.passed(text, **common)
-    found = "" if math.isnan(worst["std"]) else f" (std {worst['std']:.3g})"
-    wanted = f"std 0.02·√(768/{int(worst['width'])}) = {worst['wanted']:.3g}"
+    found = "" if math.isnan(worst["std"]) else f" (std {trimmed(worst['std'])})"
+    wanted = f"std 0.02·√(768/{int(worst['width'])}) = {trimmed(worst['wanted'])}"
     return case.failed(
         f"{text}{found}: the nonlinearity is hardly one. GPT-2 has 0.31 at its width",
         severity="warning" if value < warning else "info",

@@ -9,6 +9,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, seeds
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 
@@ -36,7 +37,7 @@ def judge_start(case: Case, rows: pd.DataFrame) -> Finding:
     cause = (
         f"the tied head gives the token just read a logit of {own:.1f}"
         if own_token
-        else f"the logits have std {std:.2g}" + (", which costs about std²/2" if std < 2 else "")
+        else f"the logits have std {trimmed(std, 2)}" + (", which costs about std²/2" if std < 2 else "")
     )
     return case.failed(
         f"The first loss is {value:.2f} nats above ln V at {n_layer} layers: {cause}",

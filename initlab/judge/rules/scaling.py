@@ -8,76 +8,80 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
-from initlab.judge.slopes import FLAT, along, diverged, slopes
+from initlab.judge.slopes import FLAT, along, diverged, slopes, verdict
+from initlab.judge.words import plural, trimmed
 from initlab.rundir import Run
-from initlab.schema import Tables
 
 _BY_DESIGN = ("attn_logits", "attn_pattern")  # no activation of their own: products of two, and shares
 _COHERENT = 0.5  # half way from 0 to 1, the exponent of changes that add up independently
 
 
 def measure_width(run: Run) -> pd.DataFrame:
-    """The recipes that were measured at two widths or more, after a step or more; each with its part of the run."""
-    return _stepped(run, "n_embd")
+    """Slope of ln var on ln n_embd per site and step, of all seeds and of each; models whose loss ended as no number.
+
+    Of recipes that were measured at two widths or more, at init and after a step or more.
+    """
+    return _measured(run, "n_embd", "activation")
 
 
 def judge_width(case: Case, rows: pd.DataFrame) -> Finding:
     """Whether any site grows with width after any step."""
-    run, flat = rows["run"].iloc[0], case.limits["exponent"]
-    records = run.tables.records
-    own = records[~records["site"].isin(_BY_DESIGN)]
-    broken = _broken(case, run, "n_embd")
+    flat = case.limits["exponent"]
+    broken = _broken(case, rows, "n_embd")
     if broken is not None:
         return broken
-    fits = _fits(own, "n_embd", "activation", flat)
-    growing = fits[fits["verdict"] == "grows"]
-    unclear = fits[(fits["verdict"] == "not separated") & (fits["slope"] > flat)]
+    fits = _fits(rows)
     if fits.empty:
         return case.not_applicable("No site has finite, non-zero activations at two widths after a step")
+    verdicts = pd.Series([verdict(*pair, flat) for pair in zip(fits["low"], fits["high"], strict=True)], fits.index)
+    growing = fits[verdicts == "grows"]
+    unclear = fits[(verdicts == "not separated") & (fits["slope"] > flat)]
     if len(growing):
-        return _wide(case, own, fits, growing, run.manifest)
+        return _wide(case, rows, fits, growing)
     if len(unclear):
         worst = unclear.loc[unclear["slope"].idxmax()]
         return case.not_applicable(
             f"Too few seeds to tell whether {_name(worst)} grows with width: ∝ {_power(worst)} after "
-            f"{_steps(int(worst['step']))}; needs more --seeds or --widths"
+            f"{plural(int(worst['step']), 'step')}; needs more --seeds or --widths"
         )
     worst = fits.loc[fits["slope"].idxmax()]
-    after = _steps(int(worst["step"]))
+    after = plural(int(worst["step"]), "step")
     text = f"No site grows with width after any step; steepest: {_name(worst)} ∝ {_power(worst)} after {after}"
     return case.passed(text, **_numbers(worst))
 
 
-def _wide(
-    case: Case, own: pd.DataFrame, fits: pd.DataFrame, growing: pd.DataFrame, manifest: dict[str, Any]
-) -> Finding:
+def _wide(case: Case, rows: pd.DataFrame, fits: pd.DataFrame, growing: pd.DataFrame) -> Finding:
     flat = case.limits["exponent"]
     worst = growing.loc[growing["low"].idxmax()]
     many, all_sites = (len(frame[["site", "module"]].drop_duplicates()) for frame in (growing, fits))
-    start = _at(_fits(own, "n_embd", "activation", flat, first=0), worst, 0)
+    start = _same(rows[(rows["what"] == "fit") & (rows["step"] == 0)], worst)
+    at_init = f" (at init {_power(start.iloc[0])})" if len(start) else ""
     text = (
-        f"After {_steps(int(worst['step']))}{_rate(manifest)} the variance of {_name(worst)} goes as "
-        f"{_power(worst)}{start}; {many} of {all_sites} sites grow with width"
+        f"After {plural(int(worst['step']), 'step')}{_rate(worst)} the variance of {_name(worst)} goes as "
+        f"{_power(worst)}{at_init}; {many} of {all_sites} sites grow with width"
     )
-    found = _numbers(worst) | _seeds(own, "n_embd", worst, flat)
+    found = _numbers(worst) | _seeds(rows, worst, flat)
     return case.failed(
-        text, severity="warning", effect=float(worst["low"]) - flat, advice=_width_advice(own, manifest), **found
+        text, severity="warning", effect=float(worst["low"]) - flat, advice=_width_advice(worst), **found
     )
 
 
 def measure_depth(run: Run) -> pd.DataFrame:
-    """The recipes that were measured at two depths or more, after a step or more; each with its part of the run."""
-    return _stepped(run, "n_layer")
+    """Slope of ln var of every site's change since init on ln n_layer, step by step, of all seeds and of each.
+
+    Of recipes that were measured at two depths or more, at init and after a step or more; and their models whose loss
+    ended as no number.
+    """
+    return _measured(run, "n_layer", "change")
 
 
 def judge_depth(case: Case, rows: pd.DataFrame) -> Finding:
     """Whether what the steps change grows with depth."""
-    run, limit = rows["run"].iloc[0], case.limits["exponent"]
-    own = run.tables.records
-    broken = _broken(case, run, "n_layer")
+    limit = case.limits["exponent"]
+    broken = _broken(case, rows, "n_layer")
     if broken is not None:
         return broken
-    fits = _fits(own, "n_layer", "change", limit)
+    fits = _fits(rows)
     stream = fits[fits["site"] == "resid_post"]
     fits = stream if len(stream) else fits
     if fits.empty:
@@ -85,8 +89,8 @@ def judge_depth(case: Case, rows: pd.DataFrame) -> Finding:
     last = fits.loc[fits["step"].idxmax()]
     found = _numbers(last)
     text = (
-        f"After {_steps(int(last['step']))}{_rate(run.manifest)} the change of {_name(last)} since init has a variance "
-        f"∝ {_power(last)}"
+        f"After {plural(int(last['step']), 'step')}{_rate(last)} the change of {_name(last)} since init has a "
+        f"variance ∝ {_power(last)}"
     )
     if last["slope"] <= limit:
         return case.passed(text, **found)
@@ -94,47 +98,72 @@ def judge_depth(case: Case, rows: pd.DataFrame) -> Finding:
         return case.not_applicable(
             f"Too few seeds to tell: {text[0].lower()}{text[1:]}; needs more --seeds or --depths", **found
         )
-    shallow, deep = int(own["n_layer"].min()), int(own["n_layer"].max())
+    shallow, deep = int(last["smallest"]), int(last["largest"])
     advice = (
         "multiply what both branches add to the stream by 1/n_layer (CompleteP) or 1/√n_layer, or divide the "
         f"learning rate of attn.c_proj and mlp.c_proj by n_layer: at {deep} layers 1/{deep / shallow:g} of that "
         f"at {shallow}"
     )
-    found |= _seeds(own, "n_layer", last, limit)
+    found |= _seeds(rows, last, limit)
     return case.failed(text, severity="warning", effect=float(last["low"]) - limit, advice=advice, **found)
 
 
-def _stepped(run: Run, axis: str) -> pd.DataFrame:
-    """A row for each recipe that has two sizes, and steps: its own part of the run."""
-    found = []
+def _measured(run: Run, axis: str, kind: str) -> pd.DataFrame:
+    """Rows of four kinds, by `what`: `fit` (of all seeds), `seed` (of one), `lost` (a size whose loss isn't finite),
+    `sizes` (one per recipe, so that one without a fit is judged too). All have the smallest and the largest size, and
+    the optimizer with its rate.
+    """
+    config = run.manifest.get("config", {})
+    parts = []
     for recipe, own in run.tables.records.groupby("recipe", observed=True):
-        if own[axis].nunique() > 1 and (own["step"] > 0).any() and own["step"].min() == 0:
-            summary = run.tables.summary
-            part = Run(Tables(records=own, summary=summary[summary["recipe"] == recipe]), run.manifest)
-            found.append({"recipe": str(recipe), "run": part})
-    return pd.DataFrame(found, columns=["recipe", "run"])
+        if own[axis].nunique() < 2 or own["step"].min() != 0 or not (own["step"] > 0).any():
+            continue
+        rows = own[(own["kind"] == kind) & ~own["site"].isin(_BY_DESIGN)]
+        summary = run.tables.summary[run.tables.summary["recipe"] == recipe]
+        parts += [
+            part.assign(
+                recipe=str(recipe),
+                smallest=own[axis].min(),
+                largest=own[axis].max(),
+                optimizer=config.get("optimizer"),
+                lr=config.get("lr"),
+            )
+            for part in (
+                pd.DataFrame({"what": ["sizes"]}),
+                _sloped(rows, axis).assign(what="fit"),
+                *(_sloped(of_seed, axis).assign(what="seed", seed=seed) for seed, of_seed in rows.groupby("seed")),
+                diverged(along(summary, axis)).rename(columns={"seeds": "lost"}).assign(what="lost"),
+            )
+            if len(part)
+        ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _fits(records: pd.DataFrame, axis: str, kind: str, flat: float, *, first: int = 1) -> pd.DataFrame:
-    found = slopes(records[(records["kind"] == kind) & (records["step"] >= first)], flat=flat)
-    return found[(found["axis"] == axis) & found["slope"].notna()]
+def _sloped(records: pd.DataFrame, axis: str) -> pd.DataFrame:
+    found = slopes(records)
+    return found[(found["axis"] == axis) & found["slope"].notna()].drop(columns=["recipe", "verdict"])
 
 
-def _broken(case: Case, run: Run, axis: str) -> Finding | None:
+def _fits(rows: pd.DataFrame) -> pd.DataFrame:
+    """The slopes after steps; a frame with their columns where there are none."""
+    if "slope" not in rows:
+        return pd.DataFrame(columns=["site", "module", "step", "slope", "low", "high"])
+    return rows[(rows["what"] == "fit") & (rows["step"] > 0)]
+
+
+def _broken(case: Case, rows: pd.DataFrame, axis: str) -> Finding | None:
     """The finding where losses stopped being finite: nothing is fitted then that could be compared."""
-    own = along(run.tables.summary, axis)
-    lost = diverged(own)
+    lost = rows[rows["what"] == "lost"]
     if lost.empty:
         return None
     first = lost.sort_values(axis).iloc[0]
-    size, step = int(first[axis]), int(first["step"])
-    when = f"after {_steps(step)}{_rate(run.manifest)}" if step else "before any step"
-    where = f"The loss isn't finite at {axis} {size} {when} ({first['seeds']} of {_counted(int(first['of']), 'seed')})"
-    if size == int(own[axis].min()):
+    size, step, count, of = (int(first[key]) for key in (axis, "step", "lost", "of"))
+    when = f"after {plural(step, 'step')}{_rate(first)}" if step else "before any step"
+    where = f"The loss isn't finite at {axis} {size} {when} ({count} of {plural(of, 'seed')})"
+    if size == int(first["smallest"]):
         return case.not_applicable(f"{where}, the smallest size; try a smaller --lr")
-    seeds = {"seeds_failing": int(first["seeds"]), "seeds_total": int(first["of"])}
     text = f"{where}; smaller models train"
-    return case.failed(text, severity="warning", effect=math.inf, site="logits", **seeds)
+    return case.failed(text, severity="warning", effect=math.inf, site="logits", seeds_failing=count, seeds_total=of)
 
 
 def _numbers(fit: pd.Series) -> dict[str, Any]:
@@ -147,26 +176,19 @@ def _numbers(fit: pd.Series) -> dict[str, Any]:
     }
 
 
-def _seeds(records: pd.DataFrame, axis: str, fit: pd.Series, limit: float) -> dict[str, int]:
-    same = [records[key] == fit[key] for key in ("site", "kind", "step")]
-    rows = records[same[0] & same[1] & same[2]]
-    each = [slopes(own) for _, own in rows.groupby("seed")]
-    each = [found[(found["axis"] == axis) & (found["module"] == fit["module"])] for found in each]
-    return {"seeds_failing": sum(bool((found["slope"] > limit).any()) for found in each)}
+def _same(rows: pd.DataFrame, fit: pd.Series) -> pd.DataFrame:
+    return rows[(rows["site"] == fit["site"]) & (rows["module"] == fit["module"])]
 
 
-def _at(fits: pd.DataFrame, like: pd.Series, step: int) -> str:
-    same = fits[(fits["site"] == like["site"]) & (fits["module"] == like["module"]) & (fits["step"] == step)]
-    return f" (at init {_power(same.iloc[0])})" if len(same) else ""
+def _seeds(rows: pd.DataFrame, fit: pd.Series, limit: float) -> dict[str, int]:
+    each = _same(rows[(rows["what"] == "seed") & (rows["step"] == fit["step"])], fit)
+    return {"seeds_failing": int((each["slope"] > limit).sum())}
 
 
-def _width_advice(records: pd.DataFrame, manifest: dict[str, Any]) -> str:
-    small, large = int(records["n_embd"].min()), int(records["n_embd"].max())
-    config = manifest.get("config", {})
-    lr = config.get("lr")
-    ratio = large / small
-    if config.get("optimizer") == "adamw" and isinstance(lr, float):
-        rate = f"at n_embd {large}, {lr:.3g} → {lr / ratio:.3g} to act as at {small}"
+def _width_advice(fit: pd.Series) -> str:
+    small, large, lr = int(fit["smallest"]), int(fit["largest"]), fit["lr"]
+    if fit["optimizer"] == "adamw" and isinstance(lr, float):
+        rate = f"at n_embd {large}, {trimmed(lr)} → {trimmed(lr * small / large)} to act as at {small}"
         return (
             f"With AdamW, make the learning rate of hidden matrices fall as 1/n_embd ({rate}) and their std as "
             "1/√n_embd (muP); a rate tuned at one width holds at that width alone"
@@ -177,19 +199,10 @@ def _width_advice(records: pd.DataFrame, manifest: dict[str, Any]) -> str:
     )
 
 
-def _rate(manifest: dict[str, Any]) -> str:
-    config = manifest.get("config", {})
-    if config.get("optimizer") not in ("adamw", "sgd"):
+def _rate(row: pd.Series) -> str:
+    if row["optimizer"] not in ("adamw", "sgd"):
         return ""
-    return f" of {'AdamW' if config['optimizer'] == 'adamw' else 'SGD'} at lr {config.get('lr'):g}"
-
-
-def _steps(count: int) -> str:
-    return _counted(count, "step")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
+    return f" of {'AdamW' if row['optimizer'] == 'adamw' else 'SGD'} at lr {row['lr']:g}"
 
 
 def _name(fit: pd.Series) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
-from initlab.judge.rules.tallies import CELL, rows_of, seeds, size
+from initlab.judge.rules.tallies import CELL, family, rows_of, seeds, size
 from initlab.judge.rules.trends import off_trend
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _WRITES = ("attn_out", "cross_attn_out", "mlp_out", "mixer_out")
@@ -19,13 +20,17 @@ _ABSORBED = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
 def measure_spike(run: Run) -> pd.DataFrame:
-    """ln(variance of a block's write / trend over the blocks), relative to the closed form where there is one."""
+    """ln(variance of a block's write / trend over the blocks), relative to the closed form where there is one.
+
+    Modules that write at one site are judged by themselves: a trend is over the same module of every block.
+    """
     rows = rows_of(run, "activation", *_WRITES)
     rows = rows[rows["layer"].notna()]
     keys = [*CELL, "site", "module", "layer"]
     rows = rows.groupby(keys, observed=True)[["var", "expected_var"]].mean().reset_index()
+    rows["family"] = family(rows["module"])
     parts = []
-    for _, group in rows.groupby(["run_id", "site"], observed=True):
+    for _, group in rows.groupby(["run_id", "site", "family"], observed=True):
         expected = group["expected_var"]
         value = group["var"] / expected if (expected > 0).all() else group["var"]
         off = off_trend(group["layer"].to_numpy(float), value.to_numpy(float))
@@ -48,8 +53,8 @@ def judge_spike(case: Case, rows: pd.DataFrame) -> Finding:
         return case.passed("No block writes much more or less than the trend over the blocks says", **common)
     layer = int(worst["layer"])
     return case.failed(
-        f"Block {layer} of {int(worst['n_layer'])} ({worst['module']}) writes {factor:.2g}× the variance that the "
-        f"other blocks' trend suggests{size(worst, rows)}",
+        f"Block {layer} of {int(worst['n_layer'])} ({worst['module']}) writes {trimmed(factor, 2)}× the variance that "
+        f"the other blocks' trend suggests{size(worst, rows)}",
         severity="warning",
         effect=min(abs(float(worst["off"])), 1e6),
         advice=f"compare the weights of {worst['module']} with those of its neighbours, and how it is wired",
@@ -64,7 +69,7 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     """rms of every write that isn't exactly 0 ÷ rms of the stream it is added to, and the stream's dtype."""
     keys = [*CELL, "layer"]
     stream = rows_of(run, "activation", *_ENTERED.values())
-    stream = stream[stream["rms"] > 0]
+    stream = stream[(stream["rms"] > 0) & np.isfinite(stream["rms"])]
     level = stream.groupby([*keys, "site"], observed=True).agg(level=("rms", "mean"), dtype=("dtype", "first"))
     wide = {site: rows.droplevel("site") for site, rows in level.groupby("site", observed=True)}
     entered = wide.get("resid_mid", pd.DataFrame(columns=["level", "dtype"]))
@@ -72,7 +77,7 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     parts = []
     for site in _ENTERED:
         writes = rows_of(run, "activation", site)
-        writes = writes[(writes["rms"] > 0) & writes["layer"].notna()]
+        writes = writes[(writes["rms"] > 0) & np.isfinite(writes["rms"]) & writes["layer"].notna()]
         if writes.empty or start.empty:
             continue
         of = start if site == "attn_out" or entered.empty else entered
@@ -89,7 +94,9 @@ def judge_absorbed(case: Case, rows: pd.DataFrame) -> Finding:
     limit = case.limits[dtype if own else "bfloat16"]
     layer = int(worst["layer"])
     common = {"measured": ratio, "site": str(worst["site"]), "layer_first": layer}
-    text = f"The smallest write is {ratio:.2g}× the stream it is added to, in rms ({worst['site']}, block {layer})"
+    text = (
+        f"The smallest write is {trimmed(ratio, 2)}× the stream it is added to, in rms ({worst['site']}, block {layer})"
+    )
     if ratio >= limit:
         return case.passed(text, **common)
     return case.failed(
@@ -115,11 +122,11 @@ def judge_growth(case: Case, rows: pd.DataFrame) -> Finding:
     """The cell whose stream grows most."""
     worst, limit = rows.loc[rows["growth"].idxmax()], case.limits["factor"]
     growth = float(worst["growth"])
-    text = f"From embedding to last block the stream's variance grows {growth:.3g}×{size(worst, rows)}"
+    text = f"From embedding to last block the stream's variance grows {trimmed(growth)}×{size(worst, rows)}"
     if growth <= limit:
         return case.passed(text, measured=growth, site="resid_post")
     return case.failed(
-        f"{text}: the embedding is {1 / growth:.1g} of what the head reads",
+        f"{text}: the embedding is {trimmed(1 / growth, 1)} of what the head reads",
         severity="info",
         measured=growth,
         site="resid_post",
@@ -158,8 +165,8 @@ SPIKE = Rule(
     code="RES004",
     name="single-layer-spike",
     question="Depth",
-    measures="variance of a block's write ÷ a power law of the block's number, fitted robustly to all blocks; both "
-    "relative to the closed form where there is one",
+    measures="variance of a block's write ÷ a power law of the block's number, fitted robustly to the same module of "
+    "all blocks; both relative to the closed form where there is one",
     needs="a residual stream of four blocks or more",
     limits={"factor": 8.0},
     unit="× the other blocks' trend",
@@ -223,7 +230,7 @@ COLLAPSE = Rule(
     needs="a residual stream of shape (B, T, C)",
     limits={"cosine": 0.95, "excess": 0.2},
     unit="mean cosine",
-    limit="≤ {cosine}, and at most {excess} above the closed form",
+    limit="≤ {cosine}, and at most {excess} above the closed form where there is one",
     basis="heuristic",
     why="Attention averages, so positions grow alike with depth. Where they are all the same, queries and keys get no "
     "gradient, and nothing that depends on the token reaches the head.",

@@ -19,6 +19,12 @@ def rows_of(run: Run, kind: str, *sites: str) -> pd.DataFrame:
     return records[keep & records["site"].isin(sites)] if sites else records[keep]
 
 
+def family(modules: pd.Series) -> pd.Series:
+    """`h.*.mlp.c_fc` of `h.3.mlp.c_fc`: the same module of every block."""
+    named: pd.Series = modules.astype(str).str.replace(r"\.\d+(?=\.|$)", ".*", regex=True)
+    return named
+
+
 def seeds(bad: pd.Series, seed: pd.Series) -> dict[str, int]:
     """How many seeds have a bad row, of how many; a verdict that only their mean fails counts as one."""
     failing = bad.groupby(seed).any()

@@ -9,6 +9,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
 from initlab.judge.rules.tallies import CELL, rows_of, seeds
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _BRANCH_NAMES = {"attn_out": "attention", "mlp_out": "the MLP"}
@@ -62,9 +63,9 @@ def _judge(
     factor = case.limits["factor"]
     common = {"measured": value, "site": site, "layer_first": layer}
     if 1 / factor <= value <= factor:
-        return case.passed(f"{what} is at most {value:.3g}× its closed form, {where}", **common)
+        return case.passed(f"{what} is {trimmed(value)}× its closed form where it is farthest off, {where}", **common)
     return case.failed(
-        f"{what} is {value:.3g}× its closed form {where}",
+        f"{what} is {trimmed(value)}× its closed form {where}",
         severity="warning",
         effect=abs(math.log(value)) if value > 0 else math.inf,
         **seeds(_distance(rows["ratio"]) > math.log(factor), rows["seed"]),
@@ -89,7 +90,7 @@ OFF_THEORY = Rule(
     why="The closed form knows the weights' scale (or the recipe's), norms, dropout and sizes. A stream elsewhere "
     "means that the model does something else, or that its weights aren't independent draws.",
     advice=_ADVICE,
-    false_alarms="Widths below 64; attention logits of variance 1 and above.",
+    false_alarms="Widths below 64; attention logits of std 2 and above.",
     source="initlab.judge.theory",
     since="0.1.0",
     measure=measure_stream,
@@ -108,8 +109,8 @@ OFF_THEORY_BRANCH = Rule(
     why="A stream sums up all blocks and all branches, so that one branch may be far off before the stream is; "
     "attention writes a few hundredths of what an MLP does and could be missing without a trace in the stream.",
     advice=_ADVICE,
-    false_alarms="Widths below 64, and attention logits of variance 1 and above, where the softmax is no small "
-    "perturbation of a uniform one.",
+    false_alarms="Widths below 64. Attention isn't judged where its logits' std is above 1.2 by the closed form: the "
+    "softmax is no small perturbation of a uniform one then.",
     source="initlab.judge.theory",
     since="0.2.0",
     measure=measure_branch,

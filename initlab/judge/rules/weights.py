@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
-from initlab.judge.rules.tallies import CELL, MATRICES, blocks, rows_of, seeds
+from initlab.judge.rules.tallies import CELL, MATRICES, blocks, family, rows_of, seeds
 from initlab.judge.rules.trends import off_trend
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _OUTPUTS = ("attn_out", "mlp_out")
@@ -37,7 +38,7 @@ def judge_not_applied(case: Case, rows: pd.DataFrame) -> Finding:
         return case.passed(f"All {rows['module'].nunique()} parameters have the std that {case.recipe} draws", **common)
     roles = list(dict.fromkeys(bad["role"]))
     return case.failed(
-        f"{worst['module']} has std {worst['std']:.3g}, {case.recipe} draws {worst['expected']:.3g}; "
+        f"{worst['module']} has std {trimmed(worst['std'])}, {case.recipe} draws {trimmed(worst['expected'])}; "
         f"{bad['module'].nunique()} of {rows['module'].nunique()} parameters are off ({', '.join(roles)})",
         severity="error",
         site=str(worst["site"]),
@@ -59,7 +60,7 @@ def measure_unscaled_code(run: Run) -> pd.DataFrame:
     rows = rows_of(run, "weight")
     if not code or rows.empty:
         return pd.DataFrame()
-    rows = rows[(rows["n_layer"] > 1) & (rows["std"] > 0)]
+    rows = rows[(rows["n_layer"] > 1) & (rows["std"] > 0) & np.isfinite(rows["std"])]
     inner = rows[rows["role"].isin(_INNER)].groupby("run_id", observed=True)["std"].median()
     found = rows[rows["role"].isin(_OUTPUTS)].groupby([*CELL, "role"], observed=True)["std"].median().reset_index()
     found["inner"] = found["run_id"].map(inner).astype(float)
@@ -77,8 +78,8 @@ def judge_unscaled_code(case: Case, rows: pd.DataFrame) -> Finding:
         return case.passed(f"The output projections are depth-scaled, as {code} says", measured=exponent)
     wanted = float(best["inner"]) / math.sqrt(2 * n_layer)
     return case.failed(
-        f"The output projections ({roles}) aren't depth-scaled, though {code} says so: std {best['std']:.3g}, where "
-        f"{best['inner']:.3g}/√(2·{n_layer}) = {wanted:.3g} was meant",
+        f"The output projections ({roles}) aren't depth-scaled, though {code} says so: std {trimmed(best['std'])}, "
+        f"where {trimmed(best['inner'])}/√(2·{n_layer}) = {trimmed(wanted)} was meant",
         severity="error",
         site=str(best["role"]),
         measured=exponent,
@@ -95,7 +96,7 @@ def measure_siblings(run: Run) -> pd.DataFrame:
     rows = rows[rows["role"].isin(MATRICES) & rows["layer"].notna()]
     if rows.empty:
         return pd.DataFrame()
-    rows = rows.assign(family=rows["module"].str.replace(r"\.\d+(?=\.)", ".*", regex=True), square=rows["var"])
+    rows = rows.assign(family=family(rows["module"]), square=rows["var"])
     keys = [*CELL, "family", "numel", "layer"]
     means = rows.groupby(keys, observed=True).agg(square=("square", "mean"), module=("module", "first")).reset_index()
     means["std"] = np.sqrt(means["square"])
@@ -115,8 +116,8 @@ def judge_siblings(case: Case, rows: pd.DataFrame) -> Finding:
     worst = bad.loc[bad["off"].abs().idxmax()]
     factor = math.exp(float(worst["off"]))
     return case.failed(
-        f"{worst['module']} has std {worst['std']:.3g}, {factor:.2g}× what its siblings in the other blocks suggest "
-        f"(typically {worst['typical']:.3g}); {len(bad)} of {len(rows)} matrices stand out",
+        f"{worst['module']} has std {trimmed(worst['std'])}, {trimmed(factor, 2)}× what its siblings in the other "
+        f"blocks suggest (typically {trimmed(worst['typical'])}); {len(bad)} of {len(rows)} matrices stand out",
         severity="warning",
         measured=factor,
         effect=min(abs(float(worst["off"])), 1e6),

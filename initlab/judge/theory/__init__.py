@@ -7,16 +7,18 @@ o, the mean product of the streams at two different positions; and on the way ba
 from initlab.judge.theory.found import from_weights
 from initlab.judge.theory.losses import first_loss
 from initlab.judge.theory.positions import Grid
-from initlab.judge.theory.predicting import Prediction, predict
+from initlab.judge.theory.predicting import STEEP, Prediction, equal_pairs, predict
 from initlab.judge.theory.settings import BlockScales, Setting, from_recipe
 from initlab.judge.theory.tables import annotate
 
 __all__ = [
+    "STEEP",
     "BlockScales",
     "Grid",
     "Prediction",
     "Setting",
     "annotate",
+    "equal_pairs",
     "first_loss",
     "from_recipe",
     "from_weights",

@@ -59,6 +59,7 @@ class Setting:
     parallel: bool = False  # attention and MLP read the same stream
     sum_p2: float  # probability that two tokens of the text are the same
     repeat_rate: float  # probability that the next token is the current one
+    same_target: float | None = None  # that two positions of a sequence are to predict the same token; None: sum_p2
 
     @property
     def hidden(self) -> int:
@@ -85,6 +86,7 @@ def from_recipe(
     dropout: float = 0.0,
     sum_p2: float,
     repeat_rate: float,
+    same_target: float | None = None,
 ) -> Setting:
     """The setting of a NanoGPT drawn from a recipe. `block_size`: tokens in the measured sequences."""
     sizes = {
@@ -133,4 +135,5 @@ def from_recipe(
         dropout=dropout,
         sum_p2=sum_p2,
         repeat_rate=repeat_rate,
+        same_target=same_target,
     )

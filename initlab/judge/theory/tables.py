@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 
@@ -14,10 +15,14 @@ def annotate(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of one cell with `expected_*` filled in; rows that the theory doesn't cover keep what they have.
 
+    Where attention is too steep for it, that are what attention gives, how alike positions are, and gradients.
+
     Args:
         with_target: share of the row's n_tokens over which the loss is a mean; the others get no gradient of their own.
     """
     records, summary = records.copy(), summary.copy()
+    if prediction.steep:
+        prediction = replace(prediction.without("attn_out").without("attn_z"), grad={}, token_cosine=math.nan)
     layers = [None if pd.isna(layer) else int(layer) for layer in records["layer"]]
     places = list(zip(records["site"], layers, strict=True))
     for kind, values in (("activation", prediction.var), ("grad", prediction.grad)):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import initlab
 from initlab.corpus import load_corpus
 from initlab.errors import ConfigError
 from initlab.judge import theory
@@ -121,13 +122,62 @@ def test_the_tokens_themselves_do_better_on_text():
     found = measured("nanogpt", "docstrings", 4)
     growth = found.loc["embed", -1.0] / found.loc["resid_post", 3.0]
     setting = setting_of("nanogpt", config, {"sum_p2": 0.0553, "repeat_rate": 0.033})
-    exact = []
+    exact, counted = [], []
     for seed in range(SEEDS):
-        for ids, targets in zip(*(part.numpy() for part in corpus.batch(B, T, seed)), strict=True):
+        batch = [part.numpy() for part in corpus.batch(B, T, seed)]
+        own = replace(setting, same_target=theory.equal_pairs(batch[1]))
+        counted.append(theory.predict(own).gradient_ratio)
+        for ids, targets in zip(*batch, strict=True):
             grad = theory.predict(setting, exact=True, ids=ids, targets=targets).grad
             exact.append(grad["embed", None] / grad["resid_post", 3])
     assert growth["expected_var"] < np.mean(exact) < growth["var"]
     assert np.mean(exact) == pytest.approx(growth["var"], rel=0.13)
+    # most of what they know is how often two targets of a sequence are equal
+    assert np.mean(counted) == pytest.approx(np.mean(exact), rel=0.03)
+
+
+def test_equal_pairs_are_counted_in_each_sequence():
+    assert theory.equal_pairs(np.array([[1, 1, 2], [2, 2, 2]])) == pytest.approx((2 + 6) / 12)
+    assert theory.equal_pairs(np.array([5, 5, -100, -100])) == 1
+    assert theory.equal_pairs(np.array([[1], [1]])) == 0  # no pair
+    ids = np.random.default_rng(0).integers(64, size=(8, 512))
+    assert theory.equal_pairs(ids) == pytest.approx(1 / 64, rel=0.05)
+
+
+def test_a_probe_predicts_the_gradient_of_its_own_targets():
+    """All alike they pull every position the same way, whatever the text: the ratio is several times as large."""
+    ratios = {}
+    for name in ("one", "many"):
+        found = []
+        for seed in range(SEEDS):
+            model = empty_model(NanoGPTConfig(n_layer=4, n_head=3, n_embd=192, block_size=T, vocab_size=256), "cpu")
+            apply_recipe(model, registry.get("nanogpt"), seed)
+            ids, targets = load_corpus("uniform").batch(B, T, seed)
+            probe = initlab.probe(
+                model, (ids, torch.full_like(targets, 7) if name == "one" else targets), stats="light"
+            )
+            grad = probe.records[probe.records["kind"] == "grad"]
+            ends = [grad[grad["site"] == "embed"], grad[(grad["site"] == "resid_post") & (grad["layer"] == 3)]]
+            found.append([ends[0][key].item() / ends[1][key].item() for key in ("var", "expected_var")])
+        ratios[name] = np.median(found, axis=0)  # one direction for all of them is one draw, now and then a large one
+        assert ratios[name][0] == pytest.approx(ratios[name][1], rel=0.15)
+    assert ratios["one"][1] > 3 * ratios["many"][1]
+
+
+def test_nothing_is_expected_of_attention_that_is_too_steep_for_the_theory():
+    """He's init has logits of std 2; what is said of it there would be a false alarm."""
+    found = {}
+    for recipe in ("kaiming", "xavier"):
+        model = empty_model(NanoGPTConfig(n_layer=2, n_head=2, n_embd=128, block_size=64, vocab_size=64), "cpu")
+        apply_recipe(model, registry.get(recipe), 0)
+        found[recipe] = initlab.probe(model, data="uniform", batch_size=4)
+    steep, fine = found["kaiming"], found["xavier"]
+    assert steep.at("attn_out")["expected_var"].isna().all() and fine.at("attn_out")["expected_var"].notna().all()
+    assert steep.at("mlp_out")["expected_var"].notna().all() and steep.at("resid_post")["expected_var"].notna().all()
+    assert math.isnan(steep.summary["expected_token_cosine"].item())
+    assert not math.isnan(fine.summary["expected_token_cosine"].item())
+    for probe in found.values():
+        assert not {f.code for f in probe.findings if f.status == "fail"} & {"RES002", "RES003", "RES007"}
 
 
 def test_groups_of_positions_give_the_gradient_of_single_ones():

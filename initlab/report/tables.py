@@ -1,0 +1,77 @@
+"""Tables and paragraphs as terminal text of a given width."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import textwrap
+from collections.abc import Callable
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+
+from initlab.judge.words import plural
+
+LAST = ("checks", "verdict")  # heads of last columns that a narrow terminal keeps
+
+
+def print_text(body: Callable[[Console, int], None], width: int | None, color: bool) -> str:
+    """What `body` prints to a console of so many columns; the terminal's, unless given."""
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    body(console, width)
+    # rich pads lines to the width of the table; nobody wants to copy that
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def wrapped(text: str, width: int, indent: str = "") -> str:
+    """Text broken into lines at spaces alone."""
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def plain_table(*heads: str) -> Table:
+    """A table without lines: the first column of words, the others of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    for index, head in enumerate(heads):
+        left = index == 0
+        table.add_column(
+            head,
+            justify="left" if left else "right",
+            no_wrap=not left,
+            overflow="fold",
+            vertical="bottom",
+        )
+    return table
+
+
+def narrowed(table: Table, width: int) -> Table:
+    """The table without the columns that the terminal has no room for: from the right, but for a verdict at the end."""
+    columns = [*table.columns]
+    widths = [
+        max(cell_len(line) for cell in (column.header, *column.cells) for line in str(cell).split("\n")) + 2
+        for column in columns
+    ]
+    first = min(widths[0], max(width // 3, 12))  # long names are broken
+    verdict = str(columns[-1].header).startswith(LAST)
+    dropped = 0
+    while len(columns) > 2 + verdict and first + sum(widths[1:]) - 2 > width:
+        place = len(columns) - 1 - verdict
+        del columns[place], widths[place]
+        dropped += 1
+    if dropped:
+        table.columns = columns
+        note = f"{plural(dropped, 'column')} left out: the terminal has {width}"
+        table.caption, table.caption_justify = "; ".join(filter(None, (str(table.caption or ""), note))), "left"
+    return table
