@@ -14,7 +14,8 @@ from rich.text import Text
 from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE, run_measures
 from initlab.judge.rules.base import Finding
 from initlab.report import digest
-from initlab.report.console import STYLES, header, plain_table, print_text, wrapped
+from initlab.report.console import STYLES, header
+from initlab.report.tables import plain_table, print_text, wrapped
 from initlab.rundir import Run
 
 GRADE_STYLES = {"agreed": "green", "missed": "bold red", "false alarm": "bold yellow", "undecided": "dim"}

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from initlab.judge.rules.base import Finding
 from initlab.report import digest
-from initlab.report.console import plain_table, run_text
+from initlab.report.console import run_text
+from initlab.report.tables import plain_table
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
