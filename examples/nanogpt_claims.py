@@ -59,7 +59,7 @@ def gather(out: Path, *, quick: bool) -> Evidence:
     }
     if quick:
         return Evidence(narrow, wide, kinds)
-    grid = trained("training", VARIANTS + OTHERS, depths=(4, 24), seeds=3)
+    grid = trained("training", VARIANTS + OTHERS, depths=(4, 24), seeds=4)
     by_activation = {
         name: trained(f"training-{name}", ["nanogpt"], depths=(4,), seeds=5, activation=name) for name in kinds
     }
