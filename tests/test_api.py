@@ -462,7 +462,7 @@ def test_judging_again_is_kept_with_the_run(model, tmp_path):
     overrides = {"select": ["ACT"], "limits": {"ACT001": 0.01}}
     assert json.loads((tmp_path / "run.json").read_text())["judging"] == overrides
     assert json.loads((tmp_path / "findings.json").read_text())["judging"] == overrides
-    assert "judged by only ACT, ACT001=0.01" in repr(probe)
+    assert "judged by only ACT, ACT001=0.01" in " ".join(repr(probe).split())
     loaded = initlab.load(tmp_path)
     assert {f.code for f in loaded.findings} == {"ACT001", "ACT002"}
     loaded.judge()
