@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from initlab import schema
 from initlab.errors import RunError
+from initlab.judge.outcomes import outcomes
 from initlab.judge.rules.base import Finding
 from initlab.judge.slopes import slopes
-from initlab.report import digest, figures, inventory, scaling, trained
+from initlab.report import confirmed, digest, figures, inventory, scaling, trained
 from initlab.report.svg import inline_svg
 from initlab.report.theme import DARK, LIGHT, series, style
 from initlab.rundir import Run, write_whole
@@ -85,7 +86,7 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
     sections, skipped = _sections(run)
     cards = _cards(findings, {section.name for section in sections})
     return _template().render(
-        verdict=digest.verdict(run, findings),
+        verdict=_verdict(run, findings),
         shortfall=digest.shortfall(run),
         version=run.manifest.get("initlab_version", ""),
         kind=run.manifest.get("kind", ""),
@@ -119,6 +120,13 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
         glyphs=digest.GLYPHS,
         css=stylesheet(),
     )
+
+
+def _verdict(run: Run, findings: Sequence[Finding]) -> str:
+    """The page's heading: what training did, where there was any to compare with the probe."""
+    if run.manifest.get("kind") == "confirm":
+        return confirmed.verdict(run, outcomes(run, findings))
+    return digest.verdict(run, findings)
 
 
 def write_report(run: Run, findings: Sequence[Finding], out: Path) -> Path:

@@ -13,6 +13,7 @@ from variants import HOSTILE
 from initlab import schema
 from initlab.judge.outcomes import effects, outcomes, regrets
 from initlab.judge.rules import evaluate
+from initlab.report import confirmed
 from initlab.report import trained as section
 from initlab.report.html import render_html
 
@@ -179,3 +180,10 @@ def test_a_recipe_id_is_text_and_never_markup():
     text = render("hostile")
     assert "<script" not in text
     assert HOSTILE in "".join(Page(text).words)
+
+
+def test_the_heading_says_what_training_did():
+    run = trained("usual")
+    expected = confirmed.verdict(run, outcomes(run, judged("usual")))
+    assert "probe agrees with training" in expected
+    assert expected in plain(render("usual"))
