@@ -241,11 +241,26 @@ def _residual_scaling(evidence: Evidence) -> Claim:
         "certain for the formula; the worth in loss is an estimate with its interval",
         f"The std is {matches[0] if matches else 'none of these'}: not a factor on something drawn before, but the std "
         "of the draw. Neither × 0.02 nor × √(2/n_layers) is in any version of nanoGPT or minGPT; both were measured "
-        "and trained here as recipes of their own. How much the scaling is worth is a question of depth, see the "
-        "measurement.",
+        f"and trained here as recipes of their own. {_worth(evidence)}",
         figure="projections",
         source=f"{NANOGPT}, lines 143-145; `git log -S` for either over both histories is empty",
     )
+
+
+def _worth(evidence: Evidence) -> str:
+    """What leaving the depth scaling out costs at the deepest models with warmup, in a sentence."""
+    if evidence.trained is None:
+        return "What the scaling is worth, only training can say."
+    found = evidence.trained.effects
+    rows = found[
+        (found["question"] == "recipe") & (found["recipe"] == "nanogpt-no-depth-scale") & (found["warmup"] > 0)
+    ]
+    parts = [
+        f"{row.difference:+.3f} nats at {row.n_layer} blocks "
+        + ("(not separated from zero)" if row.verdict == "not separated" else f"({row.verdict})")
+        for row in rows.itertuples()
+    ]
+    return f"Leaving the scaling out, with warmup, changes the loss by {' and '.join(parts)}."
 
 
 def _qkv(evidence: Evidence) -> Claim:
@@ -371,11 +386,7 @@ def _without_warmup(evidence: Evidence) -> Claim:
         f"Gain of nanogpt from warmup, nats: {at}. Diverged runs: {int(own['diverged'].sum())} of {len(own)}.",
         verdict,
         f"{own['seed'].nunique()} seeds, 95 % t-intervals, {len(runs)} runs in all; small models and few steps",
-        (
-            f"At {small} blocks and lr {usual:g} it does train without warmup, and loses next to nothing. "
-            if stable
-            else f"Already at {small} blocks and lr {usual:g} warmup is worth more than {SMALL} nats. "
-        )
+        _small_models(bare, gains[small, usual], f"At {small} blocks and lr {usual:g}")
         + (
             f"With depth or rate that ends: warmup gains {_most(gains).mean:.2f} nats at {_at(gains)}. "
             if costs
@@ -391,6 +402,15 @@ def _without_warmup(evidence: Evidence) -> Claim:
         source='nanoGPT itself warms up (train.py line 66: 2000 steps; shakespeare_char: 100, "not super necessary '
         'potentially"); Xiong et al. 2020 (2002.04745) credit pre-LN, not the std',
     )
+
+
+def _small_models(bare: pd.DataFrame, gain: Paired, where: str) -> str:
+    diverged, stuck = int(bare["diverged"].sum()), int((~bare["escaped"]).sum())
+    if diverged or stuck:
+        return f"{where}, {diverged} of {len(bare)} runs without warmup diverge and {stuck} learn no more than token frequencies. "
+    if gain.mean >= SMALL:
+        return f"{where}, warmup is worth {gain.mean:.2f} nats. "
+    return f"{where} it does train without warmup, and loses next to nothing ({gain.mean:+.3f} nats). "
 
 
 def _matter(evidence: Evidence) -> Claim:
@@ -415,16 +435,24 @@ def _matter(evidence: Evidence) -> Claim:
         f"{inside:.2f} nats, and {separated} of {len(family)} differences are separated from zero.",
         verdict,
         f"{int(effects['seeds'].max())} seeds, Holm-adjusted; small models and few steps",
-        "Not drawing from PyTorch's defaults matters a great deal: there the position embedding drowns the tokens, "
-        "and little is learnt. Which variant of the output projections is copied matters far less at these depths; "
-        "the tables say where a difference could be told from noise, and how many seeds the others would need.",
+        (
+            "Not drawing from PyTorch's defaults matters a great deal: there the position embedding drowns the tokens, "
+            "and little is learnt. "
+            if whole
+            else "PyTorch's defaults could not be told apart from nanogpt here. "
+        )
+        + (
+            "Which variant of GPT-2's init is copied matters far less at these sizes; the tables say where a difference "
+            "could be told from noise, and how many seeds the others would need."
+            if inside < worst / 2
+            else "So can the choice among the variants of GPT-2's init; the tables say which, and at which depth."
+        ),
         figure="regret",
     )
 
 
 def _first_loss(evidence: Evidence) -> Claim:
-    summary = evidence.wide.summary
-    excess = (summary["loss"] - summary["ln_vocab"]).groupby(summary["recipe"], observed=True).mean()
+    excess = _excess(evidence.wide)
     small = [recipe for recipe in ("out-x0.02", "zero-out") if recipe in excess]
     high = all(excess[recipe] > excess["nanogpt"] + 0.2 for recipe in small)
     return Claim(
@@ -435,10 +463,15 @@ def _first_loss(evidence: Evidence) -> Claim:
         "holds" if high else "does not hold",
         "high: beside its closed form in every report",
         "Where blocks write next to nothing, the last state is the token's own embedding, and a tied head gives that "
-        "token the highest logit, before anything was learnt. That logit grows as √n_embd, so narrow models don't show "
-        "it.",
+        "token the highest logit, before anything was learnt. That logit grows as √n_embd: at "
+        f"n_embd {_widths(evidence.narrow.records)} the excess of zero-out is {_excess(evidence.narrow)['zero-out']:+.2f}.",
         figure="first-loss",
     )
+
+
+def _excess(run: Comparison) -> pd.Series:
+    """First loss − ln V by recipe, mean over depths and seeds."""
+    return (run.summary["loss"] - run.summary["ln_vocab"]).groupby(run.summary["recipe"], observed=True).mean()
 
 
 def _default_grows_least(evidence: Evidence) -> Claim:
@@ -537,7 +570,8 @@ def _effects_text(evidence: Evidence, recipe: str) -> str:
     found = found[(found["question"] == "recipe") & (found["recipe"] == recipe)]
     parts = []
     for row in found.itertuples():
-        seeds = f", would need {row.seeds_needed} seeds" if row.verdict == "not separated" else ""
+        needed = "over 100" if math.isinf(row.seeds_needed) else f"{row.seeds_needed:.0f}"
+        seeds = f", would need {needed} seeds" if row.verdict == "not separated" else ""
         warm = "with warmup" if row.warmup else "without"
         parts.append(f"{row.n_layer} blocks {warm} {row.difference:+.3f} ({row.verdict}{seeds})")
     return f"{recipe} − nanogpt, nats: {'; '.join(parts)}."
