@@ -407,7 +407,8 @@ def _without_warmup(evidence: Evidence) -> Claim:
 def _small_models(bare: pd.DataFrame, gain: Paired, where: str) -> str:
     diverged, stuck = int(bare["diverged"].sum()), int((~bare["escaped"]).sum())
     if diverged or stuck:
-        return f"{where}, {diverged} of {len(bare)} runs without warmup diverge and {stuck} learn no more than token frequencies. "
+        lost = f"{diverged} of {len(bare)} runs without warmup diverge and {stuck} learn no more than token frequencies"
+        return f"{where}, {lost}. "
     if gain.mean >= SMALL:
         return f"{where}, warmup is worth {gain.mean:.2f} nats. "
     return f"{where} it does train without warmup, and loses next to nothing ({gain.mean:+.3f} nats). "
@@ -442,8 +443,8 @@ def _matter(evidence: Evidence) -> Claim:
             else "PyTorch's defaults could not be told apart from nanogpt here. "
         )
         + (
-            "Which variant of GPT-2's init is copied matters far less at these sizes; the tables say where a difference "
-            "could be told from noise, and how many seeds the others would need."
+            "Which variant of GPT-2's init is copied matters far less at these sizes; the tables say where a "
+            "difference could be told from noise, and how many seeds the others would need."
             if inside < worst / 2
             else "So can the choice among the variants of GPT-2's init; the tables say which, and at which depth."
         ),
@@ -464,7 +465,7 @@ def _first_loss(evidence: Evidence) -> Claim:
         "high: beside its closed form in every report",
         "Where blocks write next to nothing, the last state is the token's own embedding, and a tied head gives that "
         "token the highest logit, before anything was learnt. That logit grows as √n_embd: at "
-        f"n_embd {_widths(evidence.narrow.records)} the excess of zero-out is {_excess(evidence.narrow)['zero-out']:+.2f}.",
+        f"n_embd {_widths(evidence.narrow.records)} zero-out's excess is {_excess(evidence.narrow)['zero-out']:+.2f}.",
         figure="first-loss",
     )
 
