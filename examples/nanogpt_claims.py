@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from note_claims import Claim, Evidence, claims
-from note_figures import FIGURES
+from nanogpt_note.evidence import Claim, Evidence
+from nanogpt_note.figures import FIGURES
+from nanogpt_note.init_claims import INIT_CLAIMS
+from nanogpt_note.training_claims import TRAINING_CLAIMS
 
 import initlab
 from initlab.cli.common import Progress
@@ -91,8 +93,11 @@ def write(found: list[Claim], evidence: Evidence, out: Path) -> Path:
         json.dumps([asdict(claim) for claim in found], indent=1, ensure_ascii=False) + "\n"
     )
     page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    ).get_template("note_claims.html.j2")
+        loader=FileSystemLoader(Path(__file__).parent / "nanogpt_note"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    ).get_template("page.html.j2")
     manifest = (evidence.trained or evidence.narrow).run.manifest
     runs = [evidence.narrow, evidence.wide, *evidence.activations.values()]
     text = page.render(
@@ -133,7 +138,7 @@ def main() -> None:
         evidence = gather(out, quick=options.quick)
     except initlab.InitlabError as error:
         sys.exit(f"nanogpt_claims: error: {error}")
-    found = claims(evidence)
+    found = [judge(evidence) for judge in (*INIT_CLAIMS, *TRAINING_CLAIMS)]
     page = write(found, evidence, out)
     for claim in found:
         print(f"{GLYPHS[claim.verdict]} {claim.verdict:<22} {claim.statement}\n    {claim.measured}")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from note_claims import OUTPUTS, Evidence, growth, stds, warmup_gains
 
 from initlab.report.theme import Label, log_axis, log_limits, new_figure, place_labels, series, style
+from nanogpt_note.evidence import OUTPUTS, Evidence, growth, stds, warmup_gains
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
