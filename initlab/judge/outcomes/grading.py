@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from initlab.judge.keeping import kept
 from initlab.judge.outcomes.effects import judged, over_rates
 from initlab.judge.outcomes.measures import ESCAPE_MARGIN, losses, run_measures, whole
 from initlab.judge.rules import Finding, evaluate
@@ -85,16 +86,20 @@ def predicted(run: Run, n_layer: int, findings: Sequence[Finding]) -> dict[str, 
 
 def at_depth(run: Run, n_layer: int, findings: Sequence[Finding]) -> list[Finding]:
     """The verdicts on the probed cells of one depth; where a rule needs several, that on the whole run."""
-    run = before_training(run)
-    summary = run.tables.summary
-    ids = set(summary.loc[summary["n_layer"] == n_layer, "run_id"])
-    tables = Tables(**{name: frame[frame["run_id"].isin(ids)] for name, frame in run.tables.items()})
-    alone = evaluate(Run(tables, run.manifest), **run.manifest.get("judging", {}))
+    alone = _alone(before_training(run), n_layer)
     known = {each.recipe for each in alone}
     open_ = {(each.code, each.recipe) for each in alone if each.status == "not_applicable"}
     trends = [each for each in findings if (each.code, each.recipe) in open_ and each.recipe in known]
     answered = {(each.code, each.recipe) for each in trends}
     return [*trends, *(each for each in alone if (each.code, each.recipe) not in answered)]
+
+
+@kept
+def _alone(run: Run, n_layer: int) -> list[Finding]:
+    summary = run.tables.summary
+    ids = set(summary.loc[summary["n_layer"] == n_layer, "run_id"])
+    tables = Tables(**{name: frame[frame["run_id"].isin(ids)] for name, frame in run.tables.items()})
+    return evaluate(Run(tables, run.manifest), **run.manifest.get("judging", {}))
 
 
 def _results(measured: pd.DataFrame) -> dict[str, tuple[str, str]]:
