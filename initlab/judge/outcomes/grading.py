@@ -14,6 +14,7 @@ from initlab.judge.outcomes.measures import ESCAPE_MARGIN, losses, run_measures,
 from initlab.judge.rules import Finding, evaluate
 from initlab.judge.rules.inits import before_training
 from initlab.judge.students import Mean
+from initlab.judge.words import listed
 from initlab.rundir import Run
 from initlab.schema import Tables
 
@@ -30,16 +31,23 @@ OUTCOME_DEFINITIONS: dict[str, str] = {
     "trains": "everything else",
 }
 GRADE_DEFINITIONS: dict[str, str] = {
-    "agreed": "an error or a warning, and it diverges, is stuck or trains worse; or neither, and it trains",
-    "missed": "no error and no warning, and it diverges, is stuck or trains worse",
-    "false alarm": "an error or a warning, and it trains as well as the best here",
-    "undecided": "training's outcome is undecided, or one of the two is missing",
+    "agreed": "an error or a telling warning, and it diverges, is stuck or trains worse; or neither error nor warning, "
+    "and it trains",
+    "missed": "no error and no telling warning, and it diverges, is stuck or trains worse",
+    "false alarm": "an error or a telling warning, and it trains as well as the best here",
+    "undecided": "training's outcome is undecided, or one of the two is missing; or it trains, with warnings that tell "
+    "nothing here",
+    "telling": "a warning that not every other recipe that trains well at that depth draws too. What all of them share "
+    "may cost all of them alike: only a recipe without it would show that",
 }
 OUTCOME_SCOPE = (
     "Outcomes are of the runs with warmup (the longest swept) where there are any, else of those without: training "
     "without warmup is a harder question, with an answer of its own in the table of effects"
 )
 _BAD = ("diverges", "stuck", "trains worse")
+_SHARED = (
+    "No other recipe here trains well without {codes}, so that these runs don't show what that costs: add one without."
+)
 
 
 def outcomes(run: Run, findings: Sequence[Finding]) -> pd.DataFrame:
@@ -60,16 +68,33 @@ def outcomes(run: Run, findings: Sequence[Finding]) -> pd.DataFrame:
         for recipe in _recipes(run):
             prediction, codes = predictions.get(recipe, ("not probed", ""))
             outcome, why = results.get(recipe, ("not trained", "No seed of it is finished at every rate."))
-            rows.append((recipe, n_layer, prediction, codes, outcome, graded(prediction, outcome), why))
+            well = [
+                set(predictions[other][1].split())
+                for other, (result, _) in results.items()
+                if other != recipe and result == "trains" and other in predictions
+            ]
+            shared = prediction == "warning" and not _telling(set(codes.split()), well, outcome)
+            if shared and (outcome == "trains" or outcome in _BAD):
+                why += f" {_SHARED.format(codes=listed(codes.split()))}"
+            rows.append((recipe, n_layer, prediction, codes, outcome, graded(prediction, outcome, shared=shared), why))
     return pd.DataFrame(rows, columns=list(OUTCOMES))
 
 
-def graded(prediction: str, outcome: str) -> str:
-    """The grade of a prediction, see GRADE_DEFINITIONS."""
+def graded(prediction: str, outcome: str, *, shared: bool = False) -> str:
+    """The grade of a prediction, see GRADE_DEFINITIONS; `shared` are warnings that tell nothing."""
     if outcome in ("undecided", "not trained") or prediction == "not probed":
         return "undecided"
-    trouble, bad = prediction in ("error", "warning"), outcome in _BAD
+    trouble, bad = prediction in ("error", "warning") and not shared, outcome in _BAD
+    if shared and not bad:
+        return "undecided"
     return "agreed" if trouble == bad else ("missed" if bad else "false alarm")
+
+
+def _telling(codes: set[str], well: list[set[str]], outcome: str) -> bool:
+    """Whether a recipe's warnings set it apart from those of the others that train well."""
+    if not well:  # then a bad outcome is the warnings' to claim, and a good one has nothing beside it
+        return outcome in _BAD
+    return any(code not in other for other in well for code in codes)
 
 
 def predicted(run: Run, n_layer: int, findings: Sequence[Finding]) -> dict[str, tuple[str, str]]:
