@@ -35,19 +35,20 @@ GRADE_DEFINITIONS: dict[str, str] = {
     "and it trains",
     "missed": "no error and no telling warning, and it diverges, is stuck or trains worse",
     "false alarm": "an error or a telling warning, and it trains as well as the best here",
-    "undecided": "training's outcome is undecided, or one of the two is missing; or it trains, with warnings that tell "
-    "nothing here",
-    "telling": "a warning that not every other recipe that trains well at that depth draws too. What all of them share "
-    "may cost all of them alike: only a recipe without it would show that",
+    "undecided": "training's outcome is undecided, or one of the two is missing; or its warnings tell nothing, and it "
+    "trains, or no other recipe trains well",
+    "telling": "a warning that not every other recipe draws that trains well at that depth (where none does: not every "
+    "other one). What all of them share may cost all of them alike; only a recipe without it would show that",
 }
 OUTCOME_SCOPE = (
     "Outcomes are of the runs with warmup (the longest swept) where there are any, else of those without: training "
     "without warmup is a harder question, with an answer of its own in the table of effects"
 )
 _BAD = ("diverges", "stuck", "trains worse")
-_SHARED = (
+_NONE = (
     "No other recipe here trains well without {codes}, so that these runs don't show what that costs: add one without."
 )
+_ALL = "Every recipe that trains well here draws {codes} too."
 
 
 def outcomes(run: Run, findings: Sequence[Finding]) -> pd.DataFrame:
@@ -68,33 +69,29 @@ def outcomes(run: Run, findings: Sequence[Finding]) -> pd.DataFrame:
         for recipe in _recipes(run):
             prediction, codes = predictions.get(recipe, ("not probed", ""))
             outcome, why = results.get(recipe, ("not trained", "No seed of it is finished at every rate."))
-            well = [
-                set(predictions[other][1].split())
-                for other, (result, _) in results.items()
-                if other != recipe and result == "trains" and other in predictions
-            ]
-            shared = prediction == "warning" and not _telling(set(codes.split()), well, outcome)
-            if shared and (outcome == "trains" or outcome in _BAD):
-                why += f" {_SHARED.format(codes=listed(codes.split()))}"
-            rows.append((recipe, n_layer, prediction, codes, outcome, graded(prediction, outcome, shared=shared), why))
+            grade = graded(prediction, outcome)
+            others = {name: result for name, (result, _) in results.items() if name != recipe and name in predictions}
+            well = [name for name, result in others.items() if result == "trains"]
+            beside = [set(predictions[name][1].split()) for name in well or others]
+            if prediction == "warning" and grade != "undecided" and not _telling(set(codes.split()), beside):
+                missed = bool(well) and outcome in _BAD
+                grade, said = ("missed", _ALL) if missed else ("undecided", _NONE)
+                why += f" {said.format(codes=listed(codes.split()))}"
+            rows.append((recipe, n_layer, prediction, codes, outcome, grade, why))
     return pd.DataFrame(rows, columns=list(OUTCOMES))
 
 
-def graded(prediction: str, outcome: str, *, shared: bool = False) -> str:
-    """The grade of a prediction, see GRADE_DEFINITIONS; `shared` are warnings that tell nothing."""
+def graded(prediction: str, outcome: str) -> str:
+    """The grade of a prediction whose warnings tell something, see GRADE_DEFINITIONS."""
     if outcome in ("undecided", "not trained") or prediction == "not probed":
         return "undecided"
-    trouble, bad = prediction in ("error", "warning") and not shared, outcome in _BAD
-    if shared and not bad:
-        return "undecided"
+    trouble, bad = prediction in ("error", "warning"), outcome in _BAD
     return "agreed" if trouble == bad else ("missed" if bad else "false alarm")
 
 
-def _telling(codes: set[str], well: list[set[str]], outcome: str) -> bool:
-    """Whether a recipe's warnings set it apart from those of the others that train well."""
-    if not well:  # then a bad outcome is the warnings' to claim, and a good one has nothing beside it
-        return outcome in _BAD
-    return any(code not in other for other in well for code in codes)
+def _telling(codes: set[str], beside: list[set[str]]) -> bool:
+    """Whether one of a recipe's warnings isn't drawn by all that it is compared with."""
+    return any(code not in other for other in beside for code in codes)
 
 
 def predicted(run: Run, n_layer: int, findings: Sequence[Finding]) -> dict[str, tuple[str, str]]:

@@ -53,6 +53,13 @@ def test_a_warning_that_every_good_recipe_draws_tells_nothing(monkeypatch, said,
     assert all("No other recipe here trains well without ACT001" in found.loc[recipe, "why"] for recipe in untold)
 
 
+def test_rates_at_which_every_recipe_diverges_prove_no_warning_right(monkeypatch):
+    monkeypatch.setattr(grading, "predicted", lambda *_: dict.fromkeys(("base", "other"), ("warning", "ACT001")))
+    found = outcomes(run_of(lambda r, n, lr, w, s: math.nan if lr > 5e-3 else noisy(2.5, s)), [])
+    assert set(found["outcome"]) == {"diverges"}
+    assert set(found["grade"]) == {"undecided"}
+
+
 def test_an_error_is_held_to_its_word_also_where_all_draw_it(monkeypatch):
     monkeypatch.setattr(grading, "predicted", lambda *_: dict.fromkeys(("base", "other"), ("error", "EMB001")))
     assert set(outcomes(run_of(lambda r, n, lr, w, s: noisy(2.5, s)), [])["grade"]) == {"false alarm"}
