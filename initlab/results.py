@@ -214,7 +214,7 @@ class Scaling(Result):
 class Training(Result):
     """Recipes trained, one run each, and measured before the first and after the last step.
 
-    `findings` are about the inits.
+    `findings` are about the inits; NUM001 to NUM004 are about the trained models too.
     """
 
     kind = "train"

@@ -12,7 +12,7 @@ import json
 import lzma
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Run:
 
     tables: Tables
     manifest: dict[str, Any]
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # of judge.keeping
 
     @property
     def complete(self) -> bool:

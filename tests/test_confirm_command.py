@@ -12,6 +12,7 @@ import pytest
 
 import initlab
 from initlab import cli
+from initlab.report import figures
 from initlab.training.protocol import GRIDS
 
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(Path(initlab.__file__).parents[1])}
@@ -24,13 +25,15 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-def test_it_trains_reports_and_says_what_it_does(capsys, tmp_path):
+def test_it_trains_reports_and_says_what_it_does(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in ("losses", "rates")})
     out = tmp_path / "run"
     code, stdout, stderr = run(capsys, "confirm", "nanogpt", "zero-out", *TINY.split(), "--jobs", 1, "-o", out)
     assert code == 0, stderr
     assert "initlab: 6 models to measure or train, about" in stderr
     assert stdout.strip().splitlines()[-1] == f"report  {out / 'report.html'}"
     assert (out / "report.html").exists() and (out / "runs.csv").exists()
+    assert {path.name for path in (out / "figures").iterdir()} == {"losses.png", "rates.png"}
     found = initlab.load(out)
     assert found.run.manifest["command"].startswith("initlab confirm nanogpt zero-out --depths 1")
     assert found.run.manifest["config"]["lrs"] == [1e-3, 1e30]

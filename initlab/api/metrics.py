@@ -26,13 +26,15 @@ class MetricsFile:
     def append(self, row: dict[str, Any]) -> None:
         """Raises RunError on a full disk; the lines before stay whole."""
         line = ",".join(_text(row[name]) for name in COLUMNS) + "\n"
-        size = self.path.stat().st_size
+        size = None
         try:
+            size = self.path.stat().st_size  # a file that was deleted meanwhile isn't begun again in its middle
             with self.path.open("ab") as file:
                 file.write(line.encode())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, size)
+            if size is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, size)
             raise RunError(
                 f"could not write {self.path}: {error.strerror}; its rows before step {row['step']} are kept, and the "
                 "same command with the same -o resumes from the last checkpoint"

@@ -75,7 +75,7 @@ def train(
         command: kept in the manifest; for the command line.
         settings: instead of the preset's: steps, lr, warmup, schedule, min_lr, batch_size, grad_accum, betas,
             weight_decay, grad_clip, eval_every, eval_batches, log_every, dtype, compile; see
-            `initlab.training.trainer.TrainConfig`. None is the preset's.
+            `initlab.training.trainer.TrainConfig`. None is the preset's; fewer steps alone keep its share of warmup.
 
     Returns:
         Training: `.runs` (a row per recipe), `.curves` (a row per logged step). A run whose loss stops being finite

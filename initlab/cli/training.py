@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
         ("dropout", float, "probability"),
         ("steps", int, "optimizer updates"),
         ("lr", float, "peak learning rate"),
-        ("warmup", int, "steps of linear warmup, 0 = none"),
+        ("warmup", int, "steps of linear warmup, 0 = none; fewer --steps than the preset's keep its share"),
         ("min-lr", float, "where the cosine ends, as a fraction of --lr"),
         ("batch-size", int, "sequences in a micro-batch"),
         ("grad-accum", int, "micro-batches in an update, over all processes"),

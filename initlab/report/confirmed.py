@@ -15,7 +15,7 @@ from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE, run_measures
 from initlab.judge.rules.base import Finding
 from initlab.report import digest
 from initlab.report.console import STYLES, header
-from initlab.report.tables import plain_table, print_text, wrapped
+from initlab.report.tables import narrowed, plain_table, print_text, wrapped
 from initlab.rundir import Run
 
 GRADE_STYLES = {"agreed": "green", "missed": "bold red", "false alarm": "bold yellow", "undecided": "dim"}
@@ -43,13 +43,13 @@ def confirmation_text(
             console.print(wrapped(f"! {note}", width, "  "), style="bold yellow")
         for n_layer, own in regrets.groupby("n_layer"):
             console.print(f"\n{_title(run, int(n_layer))}", style="bold")
-            console.print(_regret_table(run, own))
+            console.print(narrowed(_regret_table(run, own), width))
         if len(outcomes):
             console.print()
             console.print(_outcome_table(outcomes))
         for table in filter(None, (_separated(effects), _gains(effects))):
             console.print()
-            console.print(table)
+            console.print(narrowed(table, width))
         if sentence := unseparated_sentence(effects):
             console.print()
             console.print(wrapped(sentence, width))

@@ -26,7 +26,7 @@ def training_text(run: Run, findings: Sequence[Finding], *, width: int | None = 
         footer = (
             f"losses in nats, val: of the evaluation batches; ln V {runs['ln_vocab'].iloc[0]:.3f}, and "
             f"{runs['unigram_loss'].iloc[0]:.3f} for knowing how frequent tokens are and nothing else; "
-            "findings are about the inits, before the first step"
+            "findings are about the inits, before the first step; NUM001 to NUM004 about the trained model too"
         )
     return run_text(run, findings, _runs_table(run), width, color, footer)
 

@@ -44,6 +44,8 @@ assert SETTINGS.keys() == PRESETS.keys()
 def settings_of(preset: str, device: str, changes: dict[str, Any]) -> TrainConfig:
     """A preset's settings with some of them changed; those that are None aren't.
 
+    A run shorter than the preset's warms up for the same share of it, unless warmup is given.
+
     On CUDA the forward pass runs in bfloat16, or float16 where the GPU has none, and compiled; else in float32, eager.
 
     Raises:
@@ -55,7 +57,17 @@ def settings_of(preset: str, device: str, changes: dict[str, Any]) -> TrainConfi
     if unknown := sorted(changes.keys() - known):
         raise ConfigError(f"unknown training setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
     given = {name: value for name, value in changes.items() if value is not None}
-    return TrainConfig(**{"device": device} | _of_device(device) | SETTINGS[preset] | given)
+    own = dict(SETTINGS[preset])
+    steps = given.get("steps")
+    if type(steps) is int and 0 < steps < own["steps"]:
+        own["warmup"] = round(own["warmup"] * steps / own["steps"])
+    config = TrainConfig(**{"device": device} | _of_device(device) | own | given)
+    if config.warmup >= config.steps:
+        raise ConfigError(
+            f"warmup is {config.warmup} for a run of {config.steps} steps; expected fewer, or the peak rate is never "
+            "trained at"
+        )
+    return config
 
 
 def _of_device(device: str) -> dict[str, Any]:

@@ -167,12 +167,22 @@ def test_presets_bring_nanogpts_settings(tmp_path):
     assert set(SETTINGS) == set(PRESETS)
 
 
+def test_a_short_run_is_not_all_warmup():
+    from initlab.training.settings import settings_of
+
+    short = settings_of("shakespeare-cpu", "cpu", {"steps": 40})
+    assert (short.warmup, short.lr_at(2)) == (2, 1e-3)
+    assert settings_of("shakespeare-cpu", "cpu", {"steps": 4000}).warmup == 100
+    assert settings_of("shakespeare-cpu", "cpu", {"steps": 40, "warmup": 7}).warmup == 7
+
+
 def test_bad_input_is_refused_before_anything_is_written(tmp_path):
     out = tmp_path / "out"
     for change, kind, text in (
         ({"steps": 0}, ConfigError, "steps is 0"),
         ({"stepz": 1}, ConfigError, "unknown training setting 'stepz'"),
         ({"preset": "gpt9"}, ConfigError, "unknown preset 'gpt9'"),
+        ({"warmup": 6}, ConfigError, "warmup is 6 for a run of 6 steps; expected fewer"),
         ({"watch_every": -1}, ConfigError, "watch_every is -1"),
         ({"seed": -1}, ConfigError, "seed is -1"),
         ({"config": {"n_layer": 2}}, ConfigError, "expected a NanoGPTConfig"),

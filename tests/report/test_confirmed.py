@@ -69,11 +69,18 @@ def test_every_run_fits_its_columns(usual):
     }
     for name, run in runs.items():
         found = judged(run)
-        for width in (70, 80, 100):
+        for width in (60, 100):
             text = confirmation_text(*found, width=width)
             assert max(map(len, text.splitlines())) <= width, name
             assert "nan" not in text.lower().replace("nanogpt", ""), name
             assert "\x1b" not in text
+
+
+def test_a_narrow_terminal_leaves_columns_out_and_names_whole(usual):
+    lines = squeezed(show(usual, width=60))
+    assert "nanogpt (baseline) 0.13 ±0.07 0.03 ±0.03 0.003: 2.509" in lines
+    assert "nanogpt-no-depth-scale 16 40 +0.083 ±0.006 worse" in lines
+    assert "2 columns left out: the terminal has 60" in lines
 
 
 def test_one_seed_says_that_nothing_can_be_separated():

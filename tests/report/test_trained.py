@@ -67,6 +67,7 @@ def test_the_page_is_whole(case):
     assert "this is the model before its first update" not in text
 
 
+@pytest.mark.slow
 def test_eight_recipes_fit_a_page():
     assert len(render("eight recipes").encode()) < 1.5 * 2**20
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from initlab.judge.keeping import kept
 from initlab.judge.outcomes.measures import losses, run_measures, whole
 from initlab.judge.students import LEVEL, Mean, holm
 from initlab.rundir import Run
@@ -47,6 +48,7 @@ EFFECT_DEFINITION = (
 )
 
 
+@kept
 def effects(run: Run) -> pd.DataFrame:
     """Every comparison of the run: a row per question (see QUESTIONS), recipe, depth and warmup.
 

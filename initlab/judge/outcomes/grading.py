@@ -8,11 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from initlab.judge.keeping import kept
 from initlab.judge.outcomes.effects import judged, over_rates
 from initlab.judge.outcomes.measures import ESCAPE_MARGIN, losses, run_measures, whole
 from initlab.judge.rules import Finding, evaluate
 from initlab.judge.rules.inits import before_training
 from initlab.judge.students import Mean
+from initlab.judge.words import listed
 from initlab.rundir import Run
 from initlab.schema import Tables
 
@@ -29,16 +31,24 @@ OUTCOME_DEFINITIONS: dict[str, str] = {
     "trains": "everything else",
 }
 GRADE_DEFINITIONS: dict[str, str] = {
-    "agreed": "an error or a warning, and it diverges, is stuck or trains worse; or neither, and it trains",
-    "missed": "no error and no warning, and it diverges, is stuck or trains worse",
-    "false alarm": "an error or a warning, and it trains as well as the best here",
-    "undecided": "training's outcome is undecided, or one of the two is missing",
+    "agreed": "an error or a telling warning, and it diverges, is stuck or trains worse; or neither error nor warning, "
+    "and it trains",
+    "missed": "no error and no telling warning, and it diverges, is stuck or trains worse",
+    "false alarm": "an error or a telling warning, and it trains as well as the best here",
+    "undecided": "training's outcome is undecided, or one of the two is missing; or its warnings tell nothing, and it "
+    "trains, or no other recipe trains well",
+    "telling": "a warning that not every other recipe draws that trains well at that depth (where none does: not every "
+    "other one). What all of them share may cost all of them alike; only a recipe without it would show that",
 }
 OUTCOME_SCOPE = (
     "Outcomes are of the runs with warmup (the longest swept) where there are any, else of those without: training "
     "without warmup is a harder question, with an answer of its own in the table of effects"
 )
 _BAD = ("diverges", "stuck", "trains worse")
+_NONE = (
+    "No other recipe here trains well without {codes}, so that these runs don't show what that costs: add one without."
+)
+_ALL = "Every recipe that trains well here draws {codes} too."
 
 
 def outcomes(run: Run, findings: Sequence[Finding]) -> pd.DataFrame:
@@ -59,16 +69,29 @@ def outcomes(run: Run, findings: Sequence[Finding]) -> pd.DataFrame:
         for recipe in _recipes(run):
             prediction, codes = predictions.get(recipe, ("not probed", ""))
             outcome, why = results.get(recipe, ("not trained", "No seed of it is finished at every rate."))
-            rows.append((recipe, n_layer, prediction, codes, outcome, graded(prediction, outcome), why))
+            grade = graded(prediction, outcome)
+            others = {name: result for name, (result, _) in results.items() if name != recipe and name in predictions}
+            well = [name for name, result in others.items() if result == "trains"]
+            beside = [set(predictions[name][1].split()) for name in well or others]
+            if prediction == "warning" and grade != "undecided" and not _telling(set(codes.split()), beside):
+                missed = bool(well) and outcome in _BAD
+                grade, said = ("missed", _ALL) if missed else ("undecided", _NONE)
+                why += f" {said.format(codes=listed(codes.split()))}"
+            rows.append((recipe, n_layer, prediction, codes, outcome, grade, why))
     return pd.DataFrame(rows, columns=list(OUTCOMES))
 
 
 def graded(prediction: str, outcome: str) -> str:
-    """The grade of a prediction, see GRADE_DEFINITIONS."""
+    """The grade of a prediction whose warnings tell something, see GRADE_DEFINITIONS."""
     if outcome in ("undecided", "not trained") or prediction == "not probed":
         return "undecided"
     trouble, bad = prediction in ("error", "warning"), outcome in _BAD
     return "agreed" if trouble == bad else ("missed" if bad else "false alarm")
+
+
+def _telling(codes: set[str], beside: list[set[str]]) -> bool:
+    """Whether one of a recipe's warnings isn't drawn by all that it is compared with."""
+    return any(code not in other for other in beside for code in codes)
 
 
 def predicted(run: Run, n_layer: int, findings: Sequence[Finding]) -> dict[str, tuple[str, str]]:
@@ -85,16 +108,20 @@ def predicted(run: Run, n_layer: int, findings: Sequence[Finding]) -> dict[str, 
 
 def at_depth(run: Run, n_layer: int, findings: Sequence[Finding]) -> list[Finding]:
     """The verdicts on the probed cells of one depth; where a rule needs several, that on the whole run."""
-    run = before_training(run)
-    summary = run.tables.summary
-    ids = set(summary.loc[summary["n_layer"] == n_layer, "run_id"])
-    tables = Tables(**{name: frame[frame["run_id"].isin(ids)] for name, frame in run.tables.items()})
-    alone = evaluate(Run(tables, run.manifest), **run.manifest.get("judging", {}))
+    alone = _alone(before_training(run), n_layer)
     known = {each.recipe for each in alone}
     open_ = {(each.code, each.recipe) for each in alone if each.status == "not_applicable"}
     trends = [each for each in findings if (each.code, each.recipe) in open_ and each.recipe in known]
     answered = {(each.code, each.recipe) for each in trends}
     return [*trends, *(each for each in alone if (each.code, each.recipe) not in answered)]
+
+
+@kept
+def _alone(run: Run, n_layer: int) -> list[Finding]:
+    summary = run.tables.summary
+    ids = set(summary.loc[summary["n_layer"] == n_layer, "run_id"])
+    tables = Tables(**{name: frame[frame["run_id"].isin(ids)] for name, frame in run.tables.items()})
+    return evaluate(Run(tables, run.manifest), **run.manifest.get("judging", {}))
 
 
 def _results(measured: pd.DataFrame) -> dict[str, tuple[str, str]]:

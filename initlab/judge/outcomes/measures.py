@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
 
+from initlab.judge.keeping import kept
 from initlab.judge.students import Mean
 from initlab.rundir import Run
 
@@ -49,6 +51,7 @@ _REGRETS = (
 )
 
 
+@kept
 def run_measures(run: Run) -> pd.DataFrame:
     """A row per training run: the columns of `schema.RUNS`, and what DEFINITIONS says of loss, diverged (bool),
     escaped (bool), overshoot (nats), spikes (int) and grad_norm_peak (ratio).
@@ -85,6 +88,7 @@ def curves(run: Run) -> pd.DataFrame:
     return rows.assign(run_id=rows["run_id"].astype(str)).merge(keys, on="run_id", how="inner")
 
 
+@kept
 def regrets(run: Run) -> pd.DataFrame:
     """A row per recipe, depth and warmup; see DEFINITIONS.
 
@@ -149,10 +153,14 @@ def _overshoot(loss: np.ndarray, step: np.ndarray) -> float:
         return math.nan
     every = float(np.median(np.diff(step))) if len(step) > 1 else 1.0
     window = max(1, round(SMOOTHED_OVER / every))
-    smooth = pd.Series(loss[np.isfinite(loss)]).rolling(window).mean().dropna()
-    return max(0.0, float(smooth.max() - loss[0])) if len(smooth) else 0.0
+    finite = loss[np.isfinite(loss)]
+    if len(finite) < window:
+        return 0.0
+    return max(0.0, float(sliding_window_view(finite, window).mean(axis=1).max() - loss[0]))
 
 
 def _spikes(norm: np.ndarray) -> int:
-    before = pd.Series(norm).rolling(SPIKE_MEMORY).median().shift(1)
-    return int((norm > SPIKE_FACTOR * before.to_numpy(float)).sum())
+    if len(norm) <= SPIKE_MEMORY:
+        return 0
+    before = np.median(sliding_window_view(norm[:-1], SPIKE_MEMORY), axis=1)
+    return int((norm[SPIKE_MEMORY:] > SPIKE_FACTOR * before).sum())

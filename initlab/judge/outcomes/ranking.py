@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from initlab.judge.keeping import kept
 from initlab.judge.outcomes.grading import at_depth
 from initlab.judge.outcomes.measures import regrets
 from initlab.judge.rules import evaluate
@@ -37,6 +38,7 @@ class Metric:
     measure: Callable[[Run], pd.Series]  # by recipe, n_layer and seed
 
 
+@kept
 def rankings(run: Run) -> pd.DataFrame:
     """A row per metric of METRICS and held-out depth; also of those that predict nothing. See RANKING_DEFINITION.
 

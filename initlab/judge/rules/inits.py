@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
+from initlab.judge.keeping import kept
 from initlab.rundir import Run
 from initlab.schema import Tables
 
 TRAINED_BELOW = 0.5  # nats under ln V: no init knows the text that well; batches scatter by a few hundredths
 
 
+@kept
 def before_training(run: Run) -> Run:
     """The run without what was trained: of a confirmation, the cells that were probed."""
     if run.manifest.get("kind") != "confirm" or run.tables.runs.empty:

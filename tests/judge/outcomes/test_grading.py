@@ -3,7 +3,7 @@ import math
 import pytest
 from synthetic_training import UNIGRAM, trained_run
 
-from initlab.judge.outcomes import GRADE_DEFINITIONS, OUTCOME_DEFINITIONS, outcomes
+from initlab.judge.outcomes import GRADE_DEFINITIONS, OUTCOME_DEFINITIONS, grading, outcomes
 from initlab.judge.outcomes.grading import at_depth, graded, predicted
 from initlab.judge.rules import evaluate
 from initlab.judge.rules.inits import before_training
@@ -28,6 +28,41 @@ def test_every_prediction_and_outcome_has_its_grade(prediction, outcome, grade):
     assert graded(prediction, outcome) == grade
     assert grade in GRADE_DEFINITIONS
     assert outcome in {*OUTCOME_DEFINITIONS, "not trained"}
+
+
+@pytest.mark.parametrize(
+    ("said", "grades"),
+    [
+        # what all have may cost all alike: nothing here trains without it
+        ({"base": "ACT001", "other": "ACT001"}, {"base": "undecided", "other": "undecided", "bad": "agreed"}),
+        ({"base": "", "other": "ACT001"}, {"base": "agreed", "other": "false alarm", "bad": "agreed"}),
+        ({"base": "ACT001", "other": "RES001 ACT001"}, {"base": "undecided", "other": "false alarm", "bad": "agreed"}),
+        # and it doesn't say which of them is worse
+        ({"base": "ACT001", "other": "ACT001", "bad": "ACT001"}, {"bad": "missed"}),
+        ({"base": "ACT001", "other": "", "bad": "ACT001"}, {"bad": "agreed", "base": "false alarm"}),
+    ],
+)
+def test_a_warning_that_every_good_recipe_draws_tells_nothing(monkeypatch, said, grades):
+    codes = {"bad": "EMB001", **said}
+    word = {"": "healthy", "EMB001": "error"}
+    monkeypatch.setattr(grading, "predicted", lambda *_: {r: (word.get(c, "warning"), c) for r, c in codes.items()})
+    run = run_of(lambda r, n, lr, w, s: noisy(2.5 + 0.3 * (r == "bad"), s), recipes=("base", "other", "bad"))
+    found = outcomes(run, []).set_index("recipe")
+    assert grades.items() <= found["grade"].to_dict().items()
+    untold = [recipe for recipe, grade in grades.items() if grade == "undecided"]
+    assert all("No other recipe here trains well without ACT001" in found.loc[recipe, "why"] for recipe in untold)
+
+
+def test_rates_at_which_every_recipe_diverges_prove_no_warning_right(monkeypatch):
+    monkeypatch.setattr(grading, "predicted", lambda *_: dict.fromkeys(("base", "other"), ("warning", "ACT001")))
+    found = outcomes(run_of(lambda r, n, lr, w, s: math.nan if lr > 5e-3 else noisy(2.5, s)), [])
+    assert set(found["outcome"]) == {"diverges"}
+    assert set(found["grade"]) == {"undecided"}
+
+
+def test_an_error_is_held_to_its_word_also_where_all_draw_it(monkeypatch):
+    monkeypatch.setattr(grading, "predicted", lambda *_: dict.fromkeys(("base", "other"), ("error", "EMB001")))
+    assert set(outcomes(run_of(lambda r, n, lr, w, s: noisy(2.5, s)), [])["grade"]) == {"false alarm"}
 
 
 def run_of(loss, recipes=("base", "other"), **more):
