@@ -27,8 +27,8 @@ print(proposal)
 proposal.apply()
 after = initlab.probe(model)
 
-print(f"\nerrors and warnings before: {[f.code for f in before.findings if f.status == 'fail']}")
-print(f"errors and warnings after:  {[f.code for f in after.findings if f.status == 'fail']}")
+for name, probe in (("before", before), ("after", after)):
+    print(f"{name}: errors {[f.code for f in probe.findings if f.status == 'fail' and f.severity == 'error']}")
 if len(sys.argv) > 1:
     for name, probe in (("before", before), ("after", after)):
         print(probe.report(Path(sys.argv[1]) / name))

@@ -126,7 +126,7 @@ def test_each_row_carries_the_code_that_it_clears() -> None:
 
 def test_two_findings_on_one_role_are_answered_by_one_factor() -> None:
     model = nanogpt("nanogpt-no-depth-scale", n_embd=64)
-    proposal = initlab.fix(model, **QUICK)
+    proposal = initlab.fix(model, limits={"ACT001.warning": 0.04}, **QUICK)
     rows = {row["role"]: row for row in proposal.rows}
     assert {role: row["code"] for role, row in rows.items()} == {
         "attn_qkv": "ACT001",
@@ -142,8 +142,16 @@ def test_two_findings_on_one_role_are_answered_by_one_factor() -> None:
     assert not failing(initlab.probe(model, **QUICK))
 
 
+def test_only_the_findings_that_are_counted_are_cleared() -> None:
+    model = nanogpt("nanogpt-no-depth-scale", n_embd=64)
+    assert {row["code"] for row in initlab.fix(model, **QUICK).rows} == {"RES001"}
+    assert initlab.fix(model, ignore=["RES001"], **QUICK).rows == []
+    with pytest.raises(ConfigError, match="no rule has the code 'RES999'"):
+        initlab.fix(model, select=["RES999"], **QUICK)
+
+
 def test_weights_of_zero_are_not_said_to_be_scaled() -> None:
-    proposal = initlab.fix(nanogpt("zero-out", n_embd=64), **QUICK)
+    proposal = initlab.fix(nanogpt("zero-out", n_embd=64), limits={"ACT001.warning": 0.04}, **QUICK)
     assert {row["role"] for row in proposal.rows} == {"attn_qkv", "mlp_in"}
 
 

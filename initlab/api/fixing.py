@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.measuring import probe
 from initlab.errors import ConfigError, RecipeError
-from initlab.judge import inits, remedies
+from initlab.judge import inits, remedies, rules
 from initlab.judge.remedies import Case, Change
 from initlab.judge.rules import Finding
 from initlab.recipes import Recipe, registry
@@ -103,6 +103,9 @@ def fix(
     recipe: str | Recipe | Rule | None = None,
     apply: bool = False,
     seed: int = 0,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    limits: Mapping[str, float] | None = None,
     **options: Any,
 ) -> Proposal:
     """Propose the smallest change of the weights that clears the findings of `probe`, tried on a copy.
@@ -118,6 +121,7 @@ def fix(
         recipe: what the model should have been drawn from; then INI001 is judged and mended too.
         apply: change the model at once, as `proposal.apply()` does.
         seed: of the batch, and of what is drawn.
+        select, ignore, limits: which findings there are, as `Result.judge` takes them.
         options: data, tokenizer, batch_size and dtype, as `probe` takes them.
 
     Returns:
@@ -126,20 +130,23 @@ def fix(
 
     Raises:
         RecipeError: the model was trained, so that another scale would destroy what it has learnt; unknown recipe.
-        ConfigError: the model can't be copied.
+        ConfigError: the model can't be copied; an unknown code, or a limit that is none.
         ProbeError, DataError: as `probe` raises them.
     """
     from initlab.measure.unwrapping import unwrap
 
     declared = registry.get(recipe) if recipe is not None else None
+    counted = {rule.code for rule in rules.chosen(select, ignore, limits).rules}
     inside, _ = unwrap(model)
 
     def measure(candidate: nn.Module) -> Probe:
-        return probe(candidate, batch, recipe=declared, seed=seed, **options)
+        found = probe(candidate, batch, recipe=declared, seed=seed, **options)
+        found.judge(select=select, ignore=ignore, limits=limits)
+        return found
 
     before = measure(inside)
     _refuse_trained(inside, before)
-    look = _Look(inside, before, declared)
+    look = _Look(inside, before, declared, counted)
     proposal = Proposal(type(inside).__name__, before, look.problems, [], look.problems, look.notes, None, None)
     if look.problems:
         best = _search(inside, look, measure, declared, seed)
@@ -156,10 +163,18 @@ def fix(
 class _Look:
     """A model measured and described: what is wrong, and what could be done."""
 
-    def __init__(self, model: nn.Module, found: Probe, declared: Recipe | None, first: _Look | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        found: Probe,
+        declared: Recipe | None,
+        counted: Container[str],
+        first: _Look | None = None,
+    ):
         from initlab.models.describing import describe
 
         self.probe = found
+        self.counted = counted  # codes of the rules in force
         known: list[str | Recipe] = [*inits.REFERENCES]
         if declared is not None and declared.id not in known:
             known.append(declared)
@@ -168,6 +183,7 @@ class _Look:
         # a declared recipe says what was meant, and INI001 whether it is so
         said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)
         unscaled = None if said else inits.unscaled_outputs(self.rows, _growth(found))
+        unscaled = unscaled if unscaled is not None and unscaled.code in counted else None
         # An embedding that shrinks leaves the same writes above it: that is no fault of the change, nor to be chased.
         counts = first is None or first.unscaled
         self.unscaled: bool = unscaled is not None and unscaled.severity != "info" and counts
@@ -191,7 +207,7 @@ def _search(
 
     def tried(changes: list[Change], twin: nn.Module) -> _Look:
         _apply(twin, changes, declared, seed)
-        return _Look(twin, measure(twin), declared, look)
+        return _Look(twin, measure(twin), declared, look.counted, look)
 
     twin, seen, changes = _copied(model), look, list[Change]()
     for _ in range(ROUNDS):

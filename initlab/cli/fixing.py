@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import SEVERITIES, add_output, set_threads
+from initlab.cli.common import SEVERITIES, add_output, overrides, set_threads
 from initlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def _fix(options: argparse.Namespace) -> int:
     from initlab.results import json_ready
 
     set_threads(options)
+    judging = overrides(options)
     target = _writable(options.save)
     model, _ = load_model(options.model, {}, data=options.data, tokenizer=options.tokenizer)
     model.to(choose_device(options.device))
@@ -59,6 +60,7 @@ def _fix(options: argparse.Namespace) -> int:
         data=options.data,
         tokenizer=options.tokenizer,
         batch_size=options.batch_size,
+        **judging,
     )
     saved = target is not None and bool(proposal.changes)
     if target is not None and saved:

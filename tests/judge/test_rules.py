@@ -331,8 +331,9 @@ CASES = {
     ),
     "ACT001": (
         [
-            (run_of(sized()), "warning"),
-            (run_of(sized(square=0.03, std=0.1)), "warning"),  # measured before the weights
+            (run_of(sized(std=0.0025)), "warning"),
+            (run_of(sized(square=0.002, std=0.1)), "warning"),  # measured before the weights
+            (run_of(sized()), "info"),
             (run_of(sized(n_embd=128)), "info"),
         ],
         [run_of(sized(n_embd=384)), run_of(sized(std=0.0693)), run_of(sized(square=0.3))],
