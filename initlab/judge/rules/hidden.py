@@ -99,7 +99,8 @@ SMALL = Rule(
     false_alarms="Models that scale the pre-activations in the forward pass without showing them. 0.31 (GPT-2 at 768) "
     "and 0.15 (nanoGPT at 384) are fine. What 0.026 costs (0.02 at width 64) depends on the text: it lost 0.05 to 0.5 "
     "nats against the width-matched std on characters (one seed), and won 0.09 to 0.11 with warmup at 4 blocks on "
-    "bytes (three and four seeds), so it is a note: confirm it on yours. 0.0004 (0.02/√n_embd) lost 0.26 there: a warning.",
+    "bytes (three and four seeds), so it is a note: confirm it on yours. 0.0004 (0.02/√n_embd) lost 0.26: a "
+    "warning.",
     source="24 cells of 150 steps at width 64, one seed each; 27 pairs of them with three seeds "
     "(benchmarks/warning_cost.csv); 288 runs with four (reports/nanogpt-claims); 540 of 300 steps at width 128",
     since="0.2.0",
