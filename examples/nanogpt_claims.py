@@ -3,8 +3,8 @@
     python examples/nanogpt_claims.py                  # into initlab-runs/nanogpt-claims; half an hour on 2 cores
     python examples/nanogpt_claims.py --quick          # inits alone, smaller: a minute; training stays undecided
 
-Writes claims.json, index.html, figures/*.png, and a run folder per measurement (`initlab report FOLDER` shows one).
-The same command goes on where it stopped.
+Writes claims.json, index.html, figures/*.png, data/*.csv, and a run folder per measurement, which `initlab report
+FOLDER` shows. The same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from nanogpt_note.evidence import Claim, Evidence
+from nanogpt_note.evidence import Claim, Evidence, growth, stds, warmup_gains
 from nanogpt_note.figures import FIGURES
 from nanogpt_note.init_claims import INIT_CLAIMS
 from nanogpt_note.training_claims import TRAINING_CLAIMS
@@ -92,6 +93,9 @@ def write(found: list[Claim], evidence: Evidence, out: Path) -> Path:
     (out / "claims.json").write_text(
         json.dumps([asdict(claim) for claim in found], indent=1, ensure_ascii=False) + "\n"
     )
+    (out / "data").mkdir(exist_ok=True)
+    for name, frame in tables(evidence).items():
+        frame.to_csv(out / "data" / f"{name}.csv", index=False, float_format="%.6g")
     page = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "nanogpt_note"),
         autoescape=True,
@@ -117,6 +121,21 @@ def write(found: list[Claim], evidence: Evidence, out: Path) -> Path:
     )
     (out / "index.html").write_text(text, encoding="utf-8")
     return out / "index.html"
+
+
+def tables(evidence: Evidence) -> dict[str, pd.DataFrame]:
+    """What the claims read off the runs."""
+    inits = (evidence.narrow, evidence.wide)
+    weights = [
+        stds(run, recipe, role).assign(recipe=recipe, role=role)
+        for run in inits
+        for recipe in run.records["recipe"].unique()
+        for role in ("token_embed", "pos_embed", "attn_qkv", "attn_out", "mlp_in", "mlp_out")
+    ]
+    found = {"weights": pd.concat(weights), "growth": pd.concat([growth(run) for run in inits])}
+    if evidence.trained is not None:
+        found["warmup-gains"] = warmup_gains(evidence.trained.runs)
+    return found
 
 
 def _all(evidence: Evidence) -> list[Any]:

@@ -26,6 +26,7 @@ MANIFEST = "run.json"
 # summary.csv last: its line is what makes a cell count.
 _COMMIT_ORDER = ("records", "heads", "coverage", "training", "runs", "summary")
 _ALWAYS = ("records", "heads", "coverage", "summary")  # a file each, if only of column names
+_MOST_NAMED = 4  # differences, in an error
 _REQUIRED = {"config": dict, "recipes": dict, "cells": list, "failed": dict, "created": str}
 
 
@@ -221,16 +222,21 @@ def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _refuse_another_run(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    different = [
+    there, now = found.get("kind"), wanted.get("kind")
+    if there != now:
+        raise RunError(f"output folder {path} holds a run of `{there}`, not of `{now}`; choose another folder with -o")
+    different = sorted(
         f"{key}: {found['config'].get(key)!r} there, {wanted['config'].get(key)!r} now"
         for key in wanted["config"].keys() | found["config"].keys()
         if found["config"].get(key) != wanted["config"].get(key)
-    ]
+    )
     if found["recipes"] != wanted["recipes"] and not different:
         different = ["the recipes' definitions changed"]
     if different:
+        more = len(different) - _MOST_NAMED
+        shown = different[:_MOST_NAMED] + ([f"{more} more"] if more > 0 else [])
         raise RunError(
-            f"output folder {path} holds another run ({'; '.join(sorted(different))}); "
+            f"output folder {path} holds another run ({'; '.join(shown)}); "
             "choose another folder with -o, or repeat the same command to resume"
         )
 

@@ -244,6 +244,12 @@ def test_half_a_header_is_an_empty_table(tmp_path: Path, content: bytes) -> None
     same(load(tmp_path).tables, cell("a"))
 
 
+def test_a_folder_of_another_kind_of_run_is_refused_by_its_name(tmp_path: Path) -> None:
+    started(tmp_path, "a")
+    with pytest.raises(RunError, match=r"holds a run of `compare`, not of `train`; choose another folder with -o$"):
+        RunDir.open(tmp_path, manifest(kind="train"))
+
+
 def test_a_run_without_training_has_no_files_for_it(tmp_path: Path) -> None:
     untrained = {name: frame for name, frame in cell("a").items() if name not in ("training", "runs")}
     RunDir.open(tmp_path, manifest()).append(Tables(**untrained))

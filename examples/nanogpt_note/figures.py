@@ -42,7 +42,7 @@ def weights(evidence: Evidence, theme: str) -> Figure:
         axes.set_xlim(0, 0.024)
         depths = evidence.narrow.records["n_layer"]
         axes.set_xlabel(f"std of the weights; a mark per depth, {depths.min()} to {depths.max()} blocks")
-        axes.legend(frameon=False, loc="lower left", fontsize=8.5)
+        axes.legend(frameon=False, loc="upper left", fontsize=8.5)
         return figure
 
 

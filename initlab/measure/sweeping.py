@@ -174,7 +174,8 @@ def measure_cell(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus)
 
 
 def matmul_rate(device: str, n_embd: int, tokens: int, dtype: torch.dtype | None = None) -> float:
-    """FLOP/s of a matrix product of a sweep's own size, measured for a few hundredths of a second."""
+    """FLOP/s of a matrix product of a sweep's own size, up to 4096, measured for a few hundredths of a second."""
+    tokens, n_embd = min(tokens, 4096), min(n_embd, 4096)  # no wider product is faster, and memory is for the models
     a = torch.ones(tokens, n_embd, device=device, dtype=dtype)
     b = torch.ones(n_embd, 4 * n_embd, device=device, dtype=dtype)
     a @ b

@@ -39,7 +39,9 @@ _QUIET_SECONDS = 30.0  # between lines where there is no terminal to redraw
 def comparison_text(run: Run, findings: Sequence[Finding], *, width: int | None = None, color: bool = False) -> str:
     """One row per recipe, the findings, one sentence that sums up."""
     depths = run.tables.summary["n_layer"]
-    exponent = "what a block writes ∝ n_layer^x"
+    exponent = (
+        "what a block writes ∝ n_layer^x (attention's also grows with its input's correlation; RES001 allows for it)"
+    )
     if depths.nunique() == 1:
         exponent = "needs two depths, as in --depths 4,8,16"
     footer = f"of the deepest model ({depths.max()} layers), median over seeds; depth exp.: {exponent}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from initlab.judge.outcomes import run_measures
 from initlab.judge.rules.base import SEVERITIES, Finding, Rule
 from initlab.judge.rules.depth import BRANCHES, depth_exponents
 from initlab.judge.rules.inits import before_training
@@ -198,7 +199,22 @@ def verdict(run: Run, findings: Sequence[Finding]) -> str:
     sentence = _verdict(recipes, findings)
     if run.manifest.get("kind") in ("probe", "watch") and len(recipes) == 1:
         sentence = _verdict_of_model(run, recipes[0], findings)
+    if run.manifest.get("kind") == "train":
+        sentence = f"{_training_lost(run)}{sentence}"
     return sentence if done == planned else f"So far, {done} of {planned} cells: {sentence}"
+
+
+def _training_lost(run: Run) -> str:
+    """Sentences for the runs that diverged, or learned nothing but how frequent tokens are."""
+    runs = run_measures(run)
+    lost = runs[~runs["escaped"] & ~runs["diverged"]]
+    said = [
+        f"{row.recipe} diverged after {plural(row.steps_done, 'step')} of {row.steps:,}. "
+        for row in runs[runs["diverged"]].itertuples()
+    ]
+    if len(lost):
+        said.append(f"{listed(list(lost['recipe'].astype(str)))} learned no more than how frequent tokens are. ")
+    return "".join(said)
 
 
 def progress(run: Run) -> tuple[int, int]:

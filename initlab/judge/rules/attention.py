@@ -84,7 +84,7 @@ COLLAPSE = Rule(
     false_alarms="None known at init: q and k of unit variance leave 0.8 to 0.9. A std of 0.5 at width 64 (logits of "
     "std 16) lost 0.4 to 0.9 nats at the usual rates and won only at 0.03.",
     source="stability grid at width 64: std 0.1 trains as well as any, 0.5 doesn't; limits between",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_heads,
     judge=judge_entropy,
 )
@@ -103,7 +103,7 @@ LOGIT_SCALE = Rule(
     advice="draw the queries' and keys' matrices with a smaller std, use 1/√d_head (or 1/d_head), or QK-norm",
     false_alarms="He's init of queries and keys has 2.0 by itself, unit variance 1.0; both are below the limit.",
     source="Dehghani et al. 2023, 2302.05442, section 3; Wortsman et al. 2023, 2309.14322",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_heads,
     judge=judge_logits,
 )

@@ -169,7 +169,7 @@ OVERFLOW = Rule(
     advice="use bfloat16, or scale down what comes before the named module",
     false_alarms="A factor of 8 is a margin by taste.",
     source="IEEE 754 binary16",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_overflow,
     judge=judge_overflow,
 )
@@ -189,7 +189,7 @@ UNDERFLOW = Rule(
     false_alarms="A loop that scales its loss isn't seen by a probe, which doesn't. Other dtypes pass, and say what "
     "float16 would lose.",
     source="IEEE 754 binary16; Micikevicius et al. 2018, 1710.03740",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_underflow,
     judge=judge_underflow,
 )
@@ -208,7 +208,7 @@ UPDATE_ABSORBED = Rule(
     advice="keep float32 master weights, or round stochastically",
     false_alarms="Elements far smaller than the rms move although the typical one doesn't. float32 weights pass.",
     source="half a unit in the last place; Zamirai et al. 2020, 2010.06192",
-    since="0.2.0",
+    since="0.1.0",
     about_init=False,
     measure=measure_absorbed,
     judge=judge_absorbed,

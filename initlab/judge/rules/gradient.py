@@ -188,7 +188,7 @@ IMBALANCE = Rule(
     false_alarms="Queries and keys of a narrow model with a small std: attention is near uniform and hardly depends on "
     "them. Trains under Adam, hence a note.",
     source="limit above nanoGPT's and transformers' own inits, which have 2 to 61 (benchmarks/rule_false_alarms.py)",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_imbalance,
     judge=judge_imbalance,
 )

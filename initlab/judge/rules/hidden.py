@@ -103,7 +103,7 @@ SMALL = Rule(
     "warning.",
     source="24 cells of 150 steps at width 64, one seed each; 27 pairs of them with three seeds "
     "(benchmarks/warning_cost.csv); 288 runs with four (reports/nanogpt-claims); 540 of 300 steps at width 128",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_small,
     judge=judge_small,
 )
@@ -122,7 +122,7 @@ DEAD = Rule(
     false_alarms="Smooth nonlinearities (GELU, SiLU) pass a gradient below 0 too. Small batches leave rare units off: "
     "use a thousand tokens.",
     source="limits far above what GELU and ReLU show at init (below 0.01, and 0.5)",
-    since="0.2.0",
+    since="0.1.0",
     about_init=False,
     measure=measure_dead,
     judge=judge_dead,

@@ -232,7 +232,7 @@ WIDTH_DEPENDENT = Rule(
     false_alarms="Every recipe here is of standard parametrisation and grows: that is no fault of a model whose rate "
     "was tuned at its own width, hence a warning. Attention logits are left out.",
     source="microsoft/mup README, coord check: curves stay horizontal; the tolerance of 0.1 in l1 is a heuristic",
-    since="0.2.0",
+    since="0.1.0",
     about_init=False,
     measure=measure_width,
     judge=judge_width,
@@ -256,7 +256,7 @@ DEPTH_DEPENDENT = Rule(
     "use makes up for it, hence a warning. Tells 1/√n_layer from none, not from 1/n_layer.",
     source="Dey et al. 2025 (CompleteP, arXiv 2505.01618), depth coord check; EleutherAI/nanoGPT-mup "
     "completep_examples",
-    since="0.2.0",
+    since="0.1.0",
     about_init=False,
     measure=measure_depth,
     judge=judge_depth,

@@ -178,7 +178,7 @@ SPIKE = Rule(
     false_alarms="Dense blocks among expert ones. A first block whose attention averages unlike tokens writes up to "
     "30× less than later ones; so without a closed form it is judged only for writing more, or nothing.",
     source="trend: Theil-Sen on ln variance over ln(block + 1)",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_spike,
     judge=judge_spike,
 )
@@ -197,7 +197,7 @@ ABSORBED = Rule(
     advice="Keep the stream in float32, or let the branch write more.",
     false_alarms="Streams kept in float32 (also under autocast) lose nothing: a note.",
     source="half a unit in the last place: eps(bfloat16) = 2^-7, eps(float16) = 2^-10",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_absorbed,
     judge=judge_absorbed,
 )
@@ -218,7 +218,7 @@ GROWTH = Rule(
     "0.02 without depth scaling passes it from width 768 on and is trained everywhere: a note, not a warning. "
     "Without depth scaling width 128 lost 0.004, 0.044 and 0.085 nats at 6, 24 and 48 layers.",
     source="kernel theory of GPT-2's sizes; 540 runs of 300 steps at width 128",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_growth,
     judge=judge_growth,
 )
@@ -238,7 +238,7 @@ COLLAPSE = Rule(
     false_alarms="A text of few tokens is alike by itself. GPT-2's sizes have 0.48 (124M) to 0.70 (1.5B) by the closed "
     "form and train well, so the limit is far above.",
     source="Noci et al. 2022, 2206.03126",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_collapse,
     judge=judge_collapse,
 )

@@ -112,7 +112,7 @@ OFF_THEORY_BRANCH = Rule(
     false_alarms="Widths below 64. Attention isn't judged where its logits' std is above 1.2 by the closed form: the "
     "softmax is no small perturbation of a uniform one then.",
     source="initlab.judge.theory",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_branch,
     judge=judge_branch,
 )

@@ -189,7 +189,7 @@ UNSCALED_CODE = Rule(
     false_alarms="Code that scales under a condition which this config doesn't meet. The code is looked for by a "
     "pattern in the source of the model's own classes: std, init and a root of n_layer in one line.",
     source="huggingface/transformers#47458",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_unscaled_code,
     judge=judge_unscaled_code,
 )
@@ -210,7 +210,7 @@ ODD_SIBLING = Rule(
     "(Mitchell's 1/√(l+1)) fit the trend; two kinds of blocks in turn leave no single one standing out.",
     source="1.3 is above every layer-indexed init in the catalogue, below the smallest slip that is known to matter "
     "(√2, one missing branch in √(2·n_layer))",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_siblings,
     judge=judge_siblings,
 )
@@ -227,7 +227,7 @@ OFF_RECIPE = Rule(
     advice="Compare with `initlab.describe_init(model)`; if the difference is meant, ignore this note.",
     false_alarms="Differences that are meant: only a note, since many models differ from a named recipe on purpose.",
     source="initlab.describe_init",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_off_recipe,
     judge=judge_off_recipe,
 )
