@@ -26,10 +26,23 @@ SCRIPTS = {
     "fixed-model": "examples/07_fix_a_model.py",
     "nanogpt-claims": "examples/nanogpt_claims.py -o",  # half an hour; goes on where it stopped
 }
+EXAMPLES = "examples"  # what each of them prints, beside them
 PACKED = ("records.csv", "heads.csv", "coverage.csv", "training.csv")
 
 
+def print_examples() -> None:
+    """Keep what every numbered example prints in examples/output."""
+    out = ROOT / "examples" / "output"
+    out.mkdir(exist_ok=True)
+    for script in sorted((ROOT / "examples").glob("[0-9]*.py")):
+        done = subprocess.run([sys.executable, str(script)], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        (out / f"{script.stem}.txt").write_text(done.stdout, encoding="utf-8")
+
+
 def make(name: str) -> None:
+    if name == EXAMPLES:
+        print_examples()
+        return
     made = Path("initlab-runs") / name  # ignored by git, so that the page shows a commit without changes
     if name == "transformers-audit":
         made = Path("reports") / name  # compares with what is there
@@ -55,7 +68,7 @@ def make(name: str) -> None:
 
 
 if __name__ == "__main__":
-    known = [*COMMANDS, *SCRIPTS]
+    known = [*COMMANDS, *SCRIPTS, EXAMPLES]
     unknown = set(sys.argv[1:]) - set(known)
     if unknown:
         sys.exit(f"unknown report {', '.join(sorted(unknown))}; known: {', '.join(known)}")
