@@ -26,6 +26,7 @@ def test_every_example_is_expected():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} - needs_more == set(EXPECTED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example_runs(name, tmp_path):
     if "hugging_face" in name:

@@ -143,7 +143,7 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
     assert result.runs["val_loss"].isna().all()
     assert (result.runs["steps_done"] < 6).all()
     assert result.run.manifest["failed"] == {}
-    assert str(result).count("diverged") == 2
+    assert str(result).count("diverged after 1 step of 6.") == 2
 
 
 def test_presets_bring_nanogpts_settings(tmp_path):
