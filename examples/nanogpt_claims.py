@@ -120,6 +120,8 @@ def write(found: list[Claim], evidence: Evidence, out: Path) -> Path:
         version=initlab.__version__,
     )
     (out / "index.html").write_text(text, encoding="utf-8")
+    if evidence.trained is not None:
+        evidence.trained.report()
     return out / "index.html"
 
 
