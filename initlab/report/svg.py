@@ -68,6 +68,14 @@ def _tidy(tag: str, ids: dict[str, str]) -> str:
     tag = re.sub(r' style="[^"]*"', lambda m: re.sub(r"([:;]) ", r"\1", m[0]), tag)
     tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag)
     if not tag.startswith("<image"):
-        tag = _LONG.sub(lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), tag)
+        tag = _LONG.sub(_shortened, tag)
         tag = re.sub(r"\s+", " ", tag)
+    if tag.startswith("<path") and not re.search(" [CQz] .* L ", tag):
+        tag = tag.replace(" L ", " ")  # pairs that follow a moveto are linetos
     return tag
+
+
+def _shortened(match: re.Match[str]) -> str:
+    """A tenth of a pixel is enough for a place; what is below 1 may be an opacity or a scale."""
+    value = float(match[0])
+    return f"{value:.{1 if abs(value) >= 1 else 2}f}".rstrip("0").rstrip(".")

@@ -30,7 +30,7 @@ MARKS = {
 _OTHER = ("not_applicable", "–")
 _MOST_OPEN = 8  # rows of a table that isn't folded
 _MOST_NAMED = 4  # separated comparisons, in the line of a folded table
-_MOST_RUNS = 200  # rows of the table of runs; the CSV file has them all
+_MOST_RUNS = 60  # rows of the table of runs; the CSV file has them all
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Palette = dict[str, str]
+_FAINT_POINTS = 12  # of a line in the background
 _MOST_MARKERS = 12  # of a line that is drawn over steps
 
 
@@ -177,7 +178,8 @@ def _spotlight(
 ) -> list[Label]:
     for other, line in panel.curves.items():
         if other not in (baseline, recipe):
-            keep = line.drawable
+            keep = np.flatnonzero(line.drawable)
+            keep = keep[:: -(-len(keep) // _FAINT_POINTS) or 1]  # a backdrop: its points would fill the page
             axes.plot(line.x[keep], line.median[keep], color=palette["faint"], linewidth=0.7, alpha=0.6)
     for shown in (baseline, recipe):
         if shown in panel.curves:
@@ -199,7 +201,7 @@ def draw_curve(axes: Axes, line: Curve, colour: str, marker: str, *, thin: bool 
     elif (high > low).any():
         axes.fill_between(line.x, low, high, color=colour, alpha=0.25, linewidth=0)
     own, width = "None" if line.marks else marker, 1.3 if thin else 1.8
-    every = 1 if line.seeds is None else math.ceil(len(line.x) / _MOST_MARKERS)
+    every = 1 if line.seeds is None and not thin else math.ceil(len(line.x) / _MOST_MARKERS)
     axes.plot(line.x, gapped, color=colour, marker=own, markersize=size, markevery=every, linewidth=width)
     if line.marks:
         axes.plot(*line.marks, marker, color=colour, markersize=3.6 if thin else 5.5, clip_on=False)
