@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,5 +95,7 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield current(), device
+        dist.barrier()  # a process that leaves while another still talks to it can abort that one
     finally:
+        gc.collect()  # DDP's reducer is in a cycle, and holds the group's threads beyond the group
         dist.destroy_process_group()
