@@ -6,7 +6,6 @@ import json
 import lzma
 import math
 import os
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from disks import file_limit
 
 from initlab import rundir, schema
 from initlab.errors import InitlabError, RunError, SchemaError
@@ -353,17 +353,6 @@ def full_disk_at_sync(number: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", sync)
         yield
-
-
-@contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    """The kernel cuts a write that would make a file larger than this: a real partial write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])

@@ -2,12 +2,10 @@
 
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from disks import file_limit
 
 import initlab
 from initlab.errors import ConfigError, DataError, ProbeError, RunError
@@ -198,17 +197,6 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match="watch_every needs a folder"):
         initlab.train(["nanogpt"], **SHORT, watch_every=1)
     assert not out.exists()
-
-
-@contextmanager
-def file_limit(size):
-    """The kernel cuts a write that would make a file larger than this: a real partial write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_whole_files_and_it_goes_on(tmp_path, trained):

@@ -1,12 +1,11 @@
 """What a run leaves on disk, on a full one too."""
 
 import os
-import resource
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from disks import file_limit
 
 from initlab.corpus import Corpus
 from initlab.errors import RunError
@@ -22,17 +21,6 @@ CONFIG = TrainConfig(steps=8, lr=1e-2, batch_size=2, eval_batches=2)
 def parts():
     walk = np.random.default_rng(0).integers(-1, 2, 4000).cumsum() % 16
     return split(Corpus("walk", "none", 16, walk.astype("<u2"), "0" * 64, "all tokens"))
-
-
-@contextmanager
-def file_limit(size):
-    """The kernel cuts a write that would make a file larger than this: a real partial write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_the_file_is_nanogpts(parts, tmp_path):
