@@ -17,10 +17,7 @@ from rich.text import Text
 from initlab.judge.rules.base import Finding
 from initlab.judge.updates import matrix_ratios, update_ratios
 from initlab.report import digest, scaling
-from initlab.report.tables import narrowed
-from initlab.report.tables import plain_table as plain_table
-from initlab.report.tables import print_text as print_text
-from initlab.report.tables import wrapped as wrapped
+from initlab.report.tables import narrowed, plain_table, print_text, wrapped
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
