@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
-from scipy.special import stdtrit
 
+from initlab.judge.students import Mean
 from initlab.results import Comparison, Confirmation
 
 Verdict = Literal["holds", "holds with a condition", "does not hold", "undecided"]
@@ -116,10 +116,8 @@ class Paired:
 
 def interval(differences: pd.Series) -> Paired:
     """One value per seed."""
-    n = len(differences)
-    mean = float(differences.mean())
-    half = float(stdtrit(n - 1, 0.975) * differences.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-    return Paired(mean, mean - half, mean + half)
+    mean = Mean.of(differences)
+    return Paired(mean.value, *mean.interval())
 
 
 def paired(runs: pd.DataFrame, versus: pd.DataFrame, keys: list[str]) -> Paired:
