@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from initlab import environment
-from initlab.measure.probing import Identity, measure
-from initlab.measure.sweeping import empty_model
-from initlab.models.apply import apply_recipe
+from initlab.drawing.apply import apply_recipe
+from initlab.measure.probe import Identity, measure
+from initlab.measure.sweep import empty_model
 from initlab.models.nanogpt import NanoGPTConfig
 from initlab.recipes import registry
 

@@ -28,10 +28,10 @@ import torch
 
 from initlab import environment
 from initlab.corpus import Corpus, load_corpus
+from initlab.drawing.apply import apply_recipe
 from initlab.judge import theory
-from initlab.measure.probing import Identity, measure
-from initlab.measure.sweeping import default_heads, empty_model
-from initlab.models.apply import apply_recipe
+from initlab.measure.probe import Identity, measure
+from initlab.measure.sweep import default_heads, empty_model
 from initlab.models.nanogpt import NanoGPTConfig
 from initlab.recipes import registry
 

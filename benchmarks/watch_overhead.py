@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from initlab import environment
-from initlab.measure.sweeping import empty_model
-from initlab.measure.watching import StepRecorder
-from initlab.models.apply import apply_recipe
+from initlab.drawing.apply import apply_recipe
+from initlab.measure.sweep import empty_model
+from initlab.measure.watch.steps import StepRecorder
 from initlab.models.nanogpt import NanoGPTConfig
 from initlab.recipes import registry
 

@@ -32,7 +32,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import initlab
-from initlab.models.declared import depth_code
+from initlab.anatomy.source import depth_code
 
 TASKS = {
     "causal": ("causal language models", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from initlab.api.comparing import compare
-    from initlab.api.confirming import confirm
-    from initlab.api.fixing import fix
-    from initlab.api.inits import apply_recipe, describe_init
-    from initlab.api.measuring import assert_healthy, probe
-    from initlab.api.predicting import predict
-    from initlab.api.scaling import scale
-    from initlab.api.training import train
-    from initlab.api.watches import watch
+    from initlab.api.apply_recipe import apply_recipe
+    from initlab.api.compare import compare
+    from initlab.api.confirm import confirm
+    from initlab.api.describe_init import describe_init
+    from initlab.api.fix import fix
+    from initlab.api.predict import predict
+    from initlab.api.probe import assert_healthy, probe
+    from initlab.api.scale import scale
+    from initlab.api.train import train
+    from initlab.api.watch import watch
     from initlab.errors import InitlabError
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
     from initlab.results import Comparison, Confirmation, Probe, Profile, Scaling, Training, Watch, load
@@ -31,18 +32,18 @@ _HOME = {
     "Scaling": "initlab.results",
     "Training": "initlab.results",
     "Watch": "initlab.results",
-    "apply_recipe": "initlab.api.inits",
-    "assert_healthy": "initlab.api.measuring",
-    "compare": "initlab.api.comparing",
-    "confirm": "initlab.api.confirming",
-    "describe_init": "initlab.api.inits",
-    "fix": "initlab.api.fixing",
+    "apply_recipe": "initlab.api.apply_recipe",
+    "assert_healthy": "initlab.api.probe",
+    "compare": "initlab.api.compare",
+    "confirm": "initlab.api.confirm",
+    "describe_init": "initlab.api.describe_init",
+    "fix": "initlab.api.fix",
     "load": "initlab.results",
-    "predict": "initlab.api.predicting",
-    "probe": "initlab.api.measuring",
-    "scale": "initlab.api.scaling",
-    "train": "initlab.api.training",
-    "watch": "initlab.api.watches",
+    "predict": "initlab.api.predict",
+    "probe": "initlab.api.probe",
+    "scale": "initlab.api.scale",
+    "train": "initlab.api.train",
+    "watch": "initlab.api.watch",
 }
 
 __all__ = [

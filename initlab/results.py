@@ -21,7 +21,7 @@ from initlab.judge.slopes import slopes
 from initlab.judge.theory import Prediction, Setting
 from initlab.judge.updates import by_role, update_ratios
 from initlab.recipes import Recipe
-from initlab.report import confirmed, console
+from initlab.report import confirm, console
 from initlab.rundir import Run, RunDir
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Training(Result):
         return judged_training.curves(self.run)
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
-        from initlab.report.training_text import training_text
+        from initlab.report.train_text import training_text
 
         return training_text(self.run, self.findings, width=width, color=color)
 
@@ -294,7 +294,7 @@ class Confirmation(Result):
         return page
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
-        return confirmed.confirmation_text(
+        return confirm.confirmation_text(
             self.run, self.findings, self.regrets, self.effects, self.outcomes, width=width, color=color
         )
 
@@ -354,7 +354,7 @@ class Profile:
 
     def plot(self, theme: str = "light") -> Figure:
         """The profile as a matplotlib Figure; it is returned, never shown. Themes: light, dark."""
-        from initlab.report.figures.expected import draw_profile
+        from initlab.report.figures.predict import draw_profile
 
         return draw_profile(self.recipe, self.setting, self.expected, theme)
 
@@ -378,7 +378,7 @@ class Profile:
         return self._text(color=False)
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
-        from initlab.report.profiles import profile_text
+        from initlab.report.predict import profile_text
 
         return profile_text(self.recipe, self.setting, self.expected, exact=self.exact, width=width, color=color)
 

@@ -6,5 +6,5 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# what makes synthetic runs is used from several folders of tests
-sys.path += [str(Path(__file__).parent / folder) for folder in ("judge", "report")]
+# what makes synthetic runs and models is used from several folders of tests
+sys.path.append(str(Path(__file__).parent / "helpers"))

@@ -10,7 +10,7 @@ import torch
 
 import initlab
 from initlab import rundir
-from initlab.api import running
+from initlab.api import run
 from initlab.errors import ConfigError, DataError, ProbeError, RecipeError, RunError
 from initlab.recipes import Constant, Normal, Recipe, Role, registry
 
@@ -92,9 +92,9 @@ def test_repr_is_readable(comparison):
 
 def test_cells_are_written_as_they_finish_and_resumed(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    from initlab.measure import sweeping
+    from initlab.measure import sweep
 
-    measured, real = [], sweeping.measure_cell
+    measured, real = [], sweep.measure_cell
 
     def interrupted(cell, *rest):
         if len(measured) == 3:
@@ -102,7 +102,7 @@ def test_cells_are_written_as_they_finish_and_resumed(tmp_path, monkeypatch):
         measured.append(cell.run_id)
         return real(cell, *rest)
 
-    monkeypatch.setattr(sweeping, "measure_cell", interrupted)
+    monkeypatch.setattr(sweep, "measure_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
         initlab.compare(["nanogpt", "zero-out"], **SMALL, out=out)
     partial = initlab.load(out)
@@ -111,9 +111,7 @@ def test_cells_are_written_as_they_finish_and_resumed(tmp_path, monkeypatch):
     partial.report()
 
     resumed = []
-    monkeypatch.setattr(
-        sweeping, "measure_cell", lambda cell, *rest: (resumed.append(cell.run_id), real(cell, *rest))[1]
-    )
+    monkeypatch.setattr(sweep, "measure_cell", lambda cell, *rest: (resumed.append(cell.run_id), real(cell, *rest))[1])
     whole = initlab.compare(["nanogpt", "zero-out"], **SMALL, out=out)
     assert whole.run.complete and len(resumed) == 5 and not set(resumed) & set(measured)
     fresh = initlab.compare(["nanogpt", "zero-out"], **SMALL)
@@ -290,7 +288,7 @@ def test_manifest_names_no_owner(comparison):
 
 
 def test_estimate_is_finite_for_nothing_to_do():
-    assert running.estimate(0.0, 1.0, []) == 0.0
+    assert run.estimate(0.0, 1.0, []) == 0.0
 
 
 def test_another_models_probe_isnt_taken_for_this_one(model, tmp_path):

@@ -1,6 +1,6 @@
 """The command line: parses, calls, prints. Results go to stdout, progress and errors to stderr.
 
-A module for each group of commands. Exit codes: 0 done; 1 findings at or above --fail-on; 2 usage or failure; 130
+A module for each command. Exit codes: 0 done; 1 findings at or above --fail-on; 2 usage or failure; 130
 interrupted.
 """
 
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from initlab import __version__
-from initlab.cli import confirming, fixing, measuring, predicting, ruling, scaling, showing, training
+from initlab.cli import compare, confirm, fix, predict, probe, recipes, report, rules, scale, train
 from initlab.cli.common import kept
 from initlab.errors import InitlabError
 
@@ -62,12 +62,6 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--version", action="version", version=f"initlab {__version__}")
     described.set_defaults(run=None)
     commands = described.add_subparsers(title="commands", metavar="COMMAND")
-    measuring.add(commands)
-    scaling.add(commands)
-    confirming.add(commands)
-    training.add(commands)
-    fixing.add(commands)
-    predicting.add(commands)
-    showing.add(commands)
-    ruling.add(commands)
+    for command in (compare, probe, scale, confirm, train, fix, predict, report, recipes, rules):
+        command.add(commands)
     return described

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from initlab.judge.inits import TOLERANCE, unscaled
+from initlab.judge.matching import TOLERANCE, unscaled
 from initlab.judge.rules import Finding
 from initlab.judge.words import trimmed
 from initlab.recipes import Role

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from initlab.anatomy.tensors import floats, moved, tensors
 from initlab.errors import ConfigError, ProbeError
-from initlab.measure.nesting import floats, moved, tensors
 
 TOKENS = 1024  # of a batch that is made here
 LONGEST = 1024  # tokens of a sequence that is made here

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from initlab.measure.asides import depth
+from initlab.anatomy.restoring import depth
+from initlab.anatomy.sites import SiteMap, Tap
+from initlab.anatomy.tensors import floats, tensors
 from initlab.measure.attention import head_statistics
 from initlab.measure.moments import Moments, Preset
-from initlab.measure.nesting import floats, tensors
-from initlab.measure.sites import SiteMap, Tap
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from initlab.judge.rules.base import Finding
 from initlab.judge.updates import matrix_ratios, update_ratios
-from initlab.report import digest, scaling
+from initlab.report import digest, scale
 from initlab.report.tables import narrowed, plain_table, print_text, wrapped
 from initlab.rundir import Run
 
@@ -67,7 +67,7 @@ def scaling_text(
     color: bool = False,
 ) -> str:
     """The slopes of every recipe by step, the findings, one sentence that sums up."""
-    tables = scaling.slope_tables(slopes, modules)
+    tables = scale.slope_tables(slopes, modules)
     parts: list[RenderableType] = []
     for table in tables:
         parts += ["", _slope_table(table)] if parts else [_slope_table(table)]
@@ -80,12 +80,12 @@ def scaling_text(
         footer = f"no site or module is named {modules}" if modules else "no slope could be fitted"
     elif left_out := sum(table.left_out for table in tables):
         footer += f"; {left_out} more rows with --modules '*'"
-    for note in scaling.lost(run):
+    for note in scale.lost(run):
         parts.append(Text(f"! {note}", style="bold yellow"))
     return run_text(run, findings, Group(*parts), width, color, footer)
 
 
-def _slope_table(table: scaling.SlopeTable) -> Table:
+def _slope_table(table: scale.SlopeTable) -> Table:
     heads = [f"step {step}" if step else "at init" for step in table.steps]
     if table.foresees and heads:
         heads[1:1] = ["closed\nform"]
@@ -95,9 +95,9 @@ def _slope_table(table: scaling.SlopeTable) -> Table:
         if row.recipe != previous:
             shown.add_row(Text(row.recipe, style="bold"))
             previous = row.recipe
-        cells = [scaling.slope_text(*row.cells[step]) if step in row.cells else "" for step in table.steps]
+        cells = [scale.slope_text(*row.cells[step]) if step in row.cells else "" for step in table.steps]
         if table.foresees:
-            cells[1:1] = [scaling.slope_text(row.expected, float("nan")) if row.expected == row.expected else ""]
+            cells[1:1] = [scale.slope_text(row.expected, float("nan")) if row.expected == row.expected else ""]
         shown.add_row(f"  {row.name}", *cells, row.verdict)
     return shown
 

@@ -14,7 +14,7 @@ import pandas as pd
 from initlab.judge.outcomes import run_measures
 from initlab.judge.rules.base import SEVERITIES, Finding, Rule
 from initlab.judge.rules.depth import BRANCHES, depth_exponents
-from initlab.judge.rules.inits import before_training
+from initlab.judge.rules.fresh import before_training
 from initlab.judge.words import listed as listed
 from initlab.judge.words import number as number
 from initlab.judge.words import plural as plural

@@ -19,7 +19,7 @@ from initlab.errors import RunError
 from initlab.judge.outcomes import outcomes
 from initlab.judge.rules.base import Finding
 from initlab.judge.slopes import slopes
-from initlab.report import confirmed, digest, figures, inventory, scaling, trained
+from initlab.report import confirm, digest, figures, inventory, scale, train
 from initlab.report.svg import inline_svg
 from initlab.report.theme import DARK, LIGHT, series, style
 from initlab.rundir import Run, write_whole
@@ -102,14 +102,14 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
         passed=[finding for finding in findings if finding.status == "pass"],
         skipped_checks=[finding for finding in findings if finding.status == "not_applicable"],
         slope_tables=_slope_tables(run),
-        lost=scaling.lost(run) if run.manifest.get("kind") == "scale" else [],
+        lost=scale.lost(run) if run.manifest.get("kind") == "scale" else [],
         sections=sections,
         skipped_figures=_by_reason(skipped),
         recipe_table=inventory.recipe_table(run, recipes),
         recipe_info=run.manifest.get("recipes") or {},
         coverage=inventory.coverage_table(run.tables.coverage),
         watched=run.manifest.get("kind") == "watch",
-        trained=trained.trained(run, findings),
+        trained=train.trained(run, findings),
         first_step=digest.steps_of(run)[0],
         cells=inventory.cell_table(run.tables.summary),
         cells_total=run.tables.summary["run_id"].nunique(),
@@ -125,7 +125,7 @@ def render_html(run: Run, findings: Sequence[Finding]) -> str:
 def _verdict(run: Run, findings: Sequence[Finding]) -> str:
     """The page's heading: what training did, where there was any to compare with the probe."""
     if run.manifest.get("kind") == "confirm":
-        return confirmed.verdict(run, outcomes(run, findings))
+        return confirm.verdict(run, outcomes(run, findings))
     return digest.verdict(run, findings)
 
 
@@ -192,7 +192,7 @@ def _template() -> Template:
         where=digest.where,
         plural=digest.plural,
         exponent=lambda fit: digest.exponent_text(*fit),
-        slope=lambda fit: scaling.slope_text(*fit),
+        slope=lambda fit: scale.slope_text(*fit),
     )
     return environment.get_template("report.html.j2")
 
@@ -212,12 +212,12 @@ def _definitions(run: Run) -> dict[str, dict[str, schema.Column]]:
     return {name: columns for name, columns in schema.TABLES.items() if name in held - {"coverage"}}
 
 
-def _slope_tables(run: Run) -> list[tuple[scaling.SlopeTable, scaling.SlopeTable]]:
+def _slope_tables(run: Run) -> list[tuple[scale.SlopeTable, scale.SlopeTable]]:
     """Per axis, the selection that the terminal shows, and all of it."""
     if run.manifest.get("kind") != "scale":
         return []
     found = slopes(run.tables.records)
-    return list(zip(scaling.slope_tables(found), scaling.slope_tables(found, every=True), strict=True))
+    return list(zip(scale.slope_tables(found), scale.slope_tables(found, every=True), strict=True))
 
 
 def _sections(run: Run) -> tuple[list[Section], list[tuple[str, str]]]:

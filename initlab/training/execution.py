@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from initlab.drawing.apply import portable
 from initlab.errors import ProbeError
-from initlab.measure.sweeping import Cell
-from initlab.models.apply import portable
+from initlab.measure.sweep import Cell
 from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import Recipe
 from initlab.schema import Tables

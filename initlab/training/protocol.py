@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from initlab import schema
+from initlab.drawing.apply import apply_recipe
 from initlab.errors import ConfigError
-from initlab.measure.probing import Identity, measure
-from initlab.measure.sweeping import DTYPES, Cell, SweepConfig, check_axis, empty_model
-from initlab.models.apply import apply_recipe
+from initlab.measure.probe import Identity, measure
+from initlab.measure.sweep import DTYPES, Cell, SweepConfig, check_axis, empty_model
 from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import Recipe
 from initlab.schema import Tables

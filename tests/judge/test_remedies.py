@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from initlab.judge.inits import best_recipes, reference_of, same_draws, unscaled_outputs
+from initlab.judge.matching import best_recipes, reference_of, same_draws, unscaled_outputs
 from initlab.judge.remedies import REMEDIES, Case, merged, propose, toward_the_reference
 from initlab.judge.rules import Finding
 

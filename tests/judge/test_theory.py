@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import initlab
+from initlab.drawing.apply import apply_recipe
 from initlab.judge import theory
-from initlab.measure.probing import Identity, measure
-from initlab.measure.sweeping import empty_model
-from initlab.models.apply import apply_recipe
+from initlab.measure.probe import Identity, measure
+from initlab.measure.sweep import empty_model
 from initlab.models.nanogpt import NanoGPTConfig
 from initlab.recipes import registry
 from initlab.schema import Tables

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from initlab.judge.inits import best_recipes, mismatches
-from initlab.models.apply import apply_recipe
-from initlab.models.describing import describe
-from initlab.models.roles import find_roles
+from initlab.anatomy.roles import find_roles
+from initlab.drawing.apply import apply_recipe
+from initlab.drawing.describe import describe
+from initlab.judge.matching import best_recipes, mismatches
 from initlab.recipes import Role, registry
 
 LLAMA = {"num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 320, "pad_token_id": None}

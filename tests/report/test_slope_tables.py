@@ -9,7 +9,7 @@ import pytest
 from initlab import schema
 from initlab.judge.slopes import COLUMNS
 from initlab.report import figures
-from initlab.report.scaling import lost, shown_steps, slope_tables, slope_text
+from initlab.report.scale import lost, shown_steps, slope_tables, slope_text
 from initlab.rundir import Run
 from initlab.schema import Tables
 

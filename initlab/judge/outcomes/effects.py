@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from initlab.judge.keeping import kept
+from initlab.judge.cache import kept
 from initlab.judge.outcomes.measures import losses, run_measures, whole
 from initlab.judge.students import LEVEL, Mean, holm
 from initlab.rundir import Run

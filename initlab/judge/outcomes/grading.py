@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from initlab.judge.keeping import kept
+from initlab.judge.cache import kept
 from initlab.judge.outcomes.effects import judged, over_rates
 from initlab.judge.outcomes.measures import ESCAPE_MARGIN, losses, run_measures, whole
 from initlab.judge.rules import Finding, evaluate
-from initlab.judge.rules.inits import before_training
+from initlab.judge.rules.fresh import before_training
 from initlab.judge.students import Mean
 from initlab.judge.words import listed
 from initlab.rundir import Run

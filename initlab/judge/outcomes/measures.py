@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 
-from initlab.judge.keeping import kept
+from initlab.judge.cache import kept
 from initlab.judge.students import Mean
 from initlab.rundir import Run
 

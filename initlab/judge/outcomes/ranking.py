@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from initlab.judge.keeping import kept
+from initlab.judge.cache import kept
 from initlab.judge.outcomes.grading import at_depth
 from initlab.judge.outcomes.measures import regrets
 from initlab.judge.rules import evaluate
-from initlab.judge.rules.inits import before_training
-from initlab.judge.rules.tallies import rows_of
+from initlab.judge.rules.counting import rows_of
+from initlab.judge.rules.fresh import before_training
 from initlab.rundir import Run
 
 FEWEST_RECIPES = 5  # fewer have no interval: it would divide by n − 3 = 1 or 0

@@ -9,12 +9,12 @@ from initlab.judge.rules.base import SEVERITIES, Case, Finding, Rule, Severity, 
 from initlab.judge.rules.depth import DEPTH_RULES
 from initlab.judge.rules.embedding import EMBEDDING_RULES
 from initlab.judge.rules.formats import FORMAT_RULES
+from initlab.judge.rules.fresh import before_training, only_inits, why_not_init
 from initlab.judge.rules.gradient import GRADIENT_RULES
 from initlab.judge.rules.hidden import HIDDEN_RULES
-from initlab.judge.rules.inits import before_training, only_inits, why_not_init
 from initlab.judge.rules.logits import LOGIT_RULES
 from initlab.judge.rules.numerics import NUMERIC_RULES
-from initlab.judge.rules.scaling import SCALING_RULES
+from initlab.judge.rules.scale import SCALING_RULES
 from initlab.judge.rules.selecting import Choice, choose, find_rule
 from initlab.judge.rules.stream import STREAM_RULES
 from initlab.judge.rules.theory import THEORY_RULES

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
-from initlab.judge.rules.tallies import CELL, seeds, size
+from initlab.judge.rules.counting import CELL, seeds, size
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 

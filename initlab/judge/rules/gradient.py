@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
-from initlab.judge.rules.tallies import CELL, MATRICES, blocks, rows_of, seeds, size
+from initlab.judge.rules.counting import CELL, MATRICES, blocks, rows_of, seeds, size
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
-from initlab.judge.rules.tallies import seeds
+from initlab.judge.rules.counting import seeds
 from initlab.rundir import Run
 
 _FORWARD_FIRST = {"weight": 0, "activation": 1, "grad": 2, "weight_grad": 3, "update": 4, "change": 5}

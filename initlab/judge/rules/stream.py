@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, Rule
-from initlab.judge.rules.tallies import CELL, family, rows_of, seeds, size
+from initlab.judge.rules.counting import CELL, family, rows_of, seeds, size
 from initlab.judge.rules.trends import off_trend
 from initlab.judge.words import trimmed
 from initlab.rundir import Run

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from initlab.errors import ConfigError
-from initlab.report.figures import curves, dots, effects, heatmaps, losses, profiles, rates, scaling, training
+from initlab.report.figures import curves, dots, effects, heatmaps, losses, rates, scale, train, watch
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ FIGURES: dict[str, FigureSpec] = {
             title="Scales over training",
             question="Do the stream, its gradient and the size of the updates settle, or drift away? "
             "Thin lines: the blocks between those named.",
-            needs=training.needs_watch,
-            draw=training.draw_watch,
-            describe=training.describe_watch,
+            needs=watch.needs_watch,
+            draw=watch.draw_watch,
+            describe=watch.describe_watch,
         ),
         FigureSpec(
             name="losses",
@@ -97,18 +97,18 @@ FIGURES: dict[str, FigureSpec] = {
             title="Residual stream, before and after",
             question="Does training keep the scales of the init, or bring all recipes to the same ones? The deepest "
             "model, at each recipe's best rate.",
-            needs=profiles.needs_residual,
-            draw=profiles.draw_residual,
-            describe=profiles.describe_residual,
+            needs=train.needs_residual,
+            draw=train.draw_residual,
+            describe=train.describe_residual,
         ),
         FigureSpec(
             name="trained-gradient",
             title="Gradient, before and after",
             question="Does a gradient that was uneven over the blocks even out? Read from left (output) to right "
             "(embedding).",
-            needs=profiles.needs_gradient,
-            draw=profiles.draw_gradient,
-            describe=profiles.describe_gradient,
+            needs=train.needs_gradient,
+            draw=train.draw_gradient,
+            describe=train.describe_gradient,
         ),
         FigureSpec(
             name="coord",
@@ -116,18 +116,18 @@ FIGURES: dict[str, FigureSpec] = {
             question="Does a wider model stay on the scale of a narrow one, before and after each step? Where lines "
             "are flat, a learning rate found on a small model holds for a large one. A point is the median over seeds "
             "of the mean over blocks; resid_post is the last block's.",
-            needs=scaling.needs_coord,
-            draw=scaling.draw_coord,
-            describe=scaling.describe_coord,
+            needs=scale.needs_coord,
+            draw=scale.draw_coord,
+            describe=scale.describe_coord,
         ),
         FigureSpec(
             name="coord-depth",
             title="Depth check after steps",
             question="Does a step move a deep model as far as a shallow one? The change is x after the steps minus x "
             "at init, on the same batch; where it is flat, a learning rate holds at every depth.",
-            needs=scaling.needs_coord_depth,
-            draw=scaling.draw_coord_depth,
-            describe=scaling.describe_coord_depth,
+            needs=scale.needs_coord_depth,
+            draw=scale.draw_coord_depth,
+            describe=scale.describe_coord_depth,
         ),
         FigureSpec(
             name="residual",

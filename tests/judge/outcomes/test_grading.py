@@ -6,7 +6,7 @@ from synthetic_training import UNIGRAM, trained_run
 from initlab.judge.outcomes import GRADE_DEFINITIONS, OUTCOME_DEFINITIONS, grading, outcomes
 from initlab.judge.outcomes.grading import at_depth, graded, predicted
 from initlab.judge.rules import evaluate
-from initlab.judge.rules.inits import before_training
+from initlab.judge.rules.fresh import before_training
 
 BAD = ("diverges", "stuck", "trains worse")
 

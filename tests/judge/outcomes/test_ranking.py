@@ -120,7 +120,7 @@ def test_growth_and_writes_are_what_the_records_hold():
     cell = records[(records["run_id"] == "nanogpt-L2-d384-s0") & (records["kind"] == "activation")]
     by_site = {(row.site, row.layer): row.var for row in cell.itertuples() if row.layer is not None}
     measures = {metric.name: metric.measure for metric in METRICS}
-    from initlab.judge.rules.inits import before_training
+    from initlab.judge.rules.fresh import before_training
 
     probed = before_training(run)
     growth = measures["stream growth"](probed)["nanogpt", 2, 0]

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 import initlab
 from initlab.corpus import load_corpus
+from initlab.drawing.apply import apply_recipe
 from initlab.errors import ConfigError
 from initlab.judge import theory
-from initlab.measure.probing import Identity, measure
-from initlab.measure.sweeping import empty_model
-from initlab.models.apply import apply_recipe
+from initlab.measure.probe import Identity, measure
+from initlab.measure.sweep import empty_model
 from initlab.models.nanogpt import NanoGPTConfig
 from initlab.recipes import registry
 from initlab.schema import Tables

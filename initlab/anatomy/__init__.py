@@ -1,0 +1,1 @@
+"""A model looked at once: its blocks, the residual stream, the roles of its parameters, and where to measure."""

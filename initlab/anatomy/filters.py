@@ -1,0 +1,105 @@
+"""Which modules of a model are looked at: `modules=`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from initlab.anatomy.roles import find_roles
+from initlab.anatomy.sites import SiteMap
+from initlab.errors import ConfigError
+from initlab.recipes import Role
+
+
+def chosen_modules(model: nn.Module, modules: Any) -> set[str]:
+    """Names of the modules that a filter takes, those of the parameters among them.
+
+    Args:
+        modules: a glob over dotted names (`*` crosses dots: `*.mlp.*`), a compiled regular expression (searched for), a
+            function `(name, module) -> bool`, a class of modules (`nn.Linear`), a module of the model, a role
+            (`Role.MLP_OUT` or `"mlp_out"`: the modules that hold such a parameter), or a list of these.
+
+    Raises:
+        ConfigError: something in it is none of these, or takes no module.
+    """
+    one = isinstance(modules, str | bytes | nn.Module) or not isinstance(modules, Iterable)  # a ModuleList is one too
+    parts = [modules] if one else list(modules)
+    if not parts:
+        raise ConfigError("modules is empty; leave it out to look at every module")
+    return set().union(*(_chosen(model, part) for part in parts))
+
+
+def filtered(model: nn.Module, sites: SiteMap, chosen: set[str]) -> SiteMap:
+    """The site map without the taps of other modules, and a note of how many were left.
+
+    Raises:
+        ConfigError: nothing is measured at any of the chosen, as with a list of modules.
+    """
+    taps = tuple(tap for tap in sites.taps if tap.module in chosen)
+    owners = {name.rpartition(".")[0] for name, _ in model.named_parameters(remove_duplicate=False)}
+    if not taps and chosen.isdisjoint(owners):
+        name = min(chosen, key=len)
+        inside = f"{name}.*" if name else "*"
+        raise ConfigError(
+            f"modules: nothing is measured at {name or 'the model as a whole'!r} itself: it has no parameter, and no "
+            f"activation that is looked at; for what is inside, use {inside!r}"
+        )
+    note = f"modules=: {len(taps)} of {len(sites.taps)} activations looked at"
+    attention = tuple(name for name in sites.attention if name in chosen)
+    # heads are numbered by block, so they are all there or none
+    kept = attention if len(attention) == len(sites.attention) else ()
+    return replace(sites, taps=taps, attention=kept, notes=(*sites.notes, note))
+
+
+def _chosen(model: nn.Module, part: Any) -> set[str]:
+    named = dict(model.named_modules())
+    if isinstance(part, str) and part in list(Role):
+        found = {p.name.rpartition(".")[0] for p in find_roles(model).assigned if p.role == part}
+        if not found:
+            raise ConfigError(f"modules: {type(model).__name__} has no parameter of role {part!s}")
+        return found
+    if isinstance(part, nn.Module):
+        found = {name for name, module in model.named_modules(remove_duplicate=False) if module is part}
+        if not found:
+            raise ConfigError(f"modules: the {type(part).__name__} given is no module of {type(model).__name__}")
+        return found
+    if isinstance(part, str):
+        takes: Callable[[str, nn.Module], Any] = lambda name, _: fnmatchcase(name, part)  # noqa: E731
+    elif isinstance(part, re.Pattern):
+        takes = lambda name, _: part.search(name) is not None  # noqa: E731
+    elif isinstance(part, type) and issubclass(part, nn.Module):
+        takes = lambda _, module: isinstance(module, part)  # noqa: E731
+    elif callable(part) and not isinstance(part, type):
+        takes = part
+    else:
+        raise ConfigError(
+            f"modules holds {part!r}; expected a glob, a compiled regular expression, a function (name, module), a "
+            "class of modules, a module, a role"
+        )
+    found = set()
+    for name, module in named.items():
+        try:
+            if takes(name, module):
+                found.add(name)
+        except Exception as error:
+            raise ConfigError(
+                f"modules: {part!r} raised {type(error).__name__} at module {name!r}: {error}; expected a function "
+                "(name, module) -> bool, or an expression that searches text"
+            ) from error
+    if not found:
+        raise ConfigError(f"modules: {part!r} takes no module of {type(model).__name__}; {nearest(part, named)}")
+    return found
+
+
+def nearest(wanted: Any, named: Iterable[str]) -> str:
+    """A sentence on the names that exist, those most like the wanted one first."""
+    names = [name for name in named if name]
+    close = difflib.get_close_matches(str(wanted), names, n=4, cutoff=0.4)
+    shown = close or names[:4]
+    return f"its modules are named like {', '.join(shown)}" if shown else "it has no modules inside"

@@ -1,0 +1,273 @@
+"""One model measured: `probe`, and `assert_healthy` for tests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from initlab.api.manifest import annotate, new_manifest
+from initlab.errors import ConfigError, ProbeError
+from initlab.judge import matching, rules, theory
+from initlab.judge.rules import SEVERITIES, Severity
+from initlab.recipes import Recipe, registry
+from initlab.recipes.base import Rule
+from initlab.recipes.tabulating import evaluate
+from initlab.results import Probe, now
+from initlab.rundir import Run
+from initlab.schema import Tables
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from initlab.anatomy.declared import Sites
+
+
+def probe(
+    model: nn.Module,
+    batch: Any = None,
+    *,
+    recipe: str | Recipe | Rule | None = None,
+    data: str | Path = "docstrings",
+    tokenizer: str | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    stats: str = "full",
+    dtype: str = "float32",
+    sites: Sites | None = None,
+    modules: Any = None,
+    command: str = "",
+) -> Probe:
+    """Measure forward and backward scale at every site of one model, whatever it is.
+
+    Answers: does the signal keep its scale from embedding to logits, and the gradient on the way back?
+
+    The residual stream is found by following the numbers (see `initlab.anatomy.stream`); what was found, and what
+    could not be verified, is in `.coverage`.
+
+    Args:
+        model: probed in the mode it is in and left exactly as found, also after an error. A compiled model is measured
+            eagerly, through the original with the same parameters.
+        batch: token ids (B, T), whose targets are the next tokens; (ids, targets), -1 where there is no target; a
+            tuple of arguments; a dict of keyword arguments; or a loader of any of these. Default: about 1024 tokens of
+            `data` for a model with a vocabulary, else Gaussian inputs in the shape of its first layer.
+        recipe: id of the recipe that the model should have been drawn from. With it, predictions answer «was it
+            initialised as intended?»; without, they follow from the weights' own scale and answer «does it behave
+            as its weights imply?» Predictions exist for nanoGPT's layout and, without a recipe, for transformers'
+            GPT-2, Llama, Mistral and Qwen2.
+        data, tokenizer: text for the default batch; see `initlab.corpus.load_corpus`. A vocabulary too small for it
+            is a DataError where either was named, and gets uniform random ids where neither was.
+        batch_size: sequences of the default batch.
+        seed: of the default batch and of dropout.
+        stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
+        dtype: `bfloat16` or `float16` run the forward pass under autocast.
+        sites: where the residual stream runs, for a model whose blocks aren't found: a glob over dotted names
+            (`"net.layer*"`: the blocks), a module (`model.layers`), a list of these, or a dict from site to these
+            (`{"resid_post": "net.layer*", "attn_out": "net.layer*.mix"}`). Verified like what is found by itself; see
+            `initlab.anatomy.declared`.
+        modules: look at these alone: a glob over dotted names (`"*.mlp.*"`), a compiled regular expression, a function
+            `(name, module) -> bool`, a class (`nn.Linear`), a module, a role (`"mlp_out"`), or a list of these. Checks
+            that need the others don't apply.
+        command: kept in the manifest; for the command line.
+
+    Returns:
+        Probe. Variances are over every element of a tensor; gradients are of a mean loss, so they scale as 1/(B·T).
+
+    Raises:
+        ProbeError: the model's forward or backward raised, or its weights can't be measured (meta device, several
+            devices, sharded, quantised).
+        SiteError: `sites` names what the model doesn't have.
+        RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
+    """
+    from initlab.anatomy.families import architecture
+    from initlab.anatomy.filters import chosen_modules
+    from initlab.anatomy.restoring import random_state_kept
+    from initlab.anatomy.sites import has_nanogpt_layout
+    from initlab.anatomy.unwrapping import unwrap
+    from initlab.measure.batches import inputs_for
+    from initlab.measure.moments import PRESETS
+    from initlab.measure.probe import Identity, measure_inputs
+    from initlab.measure.sweep import DTYPES
+
+    started = time.perf_counter()
+    if stats not in PRESETS:
+        raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    entry = registry.get(recipe) if recipe is not None else None
+    inside, _ = unwrap(model)
+    sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
+    modules = list(modules) if isinstance(modules, Iterator) else modules
+    making: dict[str, Any] = {"data": data, "tokenizer": tokenizer, "batch_size": batch_size, "seed": seed}
+    with random_state_kept(inside):  # a loader that shuffles draws from it
+        inputs, described = inputs_for(inside, batch, **making)
+    label = entry.id if entry else "as-found"
+    step = getattr(inside, "iter_num", 0)
+    step = step if isinstance(step, int) else 0
+    identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
+    options: dict[str, Any] = {"autocast": DTYPES[dtype], "declared": sites, "modules": modules}
+    options |= {"preset": stats, "recipe": entry}
+    try:
+        tables = measure_inputs(model, inputs, identity, **options)
+    except ProbeError as error:
+        if batch is not None or inputs.ids is None or not isinstance(error.__cause__, IndexError):
+            raise
+        # some position tables keep rows for other uses (ProphetNet, I-BERT), which no config says
+        T = inputs.ids.shape[1]
+        inputs, described = inputs_for(inside, batch, **making, T=max(2, T // 2))
+        note = (
+            f"sequences of {max(2, T // 2)} tokens: with {T}, which the model declares, its forward raised IndexError"
+        )
+        inputs = replace(inputs, notes=(note,))
+        tables = measure_inputs(model, inputs, identity, **options)
+    summary = tables.summary.iloc[0]
+    roles = set(tables.records["role"].dropna())
+    tied, bias = "unembed" not in roles, "bias" in roles
+    known = has_nanogpt_layout(inside)
+    size: dict[str, Any] = {
+        "n_layer": int(summary["n_layer"]),
+        "n_embd": int(summary["n_embd"]),
+        "n_head": int(summary["n_head"]),
+        "block_size": int(summary["block_size"]),
+        "vocab_size": int(summary["vocab_size"]),
+    }
+    weights = tables.records[tables.records["kind"] == "weight"]
+    described_as = None if step else architecture(inside, size["block_size"])  # the closed form is about init
+    # a recipe draws NanoGPT; other models are compared with their own weights, unless these have been trained
+    fresh = bool((weights.loc[weights["role"] == "norm_gain", "var"] == 0).all())
+    finite = bool((weights["frac_nonfinite"] == 0).all())  # nothing follows from a NaN
+    if described_as is not None and (known or (entry is None and fresh)) and (entry is not None or finite):
+        text: dict[str, Any] = {"sum_p2": described["sum_p2"], "repeat_rate": float(summary["repeat_rate"])}
+        if inputs.targets is not None:
+            text["same_target"] = theory.equal_pairs(inputs.targets.cpu().numpy())
+        if entry is not None:
+            setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **described_as, **text)
+        else:
+            setting = theory.from_weights(weights, context=size["block_size"], **described_as, **text)
+        # where another model writes to the stream is found before its dropout, which the theory counts in
+        dropped = not known and described_as["dropout"] > 0
+        # 0 without: the gradient is of a loss that the theory doesn't know
+        share = 0.0 if inputs.targets is None else float((inputs.targets >= 0).float().mean())
+        share = share if summary["targets"] == "next-token" else 0.0
+        annotate(tables, setting, without=("attn_out", "mlp_out") if dropped else (), with_target=share)
+    if modules is not None:  # only now: the closed form needs every weight
+        chosen = chosen_modules(inside, modules)
+        rows = tables.records
+        parameter = ~rows["kind"].isin(["activation", "grad"])
+        owner = rows["module"].mask(parameter, rows["module"].str.rpartition(".")[0])
+        tables.records = rows[owner.isin(chosen)].reset_index(drop=True)
+    config = {
+        "model": type(inside).__name__,
+        "recipes": [label],
+        "depths": [size["n_layer"]],
+        "widths": [size["n_embd"]],
+        "seeds": 1,
+        "seed": seed,
+        "n_head": size["n_head"],
+        "block_size": size["block_size"],
+        "batch_size": inputs.ids.shape[0] if inputs.ids is not None else inputs.n_tokens,
+        "vocab_size": size["vocab_size"],
+        "bias": bias,
+        "activation": None if described_as is None else described_as["activation"],
+        "tie_weights": tied,
+        "mode": str(summary["mode"]),
+        "step": step,
+        "preset": stats,
+        "dtype": _dtype(inside, dtype),
+        "device": str(next(inside.parameters()).device),
+        "sites": _text(sites, inside),
+        "modules": _text(modules, inside),
+        "fingerprint": _fingerprint(tables),
+    }
+    recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
+    manifest = new_manifest("probe", command, config, recipes, described, [identity.run_id])
+    if not step:
+        manifest["init"] = _init_facts(inside, declared=entry is not None)
+    manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
+    return Probe(Run(tables, manifest))
+
+
+def assert_healthy(
+    model: nn.Module,
+    batch: Any = None,
+    *,
+    fail_on: Severity = "error",
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    limits: Mapping[str, float] | None = None,
+    **options: Any,
+) -> Probe:
+    """Fail a test when signal propagation at init is broken; the message is the findings.
+
+    Args:
+        model, batch, options: as `probe` takes them.
+        fail_on: the lowest severity that fails: `error`, `warning` or `info`.
+        select, ignore, limits: which rules count and by which limits, as `Result.judge` takes them.
+
+    Returns:
+        The probe, for further assertions.
+
+    Raises:
+        AssertionError: a finding of that severity or above.
+        ConfigError: an unknown severity, code or limit.
+    """
+    if fail_on not in SEVERITIES:
+        raise ConfigError(f"fail_on is {fail_on!r}; expected {', '.join(SEVERITIES)}")
+    rules.chosen(select, ignore, limits)  # a wrong code fails before anything is measured
+    found = probe(model, batch, **options)
+    found.judge(select=select, ignore=ignore, limits=limits)
+    counted = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    broken = [f for f in found.findings if f.status == "fail" and f.severity in counted]
+    if broken:
+        lines = [f"{f.severity} {f.code} {f.name}: {f.message}\n  help: {f.advice}" for f in broken]
+        raise AssertionError("\n".join([f"{type(model).__name__} isn't healthy at init:", *lines]))
+    return found
+
+
+def _init_facts(model: nn.Module, *, declared: bool) -> dict[str, Any]:
+    """What the weights look like against the known recipes and the model's own code, for the rules about init.
+
+    With a declared recipe the weights are judged by that one alone.
+    """
+    from initlab.drawing.describe import describe
+
+    rows = describe(model)
+    best, _ = matching.best_recipes(rows)
+    compared = bool(best) and not declared
+    return {
+        "closest": best[0] if compared else "",
+        "mismatches": matching.mismatches(rows) if compared else [],
+        "depth_code": next((row["depth_code"] for row in rows if row["role"]), ""),
+    }
+
+
+def _dtype(model: nn.Module, autocast: str) -> str:
+    own = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return own if autocast == "float32" else f"{own}, autocast {autocast}"
+
+
+def _fingerprint(tables: Tables) -> str:
+    """Of everything measured, so that another model's or batch's tables aren't taken for these."""
+    values = tables.records[["mean", "var", "abs_max"]].to_numpy(dtype=float)
+    return hashlib.sha256(values.round(12).tobytes()).hexdigest()[:16]
+
+
+def _text(value: Any, model: nn.Module) -> Any:
+    """A filter as run.json can hold it: names as they are, modules, classes and functions by their names."""
+    if isinstance(value, dict):
+        return {str(key): _text(item, model) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_text(item, model) for item in value]
+    if isinstance(value, str):
+        return str(value)
+    names = {id(module): name for name, module in model.named_modules()}
+    value = names.get(id(value), getattr(value, "pattern", getattr(value, "__name__", value)))
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return repr(value)
+    return value

@@ -1,0 +1,283 @@
+"""A model observed while somebody's own loop trains it: `watch`."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import pandas as pd
+
+from initlab import rundir
+from initlab.api.callbacks import as_callbacks
+from initlab.api.manifest import new_manifest
+from initlab.errors import ConfigError, RunError
+from initlab.results import Watch, now
+from initlab.rundir import Run, RunDir
+from initlab.schema import Tables
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from initlab.measure.watch.steps import Scaler, StepRecorder
+
+
+def watch(
+    model: nn.Module,
+    *,
+    every: int = 100,
+    out: str | Path | None = None,
+    start_step: int = 0,
+    stats: str = "full",
+    loss_scale: float | Scaler = 1.0,
+    callback: Any = None,
+) -> Watcher:
+    """Record every N-th step of a training loop: activations, gradients, weights, and how far the step moves them.
+
+    ::
+
+        with initlab.watch(model, every=100, out="runs/watch") as w:
+            for x, y in loader:
+                loss = model(x, y)[1]
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                w.step(loss=loss)
+
+    or `w = initlab.watch(model)`, `w.step()` in the loop, `w.close()` after it. Call `step` once per update, after
+    `optimizer.step()`; before or after `zero_grad()` makes no difference. The records of step k are those of the pass
+    that is made with the weights after k updates (k = 0 is the init) and of the update that follows from it; a step is
+    watched when k is a multiple of `every`.
+
+    On a watched step the loop's own forward and backward pass are recorded; none is added (but for the very first one
+    of a model whose residual stream has to be found, which runs once more, in eval mode and without gradients). The
+    weights are copied, on their own device, until `step()`: 4 bytes per float32 parameter. Other steps cost a counter;
+    nothing is attached to the model.
+
+    Which pass: the first forward pass of the step with gradients enabled (not one whose output was dropped before the
+    next began), and the first backward pass through it that adds to `.grad`. So
+    with gradient accumulation, the first micro-batch; its weight gradients are of this pass alone, before they are
+    accumulated, averaged over processes, unscaled or clipped. Evaluation under `torch.no_grad()` is never recorded,
+    and checkpointed blocks are counted once. A compiled model runs eagerly on watched steps, with eager rounding, and
+    compiled again on all others. Of several processes rank 0 alone records; the others count.
+
+    A watch never stops a training run: what can't be recorded, written or handed on is warned of once, and training
+    goes on, with the same weights, bit for bit, as without a watch.
+
+    Args:
+        model: what the loop calls; DDP, DataParallel and torch.compile are looked through.
+        every: steps from one watched step to the next.
+        out: folder for the tables, appended to at each watched step, so that a killed run can be loaded. Without it
+            everything is kept in memory.
+        start_step: updates done before, when training is resumed from a checkpoint. The same `out` then goes on
+            after this step; rows of later steps, made before the training was set back, are dropped.
+        stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
+        loss_scale: what the loss is multiplied with before `backward()`, by which gradients are divided: the
+            `torch.amp.GradScaler`, or a number (1/n where gradients of n micro-batches are summed up). Gradients that
+            overflow, as a GradScaler's first ones may, are recorded, and judged, as not finite.
+        callback: called as `callback(step, records)` after each watched step; or a TensorBoard SummaryWriter, or a
+            wandb run, which get tags such as `initlab/resid_post/3/var`; or a list of these.
+
+    Raises:
+        ConfigError: an argument can't be used.
+        ProbeError: the model can't be measured (meta device, several devices, sharded, quantised).
+        RunError: `out` can't be written, holds another run, or holds steps of this one and start_step is 0.
+    """
+    from initlab.anatomy.unwrapping import unwrap
+    from initlab.measure.moments import PRESETS
+    from initlab.measure.watch.steps import StepRecorder
+    from initlab.measure.watch.tables import LABEL, TARGETS
+
+    for name, value, least in (("every", every, 1), ("start_step", start_step, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{name} is {value!r}; expected a whole number of steps from {least} on")
+    if stats not in PRESETS:
+        raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
+    if not (0 < loss_scale < math.inf if isinstance(loss_scale, int | float) else hasattr(loss_scale, "get_scale")):
+        raise ConfigError(f"loss_scale is {loss_scale!r}; expected a positive number or a torch.amp.GradScaler")
+    callbacks = as_callbacks(callback)
+    inside, _ = unwrap(model)
+    first = next(inside.parameters())
+    config = {
+        "model": type(inside).__name__,
+        "recipes": [LABEL],
+        "every": every,
+        "n_params": sum(p.numel() for p in inside.parameters()),
+        "preset": stats,
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "device": str(first.device),
+    }
+    data = {"label": "the training loop's batches", "targets": TARGETS}
+    manifest = new_manifest("watch", "", config, {}, data, [])
+    if _rank():
+        return Watcher(None, manifest, None, [])
+    folder = _open(Path(out), manifest, start_step) if out is not None else None
+    recorder = StepRecorder(model, every, preset=stats, start_step=start_step, loss_scale=loss_scale)
+    return Watcher(recorder, manifest, folder, callbacks)
+
+
+class Watcher:
+    """A watch in progress; made by `watch`."""
+
+    def __init__(
+        self,
+        recorder: StepRecorder | None,
+        manifest: dict[str, Any],
+        folder: RunDir | None,
+        callbacks: list[Any],
+    ):
+        self._recorder = recorder
+        self._silent = recorder is None
+        self._manifest = manifest if folder is None else folder.manifest
+        self._folder = folder
+        self._callbacks = callbacks
+        self._parts: list[Tables] = []
+        self._warned: set[str] = set()
+        self._started = time.perf_counter()
+        if recorder is not None:  # also when nobody closes it, at the latest before the interpreter goes down
+            weakref.finalize(self, recorder.close)
+
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """Count one update; call it after `optimizer.step()`. After `close()` it does nothing.
+
+        Args:
+            loss: the step's mean loss, for the summary; it is read on watched steps only.
+        """
+        recorder = self._recorder
+        if recorder is None:
+            return
+        number = recorder.done
+        if recorder.watched:
+            loss = self._read(loss)
+        try:
+            tables = recorder.step(loss)
+        except Exception as error:
+            self._fail(number, error)
+            return
+        if tables is None:
+            return
+        try:
+            if self._folder is None:
+                self._parts.append(tables)
+            else:
+                self._folder.append(tables)
+        except RunError as error:
+            self._warn("writing", str(error))
+        for place, callback in enumerate(self._callbacks):
+            try:
+                callback(number, tables.records)
+            except Exception as error:
+                self._warn(f"callback {place}", f"{type(error).__name__}: {error}")
+
+    def _read(self, loss: Tensor | float | None) -> float:
+        """The loss as a number; NaN, and a warning, if it is none: the rest of the step is recorded all the same."""
+        from initlab.measure.watch.steps import number
+
+        try:
+            return number(loss)
+        except ConfigError as error:
+            self._warn("reading the loss", str(error))
+            return math.nan
+
+    def close(self) -> None:
+        """End the watch: everything is off the model, and the run is marked as finished."""
+        self._end(finished=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end(finished=kind is None)
+
+    def _end(self, *, finished: bool) -> None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return
+        recorder.close()
+        seconds = self._manifest["seconds"] + time.perf_counter() - self._started
+        self._manifest.update(seconds=round(seconds, 1), finished=now() if finished else None)
+        if self._folder is not None:
+            try:
+                self._folder.write_manifest()
+            except RunError as error:
+                self._warn("writing", str(error))
+
+    def _fail(self, number: int, error: Exception) -> None:
+        self._warn("recording", f"{type(error).__name__}: {error}")
+        try:
+            if self._folder is None:
+                self._manifest["failed"][f"step {number}"] = str(error)
+            else:
+                self._folder.fail(f"step {number}", str(error))
+        except RunError as unwritten:
+            self._warn("writing", str(unwritten))
+
+    def _warn(self, what: str, text: str) -> None:
+        """Once for each cause; the warning points at the line that called `step`."""
+        if what not in self._warned:
+            self._warned.add(what)
+            message = f"initlab.watch goes on after an error in {what}, and won't repeat this: {text}"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+    @property
+    def result(self) -> Watch:
+        """What was recorded so far.
+
+        Raises:
+            RunError: nothing was.
+        """
+        if self._folder is not None:
+            run = rundir.load(self._folder.path)
+        else:
+            run = Run(Tables.concat(self._parts), self._manifest)
+        if run.tables.summary.empty:
+            failed = "; ".join(run.manifest["failed"].values())
+            reason = "another process (rank 0) records" if self._silent else failed or "call step() after each update"
+            raise RunError(f"no step was recorded yet: {reason}")
+        return Watch(run, None if self._folder is None else self._folder.path)
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """`result.records`."""
+        return self.result.records
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """`result.report(out)`: the page, the figures, the tables; returns the path of the page."""
+        return self.result.report(out)
+
+    def __repr__(self) -> str:
+        if self._recorder is None:
+            return "<initlab.watch, closed>"
+        return f"<initlab.watch of {self._manifest['config']['model']}, {self._recorder.done} updates seen>"
+
+
+def _open(path: Path, manifest: dict[str, Any], start_step: int) -> RunDir:
+    """The folder of a new watch, or of one that goes on from a checkpoint."""
+    later: list[str] = []
+    if (path / rundir.MANIFEST).exists():
+        summary = rundir.load(path).tables.summary
+        if len(summary) and not start_step:
+            raise RunError(
+                f"output folder {path} holds steps {summary['step'].min()} to {summary['step'].max()} of a watched "
+                "run; pass start_step= (updates done) to go on with it, or choose another folder"
+            )
+        later = summary.loc[summary["step"] >= start_step, "run_id"].tolist()
+    folder = RunDir.open(path, manifest)
+    if later:
+        folder.forget(later)
+    return folder
+
+
+def _rank() -> int:
+    """Of this process among several that train together; 0 where it is alone. Never imports what isn't used."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return 0
+    return int(distributed.get_rank())

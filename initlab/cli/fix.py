@@ -1,0 +1,105 @@
+"""`initlab fix`: the smallest change of the init that clears the findings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from initlab.cli.common import SEVERITIES, add_output, overrides, set_threads
+from initlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from initlab.cli.common import Commands
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    fix = commands.add_parser(
+        "fix",
+        help="propose the smallest change of the init that clears the findings",
+        description="Propose the smallest change of a fresh model's weights that clears the findings of `probe`, tried "
+        "on a copy: std found and proposed per role, findings before and after.",
+    )
+    fix.add_argument(
+        "model",
+        metavar="MODEL",
+        help="file.py:factory, package.module:factory, ckpt.pt, or a preset (shakespeare, shakespeare-cpu, gpt2)",
+    )
+    fix.add_argument("--recipe", metavar="RECIPE", help="what the model should have been drawn from")
+    fix.add_argument("--save", metavar="FILE", help="write the changed model's state_dict there, for load_state_dict")
+    fix.add_argument("--data", default="docstrings", metavar="PATH", help="text to measure with, as for `probe`")
+    fix.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
+    fix.add_argument("--batch-size", type=int, metavar="B", help="sequences (about 1024 tokens)")
+    fix.add_argument("--seed", type=int, default=0, metavar="N", help="of the text and of what is drawn (0)")
+    fix.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    fix.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (all cores)")
+    add_output(fix, fail_on="error")
+    fix.set_defaults(run=_fix)
+
+
+def _fix(options: argparse.Namespace) -> int:
+    from initlab.api.fix import fix
+    from initlab.drawing.loading import choose_device, load_model
+    from initlab.results import json_ready
+
+    set_threads(options)
+    judging = overrides(options)
+    target = _writable(options.save)
+    model, _ = load_model(options.model, {}, data=options.data, tokenizer=options.tokenizer)
+    model.to(choose_device(options.device))
+    print(f"initlab: measuring {type(model).__name__} and changed copies of it", file=sys.stderr)
+    proposal = fix(
+        model,
+        recipe=options.recipe,
+        seed=options.seed,
+        data=options.data,
+        tokenizer=options.tokenizer,
+        batch_size=options.batch_size,
+        **judging,
+    )
+    saved = target is not None and bool(proposal.changes)
+    if target is not None and saved:
+        proposal.apply()
+        _save(model, target)
+    if options.format == "json":
+        found: dict[str, Any] = {
+            "model": proposal.model,
+            "problems": [finding.as_dict() for finding in proposal.problems],
+            "changes": proposal.rows,
+            "left": [finding.as_dict() for finding in proposal.left],
+            "saved": str(target) if saved else None,
+        }
+        print(json.dumps(json_ready(found), ensure_ascii=False, indent=1))
+    else:
+        print(proposal)
+        if target is not None:
+            print(f"\nweights  {target}" if saved else f"\nnothing was changed, so {target} wasn't written")
+    if options.fail_on == "never":
+        return 0
+    counted = SEVERITIES[: SEVERITIES.index(options.fail_on) + 1]
+    return int(any(finding.severity in counted for finding in proposal.left))
+
+
+def _writable(save: str | None) -> Path | None:
+    """Checked before anything is measured for it."""
+    if save is None:
+        return None
+    target = Path(save)
+    if target.exists() or not target.parent.is_dir():
+        reason = "it exists already" if target.exists() else f"there is no folder {target.parent}"
+        raise ConfigError(f"--save {save}: {reason}; name a new file in a folder that exists")
+    return target
+
+
+def _save(model: nn.Module, target: Path) -> None:
+    import torch
+
+    try:
+        torch.save(model.state_dict(), target)
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"--save {target}: can't be written: {error}") from error

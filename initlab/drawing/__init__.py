@@ -1,0 +1,1 @@
+"""Recipes drawn into models, and models described as recipes."""

@@ -1,0 +1,196 @@
+"""Draws a recipe's weights into a model."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import weakref
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from initlab.anatomy.roles import Parameter, assign_roles, find_roles
+from initlab.errors import RecipeError
+from initlab.recipes import (
+    Constant,
+    Dims,
+    Distribution,
+    Normal,
+    Orthogonal,
+    Recipe,
+    Role,
+    TruncNormal,
+    Uniform,
+)
+
+_APPLIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def apply_recipe(model: nn.Module, recipe: Recipe, seed: int, only: Collection[str] | None = None) -> None:
+    """Overwrite every parameter of the model, in place, with the recipe's draw.
+
+    Each parameter has its own stream of standard normals on the CPU, keyed by seed and parameter name, which the
+    distribution transforms. So two recipes are compared on the same draw, a deeper model shares the blocks of a
+    shallower one, and the result is the same on every device. The global random state is left alone.
+
+    An embedding's padding row becomes zero, as torch and Hugging Face leave it: it gets no gradient, so it would
+    keep for ever what was drawn into it.
+
+    Args:
+        only: names of the parameters to draw; the others, which may be of unknown role, stay as they are.
+
+    Raises:
+        RecipeError: the recipe or the model can't be used; then no parameter was changed.
+    """
+    places = assign_roles(model) if only is None else [p for p in find_roles(model).assigned if p.name in only]
+    plan = [(found, _distributions(found, recipe)) for found in places]
+    parameters = dict(model.named_parameters())
+    if any(parameter.is_meta for parameter in parameters.values()):
+        raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to draw")
+    for found, distributions in plan:
+        if any(isinstance(value, Orthogonal) for value in distributions):
+            _matrices(found, parameters[found.name].shape)  # raises where they can't be told apart
+    with torch.no_grad():
+        for found, distributions in plan:
+            parameter = parameters[found.name]
+            whole = _drawn(found, distributions, parameter.shape, seed)
+            if found.offset:
+                whole -= found.offset
+            if found.padding_row is not None:
+                whole[found.padding_row] = 0.0
+            parameter.copy_(whole)
+    if only is None:
+        _APPLIED.add(model)
+
+
+def portable(recipe: Recipe, model: nn.Module) -> Recipe:
+    """The recipe as a table of what it draws for this model's parameters: it can be pickled, whatever its rule is.
+
+    Raises:
+        RecipeError: the recipe or the model can't be used.
+    """
+    table: dict[tuple[Role, Dims], Distribution] = {}
+    for found in assign_roles(model):
+        for dims in [dims for _, dims in found.parts] or [found.dims]:
+            value = recipe(found.role, dims)
+            # a user's numbers may be of numpy or torch, and a formula's text isn't needed to draw
+            numbers = {field.name: float(getattr(value, field.name)) for field in fields(value)}
+            table[found.role, dims] = type(value)(**numbers)  # type: ignore[arg-type]
+    return replace(recipe, rule=_Table(table))
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A recipe's rule for one model."""
+
+    values: dict[tuple[Role, Dims], Distribution]
+
+    def __call__(self, role: Role, dims: Dims) -> Distribution:
+        return self.values[role, dims]
+
+
+def rescale(model: nn.Module, names: Collection[str], factor: float) -> None:
+    """Multiply parameters in place, which keeps what was drawn but for its scale."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.mul_(factor)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, which also counts as drawn from a recipe where the model does."""
+    twin = copy.deepcopy(model)
+    if was_applied(model):
+        _APPLIED.add(twin)
+    return twin
+
+
+def was_applied(model: nn.Module) -> bool:
+    """Whether this very object was drawn from a recipe here, whatever its own init code says."""
+    return model in _APPLIED
+
+
+def _distributions(found: Parameter, recipe: Recipe) -> list[Distribution]:
+    """One per part of a fused matrix."""
+    return [recipe(found.role, dims) for dims in ([dims for _, dims in found.parts] or [found.dims])]
+
+
+def _drawn(found: Parameter, distributions: list[Distribution], shape: torch.Size, seed: int) -> Tensor:
+    """A fused matrix has each part in its own distribution of the same standard normals."""
+    if not found.parts:
+        return _whole(found, distributions[0], shape, seed)
+    axis = 0 if len(shape) == 1 else found.axis
+    sizes = [size for size, _ in found.parts]
+    # drawn whole, then cut: queries, keys and values keep the numbers that the matrix has under any other recipe
+    kinds = {d: _whole(found, d, shape, seed).split(sizes, axis) for d in dict.fromkeys(distributions)}
+    return torch.cat([kinds[d][place] for place, d in enumerate(distributions)], axis)
+
+
+def _whole(found: Parameter, distribution: Distribution, shape: torch.Size, seed: int) -> Tensor:
+    if isinstance(distribution, Orthogonal):
+        return _orthogonal(found, distribution.gain, _standard_normal(shape, found.name, seed))
+    return draw(distribution, shape, found.name, seed)
+
+
+def _orthogonal(found: Parameter, gain: float, normal: Tensor) -> Tensor:
+    """torch.nn.init.orthogonal_ of every single matrix: each expert's, and each of q, k and v in a fused one."""
+    axis, matrices = _matrices(found, normal.shape)
+    out = torch.empty_like(normal)
+    for places in matrices:
+        index = torch.tensor(places)
+        matrix = normal.index_select(axis, index)
+        tall = matrix.shape[-2] >= matrix.shape[-1]
+        q, r = torch.linalg.qr(matrix if tall else matrix.mT)
+        # QR leaves the signs open; the diagonal's make the draw uniform over orthogonal matrices (math-ph/0609050)
+        q *= r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+        out.index_copy_(axis, index, gain * (q if tall else q.mT))
+    return out
+
+
+def _matrices(found: Parameter, shape: torch.Size) -> tuple[int, list[list[int]]]:
+    """The dimension (-2 or -1) along which single matrices are stacked, and the indices of each one.
+
+    Parts of equal fan_out are cut in order; where heads are interleaved, these are blocks of the right size, not q.
+    """
+    parts = found.parts or ((0, found.dims),)
+    fan_in = found.dims.fan_in
+    for axis, other in ((-2, -1), (-1, -2)):
+        if len(shape) < 2 or shape[other] != fan_in:
+            continue
+        rows: dict[int, list[int]] = {}
+        start = 0
+        for size, dims in parts:
+            size = size or shape[axis]
+            rows.setdefault(dims.fan_out, []).extend(range(start, start + size))
+            start += size
+        if start == shape[axis] and all(len(places) % fan_out == 0 for fan_out, places in rows.items()):
+            return axis, [p[i : i + fan_out] for fan_out, p in rows.items() for i in range(0, len(p), fan_out)]
+    raise RecipeError(
+        f"{found.name} of shape {tuple(shape)} can't be drawn orthogonal: it isn't made of matrices of "
+        f"{fan_in} × {parts[0][1].fan_out}; use a recipe whose entries are independent, such as xavier"
+    )
+
+
+def draw(distribution: Constant | Normal | Uniform | TruncNormal, shape: torch.Size, name: str, seed: int) -> Tensor:
+    """A float32 tensor on the CPU from the distribution, of the stream that belongs to this name and seed."""
+    match distribution:
+        case Constant(value):
+            return torch.full(shape, value, dtype=torch.float32, device="cpu")
+        case Normal(std):
+            return _standard_normal(shape, name, seed) * std
+        case Uniform(bound):
+            return torch.erf(_standard_normal(shape, name, seed) / math.sqrt(2)) * bound
+        case TruncNormal(scale, cut):
+            # inverse CDF: the normal's quantile, squeezed into the part of the distribution that is kept
+            inside = torch.erf(_standard_normal(shape, name, seed).double() / math.sqrt(2))
+            inside *= math.erf(cut / scale / math.sqrt(2))
+            return (torch.erfinv(inside) * math.sqrt(2) * scale).float().clamp_(-cut, cut)
+
+
+def _standard_normal(shape: torch.Size, name: str, seed: int) -> Tensor:
+    key = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "big") >> 1)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")

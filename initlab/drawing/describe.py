@@ -1,0 +1,202 @@
+"""How a model was initialised: the std of every role, the recipes that it fits, and what doesn't fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from initlab.anatomy.roles import Parameter, find_roles
+from initlab.anatomy.source import depth_code
+from initlab.drawing.apply import was_applied
+from initlab.errors import RecipeError
+from initlab.recipes import Recipe, Role, registry
+
+TOLERANCE = 0.05  # relative, of a std; wider where a tensor is too small to tell
+_SAMPLE = 1 << 17  # elements that the kurtosis is taken from
+_VECTORS = 64  # rows, and columns, that are looked at for equal lengths
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One parameter's moments, as the module uses it."""
+
+    place: Parameter
+    numel: int
+    mean: float
+    std: float
+    kurtosis: float
+    orthogonal: bool = False
+
+
+def describe(model: nn.Module, recipes: Iterable[str | Recipe] | None = None) -> list[dict[str, Any]]:
+    """One row per role and stack of blocks, in the model's order: what was found, and what each recipe would draw.
+
+    Keys: role, stack, n_layer, n_embd, n (parameters), numel, shape (of the first), mean, std (pooled), std_min,
+    std_max, stds (by parameter name), distribution, matches (ids of the recipes that fit every parameter), nearest and
+    difference (the id closest in std, and how far it is, relative), expected (per id: std, flat: the same in every
+    parameter, text, misfits), depth_code (the model's own code that scales by depth, unless apply_recipe has overruled
+    it). Parameters without a role share a last row, with role "" and their names.
+
+    Raises:
+        RecipeError: an unknown recipe, or a model on the meta device.
+    """
+    known = [registry.get(each) for each in (registry.all_recipes() if recipes is None else recipes)]
+    parameters = dict(model.named_parameters())
+    if any(parameter.is_meta for parameter in parameters.values()):
+        raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to describe")
+    roles = find_roles(model)
+    groups: dict[tuple[Role, str], list[_Found]] = {}
+    for place in roles.assigned:
+        groups.setdefault((place.role, place.stack), []).append(_moments(place, parameters[place.name]))
+    # on a model that was drawn anew on purpose, its own code no longer says what was meant
+    code = "" if was_applied(model) else depth_code(model)
+    rows = []
+    for (role, stack), group in groups.items():
+        shape = tuple(parameters[group[0].place.name].shape)
+        rows.append({"role": role.value, "stack": stack, "shape": shape, **_row(group, known), "depth_code": code})
+    if roles.unassigned:
+        rows.append({"role": "", "stack": "", "n": len(roles.unassigned), "names": roles.unassigned})
+    return rows
+
+
+def _moments(place: Parameter, parameter: Tensor) -> _Found:
+    values = parameter.detach()
+    orthogonal = _is_orthogonal(values)
+    if place.padding_row is not None and not bool(values[place.padding_row].any()):
+        padding = place.padding_row % len(values)
+        values = torch.cat([values[:padding], values[padding + 1 :]])
+    values = values.float().flatten()
+    values = values + place.offset if place.offset else values
+    if not len(values):
+        return _Found(place, 0, 0.0, 0.0, math.nan)
+    # torch.var isn't vectorised on the CPU, a dot product is; around a large mean (gains) that one is too coarse
+    mean, square = values.mean(), values.dot(values) / len(values)
+    var = square - mean * mean
+    if var < 0.01 * square:
+        var = torch.var(values, correction=0)
+    sample = values[:: max(1, len(values) // _SAMPLE)].double()
+    centred = sample - sample.mean()
+    square = centred.square().mean()
+    kurtosis = (centred.square() / square).square().mean().item() if square > 0 else math.nan
+    return _Found(place, len(values), mean.item(), math.sqrt(max(var.item(), 0.0)), kurtosis, orthogonal)
+
+
+def _is_orthogonal(values: Tensor) -> bool:
+    """Its rows, or its columns, all have the same length: independent entries scatter by √(2/length) in the square."""
+    if values.dim() < 2 or min(values.shape[-2:]) < 2:
+        return False
+    for vectors in (values[..., :_VECTORS, :], values[..., :_VECTORS].mT):
+        squares = vectors.float().square().sum(-1)
+        var, mean = torch.var_mean(squares.flatten(), correction=0)
+        # bfloat16 rounds every entry by up to 0.4 %, which averages out
+        if mean > 0 and var.sqrt() < min(0.01, 0.1 * math.sqrt(2 / vectors.shape[-1])) * mean:
+            return True
+    return False
+
+
+def _row(group: list[_Found], recipes: list[Recipe]) -> dict[str, Any]:
+    numel = sum(found.numel for found in group)
+    std = _pooled((found.numel, found.std) for found in group)
+    distribution = _distribution(group, std, numel)
+    expected = {}
+    for recipe in recipes:
+        try:
+            expected[recipe.id] = _expected(group, recipe, distribution)
+        except RecipeError:  # it has no answer for this role in this model, so it isn't the one
+            continue
+    distance = {id: _distance(std, each["std"]) for id, each in expected.items()}
+    nearest = min(distance, key=lambda id: (distance[id], len(expected[id]["misfits"])), default="")
+    return {
+        "n_layer": group[0].place.dims.n_layer,
+        "n_embd": group[0].place.dims.n_embd,
+        "n": len(group),
+        "mean": sum(found.numel * found.mean for found in group) / max(numel, 1),
+        "numel": numel,
+        "std": std,
+        "stds": {found.place.name: found.std for found in group},
+        "std_min": min(found.std for found in group),
+        "std_max": max(found.std for found in group),
+        "distribution": distribution,
+        "matches": [id for id, each in expected.items() if not each["misfits"]],
+        "nearest": nearest,
+        "difference": distance.get(nearest, math.inf),
+        "expected": expected,
+    }
+
+
+def _expected(group: list[_Found], recipe: Recipe, distribution: str) -> dict[str, Any]:
+    """What the recipe draws for these parameters, and the names of those that were drawn otherwise."""
+    misfits: list[_Found] = []
+    stds = []
+    for found in group:
+        parts = found.place.parts or ((1, found.place.dims),)
+        drawn = [(size, recipe(found.place.role, dims)) for size, dims in parts]
+        std = _pooled((size, float(value.std)) for size, value in drawn)
+        mean = sum(size * float(value.mean) for size, value in drawn) / sum(size for size, _ in drawn)
+        stds.append((found.numel, std))
+        first = drawn[0][1]
+        told = {first.kind, distribution}
+        other = told == {"normal", "uniform"} or (len(told) == 2 and "orthogonal" in told)
+        if other or not _fits_one(found, mean, std):
+            misfits.append(found)
+    whole = _pooled(stds)
+    if not misfits and not _close(_pooled((f.numel, f.std) for f in group), whole, sum(f.numel for f in group)):
+        misfits = group
+    text = first.formula.removeprefix("std = ").removeprefix("value = ")
+    return {
+        "std": whole,
+        "flat": len({round(std, 12) for _, std in stds}) == 1,
+        "mean": mean,
+        "kind": first.kind,
+        "text": text,
+        "misfits": [found.place.name for found in misfits],
+        "misfit_std": _pooled((found.numel, found.std) for found in misfits),
+        "misfit_mean": sum(f.numel * f.mean for f in misfits) / max(1, sum(f.numel for f in misfits)),
+    }
+
+
+def _fits_one(found: _Found, mean: float, std: float) -> bool:
+    if not found.numel:
+        return True
+    if std == 0:
+        return found.std <= 1e-3 * abs(mean) + 1e-8 and abs(found.mean - mean) <= TOLERANCE * abs(mean) + 1e-8
+    error = 5 * std / math.sqrt(found.numel) + TOLERANCE * std
+    return _close(found.std, std, found.numel) and abs(found.mean - mean) <= error
+
+
+def _close(found: float, expected: float, numel: int) -> bool:
+    """Within 5 %, or within four standard errors of a normal's std where those are wider."""
+    return abs(found - expected) <= max(TOLERANCE, 4 / math.sqrt(2 * max(numel, 1))) * expected + 1e-8
+
+
+def _pooled(stds: Iterable[tuple[int, float]]) -> float:
+    pairs = list(stds)
+    total = sum(numel for numel, _ in pairs)
+    return math.sqrt(sum(numel * std * std for numel, std in pairs) / total) if total else 0.0
+
+
+def _distance(found: float, expected: float) -> float:
+    return 0.0 if found == expected else abs(found / expected - 1) if expected else math.inf
+
+
+def _distribution(group: list[_Found], std: float, numel: int) -> str:
+    """By kurtosis: 3 of a normal, 1.8 of a uniform, between them a normal with its tails cut. Empty where unclear."""
+    if all(found.std <= 1e-6 * abs(found.mean) for found in group):
+        return "constant"
+    if all(found.orthogonal for found in group):
+        return "orthogonal"
+    weighed = [(found.numel, found.kurtosis) for found in group if not math.isnan(found.kurtosis)]
+    size = sum(n for n, _ in weighed)
+    if not size or not math.isfinite(std):
+        return ""
+    kurtosis = sum(n * k for n, k in weighed) / size
+    error = 0.1 + 4 * math.sqrt(24 / min(size, _SAMPLE))
+    normal, uniform = abs(kurtosis - 3) <= error, abs(kurtosis - 1.8) <= error
+    if normal or uniform:
+        return "" if normal and uniform else "normal" if normal else "uniform"
+    return "cut normal" if 1.8 < kurtosis < 3 else "heavy tails" if kurtosis > 3 else "other"

@@ -1,0 +1,111 @@
+"""From what a user names to a model on a device."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from initlab.corpus import load_corpus
+from initlab.drawing.apply import apply_recipe
+from initlab.errors import ConfigError
+from initlab.models.nanogpt import PRESETS, NanoGPT
+from initlab.recipes import registry
+
+
+def load_model(
+    name: str,
+    sizes: dict[str, int],
+    *,
+    recipe: str | None = None,
+    seed: int = 0,
+    data: str = "docstrings",
+    tokenizer: str | None = None,
+) -> tuple[nn.Module, str | None]:
+    """A preset drawn from a recipe, a nanoGPT checkpoint, or what `file.py:factory` or `package.module:factory` makes.
+
+    Args:
+        sizes: n_layer, n_embd, n_head of a preset, instead of its own.
+        recipe: what a preset is drawn from; default nanogpt.
+        data, tokenizer: the text that will be read; a preset's vocabulary grows to hold it.
+
+    Returns:
+        the model, and the id of the recipe that it was drawn from here, None for other models.
+
+    Raises:
+        ConfigError: unknown name, a factory that fails, or sizes for a model that has its own.
+        CheckpointError, RecipeError, DataError: as their loaders say.
+    """
+    if name in PRESETS:
+        drawn = registry.get(recipe or "nanogpt")
+        needed = 0 if data == "uniform" else load_corpus(data, tokenizer).vocab_size
+        changes: dict[str, Any] = {**sizes, "vocab_size": max(needed, PRESETS[name].vocab_size)}
+        config = replace(PRESETS[name], **changes)
+        model = NanoGPT(config)
+        apply_recipe(model, drawn, seed)
+        return model, drawn.id
+    if sizes:
+        raise ConfigError(f"{next(iter(sizes))} was given, but only presets can be resized; {name} has its own sizes")
+    if ":" in name:
+        return _from_factory(name), None
+    if name.endswith(".py"):
+        raise ConfigError(f"{name} is a Python file; name the function that makes the model, as in {name}:make")
+    if Path(name).exists() or name.endswith((".pt", ".pth", ".ckpt")):
+        return NanoGPT.from_checkpoint(name), None
+    raise ConfigError(
+        f"unknown model {name!r}; expected a preset ({', '.join(PRESETS)}), a checkpoint ckpt.pt, file.py:factory "
+        "or package.module:factory"
+    )
+
+
+def choose_device(name: str) -> str:
+    """`auto` is CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    name = str(name)
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ConfigError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} asked for, but torch sees no GPU; use cpu or auto")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r} asked for, but torch sees {torch.cuda.device_count()} GPUs")
+    return name
+
+
+def _from_factory(name: str) -> nn.Module:
+    location, _, attribute = name.rpartition(":")
+    if location.endswith(".py") and not Path(location).is_file():
+        raise ConfigError(
+            f"model {name!r}: there is no file {location}; expected file.py:factory, with a path from here"
+        )
+    folder = Path(location).resolve().parent if location.endswith(".py") else Path.cwd()
+    sys.path.insert(0, str(folder))  # the user's file imports its neighbours, as when it is run
+    try:
+        if location.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(f"initlab_user_{Path(location).stem}", location)
+            assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(location)
+        found = getattr(module, attribute)
+        model = found if isinstance(found, nn.Module) else found()
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"model {name!r} can't be made: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(folder))
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
+    return model

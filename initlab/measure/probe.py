@@ -1,0 +1,222 @@
+"""One model, one batch -> tables. The model is left exactly as it was found."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from initlab import schema
+from initlab.anatomy.declared import Sites, declared_sites
+from initlab.anatomy.filters import chosen_modules, filtered
+from initlab.anatomy.restoring import copied, untouched
+from initlab.anatomy.roles import find_roles
+from initlab.anatomy.sites import SiteMap, Tap, discover_sites, find_sites
+from initlab.anatomy.unwrapping import eagerly, unwrap
+from initlab.errors import InitlabError, ProbeError, SiteError
+from initlab.measure.inputs import Inputs, of_ids, take_loss, vocabulary
+from initlab.measure.moments import Moments, Preset
+from initlab.measure.recorder import recording
+from initlab.measure.tables import activation_rows, coverage_rows, head_rows, scalars, weight_rows
+from initlab.recipes import Recipe
+from initlab.schema import Tables
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """The key columns of a cell."""
+
+    run_id: str
+    recipe: str
+    seed: int
+    step: int = 0
+
+
+def measure(
+    model: nn.Module,
+    idx: Tensor,
+    targets: Tensor,
+    identity: Identity,
+    *,
+    preset: Preset = "full",
+    recipe: Recipe | None = None,
+    autocast: torch.dtype | None = None,
+) -> Tables:
+    """`measure_inputs` of token ids and targets, (B, T) int64 each, -1 where there is no target."""
+    inputs = of_ids(model, idx, targets)
+    return measure_inputs(model, inputs, identity, preset=preset, recipe=recipe, autocast=autocast)
+
+
+def measure_inputs(
+    model: nn.Module,
+    inputs: Inputs,
+    identity: Identity,
+    *,
+    preset: Preset = "full",
+    recipe: Recipe | None = None,
+    autocast: torch.dtype | None = None,
+    declared: Sites | None = None,
+    modules: Any = None,
+) -> Tables:
+    """Record every site of a model, forward and backward, and its weights and weight gradients.
+
+    Args:
+        model: measured in the mode (train or eval) that it is in.
+        inputs: one call of its forward; moved to the model's device.
+        recipe: what the weights should have been drawn from; gives the weight rows their expected_var.
+        autocast: run the forward pass under autocast to this dtype.
+        declared: where the stream runs, see `initlab.anatomy.declared`; None: it is found.
+        modules: which modules' activations to look at, see `initlab.anatomy.filters`; None: every one. Weights are
+            measured all the same.
+
+    Returns:
+        records, heads (preset `full`, nanoGPT's layout), summary (one row) and coverage; other `expected_*` columns
+        are NaN.
+
+    Raises:
+        ProbeError: the model's own forward or backward raised (chained), or its weights can't be measured.
+        SiteError, ConfigError: `declared` or `modules` names what the model doesn't have.
+    """
+    started = time.perf_counter()
+    model, notes = unwrap(model)
+    inputs = inputs.to(next(model.parameters()).device)
+    with untouched(model, identity.seed), eagerly(model):
+        sites = _sites(model, inputs, autocast, declared)
+        if modules is not None:
+            sites = filtered(model, sites, chosen_modules(model, modules))
+        with recording(model, sites, preset) as recorder:
+            judged = take_loss(_run(model, inputs, autocast), inputs, vocabulary(model))
+            if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
+                recorder.take(Tap("logits", "(output)", "out"), judged.logits)
+            recorder.close()
+            weights = _weights(model, judged.loss, recorder.moments)
+    values = recorder.moments.read()
+    vocab_size = 0 if judged.logits is None else vocabulary(model) or judged.logits.shape[-1]
+    keys = {
+        "run_id": identity.run_id,
+        "recipe": identity.recipe,
+        "seed": identity.seed,
+        "step": identity.step,
+        "n_layer": sites.n_layer,
+        "n_embd": sites.n_embd,
+    }
+    shared = {**keys, "n_tokens": inputs.n_tokens, "targets": judged.targets}
+    records = activation_rows(recorder, values, shared)
+    records += weight_rows(weights, values, shared, recipe, first=len(sites.taps))
+    ids = inputs.ids
+    summary = {
+        **shared,
+        "n_head": sites.n_head,
+        "block_size": 0 if ids is None else ids.shape[1],
+        "vocab_size": vocab_size,
+        "n_params": sum(p.numel() for p in model.parameters()),
+        "mode": "train" if model.training else "eval",
+        "loss": float(judged.loss.detach()),
+        "ln_vocab": math.log(vocab_size) if vocab_size else math.nan,
+        "logit_std": next((row["std"] for row in records if row["site"] == "logits"), math.nan),
+        "own_logit": own_logit(judged.logits, ids),
+        "repeat_rate": _share_equal(ids, inputs.targets),
+        **scalars(recorder),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    if judged.logits is None and inputs.ids is not None:
+        notes.append(f"no logits (B, T, V) in what the model returned: the loss is {judged.targets}")
+    coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, [*notes, *inputs.notes, *sites.notes])
+    return Tables(
+        records=schema.table("records", records),
+        heads=schema.table("heads", head_rows(recorder, keys, ids)),
+        summary=schema.table("summary", [summary]),
+        coverage=schema.table("coverage", coverage),
+    )
+
+
+def _sites(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None, declared: Sites | None) -> SiteMap:
+    if declared is not None:
+        return declared_sites(model, declared, lambda: _run(model, inputs, autocast))
+    try:
+        return find_sites(model)
+    except SiteError:
+        return discover_sites(model, lambda: _run(model, inputs, autocast))
+
+
+def _run(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> Any:
+    device = next(model.parameters()).device.type
+    inputs = _own(inputs)
+    try:
+        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+            return inputs.call(model)
+    except InitlabError:
+        raise
+    except Exception as error:
+        signature = inspect.signature(model.forward)
+        raise ProbeError(
+            f"{type(model).__name__} raised in its forward pass: {type(error).__name__}: {error} "
+            f"(forward{signature}; pass batch= with what it needs)"
+        ) from error
+
+
+def _own(inputs: Inputs) -> Inputs:
+    """The inputs of one pass, so that what it writes into them reaches neither the caller nor the next pass."""
+    try:
+        args, kwargs = copied((inputs.args, inputs.kwargs))
+    except Exception as error:
+        raise ProbeError(
+            f"the batch can't be copied, and a pass could change it: {type(error).__name__}: {error}; pass tensors, or "
+            "objects that copy.deepcopy takes"
+        ) from error
+    return replace(inputs, args=args, kwargs=kwargs)
+
+
+def _share_equal(ids: Tensor | None, targets: Tensor | None) -> float:
+    """Share of the targets that are the token just read; positions without a target don't count."""
+    if ids is None or targets is None:
+        return math.nan
+    counted = targets >= 0
+    return float((torch.eq(ids, targets) & counted).sum() / counted.sum())
+
+
+def own_logit(logits: Tensor | None, ids: Tensor | None) -> float:
+    """Mean logit of the token just read."""
+    if logits is None or ids is None:
+        return math.nan
+    return float(logits.detach().gather(2, ids[..., None]).float().mean())
+
+
+def _weights(model: nn.Module, loss: Tensor, moments: Moments) -> list[dict[str, Any]]:
+    """Statistics of every parameter and of its gradient."""
+    named = dict(model.named_parameters())
+    trained = {name: p for name, p in named.items() if p.requires_grad}
+    gradients: dict[str, Tensor | None] = {}
+    if loss.requires_grad:
+        try:
+            found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        except Exception as error:
+            # .backward() would do, but it fires the hooks that users put on parameters, some of which step optimizers
+            hint = "; checkpoint with use_reentrant=False to measure it" if "use_reentrant" in str(error) else ""
+            raise ProbeError(f"the backward pass raised: {type(error).__name__}: {error}{hint}") from error
+        # None: nothing leads from the loss to the parameter, which is a gradient of 0
+        gradients = {
+            name: torch.zeros_like(trained[name]) if gradient is None else gradient
+            for name, gradient in zip(trained, found, strict=True)
+        }
+    rows = []
+    places = {place.name: place for place in find_roles(model).assigned}
+    for name, parameter in named.items():
+        pairs = [("weight", parameter), ("weight_grad", gradients.get(name))]
+        rows += [
+            {
+                "name": name,
+                "place": places.get(name),
+                "kind": kind,
+                "tensor_dtype": str(value.dtype),
+                "slot": moments.add(value),
+            }
+            for kind, value in pairs
+            if value is not None
+        ]
+    return rows

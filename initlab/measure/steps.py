@@ -1,0 +1,283 @@
+"""Models of several sizes, measured before and after each of a few optimizer steps: coord check and depth check.
+
+Every model is made for the check and every optimizer belongs to it: nothing that a user holds is stepped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from initlab import schema
+from initlab.anatomy.unwrapping import eagerly, unwrap
+from initlab.errors import ConfigError, InitlabError, ProbeError
+from initlab.measure.inputs import Inputs, floats, take_loss, vocabulary
+from initlab.measure.moments import Moments, Preset
+from initlab.measure.probe import Identity, measure_inputs, untouched
+from initlab.measure.sweep import DTYPES, Cell, SweepConfig, default_heads
+from initlab.schema import Tables
+
+MakeModel = Callable[[Cell], nn.Module]
+MakeInputs = Callable[[nn.Module, int], Inputs]
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+
+OPTIMIZERS = ("adamw", "sgd")
+_KEPT_TOKENS = 256  # evenly spaced, of the tensors whose change is followed: they are kept from step 0 to the last
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleConfig(SweepConfig):
+    """What a scale run measures: the widths at the smallest depth, and the depths at the smallest width."""
+
+    functions: tuple[str, ...] = ()  # ids, among `recipes`, of what makes models of its own and not NanoGPTs
+    sources: tuple[str, ...] = ()  # hash of the source of each function, and of an optimizer that is one
+    steps: int = 3
+    optimizer: str = "adamw"
+    lr: float = 1e-2
+    head_size: int | None = None  # None: 64, or the next smaller divisor of n_embd
+
+    def __post_init__(self) -> None:
+        if type(self.steps) is not int or self.steps < 0:
+            raise ConfigError(f"steps is {self.steps!r}; expected a whole number from 0 on")
+        if not (isinstance(self.lr, int | float) and 0 < self.lr < float("inf")):
+            raise ConfigError(f"lr is {self.lr!r}; expected a positive number")
+        if self.head_size is not None and (type(self.head_size) is not int or self.head_size < 1):
+            raise ConfigError(f"head_size is {self.head_size!r}; expected a whole number from 1 on")
+        if self.head_size is not None and self.n_head is not None:
+            raise ConfigError("n_head and head_size were both given; expected one: the other follows from the width")
+        SweepConfig.__post_init__(self)
+        if len(self.widths) < 2 and len(self.depths) < 2:
+            raise ConfigError(
+                f"widths is {self.widths[0]} and depths {self.depths[0]}: a slope needs two widths or more "
+                "(--widths 64,128,256) or two depths or more (--depths 2,4,8)"
+            )
+
+    def cells(self) -> list[Cell]:
+        """Small models first, recipes side by side, so that an interrupted run still compares."""
+        width, depth = min(self.widths), min(self.depths)
+        sizes = [(depth, n_embd) for n_embd in sorted(self.widths)]
+        sizes += [(n_layer, width) for n_layer in sorted(self.depths) if n_layer != depth]
+        return [
+            Cell(recipe, n_layer, n_embd, seed)
+            for n_layer, n_embd in sizes
+            for seed in range(self.seeds)
+            for recipe in self.recipes
+        ]
+
+    def sizes(self) -> list[dict[str, int]]:
+        """The sizes that recipes are evaluated for."""
+        measured = {(cell.n_layer, cell.n_embd) for cell in self.cells()}
+        return [size for size in SweepConfig.sizes(self) if (size["n_layer"], size["n_embd"]) in measured]
+
+    def heads(self, n_embd: int) -> int:
+        """Attention heads at a width. Raises ConfigError where head_size doesn't divide it."""
+        if self.head_size is None:
+            return self.n_head or default_heads(n_embd)
+        if n_embd % self.head_size:
+            raise ConfigError(f"n_embd {n_embd} isn't a multiple of head_size {self.head_size}")
+        return n_embd // self.head_size
+
+    def _check_cells(self) -> None:
+        for cell in self.cells():
+            if cell.recipe not in self.functions:
+                cell.config(self)
+
+
+def own_optimizer(name: str, lr: float) -> MakeOptimizer:
+    """AdamW or SGD without weight decay, so that a step is the gradient's alone.
+
+    eps is 1e-12 (as in CompleteP's depth checks, arXiv 2505.01618): a gradient of a deep or wide model may come near
+    the default 1e-8, and its update would then seem to fade with size.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name == "adamw":
+        return lambda model: torch.optim.AdamW(_trained(model), lr=lr, betas=(0.9, 0.95), eps=1e-12, weight_decay=0.0)
+    if name == "sgd":
+        return lambda model: torch.optim.SGD(_trained(model), lr=lr)
+    raise ConfigError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}, or a function of the model")
+
+
+def call_maker(name: str, function: Callable[..., Any], *, n_embd: int, n_layer: int, by_name: bool) -> nn.Module:
+    """A fresh model of the user's function.
+
+    Raises:
+        ProbeError: it raised (chained), or returned something that can't be measured.
+    """
+    shown = f"{name}(n_embd={n_embd}, n_layer={n_layer})"
+    try:
+        made = function(n_embd=n_embd, n_layer=n_layer) if by_name else function(n_embd, n_layer)
+    except InitlabError:
+        raise
+    except Exception as error:
+        raise ProbeError(f"{shown} raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise ProbeError(f"{shown} returned {type(made).__name__}; expected a torch.nn.Module")
+    return unwrap(made)[0]
+
+
+@contextmanager
+def seeded(seed: int, device: str) -> Iterator[None]:
+    """Random numbers from a seed, the caller's random state untouched."""
+    devices = [torch.device(device).index or 0] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        torch.manual_seed(seed)
+        yield
+
+
+def measure_steps(
+    cell: Cell, config: ScaleConfig, make_model: MakeModel, make_inputs: MakeInputs, make_optimizer: MakeOptimizer
+) -> Tables:
+    """One model, measured at steps 0 to `steps`; it is trained on the batch that it is measured on.
+
+    Returns:
+        records: activations and gradients at every step, weights at step 0 alone, and rows of kind `change`: the last
+        residual stream and the logits minus those of step 0. summary: a row per step, up to the first whose loss isn't
+        finite. n_layer and n_embd are those asked for.
+
+    Raises:
+        ProbeError: the model can't be made, run or trained.
+    """
+    with seeded(cell.seed, config.device):
+        model = make_model(cell)
+        model.to(config.device)
+        inputs = make_inputs(model, cell.seed).to(torch.device(config.device))
+        optimizer = _optimizer(make_optimizer, model) if config.steps else None
+        parts: list[Tables] = []
+        before: list[_Followed] = []
+        for step in range(config.steps + 1):
+            started = time.perf_counter()
+            if optimizer is not None and step:
+                _step(model, inputs, optimizer, DTYPES[config.dtype])
+            identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed, step=step)
+            tables = measure_inputs(model, inputs, identity, preset=config.preset, autocast=DTYPES[config.dtype])
+            now = _follow(model, inputs, tables.records, cell.seed, DTYPES[config.dtype])
+            if step:
+                tables = _after_a_step(tables, _changes(before, now, tables.records, config.preset))
+            else:
+                before = now
+            for frame in (tables.records, tables.summary, tables.heads):
+                frame["n_layer"], frame["n_embd"] = cell.n_layer, cell.n_embd
+            tables.summary["seconds"] = round(time.perf_counter() - started, 3)
+            parts.append(tables)
+            if not torch.isfinite(torch.tensor(float(tables.summary["loss"].iloc[0]))):
+                break  # later steps would only repeat it
+    return Tables.concat(parts)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ProbeError(f"every parameter of {type(model).__name__} is frozen; steps need one that is trained")
+    return trained
+
+
+def _optimizer(make: MakeOptimizer, model: nn.Module) -> torch.optim.Optimizer:
+    try:
+        made = make(model)
+    except InitlabError:
+        raise
+    except Exception as error:
+        raise ProbeError(f"optimizer(model) raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ProbeError(f"optimizer(model) returned {type(made).__name__}; expected a torch.optim.Optimizer")
+    return made
+
+
+def _step(model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer, autocast: torch.dtype | None) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    device = next(model.parameters()).device.type
+    with eagerly(model):
+        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+            output = inputs.call(model)
+        take_loss(output, inputs, vocabulary(model)).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """A tensor whose change is followed, and the row of `records` that measured it."""
+
+    site: str
+    module: str
+    value: Tensor  # (tokens, features)
+
+
+def _follow(model: nn.Module, inputs: Inputs, records: Any, seed: int, autocast: torch.dtype | None) -> list[_Followed]:
+    """The last residual stream, if there is one, and the logits, else the output."""
+    rows = records[(records["site"] == "resid_post") & (records["kind"] == "activation")]
+    stream = str(rows.sort_values("layer")["module"].iloc[-1]) if len(rows) else None
+    seen: list[Tensor] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        seen.extend(list(floats(output))[:1])
+
+    handle = model.get_submodule(stream).register_forward_hook(hook) if stream is not None else None
+    device = next(model.parameters()).device.type
+    try:
+        # the same masks of dropout at every step
+        with untouched(model, seed), eagerly(model), torch.no_grad():
+            with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+                output = inputs.call(model)
+            judged = take_loss(output, inputs, vocabulary(model))
+    finally:
+        if handle is not None:
+            handle.remove()
+    found = [_Followed("resid_post", stream, _sample(seen[-1]))] if stream is not None and seen else []
+    if judged.logits is not None:
+        return [*found, _Followed("logits", "(output)", _sample(judged.logits))]
+    return [*found, _Followed("module", "(output)", _sample(next(floats(output))))]
+
+
+def _sample(x: Tensor) -> Tensor:
+    x = x.detach().float()
+    x = x.reshape(-1, x.shape[-1]) if x.dim() else x.reshape(1, 1)
+    return x[:: max(1, -(-len(x) // _KEPT_TOKENS))].clone()
+
+
+def _changes(before: list[_Followed], now: list[_Followed], records: Any, preset: Preset) -> list[dict[str, Any]]:
+    moments = Moments(preset)
+    for old, new in zip(before, now, strict=True):
+        moments.add(new.value - old.value)
+    keys = records.iloc[0]
+    shared = {name: keys[name] for name in ("run_id", "recipe", "step", "seed", "n_tokens", "targets")}
+    last = records.loc[records["site"] == "resid_post", "layer"].max()
+    return [
+        {
+            **shared,
+            **values,
+            "n_layer": 0,
+            "n_embd": 0,  # both set by the caller
+            "site": followed.site,
+            "module": followed.module,
+            "layer": int(last) if followed.site == "resid_post" else None,
+            "kind": "change",
+            "position": int(records["position"].max()) + 1 + place,
+            "call": 0,
+            "dtype": "float32",
+        }
+        for place, (followed, values) in enumerate(zip(now, moments.read(), strict=True))
+    ]
+
+
+def _after_a_step(tables: Tables, changes: list[dict[str, Any]]) -> Tables:
+    """Weights are on record once; what was seen of the model doesn't change."""
+    records = tables.records[tables.records["kind"].isin(["activation", "grad"])]
+    made = schema.table("records", [{k: _plain(v) for k, v in row.items()} for row in changes])
+    return replace(
+        tables,
+        records=Tables.concat([Tables(records=records), Tables(records=made)]).records,
+        coverage=schema.table("coverage", []),
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,169 @@
+"""From what a recorder saw to rows of the tables."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from initlab.anatomy.sites import SiteMap, Tap
+from initlab.measure.attention import ROWS, SEQUENCES
+from initlab.measure.moments import Preset
+from initlab.measure.recorder import Recorder
+from initlab.recipes import Recipe
+
+UNASSIGNED = "unassigned"  # site of parameters whose role isn't known
+
+
+def activation_rows(recorder: Recorder, values: list[dict[str, float]], shared: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per measured tensor and per gradient, in the order of the forward pass."""
+    position: dict[Tap, int] = {}
+    for seen in recorder.seen:
+        if seen.kind == "activation":
+            position.setdefault(seen.tap, len(position))
+    rows = [
+        {
+            **shared,
+            **scaled(values[seen.slot], seen.tap.scale if seen.kind == "activation" else 1 / seen.tap.scale),
+            "layer": seen.tap.layer,
+            "position": position[seen.tap],
+            "site": seen.tap.site,
+            "kind": seen.kind,
+            "module": seen.tap.module,
+            "call": seen.call,
+            "dtype": seen.dtype,
+        }
+        for seen in recorder.seen
+    ]
+    return sorted(rows, key=lambda row: (row["kind"], row["position"]))
+
+
+def scaled(row: dict[str, Any], scale: float) -> dict[str, Any]:
+    """Statistics of a tensor times a number, but for the shares, which stay those of the tensor itself."""
+    if scale == 1:
+        return row
+    linear: dict[str, float] = {
+        name: row[name] * abs(scale) for name in ("std", "rms", "abs_max", "abs_mean") if name in row
+    }
+    return {**row, **linear, "mean": row["mean"] * scale, "var": row["var"] * scale**2}
+
+
+def weight_rows(
+    weights: list[dict[str, Any]],
+    values: list[dict[str, float]],
+    shared: dict[str, Any],
+    recipe: Recipe | None,
+    *,
+    first: int,
+) -> list[dict[str, Any]]:
+    """One row per parameter and per gradient; `first` is the position of the first. No role: site `unassigned`."""
+    position = {name: first + place for place, name in enumerate(dict.fromkeys(row["name"] for row in weights))}
+    rows = []
+    for row in weights:
+        place = row["place"]
+        declared = recipe(place.role, place.dims) if recipe and place and row["kind"] == "weight" else None
+        rows.append(
+            {
+                **shared,
+                **values[row["slot"]],
+                "layer": place.layer if place else None,
+                "position": position[row["name"]],
+                "site": place.role.value if place else UNASSIGNED,
+                "kind": row["kind"],
+                "role": place.role.value if place else None,
+                "module": row["name"],
+                "call": 0,
+                "dtype": row["tensor_dtype"].removeprefix("torch."),
+                "expected_var": declared.std**2 if declared else math.nan,
+            }
+        )
+    return rows
+
+
+def head_rows(recorder: Recorder, keys: dict[str, Any], ids: Tensor | None) -> list[dict[str, Any]]:
+    """One row per attention head."""
+    if not recorder.heads or ids is None:
+        return []
+    B, T = ids.shape
+    rows = []
+    for layer, (entropy, fraction, logit_std) in enumerate(torch.stack(recorder.heads).cpu().tolist()):
+        rows += [
+            {
+                **keys,
+                "layer": layer,
+                "head": head,
+                "n_rows": min(ROWS, T - 1) * min(SEQUENCES, B),
+                "entropy": entropy[head],
+                "entropy_frac": fraction[head],
+                "logit_std": logit_std[head],
+            }
+            for head in range(len(entropy))
+        ]
+    return rows
+
+
+def scalars(recorder: Recorder) -> dict[str, float]:
+    """Columns of the summary that the recorder took on the way."""
+    found = {name: float(value) for name, value in recorder.scalars.items()}
+    token, position = found.get("token", math.nan), found.get("position", math.nan)
+    return {
+        "token_cosine": found.get("token_cosine", math.nan),
+        "token_position_ratio": token / position if position else math.inf if token else math.nan,
+        "dead_frac": float(torch.stack(recorder.dead).mean()) if recorder.dead else math.nan,
+    }
+
+
+def coverage_rows(
+    run_id: str,
+    sites: SiteMap,
+    recorder: Recorder,
+    weights: list[dict[str, Any]],
+    preset: Preset,
+    notes: list[str],
+) -> list[dict[str, Any]]:
+    """What should have been seen and what was, site by site; then what was found out about the model."""
+    output = [seen.tap for seen in recorder.seen if seen.kind == "activation" and seen.tap.site == "logits"]
+    taps = list(dict.fromkeys([*sites.taps, *output]))  # also logits that no module of their own gave
+    expected = Counter(tap.site for tap in taps)
+    fired = Counter((seen.kind, seen.tap.site) for seen in recorder.seen)
+    again = Counter((seen.kind, seen.tap.site) for seen in recorder.seen if seen.call)
+    rows = []
+
+    def add(kind: str, site: str, wanted: int, note: str, short: str) -> None:
+        seen = fired[kind, site]
+        notes = [note, short if seen < wanted else "", f"{n} by further calls" if (n := again[kind, site]) else ""]
+        rows.append(_coverage(run_id, kind, site, wanted, seen, "; ".join(filter(None, notes))))
+
+    for kind, why in (
+        ("activation", "not reached by the pass, or no floating-point tensor"),
+        ("grad", "no gradient reached it"),
+    ):
+        reached = {seen.tap for seen in recorder.seen if seen.kind == kind}
+        for site, count in expected.items():
+            missed = [tap.module for tap in taps if tap.site == site and tap not in reached]
+            add(kind, site, count, "", why + (f": {_some(missed)}" if len(missed) < count else ""))
+    sampled = f"from q and k on {ROWS} query rows a sequence, forward only"
+    for site in ("attn_logits", "attn_pattern"):
+        if sites.attention:
+            full = preset == "full"
+            add("activation", site, sites.n_layer if full else 0, sampled if full else "skipped by preset light", "")
+    found = Counter((row["kind"], row["place"].role.value if row["place"] else UNASSIGNED) for row in weights)
+    updated = any(kind == "update" for kind, _ in found)
+    for role in sorted({role for _, role in found}):
+        for kind in ("weight", "weight_grad", "update") if updated else ("weight", "weight_grad"):
+            count, seen = found["weight", role], found[kind, role]
+            short = "frozen, or replaced during the step" if kind == "update" else "frozen, or not used by the loss"
+            note = "" if seen == count else short
+            rows.append(_coverage(run_id, kind, role, count, seen, note))
+    return rows + [_coverage(run_id, "activation", "model", 0, 0, note) for note in notes]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _coverage(run_id: str, kind: str, site: str, expected: int, fired: int, note: str) -> dict[str, Any]:
+    return {"run_id": run_id, "kind": kind, "site": site, "expected": expected, "fired": fired, "note": note}

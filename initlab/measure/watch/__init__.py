@@ -1,0 +1,1 @@
+"""Steps of somebody's own training loop, recorded."""

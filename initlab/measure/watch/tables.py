@@ -1,0 +1,149 @@
+"""The recorded pass of one step of somebody's training loop, and the tables that it becomes."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from initlab import schema
+from initlab.anatomy.restoring import depth
+from initlab.anatomy.roles import Parameter
+from initlab.anatomy.sites import SiteMap
+from initlab.measure.inputs import Inputs
+from initlab.measure.moments import Preset
+from initlab.measure.recorder import Recorder
+from initlab.measure.tables import activation_rows, coverage_rows, head_rows, scalars, scaled, weight_rows
+from initlab.measure.watch.backward import Backward
+from initlab.schema import Tables
+
+TARGETS = "the training loop's"
+LABEL = "as-found"  # recipe of a model that is watched
+_UNMOVED = (
+    "no weight changed on a watched step: a learning rate of 0, an optimizer step that the GradScaler skipped, or "
+    "step() called before optimizer.step()"
+)
+_ELSEWHERE = (
+    "no gradients: the backward pass of this step didn't go through the recorded forward pass, the first with "
+    "gradients enabled; run passes of which no loss is taken under torch.no_grad()"
+)
+
+
+@dataclass(slots=True, eq=False)
+class Pass:
+    """The recorded forward and backward pass of one step."""
+
+    model: nn.Module
+    sites: SiteMap
+    recorder: Recorder
+    backward: Backward
+    inputs: Inputs
+    before: dict[str, Tensor]  # the trained weights that the pass was made with
+    scale: float  # of the loss
+    started: float
+    hooks: ExitStack  # forward hooks, for as long as the forward pass runs
+    on_parameters: ExitStack  # for as long as the step is watched
+    own_logit: float = math.nan
+    vocab_size: int = 0
+    mode: str = ""
+    again: int = 0  # further forward passes of the step
+    gradients: dict[str, int] = field(default_factory=dict)  # parameter -> place in the moments
+
+    def take_gradient(self, name: str, gradient: Tensor) -> None:
+        """Of one parameter, of this backward pass alone: before it is accumulated, averaged, unscaled or clipped."""
+        if depth() != self.backward.depth:
+            return
+        if self.backward.state != "running":
+            self.backward.elsewhere = True
+        elif name not in self.gradients:
+            dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
+            self.gradients[name] = self.recorder.moments.add(dense)
+
+    def note_accumulation(self, parameter: Tensor) -> None:
+        """After a gradient went into a parameter's `.grad`, as those of torch.autograd.grad don't."""
+        if depth() == self.backward.depth:
+            self.backward.accumulated = True
+
+    def detach(self) -> None:
+        """Take every hook off."""
+        self.hooks.close()
+        self.on_parameters.close()
+
+
+def weights_of(made: Pass, places: dict[str, Parameter]) -> list[dict[str, Any]]:
+    """Statistics of every parameter as the pass used it, of its gradient, and of what the step added to it.
+
+    The copies of the weights become the updates, in place.
+    """
+    rows = []
+    moments = made.recorder.moments
+    for name, parameter in made.model.named_parameters():
+        now = parameter.detach()
+        before = made.before.pop(name, None)
+        if before is not None and (before.shape, before.dtype, before.device) != (now.shape, now.dtype, now.device):
+            before = None  # another parameter has taken its place
+        kinds = {"weight": moments.add(now if before is None else before)}
+        if before is not None:
+            if made.gradients:  # a backward pass that didn't reach it leaves it a gradient of 0
+                slot = made.gradients.get(name)
+                kinds["weight_grad"] = moments.add(torch.zeros_like(now)) if slot is None else slot
+            kinds["update"] = moments.add(torch.sub(now, before, out=before))
+        rows += [
+            {"name": name, "place": places.get(name), "kind": kind, "tensor_dtype": str(now.dtype), "slot": slot}
+            for kind, slot in kinds.items()
+        ]
+    return rows
+
+
+def tables_of(
+    made: Pass, weights: list[dict[str, Any]], run_id: str, step: int, loss: float, preset: Preset, notes: list[str]
+) -> Tables:
+    sites, recorder, ids = made.sites, made.recorder, made.inputs.ids
+    values = recorder.moments.read()
+    keys = {
+        "run_id": run_id,
+        "recipe": LABEL,
+        "seed": 0,
+        "step": step,
+        "n_layer": sites.n_layer,
+        "n_embd": sites.n_embd,
+    }
+    shared = {**keys, "n_tokens": made.inputs.n_tokens, "targets": TARGETS}
+    records = activation_rows(recorder, values, shared)
+    records += weight_rows(weights, values, shared, None, first=len(sites.taps))
+    records = [scaled(row, 1 / made.scale) if row["kind"] in ("grad", "weight_grad") else row for row in records]
+    summary = {
+        **shared,
+        "n_head": sites.n_head,
+        "block_size": 0 if ids is None else ids.shape[1],
+        "vocab_size": made.vocab_size,
+        "n_params": sum(p.numel() for p in made.model.parameters()),
+        "mode": made.mode,
+        "loss": loss,
+        "ln_vocab": math.log(made.vocab_size) if made.vocab_size else math.nan,
+        "logit_std": next((row["std"] for row in records if row["site"] == "logits"), math.nan),
+        "own_logit": made.own_logit,
+        **scalars(recorder),
+        "seconds": round(time.perf_counter() - made.started, 3),
+    }
+    said = [*notes, *sites.notes]
+    if made.again:
+        said.append(f"1 of {made.again + 1} forward passes of a step was recorded, the first, with its backward pass")
+    if made.backward.elsewhere and not made.gradients:
+        said.append(_ELSEWHERE)
+    if made.scale != 1:
+        said.append("gradients are the loop's own, of the scaled loss, divided by its scale")
+    updates = [row["abs_max"] for row in records if row["kind"] == "update"]
+    if updates and not any(updates):
+        said.append(_UNMOVED)
+    return Tables(
+        records=schema.table("records", records),
+        heads=schema.table("heads", head_rows(recorder, keys, ids)),
+        summary=schema.table("summary", [summary]),
+        coverage=schema.table("coverage", coverage_rows(run_id, sites, recorder, weights, preset, said)),
+    )
