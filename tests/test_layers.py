@@ -16,6 +16,7 @@ ROOT = Path(initlab.__file__).parent
 # design order of the rooms: modules and folders right under initlab
 ORDER = (
     "errors",
+    "registry",
     "schema",
     "rundir",
     "environment",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.util
 import inspect
 import sys
@@ -13,17 +12,15 @@ from pathlib import Path
 
 from initlab.errors import RecipeError
 from initlab.recipes.base import Recipe, Rule
+from initlab.registry import Registry
 
-_REGISTRY: dict[str, Recipe] = {}
 _FAMILIES = ("gpt2", "megatron", "llama", "olmo", "fans", "frameworks")
+RECIPES: Registry[Recipe] = Registry("recipe", tuple(f"initlab.recipes.{name}" for name in _FAMILIES), RecipeError)
 
 
 def register(entry: Recipe) -> Recipe:
     """Add a recipe. Raises RecipeError on an id that exists: an overwrite would falsify a comparison."""
-    if entry.id in _REGISTRY:
-        raise RecipeError(f"recipe id {entry.id!r} exists already (source: {_REGISTRY[entry.id].source})")
-    _REGISTRY[entry.id] = entry
-    return entry
+    return RECIPES.add(entry.id, entry)
 
 
 def recipe(id: str, *, family: str, source: str) -> Callable[[Rule], Recipe]:
@@ -36,10 +33,8 @@ def recipe(id: str, *, family: str, source: str) -> Callable[[Rule], Recipe]:
 
 
 def all_recipes() -> dict[str, Recipe]:
-    """Every built-in recipe by id, in the order of the catalogue."""
-    for family in _FAMILIES:
-        importlib.import_module(f"initlab.recipes.{family}")
-    return dict(_REGISTRY)
+    """Every recipe by id, in the order of the catalogue; those of installed packages last."""
+    return RECIPES.items()
 
 
 def get(name: str | Recipe | Rule) -> Recipe:
@@ -77,18 +72,15 @@ def _from_file(name: str) -> Recipe:
     assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    before = dict(_REGISTRY)
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # the user's file imports its neighbours, as when it is run
     try:
-        spec.loader.exec_module(module)
+        with RECIPES.temporary():  # what the file registers belongs to the file: a second load would be a duplicate
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise RecipeError(f"recipe {name!r}: {location} failed on import: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(folder)
-        # what the file registered belongs to the file, or a second load of it would be a duplicate
-        _REGISTRY.clear()
-        _REGISTRY.update(before)
     found = getattr(module, attribute, None)
     if isinstance(found, Recipe):
         return found

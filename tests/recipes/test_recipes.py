@@ -292,14 +292,14 @@ def test_a_distribution_says_what_it_is(value: Distribution, kind: str, text: st
 
 def test_a_duplicate_id_is_refused_and_changes_nothing() -> None:
     before = registry.all_recipes()
-    with pytest.raises(RecipeError, match=r"recipe id 'nanogpt' exists already \(source: karpathy/nanoGPT"):
+    with pytest.raises(RecipeError, match=r"recipe 'nanogpt' exists already \(source: karpathy/nanoGPT"):
         registry.recipe("nanogpt", family="mine", source="here")(lambda role, dims: Normal(0.5))
     assert registry.all_recipes() == before
     assert registry.get("nanogpt")(Role.ATTN_QKV, dims()).std == 0.02
 
 
 def test_a_recipe_of_ones_own_under_a_known_id_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"recipe id 'nanogpt' exists already .*; rename yours"):
+    with pytest.raises(RecipeError, match=r"recipe 'nanogpt' exists already .*; rename yours"):
         registry.get(own(lambda role, dims: Normal(0.5), id="nanogpt"))
     assert registry.get(registry.get("nanogpt")) is registry.get("nanogpt")
 
@@ -486,7 +486,7 @@ def test_a_file_is_read_again_after_an_edit(file: Path) -> None:
         ("absent", "has no function or Recipe named 'absent'"),
         ("number", "has no function or Recipe named 'number'"),
         ("", "has no function or Recipe named ''"),
-        ("usurper", "recipe id 'nanogpt' exists already"),
+        ("usurper", "recipe 'nanogpt' exists already"),
     ],
 )
 def test_a_name_that_the_file_cant_give_is_refused(file: Path, name: str, named: str) -> None:

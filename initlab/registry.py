@@ -1,0 +1,109 @@
+"""Open lists by name: what initlab ships, what a script adds with a decorator, what a package adds by entry point."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module, metadata
+from typing import Generic, TypeVar
+
+from initlab.errors import ConfigError, InitlabError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name, in the order in which they were added: initlab's own first.
+
+    The modules of initlab, then the entry points of the group `initlab.<kind>s`, are imported at the first look; each
+    adds what it has as it is imported. An entry point that can't be imported is warned of, and left out.
+
+    Args:
+        kind: what one of them is called, as in `rule`.
+        modules: of initlab, that add its own.
+        error: what is raised where a name is unknown or taken.
+    """
+
+    def __init__(self, kind: str, modules: tuple[str, ...] = (), error: type[InitlabError] = ConfigError):
+        self.kind = kind
+        self.group = f"initlab.{kind}s"
+        self._modules = modules
+        self._error = error
+        self._found: dict[str, T] = {}
+        self._loaded = False
+
+    def add(self, name: str, value: T, source: str = "") -> T:
+        """Add one; returns it.
+
+        Args:
+            name: by which it is found; never used again.
+            value: the thing itself.
+            source: shown where the name is taken later.
+
+        Raises:
+            ConfigError, or the registry's own error: the name is taken. Overwriting would change results silently.
+        """
+        self._load()
+        if name in self._found:
+            of = getattr(self._found[name], "source", "")
+            raise self._error(
+                f"{self.kind} {name!r} exists already{f' (source: {of})' if of else ''}; rename yours"
+                f"{f' ({source})' if source else ''}"
+            )
+        self._found[name] = value
+        return value
+
+    def get(self, name: str) -> T:
+        """The one of this name. Raises the registry's error, with the closest names, if there is none."""
+        self._load()
+        if name in self._found:
+            return self._found[name]
+        close = difflib.get_close_matches(str(name).lower(), self._found, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise self._error(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self._found)}")
+
+    def items(self) -> dict[str, T]:
+        """All of them by name."""
+        self._load()
+        return dict(self._found)
+
+    def __contains__(self, name: object) -> bool:
+        self._load()
+        return name in self._found
+
+    def __iter__(self) -> Iterator[T]:
+        self._load()
+        return iter(list(self._found.values()))
+
+    def __len__(self) -> int:
+        self._load()
+        return len(self._found)
+
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Forget at the end what was added meanwhile: for a user's file that may be loaded again, and for tests."""
+        self._load()
+        before = dict(self._found)
+        try:
+            yield
+        finally:
+            self._found = before
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True  # the modules that are imported here add to this very registry
+        for module in self._modules:
+            import_module(module)
+        for point in metadata.entry_points(group=self.group):
+            try:
+                point.load()
+            except Exception as error:
+                warnings.warn(
+                    f"{self.kind} plugin {point.name!r} ({point.value}) can't be loaded and is left out: "
+                    f"{type(error).__name__}: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )

@@ -1,0 +1,59 @@
+"""Open lists: initlab's own, a script's, a package's."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from initlab.errors import ConfigError, RecipeError
+from initlab.registry import Registry
+
+
+def test_names_are_unique_and_an_unknown_one_names_the_closest() -> None:
+    registry: Registry[int] = Registry("number", error=RecipeError)
+    assert registry.add("three", 3) == 3
+    registry.add("four", 4)
+    assert list(registry) == [3, 4] and len(registry) == 2 and "four" in registry and registry.items()["three"] == 3
+    with pytest.raises(RecipeError, match="number 'three' exists already"):
+        registry.add("three", 5)
+    with pytest.raises(RecipeError, match=r"unknown number 'tree'; did you mean three\? known: three, four"):
+        registry.get("tree")
+
+
+def test_what_is_added_temporarily_is_gone_afterwards_also_after_an_error() -> None:
+    registry: Registry[int] = Registry("number")
+    with pytest.raises(ZeroDivisionError), registry.temporary():
+        registry.add("one", 1)
+        _ = 1 / 0
+    assert "one" not in registry
+
+
+def test_an_installed_package_adds_by_entry_point_and_a_broken_one_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numbers_plugin.py").write_text("import test_registry_of\ntest_registry_of.registry.add('seven', 7)\n")
+    info = tmp_path / "numbers_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: numbers-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[initlab.numbers]\nseven = numbers_plugin\nbroken = no_such_module\n")
+    (tmp_path / "test_registry_of.py").write_text(
+        "from initlab.registry import Registry\nregistry = Registry('number')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [point.name for point in metadata.entry_points(group="initlab.numbers")]
+    import test_registry_of  # type: ignore[import-not-found]
+
+    try:
+        with pytest.warns(RuntimeWarning, match="number plugin 'broken' .* is left out: ModuleNotFoundError"):
+            assert test_registry_of.registry.get("seven") == 7
+    finally:
+        for name in ("numbers_plugin", "test_registry_of"):
+            sys.modules.pop(name, None)
+
+
+def test_the_default_error_is_a_config_error() -> None:
+    with pytest.raises(ConfigError):
+        Registry("thing").get("none")
