@@ -50,7 +50,7 @@ def get(name: str | Recipe | Rule) -> Recipe:
         name = _wrapped(name, name.__name__, f"{name.__module__}.{name.__qualname__}")
     if isinstance(name, Recipe):
         if known.get(name.id, name) != name:
-            raise RecipeError(f"recipe id {name.id!r} exists already (source: {known[name.id].source}); rename yours")
+            raise RecipeError(f"recipe {name.id!r} exists already (source: {known[name.id].source}); rename yours")
         return name
     if not isinstance(name, str):
         raise RecipeError(f"recipe is {name!r}; expected an id, file.py:name, a Recipe, or a function (role, dims)")
