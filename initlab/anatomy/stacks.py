@@ -23,8 +23,8 @@ VOCAB_SIZE = ("vocab_size", "n_vocab", "padded_vocab_size")
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
-    """A container of repeated blocks."""
+class Container:
+    """A list of repeated blocks, by its structure alone."""
 
     path: str
     blocks: tuple[str, ...]  # paths, in order; a block used twice stands here twice
@@ -69,9 +69,9 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and next(module.children(), None) is None
 
 
-def find_stacks(model: nn.Module) -> list[Stack]:
+def find_containers(model: nn.Module) -> list[Container]:
     """Every container of repeated blocks, outer ones first."""
-    stacks: list[Stack] = []
+    stacks: list[Container] = []
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
@@ -89,7 +89,7 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             names = f"{path.rpartition('.')[2]} {type(children[0][1]).__name__}"
             part = re.search("attention|attn|mlp|expert", names, re.I) and not re.search("block|layer", names, re.I)
             whole = not part and any(is_norm(inner) for _, child in children for inner in child.modules())
-            stacks.append(Stack(path, paths, whole))
+            stacks.append(Container(path, paths, whole))
     return stacks
 
 
@@ -97,17 +97,17 @@ def _is_block(module: nn.Module) -> bool:
     return next(module.children(), None) is not None and any(p.dim() > 1 for p in module.parameters())
 
 
-def home(name: str, stacks: list[Stack]) -> Stack | None:
+def home(name: str, stacks: list[Container]) -> Container | None:
     """The stack whose layers a parameter is in: of nested ones the innermost of whole blocks, so experts aren't it."""
     around = [stack for stack in stacks if stack.index(name) is not None]
     whole = [stack for stack in around if stack.whole]
     return whole[-1] if whole else around[0] if around else None
 
 
-def nearest(name: str, stacks: list[Stack]) -> Stack | None:
+def nearest(name: str, stacks: list[Container]) -> Container | None:
     """The stack that a parameter outside all stacks belongs to: the closest relative, of several the longest."""
 
-    def closeness(stack: Stack) -> tuple[int, int]:
+    def closeness(stack: Container) -> tuple[int, int]:
         common = 0
         for ours, theirs in zip(name.split("."), stack.path.split("."), strict=False):
             if ours != theirs:
@@ -143,7 +143,7 @@ def attribute(module: nn.Module, names: tuple[str, ...]) -> int | None:
     return None
 
 
-def matrices(model: nn.Module, stack: Stack) -> Iterator[Matrix]:
+def matrices(model: nn.Module, stack: Container) -> Iterator[Matrix]:
     """The matrices in a stack's blocks. Embeddings, convolutions and norms are none."""
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
@@ -217,7 +217,7 @@ def linear_fans(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def stream_width(model: nn.Module, stack: Stack, found: list[Matrix], embedded: int | None) -> int:
+def stream_width(model: nn.Module, stack: Container, found: list[Matrix], embedded: int | None) -> int:
     """The width of the stack's residual stream: the embedding's, where the blocks read and write it.
 
     Otherwise the width that most matrices and norms of the stack share.

@@ -171,6 +171,7 @@ class _Look:
         counted: Container[str],
         first: _Look | None = None,
     ):
+        from initlab.anatomy.look import of
         from initlab.drawing.describe import describe
 
         self.probe = found
@@ -178,7 +179,7 @@ class _Look:
         known: list[str | Recipe] = [*matching.REFERENCES]
         if declared is not None and declared.id not in known:
             known.append(declared)
-        self.rows = describe(model, known)
+        self.rows = describe(of(model), known)
         failed = [f for f in found.findings if f.status == "fail" and f.severity != "info"]
         # a declared recipe says what was meant, and INI001 whether it is so
         said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from initlab.anatomy.declared import Sites
+    from initlab.anatomy.look import Anatomy
 
 
 def probe(
@@ -86,11 +87,10 @@ def probe(
     from initlab.anatomy.families import architecture
     from initlab.anatomy.filters import chosen_modules
     from initlab.anatomy.restoring import random_state_kept
-    from initlab.anatomy.sites import has_nanogpt_layout
     from initlab.anatomy.unwrapping import unwrap
     from initlab.measure.batches import inputs_for
     from initlab.measure.moments import PRESETS
-    from initlab.measure.probe import Identity, measure_inputs
+    from initlab.measure.probe import Identity, look, measure_inputs
     from initlab.measure.sweep import DTYPES
 
     started = time.perf_counter()
@@ -109,10 +109,15 @@ def probe(
     step = getattr(inside, "iter_num", 0)
     step = step if isinstance(step, int) else 0
     identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
-    options: dict[str, Any] = {"autocast": DTYPES[dtype], "declared": sites, "modules": modules}
-    options |= {"preset": stats, "recipe": entry}
+
+    def measured() -> tuple[Anatomy, set[str] | None, Tables]:
+        anatomy = look(model, inputs, seed=seed, autocast=DTYPES[dtype], declared=sites)
+        chosen = None if modules is None else chosen_modules(anatomy, modules)
+        options: dict[str, Any] = {"preset": stats, "recipe": entry, "autocast": DTYPES[dtype], "chosen": chosen}
+        return anatomy, chosen, measure_inputs(model, inputs, identity, anatomy=anatomy, **options)
+
     try:
-        tables = measure_inputs(model, inputs, identity, **options)
+        anatomy, chosen, tables = measured()
     except ProbeError as error:
         if batch is not None or inputs.ids is None or not isinstance(error.__cause__, IndexError):
             raise
@@ -123,11 +128,11 @@ def probe(
             f"sequences of {max(2, T // 2)} tokens: with {T}, which the model declares, its forward raised IndexError"
         )
         inputs = replace(inputs, notes=(note,))
-        tables = measure_inputs(model, inputs, identity, **options)
+        anatomy, chosen, tables = measured()
     summary = tables.summary.iloc[0]
     roles = set(tables.records["role"].dropna())
     tied, bias = "unembed" not in roles, "bias" in roles
-    known = has_nanogpt_layout(inside)
+    known = anatomy.layout == "nanogpt"
     size: dict[str, Any] = {
         "n_layer": int(summary["n_layer"]),
         "n_embd": int(summary["n_embd"]),
@@ -136,7 +141,7 @@ def probe(
         "vocab_size": int(summary["vocab_size"]),
     }
     weights = tables.records[tables.records["kind"] == "weight"]
-    described_as = None if step else architecture(inside, size["block_size"])  # the closed form is about init
+    described_as = None if step else architecture(anatomy, size["block_size"])  # the closed form is about init
     # a recipe draws NanoGPT; other models are compared with their own weights, unless these have been trained
     fresh = bool((weights.loc[weights["role"] == "norm_gain", "var"] == 0).all())
     finite = bool((weights["frac_nonfinite"] == 0).all())  # nothing follows from a NaN
@@ -154,8 +159,7 @@ def probe(
         share = 0.0 if inputs.targets is None else float((inputs.targets >= 0).float().mean())
         share = share if summary["targets"] == "next-token" else 0.0
         annotate(tables, setting, without=("attn_out", "mlp_out") if dropped else (), with_target=share)
-    if modules is not None:  # only now: the closed form needs every weight
-        chosen = chosen_modules(inside, modules)
+    if chosen is not None:  # only now: the closed form needs every weight
         rows = tables.records
         parameter = ~rows["kind"].isin(["activation", "grad"])
         owner = rows["module"].mask(parameter, rows["module"].str.rpartition(".")[0])
@@ -186,7 +190,7 @@ def probe(
     recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
     manifest = new_manifest("probe", command, config, recipes, described, [identity.run_id])
     if not step:
-        manifest["init"] = _init_facts(inside, declared=entry is not None)
+        manifest["init"] = _init_facts(anatomy, declared=entry is not None)
     manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
     return Probe(Run(tables, manifest))
 
@@ -228,14 +232,14 @@ def assert_healthy(
     return found
 
 
-def _init_facts(model: nn.Module, *, declared: bool) -> dict[str, Any]:
+def _init_facts(anatomy: Anatomy, *, declared: bool) -> dict[str, Any]:
     """What the weights look like against the known recipes and the model's own code, for the rules about init.
 
     With a declared recipe the weights are judged by that one alone.
     """
     from initlab.drawing.describe import describe
 
-    rows = describe(model)
+    rows = describe(anatomy)
     best, _ = matching.best_recipes(rows)
     compared = bool(best) and not declared
     return {

@@ -305,6 +305,7 @@ class _Job:
     def measure(self, model: NanoGPT, cell: Cell, step: int) -> Tables:
         """The init with all that is cheap to measure; the trained model's residual stream alone."""
         from initlab.anatomy.families import architecture
+        from initlab.anatomy.look import of
         from initlab.measure.probe import Identity, measure
         from initlab.measure.sweep import DTYPES
 
@@ -319,7 +320,7 @@ class _Job:
             records = tables.records
             stream = records["site"].isin(RESIDUAL_SITES) & records["kind"].isin(["activation", "grad"])
             tables.records = records[stream].reset_index(drop=True)
-        elif (known := architecture(model, T)) is not None:
+        elif (known := architecture(of(model), T)) is not None:
             text = {"sum_p2": self.described["sum_p2"], "repeat_rate": float(tables.summary["repeat_rate"].iloc[0])}
             form: dict[str, Any] = {**self.size, "bias": self.sizes.bias, "tied": self.sizes.tie_weights}
             annotate(tables, theory.from_recipe(entry, **form, **known, **text))

@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from initlab.anatomy.roles import Parameter, assign_roles, find_roles
+from initlab.anatomy.look import Anatomy, of
+from initlab.anatomy.roles import Parameter
 from initlab.errors import RecipeError
 from initlab.recipes import (
     Constant,
@@ -29,7 +30,13 @@ from initlab.recipes import (
 _APPLIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def apply_recipe(model: nn.Module, recipe: Recipe, seed: int, only: Collection[str] | None = None) -> None:
+def apply_recipe(
+    model: nn.Module,
+    recipe: Recipe,
+    seed: int,
+    only: Collection[str] | None = None,
+    anatomy: Anatomy | None = None,
+) -> None:
     """Overwrite every parameter of the model, in place, with the recipe's draw.
 
     Each parameter has its own stream of standard normals on the CPU, keyed by seed and parameter name, which the
@@ -40,12 +47,17 @@ def apply_recipe(model: nn.Module, recipe: Recipe, seed: int, only: Collection[s
     keep for ever what was drawn into it.
 
     Args:
+        model: its parameters are overwritten, on any device but meta.
+        recipe: gives a distribution for each role and size.
+        seed: of the draw.
         only: names of the parameters to draw; the others, which may be of unknown role, stay as they are.
+        anatomy: of the model, where it was looked at before.
 
     Raises:
         RecipeError: the recipe or the model can't be used; then no parameter was changed.
     """
-    places = assign_roles(model) if only is None else [p for p in find_roles(model).assigned if p.name in only]
+    anatomy = of(model) if anatomy is None else anatomy
+    places = anatomy.all_parameters() if only is None else [p for p in anatomy.parameters if p.name in only]
     plan = [(found, _distributions(found, recipe)) for found in places]
     parameters = dict(model.named_parameters())
     if any(parameter.is_meta for parameter in parameters.values()):
@@ -73,7 +85,7 @@ def portable(recipe: Recipe, model: nn.Module) -> Recipe:
         RecipeError: the recipe or the model can't be used.
     """
     table: dict[tuple[Role, Dims], Distribution] = {}
-    for found in assign_roles(model):
+    for found in of(model).all_parameters():
         for dims in [dims for _, dims in found.parts] or [found.dims]:
             value = recipe(found.role, dims)
             # a user's numbers may be of numpy or torch, and a formula's text isn't needed to draw

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from initlab import schema
+from initlab.anatomy.look import Anatomy
 from initlab.anatomy.restoring import depth
-from initlab.anatomy.roles import Parameter
-from initlab.anatomy.sites import SiteMap
 from initlab.measure.inputs import Inputs
 from initlab.measure.moments import Preset
 from initlab.measure.recorder import Recorder
@@ -39,7 +38,7 @@ class Pass:
     """The recorded forward and backward pass of one step."""
 
     model: nn.Module
-    sites: SiteMap
+    anatomy: Anatomy
     recorder: Recorder
     backward: Backward
     inputs: Inputs
@@ -75,7 +74,7 @@ class Pass:
         self.on_parameters.close()
 
 
-def weights_of(made: Pass, places: dict[str, Parameter]) -> list[dict[str, Any]]:
+def weights_of(made: Pass) -> list[dict[str, Any]]:
     """Statistics of every parameter as the pass used it, of its gradient, and of what the step added to it.
 
     The copies of the weights become the updates, in place.
@@ -94,7 +93,13 @@ def weights_of(made: Pass, places: dict[str, Parameter]) -> list[dict[str, Any]]
                 kinds["weight_grad"] = moments.add(torch.zeros_like(now)) if slot is None else slot
             kinds["update"] = moments.add(torch.sub(now, before, out=before))
         rows += [
-            {"name": name, "place": places.get(name), "kind": kind, "tensor_dtype": str(now.dtype), "slot": slot}
+            {
+                "name": name,
+                "place": made.anatomy.places.get(name),
+                "kind": kind,
+                "tensor_dtype": str(now.dtype),
+                "slot": slot,
+            }
             for kind, slot in kinds.items()
         ]
     return rows
@@ -103,7 +108,7 @@ def weights_of(made: Pass, places: dict[str, Parameter]) -> list[dict[str, Any]]
 def tables_of(
     made: Pass, weights: list[dict[str, Any]], run_id: str, step: int, loss: float, preset: Preset, notes: list[str]
 ) -> Tables:
-    sites, recorder, ids = made.sites, made.recorder, made.inputs.ids
+    sites, recorder, ids = made.anatomy.sites, made.recorder, made.inputs.ids
     values = recorder.moments.read()
     keys = {
         "run_id": run_id,
