@@ -56,7 +56,7 @@ class Registry(Generic[T]):
         return value
 
     def get(self, name: str) -> T:
-        """The one of this name. Raises the registry's error, with the closest names, if there is none."""
+        """Get the one of this name. Raises the registry's error, with the closest names, if there is none."""
         self._load()
         if name in self._found:
             return self._found[name]
@@ -65,7 +65,7 @@ class Registry(Generic[T]):
         raise self._error(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self._found)}")
 
     def items(self) -> dict[str, T]:
-        """All of them by name."""
+        """List all of them by name."""
         self._load()
         return dict(self._found)
 

@@ -30,6 +30,7 @@ def declared_stream(
     """Follow the stream of a model whose blocks, or sites, the caller names.
 
     Args:
+        model: any module.
         sites: the blocks, as a glob over dotted names (`*` stays within one step: `net.layer*`), a module (a
             ModuleList: those in it) or a list of such; what writes to the stream is then found as in any model. Or a
             dict from site to these, as in `{"resid_post": "net.layer*", "attn_out": "net.layer*.mix"}`: `resid_post`

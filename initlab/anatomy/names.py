@@ -8,7 +8,7 @@ from typing import Any
 
 
 def nearest(wanted: Any, named: Iterable[str]) -> str:
-    """A sentence on the names that exist, those most like the wanted one first."""
+    """Say which names exist, those most like the wanted one first."""
     names = [name for name in named if name]
     close = difflib.get_close_matches(str(wanted), names, n=4, cutoff=0.4)
     shown = close or names[:4]

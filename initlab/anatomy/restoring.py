@@ -22,7 +22,7 @@ _depth = 0
 
 
 def depth() -> int:
-    """How many asides are running: 0 in the caller's own passes. What was attached at one depth sees that one alone."""
+    """Count the asides that are running: 0 in the caller's own passes. What was attached at one depth sees that one alone."""
     return _depth
 
 
@@ -80,7 +80,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def copied(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call, for a pass of our own: it may write into a tensor, or fill a cache.
+    """Copy the arguments of a call, for a pass of our own: it may write into a tensor, or fill a cache.
 
     What is one object stays one.
 

@@ -59,7 +59,8 @@ def check_assigned(model: nn.Module, assigned: Sequence[Parameter], unassigned: 
 
     Args:
         model: named in the error.
-        assigned, unassigned: its parameters, see `Roles`.
+        assigned: its parameters whose role is known.
+        unassigned: names of the others.
 
     Raises:
         RecipeError: a parameter has no role, or the model has no parameters.
@@ -80,7 +81,7 @@ def check_assigned(model: nn.Module, assigned: Sequence[Parameter], unassigned: 
 
 
 def find_roles(model: nn.Module) -> Roles:
-    """The roles of any model's parameters, as far as they are known."""
+    """Find the roles of any model's parameters, as far as they are known."""
     return _Finder(model).roles()
 
 

@@ -68,7 +68,7 @@ _IN_BLOCK: tuple[tuple[str, str, Literal["in", "out"], int | None], ...] = (
 
 
 def find_sites(model: nn.Module) -> SiteMap:
-    """The site map of a model.
+    """Map a model of nanoGPT's layout.
 
     Raises:
         SiteError: the model isn't laid out as nanoGPT's GPT; the message names what is missing.
@@ -128,6 +128,7 @@ def site_map(
     """Map a model with these stacks: their taps, and every other layer's as `module`.
 
     Args:
+        model: any module.
         stacks: as `initlab.anatomy.stream` proves them; without any, `module` sites are all there are.
         embeddings: names of the modules that embed tokens and positions, by role.
         layer_of: the block that a module is in.
@@ -157,7 +158,7 @@ def site_map(
 
 
 def block_taps(layer: int, block: Block) -> list[Tap]:
-    """What to look at in one block: its stream, and what was found to write to it."""
+    """Choose what to look at in one block: its stream, and what was found to write to it."""
     taps = [Tap("resid_pre", block.name, "in", layer)]
     sites = _write_sites([write.place.module.removeprefix(block.name) for write in block.writes])
     writes = [
@@ -217,7 +218,7 @@ def _notes(stacks: list[Stack]) -> list[str]:
 
 
 def activation_name(model: nn.Module) -> str | None:
-    """The MLP's activation as the theory names it; None when it isn't one of those."""
+    """Name the MLP's activation as the theory does; None when it isn't one of those."""
     declared = getattr(getattr(model, "config", None), "activation", None)
     if isinstance(declared, str):
         return declared if declared in ACTIVATIONS else None
@@ -235,6 +236,6 @@ def activation_name(model: nn.Module) -> str | None:
 
 
 def dropout_in_force(model: nn.Module) -> float:
-    """The dropout probability of a nanoGPT-like model, 0 in eval mode."""
+    """Read the dropout probability of a nanoGPT-like model, 0 in eval mode."""
     found = dict(model.named_modules()).get("transformer.drop")
     return found.p if isinstance(found, nn.Dropout) and found.training else 0.0

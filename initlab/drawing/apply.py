@@ -79,7 +79,7 @@ def apply_recipe(
 
 
 def portable(recipe: Recipe, model: nn.Module) -> Recipe:
-    """The recipe as a table of what it draws for this model's parameters: it can be pickled, whatever its rule is.
+    """Make the recipe a table of what it draws for this model's parameters: it can be pickled, whatever its rule is.
 
     Raises:
         RecipeError: the recipe or the model can't be used.
@@ -113,7 +113,7 @@ def rescale(model: nn.Module, names: Collection[str], factor: float) -> None:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, which also counts as drawn from a recipe where the model does."""
+    """Copy a model deeply; the copy counts as drawn from a recipe where the model does."""
     twin = copy.deepcopy(model)
     if was_applied(model):
         _APPLIED.add(twin)
@@ -121,7 +121,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def was_applied(model: nn.Module) -> bool:
-    """Whether this very object was drawn from a recipe here, whatever its own init code says."""
+    """Tell whether this very object was drawn from a recipe here, whatever its own init code says."""
     return model in _APPLIED
 
 
@@ -187,7 +187,7 @@ def _matrices(found: Parameter, shape: torch.Size) -> tuple[int, list[list[int]]
 
 
 def draw(distribution: Constant | Normal | Uniform | TruncNormal, shape: torch.Size, name: str, seed: int) -> Tensor:
-    """A float32 tensor on the CPU from the distribution, of the stream that belongs to this name and seed."""
+    """Draw a float32 tensor on the CPU from the distribution, of the stream that belongs to this name and seed."""
     match distribution:
         case Constant(value):
             return torch.full(shape, value, dtype=torch.float32, device="cpu")

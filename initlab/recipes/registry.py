@@ -33,12 +33,12 @@ def recipe(id: str, *, family: str, source: str) -> Callable[[Rule], Recipe]:
 
 
 def all_recipes() -> dict[str, Recipe]:
-    """Every recipe by id, in the order of the catalogue; those of installed packages last."""
+    """List every recipe by id, in the order of the catalogue; those of installed packages last."""
     return RECIPES.items()
 
 
 def get(name: str | Recipe | Rule) -> Recipe:
-    """The recipe of this id, the user's own of `file.py:name`, or a function `(role, dims) -> distribution` itself.
+    """Get the recipe of this id, of the user's own `file.py:name`, or of a function `(role, dims) -> distribution`.
 
     Raises:
         RecipeError: no such recipe (with the closest matches), or the file or name can't be used.
