@@ -22,7 +22,7 @@ _depth = 0
 
 
 def depth() -> int:
-    """Count the asides that are running: 0 in the caller's own passes. What was attached at one depth sees that one alone."""
+    """Count the asides that run: 0 in the caller's own passes. What was attached at one depth sees that one alone."""
     return _depth
 
 

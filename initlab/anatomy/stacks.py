@@ -98,14 +98,14 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def home(name: str, stacks: list[Container]) -> Container | None:
-    """Find the container whose layers a parameter is in: of nested ones the innermost of whole blocks, not of experts."""
+    """Find the container whose layers a parameter is in: of nested ones the innermost whole blocks', not experts'."""
     around = [stack for stack in stacks if stack.index(name) is not None]
     whole = [stack for stack in around if stack.whole]
     return whole[-1] if whole else around[0] if around else None
 
 
 def nearest(name: str, stacks: list[Container]) -> Container | None:
-    """Find the container that a parameter outside all of them belongs to: the closest relative, of several the longest."""
+    """Find the container that a parameter outside them all belongs to: the closest relative, of several the longest."""
 
     def closeness(stack: Container) -> tuple[int, int]:
         common = 0

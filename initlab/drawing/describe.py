@@ -35,7 +35,7 @@ class _Found:
 
 
 def describe(anatomy: Anatomy, recipes: Iterable[str | Recipe] | None = None) -> list[dict[str, Any]]:
-    """Describe each role and stack of blocks in a row, in the model's order: what was found, what each recipe would draw.
+    """Describe each role and stack of blocks in a row, in the model's order: what was found, what recipes would draw.
 
     Keys: role, stack, n_layer, n_embd, n (parameters), numel, shape (of the first), mean, std (pooled), std_min,
     std_max, stds (by parameter name), distribution, matches (ids of the recipes that fit every parameter), nearest and
