@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from initlab.judge import SEVERITIES, Severity
 from initlab.judge.rules.base import RULES, Case, Finding, Rule, Status, rule
@@ -54,20 +55,18 @@ def evaluate(
     recipes = list(
         dict.fromkeys(str(r) for t in (run.tables.summary, run.tables.records) for r in t["recipe"].unique())
     )
-    findings = []
+    findings: list[Finding] = []
     for each in choice.rules:
         later = kind not in _OVER_STEPS or kind in each.later
         measured = each.measure(inits if each.about_init else run if later else start)
-        judged = set()
-        for keys, rows in measured.groupby(list(each.by), observed=True) if len(measured) else ():
-            case = Case(rule=each, recipe=str(keys[0]), limits=choice.limits[each.code])
-            judged.add(case.recipe)
-            findings.append(each.judge(case, rows))
+        groups = measured.groupby(list(each.by), observed=True) if len(measured) else ()
+        case = partial(Case, rule=each, limits=choice.limits[each.code])
+        found = [each.judge(case(recipe=str(keys[0])), rows) for keys, rows in groups]
+        findings += found
         for recipe in recipes:
-            if recipe not in judged:
-                case = Case(rule=each, recipe=recipe, limits=choice.limits[each.code])
+            if all(one.recipe != recipe for one in found):
                 reason = why_not_init(run, recipe) if each.about_init else ""
-                findings.append(case.not_applicable(reason or f"Needs {each.needs}"))
+                findings.append(case(recipe=recipe).not_applicable(reason or f"Needs {each.needs}"))
     return sorted(findings, key=lambda f: (_ORDER[f.status], SEVERITIES.index(f.severity), -f.effect))
 
 

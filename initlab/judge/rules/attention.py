@@ -37,7 +37,6 @@ def calm_attention(finding: Finding, model: Described) -> list[Change]:
 
 @rule(
     code="ATT001",
-    name="attention-collapse",
     question="Attention",
     measures="entropy of the attention pattern / ln(visible keys), mean over a block's heads",
     needs=_NEEDS,
@@ -57,8 +56,8 @@ def calm_attention(finding: Finding, model: Described) -> list[Change]:
     roles=(Role.ATTN_QKV,),
     measure=measure_heads,
 )
-def judge_entropy(case: Case, rows: pd.DataFrame) -> Finding:
-    """The block, of the means over seeds, that looks most narrowly."""
+def attention_collapse(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the block, of the means over seeds, that looks most narrowly."""
     rows = rows[rows["entropy_frac"].notna()]
     if rows.empty:
         return case.not_applicable(_NOWHERE)
@@ -79,7 +78,6 @@ def judge_entropy(case: Case, rows: pd.DataFrame) -> Finding:
 
 @rule(
     code="ATT002",
-    name="attention-logit-scale",
     question="Attention",
     measures="std of the visible attention logits within a row, mean over a block's heads",
     needs=_NEEDS,
@@ -98,8 +96,8 @@ def judge_entropy(case: Case, rows: pd.DataFrame) -> Finding:
     roles=(Role.ATTN_QKV,),
     measure=measure_heads,
 )
-def judge_logits(case: Case, rows: pd.DataFrame) -> Finding:
-    """The block, of the means over seeds, with the largest logits."""
+def attention_logit_scale(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the block, of the means over seeds, with the largest logits."""
     rows = rows[rows["logit_std"].notna()]
     if rows.empty:
         return case.not_applicable(_NOWHERE)

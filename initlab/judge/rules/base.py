@@ -42,7 +42,7 @@ _FOLDER = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """One check. `name` is the bad pattern, as a noun; a code is never used again for another rule.
+    """One check, named by its judge: the bad pattern, as a noun. A code is never used again for another rule.
 
     `measure` turns a run into a frame of one or more rows per recipe; `judge` turns one recipe's rows into a finding.
     So a limit changes without measuring again. A recipe without rows is not applicable, for want of `needs`.
@@ -50,7 +50,6 @@ class Rule:
 
     judge: Judge = field(kw_only=False)
     code: str
-    name: str
     question: str  # column of the scoreboard: Init, Depth, Embedding, Attention, Logits, Gradient, Numerics
     evidence: str = ""  # name of the figure that shows it
     measures: str  # the formula, in words
@@ -71,8 +70,17 @@ class Rule:
     remedy: Remedy | None = None  # what `fix` tries first; without one, to bring what is off a recipe to it
     measure: Callable[[Run], pd.DataFrame]
 
+    @property
+    def name(self) -> str:
+        """`single-layer-spike` of the function `single_layer_spike`."""
+        return self.judge.__name__.replace("_", "-")
+
     def limit_text(self, limits: Mapping[str, float]) -> str:
-        """The limits in words; numbers as short as they are exact."""
+        """Write the limits in words; numbers as short as they are exact.
+
+        Args:
+            limits: in force, by name.
+        """
         return self.limit.format(**{name: f"{value:g}" for name, value in limits.items()})
 
 
@@ -114,15 +122,31 @@ class Case:
     limits: Mapping[str, float]
 
     def failed(self, message: str, *, severity: Severity, **found: Any) -> Finding:
-        """The rule was broken; `found` holds Finding's other fields."""
+        """Say that the rule was broken.
+
+        Args:
+            message: one sentence with numbers.
+            severity: of the failure.
+            found: Finding's other fields.
+        """
         return self._finding("fail", severity, message, found)
 
     def passed(self, message: str, **found: Any) -> Finding:
-        """The rule was kept."""
+        """Say that the rule was kept.
+
+        Args:
+            message: one sentence with numbers.
+            found: Finding's other fields.
+        """
         return self._finding("pass", "info", message, found)
 
     def not_applicable(self, message: str, **found: Any) -> Finding:
-        """The run doesn't hold what the rule needs; the message says what would provide it."""
+        """Say that the run doesn't hold what the rule needs.
+
+        Args:
+            message: what would provide it.
+            found: Finding's other fields.
+        """
         return self._finding("not_applicable", "info", message, found)
 
     def _finding(self, status: Status, severity: Severity, message: str, found: dict[str, Any]) -> Finding:
@@ -174,5 +198,5 @@ class Finding:
     source: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The finding as JSON-ready values."""
+        """Turn the finding into JSON-ready values."""
         return asdict(self)

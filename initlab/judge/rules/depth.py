@@ -98,7 +98,6 @@ def measure_unscaled(run: Run) -> pd.DataFrame:
 
 @rule(
     code="RES001",
-    name="unscaled-branch-writes",
     question="Depth",
     measures="slope of ln(mean over blocks of var(write) / mean square entering its projection) on ln(n_layer), of "
     "attention and of MLP",
@@ -123,8 +122,8 @@ def measure_unscaled(run: Run) -> pd.DataFrame:
     roles=OUTPUTS,
     measure=measure_unscaled,
 )
-def judge_unscaled(case: Case, rows: pd.DataFrame) -> Finding:
-    """Of one recipe at one width."""
+def unscaled_branch_writes(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge one recipe at one width."""
     where = f" at n_embd {int(rows['n_embd'].iloc[0])}" if rows["several"].iloc[0] else ""
     if rows["n_layer"].nunique() < 2:
         return case.not_applicable(f"Needs {case.rule.needs}")
@@ -208,7 +207,7 @@ def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding |
     if not math.isnan(growth):
         message += f", as {published} draws them" if published else ""
         message += f"; the blocks add {trimmed(growth)}× the embedding's variance to the stream"
-    case = Case(rule=judge_unscaled, recipe="", limits=judge_unscaled.limits)
+    case = Case(rule=unscaled_branch_writes, recipe="", limits=unscaled_branch_writes.limits)
     return case.failed(
         message,
         severity="info" if published else "warning",

@@ -48,7 +48,6 @@ def match_embeddings(finding: Finding, model: Described) -> list[Change]:
 
 @rule(
     code="EMB001",
-    name="token-drowned-by-position",
     question="Embedding",
     measures="E[token embedding²] / E[position embedding²] of the batch, as they enter their sum",
     needs="position embeddings that are added to the tokens'",
@@ -71,8 +70,8 @@ def match_embeddings(finding: Finding, model: Described) -> list[Change]:
     roles=(Role.TOKEN_EMBED, Role.POS_EMBED),
     measure=measure_drowned,
 )
-def judge_drowned(case: Case, rows: pd.DataFrame) -> Finding:
-    """Median over seeds, depths and widths."""
+def token_drowned_by_position(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the median over seeds, depths and widths."""
     ratio, fixed = float(rows["ratio"].median()), bool(rows["fixed"].all())
     common = {"site": "embed", "measured": ratio}
     warning, error = case.limits["warning"], case.limits["error"]

@@ -28,7 +28,6 @@ def measure_overflow(run: Run) -> pd.DataFrame:
 
 @rule(
     code="NUM002",
-    name="float16-overflow",
     question="Numerics",
     measures="float16's largest value ÷ the largest |x| of a tensor",
     needs="records of tensors that aren't bfloat16",
@@ -44,8 +43,8 @@ def measure_overflow(run: Run) -> pd.DataFrame:
     since="0.1.0",
     measure=measure_overflow,
 )
-def judge_overflow(case: Case, rows: pd.DataFrame) -> Finding:
-    """float16 tensors need headroom; others would overflow at the limit itself."""
+def float16_overflow(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge float16 tensors by their headroom, others by whether they would overflow."""
     largest = float(_HALF.max)
     reach = (rows["abs_max"] / largest).where(~rows["half"], rows["abs_max"] * case.limits["headroom"] / largest)
     worst = rows.loc[reach.idxmax()]
@@ -101,7 +100,6 @@ def _weighted_median(values: pd.Series, weights: pd.Series) -> float:
 
 @rule(
     code="NUM003",
-    name="float16-gradient-underflow",
     question="Numerics",
     measures="share of the gradients' elements that are below float16's smallest normal number, and not 0",
     needs="a backward pass, and --stats full",
@@ -118,8 +116,8 @@ def _weighted_median(values: pd.Series, weights: pd.Series) -> float:
     since="0.1.0",
     measure=measure_underflow,
 )
-def judge_underflow(case: Case, rows: pd.DataFrame) -> Finding:
-    """A warning for gradients that are float16; what they would lose is only said for others."""
+def float16_gradient_underflow(case: Case, rows: pd.DataFrame) -> Finding:
+    """Warn of gradients that are float16; of others say what they would lose."""
     worst = rows.loc[rows["share"].idxmax()]
     share, half = float(worst["share"]), bool(worst["half"])
     limit = case.limits["share"]
@@ -168,7 +166,6 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
 
 @rule(
     code="NUM004",
-    name="absorbed-update",
     question="Numerics",
     measures="rms of a parameter's change in one step ÷ its rms, and the share of elements that didn't change",
     needs="updates, as `initlab.watch` records them in training",
@@ -186,8 +183,8 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     later=("watch", "train"),
     measure=measure_absorbed,
 )
-def judge_absorbed(case: Case, rows: pd.DataFrame) -> Finding:
-    """The share of parameters, weighed alike, whose update is mostly rounded away."""
+def absorbed_update(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the share of parameters, weighed alike, whose update is mostly rounded away."""
     ratio = float(rows["ratio"].median())
     short = rows["dtype"].isin(_FEW_BITS)
     limit = rows["dtype"].astype(str).map(dict(case.limits)).fillna(case.limits["bfloat16"]).astype(float)

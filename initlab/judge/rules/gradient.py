@@ -104,7 +104,6 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
 
 @rule(
     code="GRD001",
-    name="zero-gradient-parameter",
     question="Gradient",
     measures="parameters whose gradient is 0 in every element",
     needs="a backward pass and trainable parameters",
@@ -124,8 +123,8 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
     remedy=redraw_zeros,
     measure=measure_zero,
 )
-def judge_zero(case: Case, rows: pd.DataFrame) -> Finding:
-    """All parameters without gradient that nothing explains."""
+def zero_gradient_parameter(case: Case, rows: pd.DataFrame) -> Finding:
+    """Name all parameters without gradient that nothing explains."""
     zero = rows[rows["zero"]]
     bad = zero[~zero["waits"]]
     if zero.empty:
@@ -166,7 +165,6 @@ def measure_imbalance(run: Run) -> pd.DataFrame:
 
 @rule(
     code="GRD002",
-    name="role-gradient-imbalance",
     question="Gradient",
     measures="largest ÷ smallest, over the roles of the blocks' matrices, of rms(gradient) / rms(weight)",
     needs="a backward pass, and two roles of matrices with a gradient",
@@ -185,8 +183,8 @@ def measure_imbalance(run: Run) -> pd.DataFrame:
     evidence="gradient-roles",
     measure=measure_imbalance,
 )
-def judge_imbalance(case: Case, rows: pd.DataFrame) -> Finding:
-    """The cell with the largest ratio between two roles."""
+def role_gradient_imbalance(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the cell with the largest ratio between two roles."""
     grouped = rows.groupby("run_id", observed=True)["relative"]
     ratio = grouped.max() / grouped.min()
     run_id, value, limit = ratio.idxmax(), float(ratio.max()), case.limits["ratio"]

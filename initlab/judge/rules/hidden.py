@@ -54,7 +54,6 @@ def widen_hidden(finding: Finding, model: Described) -> list[Change]:
 
 @rule(
     code="ACT001",
-    name="hidden-std-too-small",
     question="Init",
     measures="mean square of the MLP's pre-activations, measured or n_embd · std² of the matrices behind a norm",
     needs="matrices with the role mlp_in or mlp_gate that aren't 0",
@@ -78,8 +77,8 @@ def widen_hidden(finding: Finding, model: Described) -> list[Change]:
     roles=_HIDDEN,
     measure=measure_small,
 )
-def judge_small(case: Case, rows: pd.DataFrame) -> Finding:
-    """The width with the smallest."""
+def hidden_std_too_small(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the width with the smallest."""
     by_size = rows.groupby("width")["square"].median()
     worst = rows[rows["width"] == by_size.idxmin()].iloc[0]
     value, warning, note = float(by_size.min()), case.limits["warning"], case.limits["info"]
@@ -109,7 +108,6 @@ def measure_dead(run: Run) -> pd.DataFrame:
 
 @rule(
     code="ACT002",
-    name="dead-units",
     question="Gradient",
     measures="share of MLP units that are ≤ 0 on every token; share of exact zeros among a block's activations",
     needs="nanoGPT's layout, and --stats full",
@@ -126,8 +124,8 @@ def measure_dead(run: Run) -> pd.DataFrame:
     about_init=False,
     measure=measure_dead,
 )
-def judge_dead(case: Case, rows: pd.DataFrame) -> Finding:
-    """The cell with most of either."""
+def dead_units(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the cell with most of either."""
     dead, zeros = rows["dead_frac"].fillna(0.0), rows["zeros"].fillna(0.0)
     bad = (dead > case.limits["dead"]) | (zeros > case.limits["zeros"])
     worst = rows.loc[(dead / case.limits["dead"]).combine(zeros / case.limits["zeros"], max).idxmax()]

@@ -59,7 +59,6 @@ def calm_head(finding: Finding, model: Described) -> list[Change]:
 
 @rule(
     code="LOG001",
-    name="overconfident-start",
     question="Logits",
     measures="first loss − ln V, nats",
     needs="a loss over a vocabulary",
@@ -83,8 +82,8 @@ def calm_head(finding: Finding, model: Described) -> list[Change]:
     roles=(Role.TOKEN_EMBED, Role.UNEMBED),
     measure=measure_start,
 )
-def judge_start(case: Case, rows: pd.DataFrame) -> Finding:
-    """The depth and width where it starts worst."""
+def overconfident_start(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the depth and width where it starts worst."""
     by_size = rows.groupby(["n_layer", "n_embd"])["excess"].median()
     if by_size.isna().any():
         return case.not_applicable("Needs a finite loss", site="logits")
@@ -129,7 +128,6 @@ def measure_prediction(run: Run) -> pd.DataFrame:
 
 @rule(
     code="LOG002",
-    name="first-loss-off-prediction",
     question="Logits",
     measures="first loss − its closed form, mean over seeds, nats",
     needs="a model and a recipe that the closed form covers (nanoGPT's layout)",
@@ -146,8 +144,8 @@ def measure_prediction(run: Run) -> pd.DataFrame:
     evidence="first-loss",
     measure=measure_prediction,
 )
-def judge_prediction(case: Case, rows: pd.DataFrame) -> Finding:
-    """The depth and width farthest from the closed form."""
+def first_loss_off_prediction(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the depth and width farthest from the closed form."""
     by_size = rows.groupby(["n_layer", "n_embd"])["off"].mean()
     (n_layer, n_embd) = tuple(by_size.abs().idxmax())
     value = float(by_size.loc[n_layer, n_embd])

@@ -33,7 +33,6 @@ def redraw_non_finite(finding: Finding, model: Described) -> list[Change]:
 
 @rule(
     code="NUM001",
-    name="non-finite-value",
     question="Numerics",
     measures="tensors that hold a NaN or an infinity",
     needs="records",
@@ -50,8 +49,8 @@ def redraw_non_finite(finding: Finding, model: Described) -> list[Change]:
     remedy=redraw_non_finite,
     measure=measure_non_finite,
 )
-def judge_non_finite(case: Case, rows: pd.DataFrame) -> Finding:
-    """Names the first place in the order of computation."""
+def non_finite_value(case: Case, rows: pd.DataFrame) -> Finding:
+    """Name the first place in the order of computation."""
     bad = rows[rows["frac_nonfinite"] > 0]
     if bad.empty:
         return case.passed(f"All {len(rows)} measured tensors are finite", measured=0.0)

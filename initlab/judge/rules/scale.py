@@ -26,7 +26,6 @@ def measure_width(run: Run) -> pd.DataFrame:
 
 @rule(
     code="SCL001",
-    name="width-dependent-activation",
     question="Width",
     measures="slope of ln var on ln n_embd of every activation after each step, with its 95 % interval over seeds "
     "(half of it is the slope of mup's l1)",
@@ -48,8 +47,8 @@ def measure_width(run: Run) -> pd.DataFrame:
     later=("scale",),
     measure=measure_width,
 )
-def judge_width(case: Case, rows: pd.DataFrame) -> Finding:
-    """Whether any site grows with width after any step."""
+def width_dependent_activation(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge whether any site grows with width after any step."""
     flat = case.limits["exponent"]
     broken = _broken(case, rows, "n_embd")
     if broken is not None:
@@ -101,7 +100,6 @@ def measure_depth(run: Run) -> pd.DataFrame:
 
 @rule(
     code="SCL002",
-    name="depth-dependent-update",
     question="Updates",
     measures="slope of ln var(x_L(t) − x_L(0)) on ln n_layer of the last residual stream after the last step, on the "
     "batch of step 0, with its 95 % interval over seeds",
@@ -124,8 +122,8 @@ def measure_depth(run: Run) -> pd.DataFrame:
     later=("scale",),
     measure=measure_depth,
 )
-def judge_depth(case: Case, rows: pd.DataFrame) -> Finding:
-    """Whether what the steps change grows with depth."""
+def depth_dependent_update(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge whether what the steps change grows with depth."""
     limit = case.limits["exponent"]
     broken = _broken(case, rows, "n_layer")
     if broken is not None:

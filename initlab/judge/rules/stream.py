@@ -45,7 +45,6 @@ def measure_spike(run: Run) -> pd.DataFrame:
 
 @rule(
     code="RES004",
-    name="single-layer-spike",
     question="Depth",
     measures="variance of a block's write ÷ a power law of the block's number, fitted robustly to the same module of "
     "all blocks; both relative to the closed form where there is one",
@@ -64,8 +63,8 @@ def measure_spike(run: Run) -> pd.DataFrame:
     evidence="branches",
     measure=measure_spike,
 )
-def judge_spike(case: Case, rows: pd.DataFrame) -> Finding:
-    """The write farthest from its trend; 0 counts as one when the others write."""
+def single_layer_spike(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the write farthest from its trend; 0 counts as one when the others write."""
     beyond = rows["off"].abs() > math.log(case.limits["factor"])
     worst = rows.loc[rows["off"].abs().idxmax()]
     factor = math.exp(float(worst["off"]))
@@ -109,7 +108,6 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
 
 @rule(
     code="RES005",
-    name="absorbed-branch",
     question="Numerics",
     measures="smallest rms(write) / rms(stream it is added to), of writes that aren't exactly 0",
     needs="a residual stream",
@@ -126,8 +124,8 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     evidence="branches",
     measure=measure_absorbed,
 )
-def judge_absorbed(case: Case, rows: pd.DataFrame) -> Finding:
-    """The smallest write, against the rounding of the stream's own dtype, or else of bfloat16."""
+def absorbed_branch(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the smallest write, against the rounding of the stream's own dtype, or else of bfloat16."""
     worst = rows.loc[rows["ratio"].idxmin()]
     dtype, ratio = str(worst["dtype"]), float(worst["ratio"])
     own = dtype in case.limits
@@ -160,7 +158,6 @@ def measure_growth(run: Run) -> pd.DataFrame:
 
 @rule(
     code="RES006",
-    name="drowned-embedding",
     question="Depth",
     measures="variance of the last residual stream ÷ variance of what enters the first block",
     needs="a residual stream",
@@ -179,8 +176,8 @@ def measure_growth(run: Run) -> pd.DataFrame:
     evidence="residual",
     measure=measure_growth,
 )
-def judge_growth(case: Case, rows: pd.DataFrame) -> Finding:
-    """The cell whose stream grows most."""
+def drowned_embedding(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the cell whose stream grows most."""
     worst, limit = rows.loc[rows["growth"].idxmax()], case.limits["factor"]
     growth = float(worst["growth"])
     text = f"From embedding to last block the stream's variance grows {trimmed(growth)}×{size(worst, rows)}"
@@ -204,7 +201,6 @@ def measure_collapse(run: Run) -> pd.DataFrame:
 
 @rule(
     code="RES007",
-    name="rank-collapse",
     question="Depth",
     measures="mean cosine between two positions of a sequence, in the last residual stream",
     needs="a residual stream of shape (B, T, C)",
@@ -221,8 +217,8 @@ def measure_collapse(run: Run) -> pd.DataFrame:
     since="0.1.0",
     measure=measure_collapse,
 )
-def judge_collapse(case: Case, rows: pd.DataFrame) -> Finding:
-    """The cell whose positions are most alike; beside it what the closed form expects."""
+def rank_collapse(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the cell whose positions are most alike; beside it what the closed form expects."""
     cosine, expected = rows["token_cosine"], rows["expected_token_cosine"]
     bad = (cosine > case.limits["cosine"]) | (cosine > expected + case.limits["excess"])
     worst = rows.loc[(cosine.where(bad, cosine - 2)).idxmax()]

@@ -36,7 +36,6 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
 
 @rule(
     code="RES002",
-    name="off-theory-stream",
     question="Depth",
     measures="variance of the residual stream ÷ its closed form, at the embedding and after every block",
     needs="a model that the closed form covers (nanoGPT's layout)",
@@ -53,8 +52,8 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
     evidence="residual",
     measure=measure_stream,
 )
-def judge_stream(case: Case, rows: pd.DataFrame) -> Finding:
-    """The block, of the means over seeds, whose stream is farthest off."""
+def off_theory_stream(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the block, of the means over seeds, whose stream is farthest off."""
     (n_layer, layer, _), value = _farthest(rows)
     name = "the embedding" if layer < 0 else f"block {layer} of {n_layer}"
     return _judge(case, rows, value, f"after {name}", "The stream's variance", None if layer < 0 else layer)
@@ -62,7 +61,6 @@ def judge_stream(case: Case, rows: pd.DataFrame) -> Finding:
 
 @rule(
     code="RES003",
-    name="off-theory-branch",
     question="Depth",
     measures="variance of what attention and MLP write ÷ its closed form, in every block",
     needs="a model that the closed form covers (nanoGPT's layout)",
@@ -80,8 +78,8 @@ def judge_stream(case: Case, rows: pd.DataFrame) -> Finding:
     evidence="site-map",
     measure=measure_branch,
 )
-def judge_branch(case: Case, rows: pd.DataFrame) -> Finding:
-    """The block and branch, of the means over seeds, that writes farthest off."""
+def off_theory_branch(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the block and branch, of the means over seeds, that writes farthest off."""
     (n_layer, layer, site), value = _farthest(rows)
     what = f"The variance that {_BRANCH_NAMES[site]} writes"
     return _judge(case, rows, value, f"in block {layer} of {n_layer}", what, layer, site)

@@ -17,7 +17,6 @@ from initlab.judge.words import trimmed
 from initlab.recipes.base import OUTPUTS
 from initlab.rundir import Run
 
-_OUTPUTS = ("attn_out", "mlp_out")
 _ODD = 1.3  # times its siblings' std
 _INNER = ("attn_qkv", "attn_q", "attn_k", "attn_v", "mlp_in", "mlp_gate")  # what no recipe scales by depth
 
@@ -35,7 +34,6 @@ def measure_not_applied(run: Run) -> pd.DataFrame:
 
 @rule(
     code="INI001",
-    name="init-not-applied",
     question="Init",
     measures="std of every parameter ÷ the std that the declared recipe draws for its role",
     needs="a declared recipe: --recipe NAME",
@@ -53,8 +51,8 @@ def measure_not_applied(run: Run) -> pd.DataFrame:
     remedy=redraw_what_is_off,
     measure=measure_not_applied,
 )
-def judge_not_applied(case: Case, rows: pd.DataFrame) -> Finding:
-    """The parameter farthest from what it should have been drawn from."""
+def init_not_applied(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the parameter farthest from what it should have been drawn from."""
     limit = case.limits["slack"] + 5 * rows["error"]
     off = np.log(rows["ratio"].where(rows["ratio"] > 0, 1e-300)).abs() / limit
     bad, worst = rows[off > 1], rows.loc[off.idxmax()]
@@ -87,7 +85,7 @@ def measure_unscaled_code(run: Run) -> pd.DataFrame:
         return pd.DataFrame()
     rows = rows[(rows["n_layer"] > 1) & (rows["std"] > 0) & np.isfinite(rows["std"])]
     inner = rows[rows["role"].isin(_INNER)].groupby("run_id", observed=True)["std"].median()
-    found = rows[rows["role"].isin(_OUTPUTS)].groupby([*CELL, "role"], observed=True)["std"].median().reset_index()
+    found = rows[rows["role"].isin(OUTPUTS)].groupby([*CELL, "role"], observed=True)["std"].median().reset_index()
     found["inner"] = found["run_id"].map(inner).astype(float)
     found = found[found["inner"].notna()]
     exponent = -np.log(found["std"] / found["inner"]) / np.log(2.0 * found["n_layer"])
@@ -96,7 +94,6 @@ def measure_unscaled_code(run: Run) -> pd.DataFrame:
 
 @rule(
     code="INI002",
-    name="depth-scaling-lost",
     question="Init",
     measures="-ln(std of the output projections / std of the other matrices) / ln(2·n_layer), of the branch that is "
     "scaled most, in a model whose own init code divides by a root of its depth",
@@ -116,8 +113,8 @@ def measure_unscaled_code(run: Run) -> pd.DataFrame:
     roles=OUTPUTS,
     measure=measure_unscaled_code,
 )
-def judge_unscaled_code(case: Case, rows: pd.DataFrame) -> Finding:
-    """One branch that is scaled will do: some codes scale attention's projection alone."""
+def depth_scaling_lost(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the branch that is scaled most: some codes scale attention's projection alone."""
     best = rows.loc[rows["exponent"].idxmax()]
     code, exponent, n_layer = str(best["code"]), float(best["exponent"]) + 0.0, int(best["n_layer"])
     roles = " and ".join(sorted(dict.fromkeys(rows["role"].astype(str))))
@@ -171,7 +168,6 @@ def match_siblings(finding: Finding, model: Described) -> list[Change]:
 
 @rule(
     code="INI003",
-    name="odd-matrix-out",
     question="Init",
     measures="std of a matrix ÷ a power law of the block's number, fitted robustly to the same matrix of all blocks",
     needs="weights of four blocks or more whose roles are known",
@@ -190,8 +186,8 @@ def match_siblings(finding: Finding, model: Described) -> list[Change]:
     remedy=match_siblings,
     measure=measure_siblings,
 )
-def judge_siblings(case: Case, rows: pd.DataFrame) -> Finding:
-    """The matrix farthest from its siblings' trend."""
+def odd_matrix_out(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the matrix farthest from its siblings' trend."""
     limit = math.log(case.limits["factor"]) + 5 * rows["error"]
     bad = rows[rows["off"].abs() > limit]
     if bad.empty:
@@ -226,7 +222,6 @@ def measure_off_recipe(run: Run) -> pd.DataFrame:
 
 @rule(
     code="INI004",
-    name="role-off-recipe",
     question="Init",
     measures="roles that aren't drawn as in the known recipe that fits the most roles",
     needs="a probed model without a declared recipe, most of whose roles fit a known one",
@@ -240,8 +235,8 @@ def measure_off_recipe(run: Run) -> pd.DataFrame:
     since="0.1.0",
     measure=measure_off_recipe,
 )
-def judge_off_recipe(case: Case, rows: pd.DataFrame) -> Finding:
-    """What doesn't fit, in the words of `describe_init`."""
+def role_off_recipe(case: Case, rows: pd.DataFrame) -> Finding:
+    """Say what doesn't fit, in the words of `describe_init`."""
     closest, text = str(rows["closest"].iloc[0]), str(rows["misfits"].iloc[0])
     count = len(text.split(" · ")) if text else 0
     if not count:
