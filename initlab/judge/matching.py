@@ -1,4 +1,4 @@
-"""Which recipe a model was drawn from, and what doesn't fit it: verdicts on the rows of `models.describing`."""
+"""Which recipe a model was drawn from, and what doesn't fit it: verdicts on the rows of `drawing.describe`."""
 
 from __future__ import annotations
 
