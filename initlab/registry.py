@@ -18,7 +18,8 @@ class Registry(Generic[T]):
     """Things of one kind by name, in the order in which they were added: initlab's own first.
 
     The modules of initlab, then the entry points of the group `initlab.<kind>s`, are imported at the first look; each
-    adds what it has as it is imported. An entry point that can't be imported is warned of, and left out.
+    adds what it has as it is imported. An entry point that can't be imported is warned of, and left out. Modules that
+    may also be imported by themselves are in a package that calls `load` at its end, or the order would depend on it.
 
     Args:
         kind: what one of them is called, as in `rule`.
@@ -32,7 +33,7 @@ class Registry(Generic[T]):
         self._modules = modules
         self._error = error
         self._found: dict[str, T] = {}
-        self._loaded = False
+        self._loaded = self._complete = False
 
     def add(self, name: str, value: T, source: str = "") -> T:
         """Add one; returns it.
@@ -45,7 +46,7 @@ class Registry(Generic[T]):
         Raises:
             ConfigError, or the registry's own error: the name is taken. Overwriting would change results silently.
         """
-        self._load()
+        self.load()
         if name in self._found:
             of = getattr(self._found[name], "source", "")
             raise self._error(
@@ -91,12 +92,19 @@ class Registry(Generic[T]):
         finally:
             self._found = before
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Import what initlab adds itself, in its order; not the entry points, which may need more of initlab."""
         if self._loaded:
             return
         self._loaded = True  # the modules that are imported here add to this very registry
         for module in self._modules:
             import_module(module)
+
+    def _load(self) -> None:
+        self.load()
+        if self._complete:
+            return
+        self._complete = True
         for point in metadata.entry_points(group=self.group):
             try:
                 point.load()

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab.api.manifest import annotate, new_manifest
 from initlab.errors import ConfigError, ProbeError
-from initlab.judge import matching, rules, theory
-from initlab.judge.rules import SEVERITIES, Severity
+from initlab.judge import SEVERITIES, Severity, matching, rules, theory
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate

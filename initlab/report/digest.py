@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from initlab.judge import SEVERITIES
 from initlab.judge.outcomes import run_measures
-from initlab.judge.rules.base import SEVERITIES, Finding, Rule
+from initlab.judge.rules import Finding, Rule
 from initlab.judge.rules.depth import BRANCHES, depth_exponents
 from initlab.judge.rules.fresh import before_training
 from initlab.judge.words import listed as listed

@@ -17,34 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from initlab import schema
 from initlab.errors import RunError
 from initlab.judge.outcomes import outcomes
-from initlab.judge.rules.base import Finding
+from initlab.judge.rules import RULES, Finding
 from initlab.judge.slopes import slopes
 from initlab.report import confirm, digest, figures, inventory, scale, train
 from initlab.report.svg import inline_svg
 from initlab.report.theme import DARK, LIGHT, series, style
 from initlab.rundir import Run, write_whole
 
-_EVIDENCE = {
-    "Depth": "depth",
-    "Embedding": "residual",
-    "Attention": "attention",
-    "Logits": "first-loss",
-    "Gradient": "gradients",
-    "Width": "coord",
-    "Updates": "coord-depth",
-}
-# rules whose evidence another figure shows than that of their question
-_EVIDENCE_OF_RULE = {
-    "RES002": "residual",
-    "RES003": "site-map",
-    "RES004": "branches",
-    "RES005": "branches",
-    "RES006": "residual",
-    "RES007": "",
-    "ACT001": "site-map",
-    "ACT002": "",
-    "GRD002": "gradient-roles",
-}
 _PNG_DPI = 144
 
 
@@ -246,10 +225,11 @@ def _cards(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]:
     for finding in digest.failing(findings):
         same = (finding.code, finding.severity, finding.why, finding.advice, finding.limit, finding.source)
         groups.setdefault(same, []).append(finding)
+    evidence = {rule.code: rule.evidence for rule in RULES}
     return [
         Card(f"finding-{index}", group[0], group, figure if figure in figures_shown else "")
         for index, group in enumerate(groups.values(), 1)
-        for figure in [_EVIDENCE_OF_RULE.get(group[0].code, _EVIDENCE.get(group[0].question, ""))]
+        for figure in [evidence.get(group[0].code, "")]
     ]
 
 
