@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__, schema
-from initlab.api.manifest import annotate, new_manifest
+from initlab.api.manifest import new_manifest
 from initlab.api.metrics_file import MetricsFile, run_folder
 from initlab.api.run import BySteps, Progress, in_turn, run_cells
 from initlab.errors import ConfigError, RunError
@@ -305,6 +305,7 @@ class _Job:
     def measure(self, model: NanoGPT, cell: Cell, step: int) -> Tables:
         """The init with all that is cheap to measure; the trained model's residual stream alone."""
         from initlab.anatomy.families import architecture
+        from initlab.anatomy.roles import find_roles
         from initlab.measure.probe import Identity, measure
         from initlab.measure.sweep import DTYPES
 
@@ -320,7 +321,6 @@ class _Job:
             stream = records["site"].isin(RESIDUAL_SITES) & records["kind"].isin(["activation", "grad"])
             tables.records = records[stream].reset_index(drop=True)
         elif (known := architecture(model, T)) is not None:
-            text = {"sum_p2": self.described["sum_p2"], "repeat_rate": float(tables.summary["repeat_rate"].iloc[0])}
-            form: dict[str, Any] = {**self.size, "bias": self.sizes.bias, "tied": self.sizes.tie_weights}
-            annotate(tables, theory.from_recipe(entry, **form, **known, **text))
+            dims = {place.name: place.dims for place in find_roles(model).assigned}
+            theory.expect(tables, theory.Wiring(**known), self.described, targets.numpy(), recipe=entry, dims=dims)
         return tables
