@@ -18,7 +18,7 @@ _LLAMA = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 
 
 def architecture(anatomy: Anatomy, block_size: int) -> dict[str, Any] | None:
-    """Tell what the weights don't show: activation, dropout in force, eps of the norms, as fields of `theory.Setting`.
+    """Tell what the weights don't show: activation, dropout in force, eps of the norms, as fields of `theory.Wiring`.
 
     Args:
         anatomy: of the model.

@@ -18,7 +18,7 @@ from initlab.anatomy.roles import Parameter, check_assigned, find_roles
 from initlab.anatomy.sites import SiteMap, Tap, find_sites, site_map
 from initlab.anatomy.stream import Stack, find_stacks
 from initlab.errors import SiteError
-from initlab.recipes import Role
+from initlab.recipes import Dims, Role
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,11 @@ class Anatomy:
     def places(self) -> dict[str, Parameter]:
         """Parameters whose role is known, by name."""
         return {parameter.name: parameter for parameter in self.parameters}
+
+    @property
+    def dims(self) -> dict[str, Dims]:
+        """What a recipe is asked with, by name of the parameter."""
+        return {parameter.name: parameter.dims for parameter in self.parameters}
 
     def all_parameters(self) -> tuple[Parameter, ...]:
         """Give every parameter with its role.

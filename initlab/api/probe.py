@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.api.manifest import annotate, new_manifest
+from initlab.api.manifest import new_manifest
 from initlab.errors import ConfigError, ProbeError
 from initlab.judge import SEVERITIES, Severity, matching, rules, theory
 from initlab.recipes import Recipe, registry
@@ -139,25 +139,16 @@ def probe(
         "block_size": int(summary["block_size"]),
         "vocab_size": int(summary["vocab_size"]),
     }
-    weights = tables.records[tables.records["kind"] == "weight"]
-    described_as = None if step else architecture(anatomy, size["block_size"])  # the closed form is about init
-    # a recipe draws NanoGPT; other models are compared with their own weights, unless these have been trained
-    fresh = bool((weights.loc[weights["role"] == "norm_gain", "var"] == 0).all())
-    finite = bool((weights["frac_nonfinite"] == 0).all())  # nothing follows from a NaN
-    if described_as is not None and (known or (entry is None and fresh)) and (entry is not None or finite):
-        text: dict[str, Any] = {"sum_p2": described["sum_p2"], "repeat_rate": float(summary["repeat_rate"])}
-        if inputs.targets is not None:
-            text["same_target"] = theory.equal_pairs(inputs.targets.cpu().numpy())
-        if entry is not None:
-            setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **described_as, **text)
-        else:
-            setting = theory.from_weights(weights, context=size["block_size"], **described_as, **text)
-        # where another model writes to the stream is found before its dropout, which the theory counts in
-        dropped = not known and described_as["dropout"] > 0
-        # 0 without: the gradient is of a loss that the theory doesn't know
-        share = 0.0 if inputs.targets is None else float((inputs.targets >= 0).float().mean())
-        share = share if summary["targets"] == "next-token" else 0.0
-        annotate(tables, setting, without=("attn_out", "mlp_out") if dropped else (), with_target=share)
+    wiring = None if step else architecture(anatomy, size["block_size"])  # the closed form is about init
+    theory.expect(
+        tables,
+        None if wiring is None else theory.Wiring(**wiring),
+        described,
+        None if inputs.targets is None else inputs.targets.cpu().numpy(),
+        recipe=entry,
+        dims=anatomy.dims if entry and known else None,
+        discovered=not known,
+    )
     if chosen is not None:  # only now: the closed form needs every weight
         rows = tables.records
         parameter = ~rows["kind"].isin(["activation", "grad"])
@@ -175,7 +166,7 @@ def probe(
         "batch_size": inputs.ids.shape[0] if inputs.ids is not None else inputs.n_tokens,
         "vocab_size": size["vocab_size"],
         "bias": bias,
-        "activation": None if described_as is None else described_as["activation"],
+        "activation": None if wiring is None else wiring["activation"],
         "tie_weights": tied,
         "mode": str(summary["mode"]),
         "step": step,
