@@ -38,7 +38,8 @@ class Run:
     Manifest keys: schema_version, kind (probe, compare, scale or watch), command, config (what makes two runs the
     same), recipes (evaluated, see `initlab.recipes.evaluate`), data, environment, created, finished (None while
     incomplete), cells (planned run ids), failed (run id -> error text); init (of a probe: how the weights compare with
-    known recipes and with the model's own code) and judging (overrides of rules and limits), where there are any.
+    known recipes and with the model's own code), metrics (column of a further statistic -> what it means) and judging
+    (overrides of rules and limits), where there are any.
     """
 
     tables: Tables

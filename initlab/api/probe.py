@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from initlab.anatomy.declared import Sites
+    from initlab.measure.statistics import Metrics
 
 
 def probe(
@@ -40,6 +41,7 @@ def probe(
     dtype: str = "float32",
     sites: Sites | None = None,
     modules: Any = None,
+    metrics: Metrics = None,
     command: str = "",
 ) -> Probe:
     """Measure forward and backward scale at every site of one model, whatever it is.
@@ -72,6 +74,9 @@ def probe(
         modules: look at these alone: a glob over dotted names (`"*.mlp.*"`), a compiled regular expression, a function
             `(name, module) -> bool`, a class (`nn.Linear`), a module, a role (`"mlp_out"`), or a list of these. Checks
             that need the others don't apply.
+        metrics: statistics beside the usual ones: a dict from columns to functions of a tensor
+            (`{"p99": lambda x: x.abs().float().quantile(0.99)}`), names of registered ones (`["abs_median"]`) or
+            `file.py:name`. Each becomes a column of `records`, or `heads`; see `initlab.statistic`.
         command: kept in the manifest; for the command line.
 
     Returns:
@@ -82,6 +87,7 @@ def probe(
             devices, sharded, quantised).
         SiteError: `sites` names what the model doesn't have.
         RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
+        ConfigError: also where a statistic raised, or returned something else than it should.
     """
     from initlab.anatomy.families import architecture
     from initlab.anatomy.filters import chosen_modules
@@ -91,6 +97,7 @@ def probe(
     from initlab.measure.batches import inputs_for
     from initlab.measure.moments import PRESETS
     from initlab.measure.probe import Identity, measure_inputs
+    from initlab.measure.statistics import choose, meanings
     from initlab.measure.sweep import DTYPES
 
     started = time.perf_counter()
@@ -98,6 +105,7 @@ def probe(
         raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    statistics = choose(metrics, stats)
     entry = registry.get(recipe) if recipe is not None else None
     inside, _ = unwrap(model)
     sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
@@ -110,7 +118,7 @@ def probe(
     step = step if isinstance(step, int) else 0
     identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
     options: dict[str, Any] = {"autocast": DTYPES[dtype], "declared": sites, "modules": modules}
-    options |= {"preset": stats, "recipe": entry}
+    options |= {"preset": stats, "recipe": entry, "statistics": statistics}
     try:
         tables = measure_inputs(model, inputs, identity, **options)
     except ProbeError as error:
@@ -183,8 +191,12 @@ def probe(
         "modules": _text(modules, inside),
         "fingerprint": _fingerprint(tables),
     }
+    if statistics:
+        config["metrics"] = [each.name for each in statistics]
     recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
     manifest = new_manifest("probe", command, config, recipes, described, [identity.run_id])
+    if statistics:
+        manifest["metrics"] = meanings(statistics)
     if not step:
         manifest["init"] = _init_facts(inside, declared=entry is not None)
     manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))

@@ -92,6 +92,7 @@ def head_rows(recorder: Recorder, keys: dict[str, Any], ids: Tensor | None) -> l
         return []
     B, T = ids.shape
     rows = []
+    further = recorder.moments.read_heads()
     for layer, (entropy, fraction, logit_std) in enumerate(torch.stack(recorder.heads).cpu().tolist()):
         rows += [
             {
@@ -102,6 +103,7 @@ def head_rows(recorder: Recorder, keys: dict[str, Any], ids: Tensor | None) -> l
                 "entropy": entropy[head],
                 "entropy_frac": fraction[head],
                 "logit_std": logit_std[head],
+                **further.get((layer, head), {}),
             }
             for head in range(len(entropy))
         ]
