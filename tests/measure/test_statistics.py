@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import initlab
+from initlab.api.callbacks import scalars
 from initlab.cli import main
 from initlab.errors import ConfigError
 from initlab.judge.rules import named
@@ -343,8 +344,11 @@ def train(model, watch, steps=3):
 def test_a_watch_takes_them_at_each_step_unscaled(tmp_path, out):
     model = nano()
     where = None if out is None else tmp_path / out
-    with initlab.watch(model, every=2, loss_scale=1024, metrics={"own": rms}, out=where) as w:
+    curves = {}
+    callback = lambda step, records: curves.update({step: scalars(records)})  # noqa: E731
+    with initlab.watch(model, every=2, loss_scale=1024, metrics={"own": rms}, out=where, callback=callback) as w:
         train(model, w)
+    assert {f"initlab/resid_post/1/{name}" for name in ("var", "grad_var", "own", "grad_own")} <= set(curves[2])
     rows = w.records
     assert set(rows["step"]) == {0, 2} and set(rows["kind"]) == set(KINDS)
     np.testing.assert_allclose(rows["own"], rows["rms"], rtol=1e-4, atol=1e-12)
