@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module, metadata
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from initlab.errors import ConfigError, InitlabError
 
@@ -91,6 +94,38 @@ class Registry(Generic[T]):
             yield
         finally:
             self._found = before
+
+    def from_file(self, name: str) -> Any:
+        """Load what a user's file holds by a name; None if it has nothing of that name.
+
+        What the file adds to the registry belongs to it, and is forgotten: a second load would be a duplicate.
+
+        Args:
+            name: `path/to/file.py:name`.
+
+        Raises:
+            ConfigError, or the registry's own error: there is no such file, or it can't be imported.
+        """
+        location, _, attribute = name.rpartition(":")
+        path = Path(location)
+        if not path.is_file():
+            raise self._error(f"{self.kind} {name!r}: file {location} not found")
+        spec = importlib.util.spec_from_file_location(f"initlab_user_{path.stem}", path)
+        assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        folder = str(path.resolve().parent)
+        sys.path.insert(0, folder)  # the user's file imports its neighbours, as when it is run
+        try:
+            with self.temporary():
+                spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise self._error(
+                f"{self.kind} {name!r}: {location} failed on import: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            sys.path.remove(folder)
+        return getattr(module, attribute, None)
 
     def load(self) -> None:
         """Import what initlab adds itself, in its order; not the entry points, which may need more of initlab."""

@@ -1,6 +1,7 @@
 """What a confirmation gives back, from memory and from a folder."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,6 +9,8 @@ from synthetic_training import trained_run
 
 import initlab
 from initlab.results import Confirmation
+
+REPORTS = Path(__file__).parents[1] / "reports"
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +70,29 @@ def test_the_report_comes_with_the_tables_of_training(confirmation, tmp_path):
 def test_curves_and_runs_are_joined_by_run(confirmation):
     assert set(confirmation.curves["run_id"]) == set(confirmation.runs["run_id"].astype(str))
     assert confirmation.kind == "confirm"
+
+
+def committed(name):
+    return sorted(str(path.parent.relative_to(REPORTS)) for path in REPORTS.rglob(name))
+
+
+@pytest.mark.parametrize("name", committed("run.json"))
+def test_a_committed_run_loads(name):
+    result = initlab.load(REPORTS / name)
+    assert result.run.complete
+    assert set(result.records["run_id"]) <= set(result.summary["run_id"])
+    assert len(result.findings) > 0
+
+
+@pytest.mark.parametrize("name", committed("findings.json"))
+def test_a_committed_run_is_judged_as_it_was(name):
+    result = initlab.load(REPORTS / name)
+    before = json.loads((REPORTS / name / "findings.json").read_text())["findings"]
+    assert [(f.code, f.recipe, f.status) for f in result.findings] == [
+        (f["code"], f["recipe"], f["status"]) for f in before
+    ]
+
+
+def test_there_are_committed_runs():
+    assert len(committed("run.json")) > 10
+    assert len(committed("findings.json")) > 4

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from initlab.anatomy.declared import Sites
     from initlab.anatomy.look import Anatomy
+    from initlab.measure.statistics import Metrics
 
 
 def probe(
@@ -40,6 +41,7 @@ def probe(
     dtype: str = "float32",
     sites: Sites | None = None,
     modules: Any = None,
+    metrics: Metrics = None,
     command: str = "",
 ) -> Probe:
     """Measure forward and backward scale at every site of one model, whatever it is.
@@ -72,6 +74,9 @@ def probe(
         modules: look at these alone: a glob over dotted names (`"*.mlp.*"`), a compiled regular expression, a function
             `(name, module) -> bool`, a class (`nn.Linear`), a module, a role (`"mlp_out"`), or a list of these. Checks
             that need the others don't apply.
+        metrics: statistics beside the usual ones: a dict from columns to functions of a tensor
+            (`{"p99": lambda x: x.abs().float().quantile(0.99)}`), names of registered ones (`["abs_median"]`) or
+            `file.py:name`. Each becomes a column of `records`, or `heads`; see `initlab.statistic`.
         command: kept in the manifest; for the command line.
 
     Returns:
@@ -82,6 +87,7 @@ def probe(
             devices, sharded, quantised).
         SiteError: `sites` names what the model doesn't have.
         RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
+        ConfigError: also where a statistic raised, or returned something else than it should.
     """
     from initlab.anatomy.families import architecture
     from initlab.anatomy.filters import chosen_modules
@@ -90,6 +96,7 @@ def probe(
     from initlab.measure.batches import inputs_for
     from initlab.measure.moments import PRESETS
     from initlab.measure.probe import Identity, look, measure_inputs
+    from initlab.measure.statistics import choose, meanings
     from initlab.measure.sweep import DTYPES
 
     started = time.perf_counter()
@@ -97,6 +104,7 @@ def probe(
         raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    statistics = choose(metrics, stats)
     entry = registry.get(recipe) if recipe is not None else None
     inside, _ = unwrap(model)
     sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
@@ -113,7 +121,8 @@ def probe(
         anatomy = look(model, inputs, seed=seed, autocast=DTYPES[dtype], declared=sites)
         chosen = None if modules is None else chosen_modules(anatomy, modules)
         options: dict[str, Any] = {"preset": stats, "recipe": entry, "autocast": DTYPES[dtype], "chosen": chosen}
-        return anatomy, chosen, measure_inputs(model, inputs, identity, anatomy=anatomy, **options)
+        tables = measure_inputs(model, inputs, identity, anatomy=anatomy, statistics=statistics, **options)
+        return anatomy, chosen, tables
 
     try:
         anatomy, chosen, tables = measured()
@@ -177,8 +186,12 @@ def probe(
         "modules": _text(modules, inside),
         "fingerprint": _fingerprint(tables),
     }
+    if statistics:
+        config["metrics"] = [each.name for each in statistics]
     recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
     manifest = new_manifest("probe", command, config, recipes, described, [identity.run_id])
+    if statistics:
+        manifest["metrics"] = meanings(statistics)
     if not step:
         manifest["init"] = _init_facts(anatomy, declared=entry is not None)
     manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))

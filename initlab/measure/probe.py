@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +21,10 @@ from initlab.anatomy.sites import Tap
 from initlab.anatomy.unwrapping import eagerly, unwrap
 from initlab.errors import InitlabError, ProbeError
 from initlab.measure.inputs import Inputs, of_ids, take_loss, vocabulary
-from initlab.measure.moments import Moments, Preset
+from initlab.measure.moments import Preset
 from initlab.measure.recorder import recording
+from initlab.measure.statistics import Statistic, columns_of
+from initlab.measure.statistics.taking import Measurements
 from initlab.measure.tables import activation_rows, coverage_rows, head_rows, scalars, weight_rows
 from initlab.recipes import Recipe
 from initlab.schema import Tables
@@ -63,6 +66,7 @@ def measure_inputs(
     autocast: torch.dtype | None = None,
     anatomy: Anatomy | None = None,
     chosen: set[str] | None = None,
+    statistics: Sequence[Statistic] = (),
 ) -> Tables:
     """Record every site of a model, forward and backward, and its weights and weight gradients.
 
@@ -76,6 +80,7 @@ def measure_inputs(
         anatomy: of the model, where it was looked at before; see `look`.
         chosen: names of the modules whose activations to look at, see `initlab.anatomy.filters`; None: every one.
             Weights are measured all the same.
+        statistics: what is taken beside the moments, see `initlab.measure.statistics`; their columns come last.
 
     Returns:
         records, heads (preset `full`, nanoGPT's layout), summary (one row) and coverage; other `expected_*` columns
@@ -83,19 +88,25 @@ def measure_inputs(
 
     Raises:
         ProbeError: the model's own forward or backward raised (chained), or its weights can't be measured.
-        ConfigError: nothing is measured at any of the chosen modules.
+        ConfigError: nothing is measured at any of the chosen modules; a statistic raised, returned something else than
+            it should, or wrote into its tensor.
     """
     started = time.perf_counter()
     anatomy = look(model, inputs, seed=identity.seed, autocast=autocast) if anatomy is None else anatomy
     model, notes = anatomy.model, list(anatomy.notes)
     sites = anatomy.sites if chosen is None else filtered(anatomy, chosen)
     inputs = inputs.to(next(model.parameters()).device)
-    with untouched(model, identity.seed), eagerly(model), recording(model, sites, preset) as recorder:
+    with (
+        untouched(model, identity.seed),
+        eagerly(model),
+        recording(model, sites, preset, statistics=statistics) as recorder,
+    ):
         judged = take_loss(_run(model, inputs, autocast), inputs, vocabulary(model))
         if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
             recorder.take(Tap("logits", "(output)", "out"), judged.logits)
         recorder.close()
         weights = _weights(anatomy, judged.loss, recorder.moments)
+    recorder.moments.raise_first()
     values = recorder.moments.read()
     vocab_size = 0 if judged.logits is None else vocabulary(model) or judged.logits.shape[-1]
     keys = {
@@ -127,10 +138,11 @@ def measure_inputs(
     }
     if judged.logits is None and inputs.ids is not None:
         notes.append(f"no logits (B, T, V) in what the model returned: the loss is {judged.targets}")
-    coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, [*notes, *inputs.notes, *sites.notes])
+    notes = [*notes, *inputs.notes, *sites.notes, *recorder.moments.notes]
+    coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, notes)
     return Tables(
-        records=schema.table("records", records),
-        heads=schema.table("heads", head_rows(recorder, keys, ids)),
+        records=schema.table("records", records, columns_of(statistics, "records")),
+        heads=schema.table("heads", head_rows(recorder, keys, ids), columns_of(statistics, "heads")),
         summary=schema.table("summary", [summary]),
         coverage=schema.table("coverage", coverage),
     )
@@ -206,7 +218,7 @@ def own_logit(logits: Tensor | None, ids: Tensor | None) -> float:
     return float(logits.detach().gather(2, ids[..., None]).float().mean())
 
 
-def _weights(anatomy: Anatomy, loss: Tensor, moments: Moments) -> list[dict[str, Any]]:
+def _weights(anatomy: Anatomy, loss: Tensor, moments: Measurements) -> list[dict[str, Any]]:
     """Statistics of every parameter and of its gradient."""
     named = dict(anatomy.model.named_parameters())
     trained = {name: p for name, p in named.items() if p.requires_grad}
@@ -232,7 +244,7 @@ def _weights(anatomy: Anatomy, loss: Tensor, moments: Moments) -> list[dict[str,
                 "place": anatomy.places.get(name),
                 "kind": kind,
                 "tensor_dtype": str(value.dtype),
-                "slot": moments.add(value),
+                "slot": moments.add(value, kind, name),
             }
             for kind, value in pairs
             if value is not None

@@ -14,6 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from initlab import schema
 from initlab.judge.rules.base import Finding
 from initlab.judge.updates import matrix_ratios, update_ratios
 from initlab.report import digest, scale
@@ -185,7 +186,9 @@ def _or_dash(value: float | None) -> str:
 def _layer_table(run: Run) -> Table:
     """Where the signal is, block by block: level, against theory, what each branch writes, the gradient."""
     shown = digest.view(run)
-    table = plain_table("after", "residual\nvar", "× closed\nform", "attention\nwrites", "MLP\nwrites", "grad\nvar")
+    further = _further(run.tables.records)
+    heads = ("residual\nvar", "× closed\nform", "attention\nwrites", "MLP\nwrites", "grad\nvar")
+    table = plain_table("after", *heads, *further)
     for layer, name in layers_shown(shown.n_layer):
         site = "embed" if layer is None else "resid_post"
         stream = _value(shown, "activation", site, layer, "var")
@@ -197,11 +200,14 @@ def _layer_table(run: Run) -> Table:
             "" if layer is None else _or_dash(_value(shown, "activation", "attn_out", layer, "var")),
             "" if layer is None else _or_dash(_value(shown, "activation", "mlp_out", layer, "var")),
             _or_dash(_value(shown, "grad", site, layer, "var")),
+            *(_or_dash(_value(shown, "activation", site, layer, name)) for name in further),
         )
     for site in ("final_norm", "logits"):
         level = _value(shown, "activation", site, None, "var")
         if level is not None:
-            table.add_row(site, _or_dash(level), "", "", "", _or_dash(_value(shown, "grad", site, None, "var")))
+            back = _or_dash(_value(shown, "grad", site, None, "var"))
+            own = (_or_dash(_value(shown, "activation", site, None, name)) for name in further)
+            table.add_row(site, _or_dash(level), "", "", "", back, *own)
     if shown.n_layer > _MOST_LAYERS:
         table.caption, table.caption_justify = "not every block is shown; records.csv has them all", "left"
     return table
@@ -212,13 +218,15 @@ def _module_table(run: Run) -> Table:
     records = run.tables.records
     forward = records[records["kind"] == "activation"].sort_values("position")
     grads = records[records["kind"] == "grad"].set_index(["module", "call"])["var"]
-    table = plain_table("module", "output\nvar", "largest\n|x|", "grad\nvar")
+    further = _further(records)
+    table = plain_table("module", "output\nvar", "largest\n|x|", "grad\nvar", *further)
     for row in forward.head(_MOST_MODULES).itertuples():
         table.add_row(
             str(row.module),
             digest.number(float(row.var)),
             digest.number(float(row.abs_max)),
             _or_dash(grads.get((row.module, row.call))),
+            *(digest.number(float(getattr(row, name))) for name in further),
         )
     if len(forward) > _MOST_MODULES:
         table.caption, table.caption_justify = f"{len(forward) - _MOST_MODULES} more modules are in records.csv", "left"
@@ -257,6 +265,11 @@ def _step_table(run: Run) -> Table:
     if every > 1:
         shown.caption, shown.caption_justify = "not every watched step is shown; records.csv has them all", "left"
     return shown
+
+
+def _further(records: pd.DataFrame) -> list[str]:
+    """Columns of statistics that were asked for."""
+    return [name for name in schema.extras("records", records) if records[name].dtype == float]
 
 
 def layers_shown(n_layer: int) -> list[tuple[int | None, str]]:

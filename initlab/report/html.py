@@ -188,7 +188,16 @@ def stylesheet() -> str:
 def _definitions(run: Run) -> dict[str, dict[str, schema.Column]]:
     """Columns of the tables that the run has; coverage has a section of its own."""
     held = {name for name, frame in run.tables.items() if len(frame)} | {"records", "heads", "summary"}
-    return {name: columns for name, columns in schema.TABLES.items() if name in held - {"coverage"}}
+    meanings = run.manifest.get("metrics") or {}
+    return {
+        name: schema.TABLES[name]
+        | {
+            column: schema.Column("float64", meanings.get(column, "a statistic of the user's own"))
+            for column in schema.extras(name, frame)
+        }
+        for name, frame in run.tables.items()
+        if name in held - {"coverage"}
+    }
 
 
 def _slope_tables(run: Run) -> list[tuple[scale.SlopeTable, scale.SlopeTable]]:

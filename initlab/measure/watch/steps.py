@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from initlab.measure.inputs import logits_in, of_call, vocabulary
 from initlab.measure.moments import Preset
 from initlab.measure.probe import own_logit
 from initlab.measure.recorder import recording
+from initlab.measure.statistics import Statistic
 from initlab.measure.watch.backward import Backward
 from initlab.measure.watch.tables import LABEL, Pass, tables_of, weights_of
 from initlab.schema import Tables
@@ -51,6 +52,11 @@ class StepRecorder:
         every: step k is watched when k is a multiple of it.
         start_step: updates done before the first call of `step`.
         loss_scale: what the loss is multiplied with before backward(): a number, or a GradScaler.
+        statistics: what is taken beside the moments, see `initlab.measure.statistics`.
+
+    Attributes:
+        done: updates so far.
+        complaints: what was wrong with statistics in the last watched step, by their names; the rest of it is whole.
 
     Raises:
         ProbeError: the model can't be measured; see `unwrap`.
@@ -64,8 +70,11 @@ class StepRecorder:
         preset: Preset = "full",
         start_step: int = 0,
         loss_scale: float | Scaler = 1.0,
+        statistics: Sequence[Statistic] = (),
     ):
         self.done = start_step
+        self.complaints: dict[str, ConfigError] = {}
+        self._statistics = statistics
         self._model = model
         self._every = every
         self._preset: Preset = preset
@@ -165,7 +174,7 @@ class StepRecorder:
         started = time.perf_counter()
         anatomy = self._look(model, args, kwargs)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        scale = self._loss_scale if isinstance(self._loss_scale, int | float) else self._loss_scale.get_scale()
+        scale = float(self._loss_scale if isinstance(self._loss_scale, int | float) else self._loss_scale.get_scale())
         assert self._armed is not None
         with ExitStack() as stack:
             gradients: dict[str, int] = {}
@@ -175,7 +184,9 @@ class StepRecorder:
                 recorder.forget_gradients()
 
             backward = Backward(forget)
-            recorder = stack.enter_context(recording(model, anatomy.sites, self._preset, backward.arrived))
+            recorder = stack.enter_context(
+                recording(model, anatomy.sites, self._preset, backward.arrived, self._statistics, scale)
+            )
             made = Pass(
                 model=model,
                 anatomy=anatomy,
@@ -183,7 +194,7 @@ class StepRecorder:
                 backward=backward,
                 inputs=of_call(model, args, kwargs),
                 before={name: p.detach().clone() for name, p in trained.items()},
-                scale=float(scale),
+                scale=scale,
                 started=started,
                 hooks=ExitStack(),
                 on_parameters=ExitStack(),
@@ -218,6 +229,7 @@ class StepRecorder:
             )
         made = self._pass
         weights = weights_of(made)
+        self.complaints = made.recorder.moments.errors
         self.close()
         return tables_of(made, weights, f"{LABEL}-step{self.done}", self.done, value, self._preset, self._notes)
 
