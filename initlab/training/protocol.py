@@ -22,7 +22,7 @@ from initlab.measure.sweep import DTYPES, Cell, SweepConfig, check_axis, empty_m
 from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import Recipe
 from initlab.schema import Tables
-from initlab.training.configuring import Schedule, TrainConfig
+from initlab.training.config import Schedule, TrainConfig
 from initlab.training.data import Split
 from initlab.training.trainer import train
 

@@ -16,20 +16,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from initlab.errors import ConfigError
+from initlab.measure.sweep import DTYPES
 from initlab.models.nanogpt import NanoGPT
 from initlab.training import checkpoints, distributed
-from initlab.training.configuring import DTYPES, TrainConfig
+from initlab.training.config import TrainConfig
 from initlab.training.data import Split
 from initlab.training.speed import flops_per_token, peak_flops
-
-__all__ = ["LossScale", "TrainConfig", "Trained", "Watcher", "train"]
 
 Row = dict[str, Any]
 # Settings that change how a run is computed, but not which run it is.
 _NOT_THE_RUN = ("device", "compile")
 
 
-class Watcher(Protocol):
+class StepWatch(Protocol):
     """What `initlab.watch` returns: a context manager that is told of every update."""
 
     def __enter__(self) -> Self: ...
@@ -80,7 +79,7 @@ def train(
     on_row: Callable[[Row], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
-    watcher: Callable[[nn.Module, LossScale, int], Watcher] | None = None,
+    watcher: Callable[[nn.Module, LossScale, int], StepWatch] | None = None,
 ) -> Trained:
     """Train a model in place, in the current process group if one was joined.
 
@@ -168,7 +167,7 @@ class _Run:
         self,
         checkpoint: Path | None,
         checkpoint_every: int,
-        watcher: Callable[[nn.Module, LossScale, int], Watcher] | None,
+        watcher: Callable[[nn.Module, LossScale, int], StepWatch] | None,
     ) -> Trained:
         steps = self.config.steps
         started = time.perf_counter()
@@ -209,7 +208,7 @@ class _Run:
             seconds=time.perf_counter() - started,
         )
 
-    def update(self, step: int, watch: Watcher | None, *, look: bool) -> int | None:
+    def update(self, step: int, watch: StepWatch | None, *, look: bool) -> int | None:
         """One update; the step of a loss or gradient that isn't finite, where one was seen, else None."""
         evaluates = step == 0 or (self.config.eval_every > 0 and step % self.config.eval_every == 0)
         val_loss = self.evaluate() if evaluates else math.nan
@@ -289,7 +288,7 @@ class _Run:
 
     def autocast(self) -> torch.autocast:
         dtype = DTYPES[self.config.dtype]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def there(self, ids: Tensor) -> Tensor:
         """A batch on the device, on its way while the CPU goes on."""
