@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from initlab import rundir
-from initlab.errors import InitlabError, ProbeError, RunError
+from initlab.engines import Engine, Failed
+from initlab.errors import ProbeError
 from initlab.results import now
 from initlab.rundir import Run, RunDir
 from initlab.schema import Tables
@@ -108,22 +110,30 @@ def run_cells(
     return Run(Tables.concat(parts), manifest), None
 
 
-def in_turn(measure: Callable[[Cell], Tables]) -> Callable[[Sequence[Cell]], Results]:
-    """The cells one after another, in this process, as `run_cells` takes them."""
-    import torch
+def on(engine: Engine, measure: Callable[..., Tables]) -> Callable[[Sequence[Cell]], Results]:
+    """Let an engine measure cells, as `run_cells` takes them.
+
+    Args:
+        engine: where; closing it is up to the caller.
+        measure: of a cell and what the engine shares.
+    """
 
     def results(cells: Sequence[Cell]) -> Results:
-        for cell in cells:
-            try:
-                tables = measure(cell)
-            except RunError:  # what can't be written for this cell can't for the next
-                raise
-            except (InitlabError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                yield cell, f"{type(error).__name__}: {error}"
-            else:
-                yield cell, tables
+        for index, found in engine.run([partial(measure, cell) for cell in cells]):
+            yield cells[index], found.text if isinstance(found, Failed) else found
 
     return results
+
+
+def in_turn(measure: Callable[[Cell], Tables]) -> Callable[[Sequence[Cell]], Results]:
+    """Measure cells one after another in this process, as `run_cells` takes them.
+
+    Args:
+        measure: of a cell.
+    """
+    from initlab.engines.here import Here
+
+    return on(Here({}), measure)
 
 
 def estimate(work: float, rate: float, cells: Sequence[Cell]) -> float:
