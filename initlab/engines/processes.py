@@ -10,9 +10,7 @@ call that was running.
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import re
 import signal
 import sys
@@ -24,11 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
-import cloudpickle
 import numpy as np
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.backend import resource_tracker as loky_tracker
+from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
 from initlab.engines.base import Call, Engine, Failed, engine, outcome
 from initlab.errors import RunError
@@ -51,8 +50,7 @@ class Processes(Engine):
 
     def __init__(self, shared: Mapping[str, Any], jobs: int = 1):
         super().__init__(shared, jobs)
-        sent = _packed(self.shared)
-        self._workers = [_Worker(sent) for _ in range(jobs)]
+        self._workers = [_Worker(self.shared) for _ in range(jobs)]
 
     @property
     def pids(self) -> list[int]:
@@ -68,23 +66,17 @@ class Processes(Engine):
         Raises:
             RunError: a call raised it, or no process can be started.
         """
-        waiting = deque(enumerate(calls))
+        waiting = deque(range(len(calls)))
         deaths: dict[int, list[str]] = {}
         idle = self._workers[: len(calls)]
-        running: dict[Future[bytes], tuple[_Worker, int]] = {}
+        running: dict[Future[Any], tuple[_Worker, int]] = {}
         try:
             while waiting or running:
-                arrived: list[tuple[int, Any]] = []
                 while idle and waiting:
-                    index, call = waiting.popleft()
-                    try:
-                        message = _packed(call)
-                    except Exception as error:
-                        arrived.append((index, Failed(f"{type(error).__name__}: {error}")))
-                        continue
-                    worker = idle.pop(0)
-                    running[worker.submit(message)] = worker, index
-                for future in wait(running, return_when=FIRST_COMPLETED).done if not arrived else ():
+                    worker, index = idle.pop(0), waiting.popleft()
+                    running[worker.submit(calls[index])] = worker, index
+                arrived: list[tuple[int, Any]] = []
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
                     worker, index = running.pop(future)
                     idle.append(worker)
                     try:
@@ -93,7 +85,7 @@ class Processes(Engine):
                         causes = deaths.setdefault(index, [])
                         causes.append(str(died))
                         if len(causes) < _TRIES:
-                            waiting.appendleft((index, calls[index]))
+                            waiting.appendleft(index)
                         else:
                             text = f"the worker process ended {_TRIES} times: {', '.join(dict.fromkeys(causes))}"
                             arrived.append((index, Failed(text)))
@@ -115,14 +107,14 @@ class _Died(Exception):
 class _Worker:
     """One process at a time, in an executor of its own."""
 
-    def __init__(self, shared: bytes):
+    def __init__(self, shared: Mapping[str, Any]):
         self.pid: int | None = None
         self._shared = shared
         self._executor: ProcessPoolExecutor | None = None
         self._ready: Future[int] | None = None
         self._served = False
 
-    def submit(self, call: bytes) -> Future[bytes]:
+    def submit(self, call: Call) -> Future[Any]:
         """Send a call. Raises RunError: the process can't be started."""
         if self._executor is not None:
             try:
@@ -131,7 +123,7 @@ class _Worker:
                 self.end()
         return self._start().submit(_make, call)
 
-    def answer(self, future: Future[bytes]) -> Any:
+    def answer(self, future: Future[Any]) -> Any:
         """Return what a call gave.
 
         Raises:
@@ -142,23 +134,23 @@ class _Worker:
         try:
             self.pid = self._ready.result()
             self._served = True
-            answer = future.result()
-        except BrokenProcessPool as error:
-            self.end()
-            cause = _cause(error)
-            if not self._served:
-                raise RunError(
-                    f"a worker process ended while it started ({cause}; its own message, if any, is on stderr); "
-                    "use fewer jobs; jobs=1 needs no worker"
-                ) from None
-            raise _Died(cause) from None
-        if not answer:
-            self.end()
-            raise _Died("replaced, to free memory")
-        try:
-            return pickle.loads(answer)
         except Exception as error:
-            return Failed(f"{type(error).__name__}: {error}")
+            self.end()
+            if self._served:
+                raise _Died(_cause(error)) from None
+            raise RunError(
+                f"a worker process can't be started: {_cause(error)} (its own message, if any, is on stderr); use "
+                "fewer jobs; jobs=1 needs no worker"
+            ) from error
+        try:
+            return future.result()
+        except (TerminatedWorkerError, _Died) as error:
+            self.end()
+            raise _Died(_cause(error)) from None
+        except RunError:
+            raise
+        except Exception as error:  # what can't be sent or read, there or here
+            return Failed(_cause(error))
 
     def end(self) -> None:
         """Kill the process, if there is one."""
@@ -167,15 +159,12 @@ class _Worker:
             executor.shutdown(wait=True, kill_workers=True)
 
     def _start(self) -> ProcessPoolExecutor:
-        # loky's own housekeeping: a process that it replaced to free memory, a missing pgrep
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"joblib\.externals\.loky")
         # the parent's own search path, so that the same initlab and torch are found, wherever they were added from
         paths = {"PYTHONPATH": os.pathsep.join(filter(None, map(str, sys.path))), "PYTHONSAFEPATH": "1"}
+        options: dict[str, Any] = {"env": _ONE_THREAD | paths, "job_reducers": {np.memmap: _place}}
         try:
-            with _interrupts_blocked(), _quiet_tracker():
-                self._executor = ProcessPoolExecutor(
-                    1, initializer=_settle, initargs=(os.getpid(),), env=_ONE_THREAD | paths
-                )
+            with _undisturbed():
+                self._executor = ProcessPoolExecutor(1, initializer=_settle, initargs=(os.getpid(),), **options)
                 self._ready = self._executor.submit(_load, self._shared)
                 return self._executor
         except OSError as error:
@@ -184,60 +173,47 @@ class _Worker:
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Start processes that Ctrl-C doesn't reach: the parent ends them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _undisturbed() -> Iterator[None]:
+    """Start processes that Ctrl-C doesn't reach, since the parent ends them, and that say nothing of loky's affairs."""
+    # a process that it replaced to free memory, a missing pgrep
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"joblib\.externals\.loky")
+    # the semaphores that its tracker tidies up after a parent that was killed: the tracker's command line has these
+    sys.warnoptions.append("ignore::UserWarning")
+    blocked = {signal.SIGINT} if hasattr(signal, "pthread_sigmask") else set()
     try:
+        if blocked:
+            for tracker in (loky_tracker, resource_tracker):
+                tracker.ensure_running()  # which unblocks SIGINT
+            signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _quiet_tracker() -> Iterator[None]:
-    """Keep loky's tracker, once it is started, from listing semaphores on stderr where the parent is killed."""
-    sys.warnoptions.append("ignore::UserWarning")  # as its command line has them
-    try:
-        yield
-    finally:
+        if blocked:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
         sys.warnoptions.remove("ignore::UserWarning")
 
 
-def _cause(error: BrokenProcessPool) -> str:
-    """What a process ended by, from loky's message."""
-    found = re.search(r"exit codes of the workers are \{(\w+)\((-?\d+)\)", str(error))
-    if found is None:
-        return str(error).split("\n")[0]
-    name, code = found.groups()
-    if name == "SIGKILL":
-        return "SIGKILL, as when memory runs out: try fewer jobs"
-    return name if name.startswith("SIG") else f"exit code {code}" if int(code) >= 0 else f"signal {code[1:]}"
+def _cause(error: BaseException) -> str:
+    """What went wrong, in one line of what loky says."""
+    if error.__cause__ is not None:  # the traceback of the other process, as text
+        return str(error.__cause__).strip('\n"').splitlines()[-1]
+    codes = re.search(r"exit codes of the workers are \{(.*?)\}", str(error))
+    text = codes[1] if codes else str(error)
+    return f"{text}, as when memory runs out: try fewer jobs" if text.startswith("SIGKILL") else text
 
 
-class _Pickler(cloudpickle.Pickler):
-    """Sends the place of a file that is mapped, not what it holds."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, np.memmap) and value.flags.c_contiguous and value.mode in ("r", "r+"):
-            whole = value
-            while isinstance(whole.base, np.memmap):
-                whole = whole.base
-            # a slice says the offset of what it was cut from
-            cut = value.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
-            return np.memmap, (value.filename, value.dtype, "r", whole.offset + cut, value.shape)
-        return super().reducer_override(value)
+def _place(value: Any) -> Any:
+    """Send the place of a file that is mapped, not what it holds."""
+    if not value.flags.c_contiguous or value.mode not in ("r", "r+"):
+        return value.__reduce__()
+    whole = value
+    while isinstance(whole.base, np.memmap):
+        whole = whole.base
+    # a slice has the offset of what it was cut from
+    cut = value.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+    return np.memmap, (value.filename, value.dtype, "r", whole.offset + cut, value.shape)
 
 
-def _packed(value: Any) -> bytes:
-    file = io.BytesIO()
-    _Pickler(file).dump(value)
-    return file.getvalue()
-
-
-_shared: dict[str, Any] | None = None  # of a worker
+_shared: Mapping[str, Any] | None = None  # of a worker
 
 
 def _settle(parent: int) -> None:
@@ -252,23 +228,13 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _load(shared: bytes) -> int:
+def _load(shared: Mapping[str, Any]) -> int:
     global _shared
-    try:
-        _shared = pickle.loads(shared)
-    except Exception as error:
-        raise RunError(
-            f"a worker process can't load what it needs: {type(error).__name__}: {error}; jobs=1 needs no worker"
-        ) from None
+    _shared = shared
     return os.getpid()
 
 
-def _make(call: bytes) -> bytes:
+def _make(call: Call) -> Any:
     if _shared is None:
-        return b""  # loky replaces a process that has grown by 300 MB
-    try:
-        return _packed(outcome(pickle.loads(call), _shared))
-    except RunError:
-        raise
-    except Exception as error:  # what can't be loaded, or sent back
-        return pickle.dumps(Failed(f"{type(error).__name__}: {error}"))
+        raise _Died("loky replaced it, to free memory")
+    return outcome(call, _shared)

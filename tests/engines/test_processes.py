@@ -80,7 +80,7 @@ def test_a_call_whose_worker_dies_is_tried_once_more_and_the_others_go_on(tmp_pa
     )
     with Processes({}, 1) as pool:
         found = dict(pool.run([partial(os._exit, 3), once, partial(abs, -1)]))
-    assert found == {0: Failed("the worker process ended 2 times: exit code 3"), 1: None, 2: 1}
+    assert found == {0: Failed("the worker process ended 2 times: EXIT(3)"), 1: None, 2: 1}
 
 
 def test_functions_of_the_callers_own_travel_and_what_cannot_is_that_calls_failure():
@@ -105,19 +105,23 @@ def test_a_call_that_exits_has_failed(made):
         assert dict(pool.run([partial(sys.exit, 4), partial(abs, -1)])) == {0: Failed("SystemExit: 4"), 1: 1}
 
 
+def _without_a(call, a):
+    return call()
+
+
 def test_a_file_that_is_mapped_is_mapped_again_also_a_part_of_it(tmp_path):
     np.arange(4000, dtype="<u2").tofile(tmp_path / "train.bin")
     tokens = np.memmap(tmp_path / "train.bin", dtype="<u2", mode="r", offset=200)
     for part in (tokens, tokens[:3000], tokens[500:][100:200]):
-        sent = processes._packed(part)
-        assert len(sent) < 1000  # the place, not the tokens
-        again = pickle.loads(sent)
+        opened, place = processes._place(part)
+        assert len(pickle.dumps(place)) < 1000  # not the tokens
+        again = opened(*place)
         assert isinstance(again, np.memmap) and again.mode == "r"
         np.testing.assert_array_equal(again, part)
-    for part in (tokens[::2], tokens + 1):
-        np.testing.assert_array_equal(pickle.loads(processes._packed(part)), part)
     with Processes({"a": tokens[7:20]}, 1) as pool:
-        assert dict(pool.run([partial(np.sum)])) == {0: tokens[7:20].sum()}
+        calls = [partial(getattr, tokens[20:30], "mode"), partial(np.sum, tokens[::2]), partial(np.sum, tokens + 1)]
+        found = dict(pool.run([partial(_without_a, call) for call in calls] + [partial(np.sum)]))
+    assert found == {0: "r", 1: tokens[::2].sum(), 2: (tokens + 1).sum(), 3: tokens[7:20].sum()}
 
 
 def test_an_answer_that_cannot_be_read_is_recorded():
@@ -128,18 +132,12 @@ def test_an_answer_that_cannot_be_read_is_recorded():
     assert found == {0: Failed("ZeroDivisionError: division by zero"), 1: 2}
 
 
-class Grown:
-    """Loky ends a process that has grown by 300 MB, and starts another in its place."""
-
-    def __reduce__(self):
-        return exec, ("from initlab.engines import processes; processes._shared = None",)
-
-
 def test_a_process_that_loky_replaces_is_given_again_what_is_shared():
     with Processes({"base": 2}, 1) as pool:
         assert dict(pool.run([partial(int, "101")])) == {0: 5}
         before = pool.pids
-        pool._workers[0].submit(processes._packed(Grown())).result()
+        forget = "setattr(__import__('initlab.engines.processes').engines.processes, '_shared', None)"
+        pool._workers[0].submit(lambda base: eval(forget)).result()
         assert dict(pool.run([partial(int, "11")])) == {0: 3}
         assert pool.pids != before
 
@@ -178,13 +176,13 @@ def test_an_abandoned_run_ends_its_workers_at_once():
 
 def test_a_worker_that_cannot_start_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(processes.sys, "executable", "/bin/false")
-    with pytest.raises(RunError, match=r"ended while it started \(exit code 1;.*jobs=1"), Processes({}, 1) as pool:
+    with pytest.raises(RunError, match=r"can't be started: EXIT\(1\) .*jobs=1"), Processes({}, 1) as pool:
         list(pool.run([partial(abs, 1)]))
 
 
 def test_shared_arguments_that_cannot_be_loaded_are_one_clear_error():
     with (
-        pytest.raises(RunError, match=r"can't load what it needs: ZeroDivisionError"),
+        pytest.raises(RunError, match=r"can't be started: ZeroDivisionError: division by zero .*jobs=1"),
         Processes({"x": Bad()}, 2) as pool,
     ):
         list(pool.run([partial(abs, 1)]))
