@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from initlab.training.config import TrainConfig
     from initlab.training.data import Split
     from initlab.training.distributed import World
-    from initlab.training.trainer import LossScale, Trained
+    from initlab.training.trainer import LossScale, TrainResult
 
 MEASURED_TOKENS = 4096  # of the batch that the model is measured on, before and after
 PASSES = 1.5  # seconds of a step over those of its matrix products alone, at the rate of a bare one
@@ -280,7 +280,7 @@ class _Job:
         checkpoint: Path | None,
         on_row: Callable[[dict[str, Any]], None] | None = None,
         folder: Path | None = None,
-    ) -> Trained:
+    ) -> TrainResult:
         from initlab.training import trainer
 
         def watched(model: nn.Module, scale: LossScale, start_step: int) -> trainer.StepWatch:

@@ -187,9 +187,9 @@ def _undisturbed() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         yield
     finally:
+        sys.warnoptions.remove("ignore::UserWarning")
         if blocked:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
-        sys.warnoptions.remove("ignore::UserWarning")
 
 
 def _cause(error: BaseException) -> str:

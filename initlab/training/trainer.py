@@ -23,7 +23,7 @@ from initlab.training.config import TrainConfig
 from initlab.training.data import Split
 from initlab.training.speed import flops_per_token, peak_flops
 
-Row = dict[str, Any]
+TrainingRow = dict[str, Any]
 # Settings that change how a run is computed, but not which run it is.
 _NOT_THE_RUN = ("device", "compile")
 
@@ -49,7 +49,7 @@ class LossScale:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainResult:
     """What came of a run.
 
     Attributes:
@@ -63,7 +63,7 @@ class Trained:
         seconds: wall time, evaluations and runs that were resumed among it.
     """
 
-    rows: list[Row]
+    rows: list[TrainingRow]
     first_loss: float
     val_loss: float
     steps_done: int
@@ -76,11 +76,11 @@ def train(
     split: Split,
     config: TrainConfig,
     *,
-    on_row: Callable[[Row], None] | None = None,
+    on_row: Callable[[TrainingRow], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
     watcher: Callable[[nn.Module, LossScale, int], StepWatch] | None = None,
-) -> Trained:
+) -> TrainResult:
     """Train a model in place, in the current process group if one was joined.
 
     The batch of step k is a function of (config.seed, k), and so is dropout's random state (and of the rank), so a
@@ -125,7 +125,7 @@ def train(
 class _Run:
     """A run in progress."""
 
-    def __init__(self, model: NanoGPT, split: Split, config: TrainConfig, on_row: Callable[[Row], None] | None):
+    def __init__(self, model: NanoGPT, split: Split, config: TrainConfig, on_row: Callable[[TrainingRow], None] | None):
         self.world = distributed.current()
         self.micros, self.micro_rows = self.world.share(config.batch_size, config.grad_accum)
         self.device = torch.device(config.device)
@@ -149,7 +149,7 @@ class _Run:
         self.step_tokens = config.batch_size * config.grad_accum * model.config.block_size
         self.peak_share = flops_per_token(model.config) / (peak_flops(self.device) * self.world.size)
         self.evaluated = split.evaluation(config.eval_batches, config.batch_size, model.config.block_size)
-        self.rows: list[Row] = []
+        self.rows: list[TrainingRow] = []
         self.best = math.inf
         self.unseen: list[Tensor] = []  # (loss, gradient norm) of the steps since the last look, on the device
         self.timed: tuple[float, int] | None = None  # when the last row came, and its step
@@ -168,7 +168,7 @@ class _Run:
         checkpoint: Path | None,
         checkpoint_every: int,
         watcher: Callable[[nn.Module, LossScale, int], StepWatch] | None,
-    ) -> Trained:
+    ) -> TrainResult:
         steps = self.config.steps
         started = time.perf_counter()
         first = 0
@@ -199,7 +199,7 @@ class _Run:
                 if checkpoint is not None:
                     self.save(checkpoint, steps, time.perf_counter() - started)
             val_loss = self.rows[-1]["val_loss"]
-        return Trained(
+        return TrainResult(
             rows=self.rows,
             first_loss=self.rows[0]["val_loss"],
             val_loss=val_loss if math.isfinite(val_loss) else math.nan,
@@ -312,7 +312,7 @@ class _Run:
         if self.timed is not None:
             self.timed = (self.timed[0] + time.perf_counter() - started, self.timed[1])
 
-    def row(self, step: int, tokens_per_second: float = math.nan, **measured: float) -> Row:
+    def row(self, step: int, tokens_per_second: float = math.nan, **measured: float) -> TrainingRow:
         """A row of the table `training`; what wasn't measured is NaN."""
         unmeasured = dict.fromkeys(("lr", "loss", "val_loss", "grad_norm"), math.nan)
         return (
@@ -322,7 +322,7 @@ class _Run:
             | {"tokens_per_second": tokens_per_second, "mfu": tokens_per_second * self.peak_share}
         )
 
-    def keep(self, row: Row) -> None:
+    def keep(self, row: TrainingRow) -> None:
         self.rows.append(row)
         if self.on_row is not None and self.world.first:
             self.on_row(row)

@@ -17,7 +17,7 @@ from initlab.errors import CheckpointError, ConfigError, DataError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 from initlab.training.config import TrainConfig
 from initlab.training.data import Split, split
-from initlab.training.trainer import LossScale, Trained, train
+from initlab.training.trainer import LossScale, TrainResult, train
 
 SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=16, bias=False)
 CONFIG = TrainConfig(steps=12, lr=1e-2, warmup=3, batch_size=4, eval_every=5, eval_batches=2)
@@ -35,7 +35,7 @@ def fresh(config: NanoGPTConfig = SIZES, seed: int = 1) -> NanoGPT:
         return NanoGPT(config)
 
 
-def column(trained: Trained, name: str) -> list[float]:
+def column(trained: TrainResult, name: str) -> list[float]:
     return [row[name] for row in trained.rows]
 
 
