@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from initlab import rundir
-from initlab.engines import Engine, Failed
+from initlab.engines import Failed, choose
 from initlab.errors import ProbeError
 from initlab.results import now
 from initlab.rundir import Run, RunDir
@@ -110,19 +110,31 @@ def run_cells(
     return Run(Tables.concat(parts), manifest), None
 
 
-def on(engine: Engine, measure: Callable[..., Tables]) -> Callable[[Sequence[Cell]], Results]:
-    """Let an engine measure cells, as `run_cells` takes them.
+@contextmanager
+def measuring(
+    measure: Callable[[Cell], Tables], *, engine: str, jobs: int | None, device: str, cells: int
+) -> Iterator[Callable[[Sequence[Cell]], Results]]:
+    """Let an engine measure cells, as `run_cells` takes them; it is closed at the end.
 
     Args:
-        engine: where; closing it is up to the caller.
-        measure: of a cell and what the engine shares.
+        measure: of a cell; it is sent once to each place where cells are measured, with what it refers to.
+        engine, jobs, device, cells: as `initlab.engines.choose` takes them.
+
+    Raises:
+        ConfigError: no such engine, or jobs that it can't make.
     """
+    made, jobs = choose(engine, jobs, device, cells)
+    with made({"measure": measure}, jobs) as started:
 
-    def results(cells: Sequence[Cell]) -> Results:
-        for index, found in engine.run([partial(measure, cell) for cell in cells]):
-            yield cells[index], found.text if isinstance(found, Failed) else found
+        def results(cells: Sequence[Cell]) -> Results:
+            for index, found in started.run([partial(_measured, cell) for cell in cells]):
+                yield cells[index], found.text if isinstance(found, Failed) else found
 
-    return results
+        yield results
+
+
+def _measured(cell: Cell, measure: Callable[[Cell], Tables]) -> Tables:
+    return measure(cell)
 
 
 def in_turn(measure: Callable[[Cell], Tables]) -> Callable[[Sequence[Cell]], Results]:
@@ -131,9 +143,12 @@ def in_turn(measure: Callable[[Cell], Tables]) -> Callable[[Sequence[Cell]], Res
     Args:
         measure: of a cell.
     """
-    from initlab.engines.here import Here
 
-    return on(Here({}), measure)
+    def results(cells: Sequence[Cell]) -> Results:
+        with measuring(measure, engine="here", jobs=1, device="", cells=len(cells)) as here:
+            yield from here(cells)
+
+    return results
 
 
 def estimate(work: float, rate: float, cells: Sequence[Cell]) -> float:
