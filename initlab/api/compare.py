@@ -60,7 +60,8 @@ def compare(
         vocab_size: default: the tokenizer's.
         data, tokenizer: see `initlab.corpus.load_corpus`.
         device: `auto` is CUDA where there is a GPU, else the CPU.
-        jobs: models at the same time; 1 is in this process, with torch's own threads.
+        jobs: models at the same time. 1: in this process with torch's own threads; more: in processes with one thread
+            each, where sums may be rounded otherwise.
         engine: where they are measured, as for `confirm`.
         out: folder for tables and run.json, written as each cell finishes; the same call with the same folder
             resumes. None keeps everything in memory.

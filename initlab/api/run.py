@@ -67,9 +67,13 @@ def run_cells(
     """Measure every cell that isn't in `out` yet.
 
     Args:
+        cells: of the whole run, those that are done among them.
         manifest: of the whole run; another run in the folder is refused.
-        results: measures the cells it is given, in any order; see `in_turn`.
-        work: of one cell, in any unit; seconds: an estimate for several.
+        results: measures the cells it is given, in any order; see `measuring`.
+        work: of one cell, in any unit.
+        seconds: an estimate for several cells.
+        out: the run's folder; None keeps everything in memory.
+        progress: told about every cell.
         started: time.perf_counter() at the start of the command.
 
     Raises:

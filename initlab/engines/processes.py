@@ -196,7 +196,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong, in one line of what loky says."""
+    """Say what went wrong, in one line of what loky says."""
     if error.__cause__ is not None:  # the traceback of the other process, as text
         return str(error.__cause__).strip('\n"').splitlines()[-1]
     codes = re.search(r"exit codes of the workers are \{(.*?)\}", str(error))

@@ -94,7 +94,7 @@ class Execution:
         return total / min(self.jobs, len(cells))
 
     def _data(self, cell: Cell) -> Recipe:
-        """The recipe as data for models of this depth: a user's own function can't be sent to another process."""
+        """Turn the recipe into data for models of this depth: a user's file can't be imported everywhere."""
         key = (cell.recipe, cell.n_layer)
         if key not in self._drawn:
             with torch.device("meta"):

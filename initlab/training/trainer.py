@@ -94,9 +94,10 @@ def train(
     Args:
         model: on any device, moved to config.device; its mode is kept.
         split: windows of model.config.block_size tokens are drawn from it.
+        config: how the model is trained.
         on_row: called by the first process with each row as it comes; those of the runs that are resumed come first.
-        checkpoint: file to go on from if it is there; written after every checkpoint_every updates (0: never in
-            between) and after the last one.
+        checkpoint: file to go on from if it is there; written in between and after the last update.
+        checkpoint_every: updates from one to the next; 0: none in between.
         watcher: makes a watch of (the model as the loop calls it, the scale of its loss, updates done before); its
             `step(loss)` is called after each update.
 
@@ -291,7 +292,7 @@ class _Run:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def there(self, ids: Tensor) -> Tensor:
-        """A batch on the device, on its way while the CPU goes on."""
+        """Send a batch to the device; it is on its way while the CPU goes on."""
         return ids if self.device.type == "cpu" else ids.pin_memory().to(self.device, non_blocking=True)
 
     def speed(self, step: int) -> float:
@@ -313,7 +314,7 @@ class _Run:
             self.timed = (self.timed[0] + time.perf_counter() - started, self.timed[1])
 
     def row(self, step: int, tokens_per_second: float = math.nan, **measured: float) -> TrainingRow:
-        """A row of the table `training`; what wasn't measured is NaN."""
+        """Make a row of the table `training`; what wasn't measured is NaN."""
         unmeasured = dict.fromkeys(("lr", "loss", "val_loss", "grad_norm"), math.nan)
         return (
             {"step": step, "tokens": step * self.step_tokens}
@@ -328,7 +329,7 @@ class _Run:
             self.on_row(row)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same, in nanoGPT's place for it: the settings, and the data."""
+        """Gather what makes two runs the same, in nanoGPT's place for it: the settings, and the data."""
         named = ("tokenizer", "vocab_size", "n_tokens", "sha256", "sha256_val", "val_share")
         settings = {key: value for key, value in self.config.as_dict().items() if key not in _NOT_THE_RUN}
         return settings | {f"data {name}": self.split.described.get(name) for name in named}
