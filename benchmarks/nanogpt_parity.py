@@ -92,8 +92,9 @@ def train_ours(data: Path, device: str, seed: int, steps: int) -> dict[str, Any]
     import torch
 
     from initlab.models.nanogpt import PRESETS, NanoGPT
+    from initlab.training.config import TrainConfig
     from initlab.training.data import load_split
-    from initlab.training.trainer import TrainConfig, train
+    from initlab.training.trainer import train
 
     cpu = device == "cpu"
     shared: dict[str, Any] = {"steps": steps, "seed": seed, "device": device}

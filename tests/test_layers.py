@@ -26,6 +26,7 @@ ORDER = (
     "anatomy",
     "drawing",
     "measure",
+    "engines",
     "training",
     "judge",
     "report",
@@ -35,7 +36,7 @@ ORDER = (
     "__init__",
     "__main__",
 )
-TORCH_HALF = {"corpus", "models", "anatomy", "drawing", "measure", "training"}
+TORCH_HALF = {"corpus", "models", "anatomy", "drawing", "measure", "engines", "training"}
 SHOWING_HALF = {"judge", "report", "results"}
 PUBLIC_FUNCTIONS = {
     "apply_recipe",

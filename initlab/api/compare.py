@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
 from initlab.api.manifest import new_manifest
-from initlab.api.run import Progress, estimate, in_turn, run_cells
+from initlab.api.run import Progress, estimate, measuring, run_cells
 from initlab.errors import ConfigError
 from initlab.judge import theory
 from initlab.recipes import Recipe, registry
@@ -41,6 +41,8 @@ def compare(
     stats: str = "full",
     dtype: str = "float32",
     device: str = "auto",
+    jobs: int = 1,
+    engine: str = "auto",
     out: str | Path | None = None,
     progress: Progress | None = None,
     command: str = "",
@@ -58,6 +60,9 @@ def compare(
         vocab_size: default: the tokenizer's.
         data, tokenizer: see `initlab.corpus.load_corpus`.
         device: `auto` is CUDA where there is a GPU, else the CPU.
+        jobs: models at the same time. 1: in this process with torch's own threads; more: in processes with one thread
+            each, where sums may be rounded otherwise.
+        engine: where they are measured, as for `confirm`.
         out: folder for tables and run.json, written as each cell finishes; the same call with the same folder
             resumes. None keeps everything in memory.
         progress: told about every cell.
@@ -111,16 +116,17 @@ def compare(
         rate = matmul_rate(sweep.device, max(sweep.widths), batch_size * block_size) if todo else 1.0
         return estimate(sum(cell.flops(sweep) for cell in todo), rate, todo)
 
-    run, path = run_cells(
-        cells,
-        manifest,
-        in_turn(measure),
-        work=lambda cell: cell.flops(sweep),
-        seconds=seconds,
-        out=out,
-        progress=progress,
-        started=started,
-    )
+    with measuring(measure, engine=engine, jobs=jobs, device=sweep.device, cells=len(cells)) as results:
+        run, path = run_cells(
+            cells,
+            manifest,
+            results,
+            work=lambda cell: cell.flops(sweep),
+            seconds=seconds,
+            out=out,
+            progress=progress,
+            started=started,
+        )
     comparison = Comparison(run, path)
     comparison.recipes = entries
     return comparison

@@ -11,7 +11,7 @@ from initlab import __version__
 from initlab.api.compare import measured, refuse_no_list, refuse_no_recipes
 from initlab.api.manifest import new_manifest
 from initlab.api.run import Progress, Results, in_turn, run_cells
-from initlab.environment import cores
+from initlab.engines import choose
 from initlab.errors import ConfigError, ProbeError, RecipeError
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
@@ -49,6 +49,7 @@ def confirm(
     device: str = "auto",
     thorough: bool = False,
     jobs: int | None = None,
+    engine: str = "auto",
     out: str | Path | None = None,
     progress: Progress | None = None,
     command: str = "",
@@ -79,8 +80,9 @@ def confirm(
         dtype: of the forward pass; default float32, with thorough on a GPU bfloat16.
         device: `auto` is CUDA where there is a GPU, else the CPU.
         thorough: models of up to 48 layers, wider and trained longer, for a GPU.
-        jobs: runs at the same time, each in a process of its own with one thread. Default: the cores on a CPU, 1 on a
-            GPU. 1: one after another in this process.
+        jobs: runs at the same time. Default: the cores on a CPU, 1 on a GPU.
+        engine: where the runs are made: `processes`, each with one thread, `here`, one after another in this process,
+            or one that a package adds (`initlab.engines`). `auto`: `processes` for several at a time, else `here`.
         out: folder for tables and run.json, written as each run finishes; the same call with the same folder resumes,
             and tries again what failed. None keeps everything in memory.
         progress: told about every cell.
@@ -88,7 +90,7 @@ def confirm(
 
     Raises:
         RecipeError, ConfigError, DataError: an argument can't be used; nothing was trained.
-        RunError: `out` can't be written or holds another run, or no worker process can be started.
+        RunError: `out` can't be written or holds another run, or the engine can't start.
         ProbeError: every cell failed. A single failing one is recorded in the manifest and the rest goes on. A run
             that diverges has not failed: it is in the tables as diverged.
     """
@@ -96,7 +98,7 @@ def confirm(
 
     from initlab.drawing.loading import choose_device
     from initlab.training.data import load_split
-    from initlab.training.execution import Execution, Source
+    from initlab.training.execution import Execution
     from initlab.training.protocol import GRIDS, GridConfig, TrainingCell, grid_values
 
     started = time.perf_counter()
@@ -138,7 +140,7 @@ def confirm(
     )
     split.check(grid.block_size)  # a text that is too short is refused before anything is written
     probes, runs = grid.cells(), grid.runs()
-    jobs = _jobs(jobs, chosen, len(runs))
+    made, jobs = choose(engine, jobs, chosen, len(runs))
     described = split.describe()
     evaluated = {
         id: evaluate(entry, grid.sizes(), bias=grid.bias, tied=grid.tie_weights) for id, entry in entries.items()
@@ -148,7 +150,7 @@ def confirm(
     ids = [cell.run_id for cell in (*probes, *runs)]
     manifest = new_manifest("confirm", command, config, evaluated, described, ids)
     manifest["environment"]["jobs"] = jobs
-    with Execution(grid, entries, Source(split, data, tokenizer, vocab_size), jobs) as execution:
+    with Execution(grid, entries, split, made, jobs) as execution:
 
         def measure(cell: Cell) -> Tables:
             return measured(cell, grid, entries[cell.recipe], split.train, described)
@@ -194,12 +196,3 @@ def _again(id: str) -> Recipe:
             f"recipe {id!r} of the comparison was a function or object of its own, which a run's folder doesn't hold; "
             "pass the recipes themselves: confirm([…])"
         ) from error
-
-
-def _jobs(given: int | None, device: str, runs: int) -> int:
-    """Processes. Raises ConfigError."""
-    if given is not None and (type(given) is not int or given < 1):
-        raise ConfigError(f"jobs is {given!r}; expected a whole number from 1 on")
-    if given is None:
-        given = 1 if device.startswith("cuda") else cores()
-    return min(given, runs)

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
     from initlab.measure.sweep import Cell
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+    from initlab.training.config import TrainConfig
     from initlab.training.data import Split
     from initlab.training.distributed import World
-    from initlab.training.trainer import LossScale, TrainConfig, Trained
+    from initlab.training.trainer import LossScale, TrainResult
 
 MEASURED_TOKENS = 4096  # of the batch that the model is measured on, before and after
 PASSES = 1.5  # seconds of a step over those of its matrix products alone, at the rate of a bare one
@@ -75,7 +76,7 @@ def train(
         command: kept in the manifest; for the command line.
         settings: instead of the preset's: steps, lr, warmup, schedule, min_lr, batch_size, grad_accum, betas,
             weight_decay, grad_clip, eval_every, eval_batches, log_every, dtype, compile; see
-            `initlab.training.trainer.TrainConfig`. None is the preset's; fewer steps alone keep its share of warmup.
+            `initlab.training.config.TrainConfig`. None is the preset's; fewer steps alone keep its share of warmup.
 
     Returns:
         Training: `.runs` (a row per recipe), `.curves` (a row per logged step). A run whose loss stops being finite
@@ -91,8 +92,8 @@ def train(
 
     from initlab.drawing.loading import choose_device
     from initlab.training import distributed
+    from initlab.training.config import settings_of
     from initlab.training.data import load_split
-    from initlab.training.settings import settings_of
 
     started = time.perf_counter()
     given = [recipes] if isinstance(recipes, str | Recipe) or callable(recipes) else recipes
@@ -279,10 +280,10 @@ class _Job:
         checkpoint: Path | None,
         on_row: Callable[[dict[str, Any]], None] | None = None,
         folder: Path | None = None,
-    ) -> Trained:
+    ) -> TrainResult:
         from initlab.training import trainer
 
-        def watched(model: nn.Module, scale: LossScale, start_step: int) -> trainer.Watcher:
+        def watched(model: nn.Module, scale: LossScale, start_step: int) -> trainer.StepWatch:
             from initlab.api.watch import watch
 
             place = None if folder is None else folder / "watch"

@@ -38,6 +38,13 @@ def add(commands: Commands) -> None:
     add_models(compare, block_size=256, batch_size=4)
     add_measuring(compare, fail_on="never")
     compare.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    compare.add_argument("--jobs", type=int, default=1, metavar="N", help="models at a time, in a process each (1)")
+    compare.add_argument(
+        "--engine",
+        default="auto",
+        metavar="NAME",
+        help="where to measure: here, processes or another's (auto)",
+    )
     compare.set_defaults(run=_compare)
 
 
@@ -55,6 +62,8 @@ def _compare(options: argparse.Namespace) -> int:
             widths=options.n_embd,
             seeds=options.seeds,
             stats=options.stats,
+            jobs=options.jobs,
+            engine=options.engine,
             out=out,
             progress=progress,
             **of_models(options),

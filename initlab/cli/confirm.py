@@ -53,6 +53,9 @@ def add(commands: Commands) -> None:
     confirm.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     add_dtype(confirm, default=None, otherwise="float32; --thorough on a GPU: bfloat16")
     confirm.add_argument("--jobs", type=int, metavar="N", help="runs at a time (the cores; on a GPU: 1)")
+    confirm.add_argument(
+        "--engine", default="auto", metavar="NAME", help="where runs are made: here, processes or another's (auto)"
+    )
     add_saving(confirm, fail_on="never")
     confirm.set_defaults(run=_confirm)
 
@@ -80,6 +83,7 @@ def _confirm(options: argparse.Namespace) -> int:
             eval_every=options.eval_every,
             thorough=options.thorough,
             jobs=options.jobs,
+            engine=options.engine,
             out=out,
             progress=progress,
             **of_models(options),

@@ -22,7 +22,7 @@ from initlab.measure.sweep import DTYPES, Cell, SweepConfig, check_axis, empty_m
 from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import Recipe
 from initlab.schema import Tables
-from initlab.training.configuring import Schedule, TrainConfig
+from initlab.training.config import Schedule, TrainConfig
 from initlab.training.data import Split
 from initlab.training.trainer import train
 
@@ -104,7 +104,7 @@ class GridConfig(SweepConfig):
         self.runs()[0].training(self)
 
     def runs(self) -> list[TrainingCell]:
-        """Every run: shallow models first, then seed by seed, recipes side by side, so that a part still compares."""
+        """List the runs: shallow models first, then seed by seed, recipes side by side, so that a part compares."""
         return [
             TrainingCell(recipe, n_layer, n_embd, seed, lr, warmup)
             for n_embd in self.widths
@@ -128,7 +128,11 @@ class TrainingCell(Cell):
         return f"{self.recipe}-L{self.n_layer}-d{self.n_embd}-s{self.seed}-lr{self.lr:g}-w{self.warmup}"
 
     def training(self, grid: GridConfig) -> TrainConfig:
-        """How the model is trained. Raises ConfigError on settings that can't be used."""
+        """Say how the model is trained. Raises ConfigError on settings that can't be used.
+
+        Args:
+            grid: of the run.
+        """
         return TrainConfig(
             steps=grid.steps,
             lr=self.lr,
@@ -147,15 +151,23 @@ class TrainingCell(Cell):
         )
 
     def passes(self, grid: GridConfig) -> float:
-        """Forward and backward passes over one batch that the run is worth; an evaluation is forward alone."""
+        """Count the forward and backward passes over one batch that the run is worth; an evaluation is forward alone.
+
+        Args:
+            grid: of the run.
+        """
         evaluations = 2 + (grid.steps // grid.eval_every if grid.eval_every else 0)
         return grid.steps + evaluations * grid.eval_batches / 3
 
 
 def grid_values(name: str, **given: Any) -> dict[str, Any]:
-    """A grid of GRIDS with what is given in place of its own; None is not given.
+    """Take a grid of GRIDS with what is given in place of its own; None is not given.
 
     A warmup is a share of a run: with other steps alone, the grid's own warmups keep their shares.
+
+    Args:
+        name: of GRIDS.
+        given: fields of GridConfig.
     """
     preset = dict(GRIDS[name])
     steps = given.get("steps")
@@ -168,6 +180,12 @@ def grid_values(name: str, **given: Any) -> dict[str, Any]:
 
 def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Split) -> Tables:
     """Draw a model, train it and measure it once.
+
+    Args:
+        cell: the run.
+        grid: it is of.
+        recipe: whose weights are drawn.
+        split: the text.
 
     Returns:
         training (a row a step), runs (one row), summary (one row) and records: the model after the last step, on the
@@ -212,7 +230,11 @@ def _trained_model(model: NanoGPT, cell: TrainingCell, grid: GridConfig, split: 
 
 
 def seconds_a_pass(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Split) -> float:
-    """How long a step of the run takes here and now: the median of a few."""
+    """Time a step of the run, here and now: the median of a few.
+
+    Args:
+        cell, grid, recipe, split: as `train_cell` takes them.
+    """
     model = empty_model(cell.config(grid), grid.device)
     apply_recipe(model, recipe, cell.seed)
     config = replace(cell.training(grid), steps=_TIMED_STEPS, warmup=0, eval_every=0, eval_batches=1)

@@ -145,36 +145,6 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
     assert str(result).count("diverged after 1 step of 6.") == 2
 
 
-def test_presets_bring_nanogpts_settings(tmp_path):
-    from initlab.training.settings import SETTINGS, settings_of
-
-    laptop = settings_of("shakespeare-cpu", "cpu", {})
-    assert (laptop.steps, laptop.lr, laptop.warmup, laptop.batch_size, laptop.betas) == (
-        2000,
-        1e-3,
-        100,
-        12,
-        (0.9, 0.99),
-    )
-    assert (laptop.eval_every, laptop.eval_batches, laptop.min_lr, laptop.weight_decay) == (250, 20, 0.1, 0.1)
-    assert (laptop.dtype, laptop.compile) == ("float32", False)
-    small = settings_of("shakespeare", "cpu", {"lr": 3e-4, "steps": None})
-    assert (small.steps, small.lr, small.batch_size, small.eval_batches) == (5000, 3e-4, 64, 200)
-    large = settings_of("gpt2", "cpu", {})
-    assert (large.batch_size * large.grad_accum * PRESETS["gpt2"].block_size, large.warmup) == (491_520, 2000)
-    assert (large.lr, large.lr_at(large.steps), large.betas) == (6e-4, pytest.approx(6e-5), (0.9, 0.95))
-    assert set(SETTINGS) == set(PRESETS)
-
-
-def test_a_short_run_is_not_all_warmup():
-    from initlab.training.settings import settings_of
-
-    short = settings_of("shakespeare-cpu", "cpu", {"steps": 40})
-    assert (short.warmup, short.lr_at(2)) == (2, 1e-3)
-    assert settings_of("shakespeare-cpu", "cpu", {"steps": 4000}).warmup == 100
-    assert settings_of("shakespeare-cpu", "cpu", {"steps": 40, "warmup": 7}).warmup == 7
-
-
 def test_bad_input_is_refused_before_anything_is_written(tmp_path):
     out = tmp_path / "out"
     for change, kind, text in (

@@ -66,6 +66,8 @@ def test_options_reach_the_grid(capsys, tmp_path):
         ("nanogpt nanogpt", "recipes has 'nanogpt' more than once"),
         ("nanogpx", "did you mean nanogpt"),
         ("nanogpt --jobs 0", "jobs is 0"),
+        ("nanogpt --engine proceses", "unknown engine 'proceses'; did you mean processes"),
+        ("nanogpt --engine here --jobs 2", "engine 'here' makes one call at a time"),
         ("nanogpt --block-size 5000000", "need at least 5000001"),
     ],
 )
@@ -108,7 +110,8 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_resumes(tmp_path, capsys):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (out / "runs.csv").exists():
         time.sleep(0.05)
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    started = ["pgrep", "-f", "-P", str(process.pid), "LokyProcess"]  # not the tracker of their semaphores
+    workers = subprocess.run(started, capture_output=True, text=True).stdout.split()
     assert len(workers) == 2
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
