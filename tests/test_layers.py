@@ -20,6 +20,7 @@ ORDER = (
     "schema",
     "rundir",
     "environment",
+    "options",
     "recipes",
     "corpus",
     "models",

@@ -7,11 +7,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from initlab import rundir
 from initlab.engines import Failed, choose
 from initlab.errors import ProbeError
+from initlab.options import Progress
 from initlab.results import now
 from initlab.rundir import Run, RunDir
 from initlab.schema import Tables
@@ -22,16 +23,6 @@ if TYPE_CHECKING:
 
 # each cell with its tables, or with the text of what went wrong
 Results = Generator["tuple[Cell, Tables | str]", None, None]
-
-
-class Progress(Protocol):
-    """Told how a run advances; the command line draws it."""
-
-    def start(self, work: float, cells: int, seconds: float) -> None:
-        """Before the first cell: all work, in any unit, the number of cells, and an estimate of the seconds."""
-
-    def advance(self, work: float, text: str) -> None:
-        """After each cell."""
 
 
 class BySteps:

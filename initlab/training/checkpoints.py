@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from initlab.errors import CheckpointError, RunError
-from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.models.config import NanoGPTConfig
+from initlab.models.nanogpt import NanoGPT
 
 _OURS = {"activation": "gelu", "tie_weights": True}  # fields that nanoGPT's GPTConfig lacks, and what it does instead
 

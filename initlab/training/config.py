@@ -10,7 +10,7 @@ import torch
 
 from initlab.errors import ConfigError
 from initlab.measure.sweep import DTYPES
-from initlab.models.nanogpt import PRESETS
+from initlab.models.config import PRESETS
 
 Schedule = Literal["cosine", "constant"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from initlab.models.nanogpt import NanoGPTConfig
+    from initlab.models.config import NanoGPTConfig
 
 # Dense bf16 FLOP/s with fp32 accumulation, by what torch.cuda.get_device_name holds as a word; the first that fits
 # counts. NVIDIA's data sheets, without sparsity.
@@ -43,7 +43,7 @@ def flops_per_token(c: NanoGPTConfig) -> float:
     """
     norms = (2 * c.n_layer + 1) * c.n_embd * (1 + c.bias)
     biases = 9 * c.n_layer * c.n_embd if c.bias else 0
-    weights = 12 * c.n_layer * c.n_embd**2 + c.vocab_size * c.n_embd
+    weights = 12 * c.n_layer * c.n_embd**2 + (c.vocab_size or 0) * c.n_embd
     return 6.0 * (weights + norms + biases) + 12.0 * c.n_layer * c.n_embd * c.block_size
 
 

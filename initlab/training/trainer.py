@@ -107,9 +107,10 @@ def train(
         CheckpointError: the checkpoint can't be read, or is of another run.
         RunError: the checkpoint can't be written; the one before is kept.
     """
-    if split.vocab_size > model.config.vocab_size:
+    rows = model.lm_head.out_features
+    if split.vocab_size > rows:
         raise ConfigError(
-            f"the data's vocabulary is {split.vocab_size} and the model's {model.config.vocab_size}; build the model "
+            f"the data's vocabulary is {split.vocab_size} and the model's {rows}; build the model "
             "with a vocab_size of at least the data's"
         )
     split.check(model.config.block_size)

@@ -13,7 +13,8 @@ from initlab.engines import ENGINES, Engine, engine, outcome
 from initlab.errors import ConfigError
 from initlab.recipes import Normal
 
-SMALL = {"depths": (1, 2), "widths": (32,), "seeds": 2, "block_size": 16, "batch_size": 2}
+MODEL = initlab.NanoGPTConfig(n_embd=32, n_head=1, block_size=16)
+SMALL = {"model": MODEL, "depths": (1, 2), "seeds": 2, "text": initlab.Text(batch_size=2)}
 
 
 def same(one: initlab.Comparison, other: initlab.Comparison) -> bool:
@@ -40,7 +41,7 @@ def test_processes_measure_what_this_process_measures_also_of_a_users_recipes(tm
 
     recipes = ["nanogpt", f"{tmp_path / 'mine.py'}:own", closure]
     here = initlab.compare(recipes, **SMALL)
-    apart = initlab.compare(recipes, **SMALL, jobs=2)
+    apart = initlab.compare(recipes, **SMALL, run=initlab.RunOptions(jobs=2))
     del sys.modules["beside_mine"]
     assert apart.run.manifest["failed"] == {}
     assert same(here, apart)
@@ -56,7 +57,7 @@ def test_the_order_in_which_cells_arrive_changes_nothing_that_is_said() -> None:
                 for index in reversed(range(len(calls))):
                     yield index, outcome(calls[index], self.shared)
 
-        backwards = initlab.compare(["nanogpt", "zero-out"], **SMALL, engine="backwards")
+        backwards = initlab.compare(["nanogpt", "zero-out"], **SMALL, run=initlab.RunOptions(engine="backwards"))
     assert backwards.summary["seed"].iloc[0] == 1
     assert same(here, backwards)
 
@@ -64,5 +65,5 @@ def test_the_order_in_which_cells_arrive_changes_nothing_that_is_said() -> None:
 def test_an_engine_that_cannot_be_had_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for given in ({"engine": "ray2"}, {"jobs": 0}, {"engine": "here", "jobs": 2}):
         with pytest.raises(ConfigError):
-            initlab.compare(["nanogpt"], **SMALL, **given, out=tmp_path / "run")
+            initlab.compare(["nanogpt"], **SMALL, run=initlab.RunOptions(**given, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,8 @@ from initlab.engines.here import Here
 from initlab.engines.processes import Processes
 from initlab.errors import ConfigError
 
-TINY = {"depths": (1,), "n_embd": 16, "n_head": 2, "block_size": 8, "batch_size": 2, "steps": 2, "seeds": 1}
+MODEL = initlab.NanoGPTConfig(n_layer=1, n_embd=16, n_head=2, block_size=8)
+TINY = {"model": MODEL, "text": initlab.Text(batch_size=2), "steps": 2, "seeds": 1}
 GRID = TINY | {"lrs": (1e-3, 1e-2), "warmups": (0,)}
 
 OWN = """
@@ -49,17 +50,17 @@ def test_what_cannot_be_chosen_is_refused() -> None:
 
 
 def test_an_engine_of_a_script_makes_a_grids_runs() -> None:
-    here = initlab.confirm(["nanogpt"], **GRID, engine="here")
+    here = initlab.confirm(["nanogpt"], **GRID, run=initlab.RunOptions(engine="here"))
     with ENGINES.temporary():
         exec(OWN, {"__name__": "script"})
-        own = initlab.confirm(["nanogpt"], **GRID, engine="backwards")
+        own = initlab.confirm(["nanogpt"], **GRID, run=initlab.RunOptions(engine="backwards"))
         with pytest.raises(ConfigError, match=r"engine 'backwards' exists already"):
             exec(OWN, {"__name__": "again"})
     assert own.run.tables.runs["lr"].tolist() == [1e-2, 1e-3]
     losses = [found.run.tables.runs.set_index("lr")["val_loss"].sort_index() for found in (own, here)]
     assert losses[0].equals(losses[1])
     with pytest.raises(ConfigError, match="unknown engine 'backwards'"):
-        initlab.confirm(["nanogpt"], **GRID, engine="backwards")
+        initlab.confirm(["nanogpt"], **GRID, run=initlab.RunOptions(engine="backwards"))
 
 
 def test_an_engine_of_an_installed_package_is_found_by_the_command_line(

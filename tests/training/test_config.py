@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from initlab.models.nanogpt import PRESETS
+from initlab.models.config import PRESETS
 from initlab.training.config import SETTINGS, learning_rate, settings_of
 
 

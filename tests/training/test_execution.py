@@ -7,12 +7,14 @@ from initlab.corpus import load_corpus
 from initlab.engines.here import Here
 from initlab.engines.processes import Processes
 from initlab.errors import ProbeError
+from initlab.models.config import NanoGPTConfig
 from initlab.recipes import Normal, Recipe
 from initlab.training import data
 from initlab.training.execution import Execution
 from initlab.training.protocol import GridConfig, train_cell
 
-SIZES = {"widths": (16,), "n_head": 2, "block_size": 8, "batch_size": 2, "eval_batches": 2, "seeds": 1, "steps": 3}
+MODEL = NanoGPTConfig(n_embd=16, n_head=2, block_size=8, vocab_size=256)
+SIZES = {"model": MODEL, "widths": (16,), "batch_size": 2, "eval_batches": 2, "seeds": 1, "steps": 3}
 
 
 def own(std=0.05, id="own"):
