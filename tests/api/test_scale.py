@@ -161,7 +161,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on():
         ("nanogtp", RecipeError, "did you mean nanogpt"),
         (lambda n_embd, n_layer: nn.Linear(3, 4), ProbeError, "made 16 parameters at n_embd 16 and 16 at 32"),
         (lambda n_embd, n_layer: 3, ProbeError, "returned int; expected a torch.nn.Module"),
-        (lambda n_embd, a: 3, ProbeError, r"lambda\(n_embd=16\) raised TypeError"),
+        (lambda n_layer, n_embd, a: 3, ProbeError, r"lambda\(n_layer=1, n_embd=16\) raised TypeError"),
     ],
 )
 def test_bad_subjects(subject, error, message):
