@@ -33,16 +33,20 @@ class Result:
 
     Attributes:
         run: the tables and the manifest that run.json stores.
-        findings: verdict of every rule on every recipe, failures first.
         path: the run's folder, None while it is only in memory.
     """
 
     kind = "run"
+    _judged: tuple[str, ...] = ("findings",)  # what is derived from the rules, and made anew for others
 
     def __init__(self, run: Run, path: Path | None = None):
         self.run = run
         self.path = path
-        self.findings: list[Finding] = evaluate(run, **run.manifest.get("judging", {}))
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """Verdict of every rule on every recipe, failures first; judged when first asked for, and after `judge`."""
+        return evaluate(self.run, **self.run.manifest.get("judging", {}))
 
     def judge(
         self, *, select: Sequence[str] = (), ignore: Sequence[str] = (), limits: Mapping[str, float] | None = None
@@ -61,10 +65,11 @@ class Result:
             ConfigError: an unknown code, or a limit that is none.
         """
         overrides = chosen(select, ignore, limits).overrides
-        self.findings = evaluate(self.run, **overrides)
         self.run.manifest.pop("judging", None)
         if overrides:
             self.run.manifest["judging"] = overrides
+        for name in self._judged:
+            self.__dict__.pop(name, None)
         return self.findings
 
     @property
@@ -211,7 +216,17 @@ class Scaling(Result):
         )
 
 
-class Training(Result):
+class _Trained(Result):
+    """A run that trained something."""
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """A row per logged step: columns of `initlab.schema.TRAINING`, and its run's recipe, n_layer, peak_lr, warmup
+        and seed."""
+        return judged_training.curves(self.run)
+
+
+class Training(_Trained):
     """Recipes trained, one run each, and measured before the first and after the last step.
 
     `findings` are about the inits; NUM001 to NUM004 are about the trained models too.
@@ -224,36 +239,25 @@ class Training(Result):
         """One row per recipe, with its last val_loss; columns in `initlab.schema.RUNS`."""
         return self.run.tables.runs
 
-    @property
-    def curves(self) -> pd.DataFrame:
-        """A row per logged step: columns of `initlab.schema.TRAINING`, and its run's recipe, n_layer, peak_lr, warmup
-        and seed."""
-        return judged_training.curves(self.run)
-
     def _text(self, *, color: bool, width: int | None = None) -> str:
         from initlab.report.train_text import training_text
 
         return training_text(self.run, self.findings, width=width, color=color)
 
 
-class Confirmation(Result):
+class Confirmation(_Trained):
     """Recipes that were probed and then trained; what the probe said stands beside what training did.
 
     What is derived from the tables is made when it is asked for, and once.
     """
 
     kind = "confirm"
+    _judged = ("findings", "outcomes", "rankings")
 
     @cached_property
     def runs(self) -> pd.DataFrame:
         """A row per training run; columns of `initlab.judge.outcomes.run_measures`."""
         return judged_training.run_measures(self.run)
-
-    @cached_property
-    def curves(self) -> pd.DataFrame:
-        """A row per logged step: columns of `initlab.schema.TRAINING`, and its run's recipe, n_layer, peak_lr, warmup
-        and seed."""
-        return judged_training.curves(self.run)
 
     @cached_property
     def regrets(self) -> pd.DataFrame:
@@ -274,15 +278,6 @@ class Confirmation(Result):
     def rankings(self) -> pd.DataFrame:
         """How well each probe metric ranks recipes by regret; see `initlab.judge.outcomes.rankings`."""
         return judged_training.rankings(self.run)
-
-    def judge(
-        self, *, select: Sequence[str] = (), ignore: Sequence[str] = (), limits: Mapping[str, float] | None = None
-    ) -> list[Finding]:
-        """Judge again by other rules or limits, see `Result.judge`; predictions and their grades follow."""
-        found = super().judge(select=select, ignore=ignore, limits=limits)
-        for name in ("outcomes", "rankings"):
-            self.__dict__.pop(name, None)
-        return found
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write what `Result.report` writes, and regrets, effects, outcomes and rankings as CSV beside it."""
