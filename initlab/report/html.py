@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from initlab.judge.outcomes import outcomes
 from initlab.judge.rules.base import Finding
 from initlab.judge.slopes import slopes
 from initlab.report import confirm, digest, figures, inventory, scale, train
-from initlab.report.svg import inline_svg
-from initlab.report.theme import DARK, LIGHT, series, style
+from initlab.report.svg import inline_svg, png
+from initlab.report.theme import DARK, LIGHT, series
 from initlab.rundir import Run, write_whole
 
 _EVIDENCE = {
@@ -45,7 +44,6 @@ _EVIDENCE_OF_RULE = {
     "ACT002": "",
     "GRD002": "gradient-roles",
 }
-_PNG_DPI = 144
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,7 @@ class Section:
     question: str
     svg: str
     words: str
+    png: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +79,14 @@ class Cell:
     anchor: str
 
 
-def render_html(run: Run, findings: Sequence[Finding]) -> str:
+def render_html(
+    run: Run,
+    findings: Sequence[Finding],
+    drawn: tuple[list[Section], list[tuple[str, str]]] | None = None,
+) -> str:
     """The whole page as text; needs no file beside it and asks for none."""
     recipes = digest.recipes_of(run)
-    sections, skipped = _sections(run)
+    sections, skipped = drawn or _sections(run)
     cards = _cards(findings, {section.name for section in sections})
     return _template().render(
         verdict=_verdict(run, findings),
@@ -144,28 +147,21 @@ def write_report(run: Run, findings: Sequence[Finding], out: Path) -> Path:
         pictures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"report folder {out} can't be written: {error.strerror}; choose another with -o") from error
-    for spec in figures.FIGURES.values():
+    drawn, skipped = _sections(run)
+    for spec in figures.FIGURES:
         path = pictures / f"{spec.name}.png"
-        if spec.needs(run):
-            path.unlink(missing_ok=True)  # of an earlier report into the same folder
+        if (picture := next((each.png for each in drawn if each.name == spec.name), None)) is not None:
+            write_whole(path, picture)
         else:
-            write_whole(path, _png(run, spec))
+            path.unlink(missing_ok=True)  # of an earlier report into the same folder
     judged = {
         "judging": run.manifest.get("judging", {}),
         "findings": [_json_ready(finding.as_dict()) for finding in findings],
     }
     findings_text = json.dumps(judged, indent=1, ensure_ascii=False)
     write_whole(out / "findings.json", f"{findings_text}\n".encode())
-    write_whole(out / "report.html", render_html(run, findings).encode())
+    write_whole(out / "report.html", render_html(run, findings, (drawn, skipped)).encode())
     return out / "report.html"
-
-
-def _png(run: Run, spec: figures.FigureSpec) -> bytes:
-    figure = spec.draw(run, "light")
-    buffer = io.BytesIO()
-    with style("light"):
-        figure.savefig(buffer, format="png", dpi=_PNG_DPI, metadata={"Description": spec.describe(run)})
-    return buffer.getvalue()
 
 
 def _json_ready(values: dict[str, Any]) -> dict[str, Any]:
@@ -222,14 +218,13 @@ def _slope_tables(run: Run) -> list[tuple[scale.SlopeTable, scale.SlopeTable]]:
 
 def _sections(run: Run) -> tuple[list[Section], list[tuple[str, str]]]:
     sections, skipped = [], []
-    for spec in figures.FIGURES.values():
-        reason = spec.needs(run)
-        if reason:
+    for spec in figures.in_order():
+        if reason := spec.needs(run):
             skipped.append((spec.title, reason))
             continue
-        words = spec.describe(run)
-        svg = inline_svg(spec.draw(run, "svg"), spec.name, spec.title, words)
-        sections.append(Section(spec.name, spec.title, spec.question, svg, words))
+        words, picture = spec.words(run), spec.draw(run, "light")
+        svg = inline_svg(picture, spec.name, spec.title, words)
+        sections.append(Section(spec.name, spec.title, spec.question, svg, words, png(picture, words)))
     return sections, skipped
 
 

@@ -72,11 +72,11 @@ def test_links_and_labels_resolve(page):
 
 def test_every_figure_says_what_it_shows(page):
     images = [attrs for tag, attrs in page.tags if attrs.get("role") == "img"]
-    shown = {name: spec for name, spec in FIGURES.items() if not spec.needs(variants()["usual"])}
-    assert set(FIGURES) - set(shown) == {"watch", "coord", "coord-depth", *TRAINED}
+    shown = {spec.name: spec for spec in FIGURES if not spec.needs(variants()["usual"])}
+    assert {spec.name for spec in FIGURES} - set(shown) == {"watch", "coord", "coord-depth", *TRAINED}
     assert len(images) == len(shown)
     for name, spec in shown.items():
-        assert spec.describe(variants()["usual"]) in "".join(page.words), name
+        assert spec.words(variants()["usual"]) in "".join(page.words), name
 
 
 def test_a_recipe_id_is_text_and_never_markup():
@@ -139,7 +139,7 @@ def test_files(tmp_path):
     stale.write_bytes(b"of an earlier run")
     findings = synthetic_findings(run)
     assert write_report(run, findings, tmp_path) == tmp_path / "report.html"
-    drawn = {f"{name}.png" for name, spec in FIGURES.items() if not spec.needs(run)}
+    drawn = {f"{spec.name}.png" for spec in FIGURES if not spec.needs(run)}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == drawn
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (tmp_path / "figures").iterdir())
     saved = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))

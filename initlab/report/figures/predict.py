@@ -36,7 +36,7 @@ def draw_profile(recipe: str, setting: Setting, expected: Prediction, theme: str
     ]
     title = f"{recipe}: expected at init, {L} blocks of {setting.n_embd}, T = {setting.block_size}"
     with style(theme) as palette:
-        figure = new_figure(theme, 3.6, title)
+        figure = new_figure(3.6, title)
         labelled = []
         for axes, (name, lines) in zip(figure.subplots(1, 3), panels, strict=True):
             limits = log_limits(np.concatenate([line[3] for line in lines]))
