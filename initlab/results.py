@@ -21,7 +21,8 @@ from initlab.judge.slopes import slopes
 from initlab.judge.theory import Prediction, Setting
 from initlab.judge.updates import by_role, update_ratios
 from initlab.recipes import Recipe
-from initlab.report import confirm, console
+from initlab.report import console, markdown
+from initlab.report.document import Document
 from initlab.rundir import Run, RunDir
 
 if TYPE_CHECKING:
@@ -127,33 +128,38 @@ class Result:
         return out
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write report.html, figures/*.png and findings.json beside the tables; returns the path of the page.
+        """Write report.html, report.md, figures/*.png and findings.json beside the tables; returns the page's path.
 
         `out` may be left away for a run that was loaded from, or measured into, a folder.
         """
-        from initlab.report import html
+        from initlab.report import files
 
         if out is None and self.path is None:
             raise RunError("this run is only in memory; name a folder: .report('out')")
         folder = self.save(out) if out is not None else self.path
         assert folder is not None
         rundir.note(folder, "judging", self.run.manifest.get("judging"))
-        return html.write_report(self.run, self.findings, folder)
+        return files.write_report(self.document(), folder)
+
+    def document(self) -> Document:
+        """The report as values, which page, terminal and Markdown write."""
+        return Document(self.run, self.findings)
+
+    def markdown(self) -> str:
+        """The report as Markdown, for an issue or a pull request; its pictures are those that `report` writes."""
+        return markdown.text(self.document())
 
     def __repr__(self) -> str:
         return self._text(color=False)
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
-        raise NotImplementedError
+        return console.text(self.document(), width=width, color=color)
 
 
 class Probe(Result):
     """One model, measured once."""
 
     kind = "probe"
-
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        return console.probe_text(self.run, self.findings, width=width, color=color)
 
 
 class Comparison(Result):
@@ -168,9 +174,6 @@ class Comparison(Result):
     def __init__(self, run: Run, path: Path | None = None):
         super().__init__(run, path)
         self.recipes: dict[str, Recipe] = {}
-
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        return console.comparison_text(self.run, self.findings, width=width, color=color)
 
 
 class Watch(Result):
@@ -191,9 +194,6 @@ class Watch(Result):
         """`updates`, all parameters of a role taken together: step, role, update_rms, weight_rms, ratio."""
         return by_role(self.updates)
 
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        return console.watch_text(self.run, self.findings, width=width, color=color)
-
 
 class Scaling(Result):
     """Models of several widths or depths, before and after a few optimizer steps.
@@ -210,10 +210,9 @@ class Scaling(Result):
         self.slopes = slopes(run.tables.records)
         self.modules: str | None = None
 
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        return console.scaling_text(
-            self.run, self.findings, self.slopes, modules=self.modules, width=width, color=color
-        )
+    def document(self) -> Document:
+        """The report as values; its brief shows the sites and modules that `modules` names."""
+        return Document(self.run, self.findings, self.modules)
 
 
 class _Trained(Result):
@@ -238,11 +237,6 @@ class Training(_Trained):
     def runs(self) -> pd.DataFrame:
         """One row per recipe, with its last val_loss; columns in `initlab.schema.RUNS`."""
         return self.run.tables.runs
-
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        from initlab.report.train_text import training_text
-
-        return training_text(self.run, self.findings, width=width, color=color)
 
 
 class Confirmation(_Trained):
@@ -287,11 +281,6 @@ class Confirmation(_Trained):
             text = frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
             rundir.write_whole(page.parent / f"{name}.csv", text.encode())
         return page
-
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        return confirm.confirmation_text(
-            self.run, self.findings, self.regrets, self.effects, self.outcomes, width=width, color=color
-        )
 
 
 @dataclass(frozen=True, slots=True)

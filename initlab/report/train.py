@@ -12,7 +12,8 @@ import pandas as pd
 
 from initlab.judge import outcomes as judged
 from initlab.judge.rules.base import Finding
-from initlab.report.digest import listed, number, plural, recipes_of, signed, trimmed
+from initlab.judge.words import listed, number, plural, signed, trimmed
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 KINDS = ("confirm", "train")

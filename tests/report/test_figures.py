@@ -12,9 +12,10 @@ from variants import variants
 import initlab
 from initlab.errors import ConfigError
 from initlab.report import figures
+from initlab.report.document import Document
 from initlab.report.figures import FIGURES, dots, in_order
 from initlab.report.figures.data import curve
-from initlab.report.html import write_report
+from initlab.report.files import write_report
 from initlab.report.svg import inline_svg
 from initlab.report.theme import new_figure, style
 
@@ -206,7 +207,7 @@ def widths():
 
 
 def test_a_figure_from_outside_stands_where_it_says_on_the_page_and_among_the_files(widths, usual, tmp_path):
-    page = write_report(usual, [], tmp_path).read_text(encoding="utf-8")
+    page = write_report(Document(usual, []), tmp_path).read_text(encoding="utf-8")
     assert (tmp_path / "figures" / "widest.png").read_bytes()[:4] == b"\x89PNG"
     assert "How wide is the widest?" in page and "The widest has 384 channels." in page
     at = [page.index(f'id="fig-{name}"') for name in ("residual", "widest", "branches")]
@@ -226,7 +227,7 @@ def test_every_figure_is_drawn_once_for_page_and_file(usual, tmp_path, monkeypat
             return spec.draw(run, theme)
 
         monkeypatch.setitem(FIGURES._found, spec.name, dataclasses.replace(spec, draw=counted))
-    write_report(usual, [], tmp_path)
+    write_report(Document(usual, []), tmp_path)
     assert sorted(drawn) == sorted({path.stem for path in (tmp_path / "figures").iterdir()})
 
 

@@ -6,7 +6,9 @@ import pytest
 from synthetic import synthetic_run
 
 from initlab.judge.rules import evaluate
-from initlab.report import console, digest, figures, html
+from initlab.report import console, figures, html
+from initlab.report.document import Document
+from initlab.report.view import steps_of
 from initlab.rundir import Run
 from initlab.schema import Tables, cast
 
@@ -72,13 +74,13 @@ def test_what_is_missing_is_said(run):
 
 def test_page_and_terminal_tell_steps(run):
     findings = evaluate(run)
-    page = html.render_html(run, findings)
+    page = html.page(Document(run, findings))
     for text in ("Recorded inside a training loop", "Steps watched (3)", "One row per watched step"):
         assert text in page
-    lines = console.watch_text(run, findings, width=110).splitlines()
+    lines = console.text(Document(run, findings), width=110).splitlines()
     table = [line.split() for line in lines if line[:3].strip() in ("0", "10", "20")]
     assert [row[0] for row in table] == ["0", "10", "20"]
-    assert digest.steps_of(run) == list(STEPS)
+    assert steps_of(run) == list(STEPS)
 
 
 def test_rules_of_an_init_are_given_the_first_step_alone(run):

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from initlab.judge.rules.depth import BRANCHES
-from initlab.report.digest import View, exponent_text, exponents, number, plural, view
+from initlab.judge.words import number, plural
 from initlab.report.figures import figure
 from initlab.report.figures.data import MOST_DEPTHS, Curves, by_recipe, missing, stream
 from initlab.report.figures.panels import Frame, Guide, Panel, across, backwards, draw_panels
+from initlab.report.view import View, exponent_text, exponents, view
 from initlab.rundir import Run
 
 if TYPE_CHECKING:

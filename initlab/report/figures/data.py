@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.outcomes import run_measures
-from initlab.report.digest import View, recipes_of
 from initlab.report.theme import MAX_OVERLAID
+from initlab.report.view import View, recipes_of
 from initlab.rundir import Run
 
 MOST_DEPTHS = 4  # panels in a row

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from initlab.report.digest import number, signed, view
+from initlab.judge.words import number, signed
 from initlab.report.figures import figure
 from initlab.report.figures.rows import draw_dots, nested, nested_axis
 from initlab.report.theme import block_axis, new_figure, series, settle, short, style, unlabelled
+from initlab.report.view import view
 from initlab.rundir import Run
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.outcomes import effects, regrets
-from initlab.report.digest import plural, recipes_of, signed
+from initlab.judge.words import plural, signed
 from initlab.report.figures import figure
 from initlab.report.figures.data import untrained, warmup_text
 from initlab.report.figures.rows import draw_dots, nested, nested_axis
 from initlab.report.theme import new_figure, series, settle, style
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 if TYPE_CHECKING:

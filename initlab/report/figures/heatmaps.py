@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from initlab.report.digest import View, number, view
+from initlab.judge.words import number
 from initlab.report.figures import figure
 from initlab.report.figures.data import grid_of
 from initlab.report.theme import ON_CELL, block_axis, diverging, new_figure, settle, short, style, unlabelled
+from initlab.report.view import View, view
 from initlab.rundir import Run
 from initlab.schema import SITES
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from initlab.report.digest import number, plural, recipes_of
+from initlab.judge.words import number, plural
 from initlab.report.figures import figure
 from initlab.report.figures.data import Curve, Curves, best_runs, depths_of, untrained
 from initlab.report.figures.panels import Frame, Guide, Panel, draw_panels
 from initlab.report.theme import block_axis
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 if TYPE_CHECKING:

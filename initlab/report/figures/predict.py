@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from initlab.judge.theory import Prediction, Setting
-from initlab.report.digest import number
+from initlab.judge.words import number
 from initlab.report.theme import Label, block_axis, log_axis, log_limits, new_figure, place_labels, style
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.outcomes import regrets, run_measures
-from initlab.report.digest import number, plural, recipes_of
+from initlab.judge.words import number, plural
 from initlab.report.figures import figure
 from initlab.report.figures.data import Curve, Curves, depths_of, untrained, warmup_text
 from initlab.report.figures.panels import Frame, Panel, draw_panels
 from initlab.report.theme import MAX_OVERLAID, log_axis, log_limits, tick_text
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from initlab.report.digest import plural
+from initlab.judge.words import plural
 from initlab.report.theme import Series, short, unlabelled
 
 if TYPE_CHECKING:

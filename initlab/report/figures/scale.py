@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.slopes import along, points, slopes
-from initlab.report.digest import plural, recipes_of, signed
+from initlab.judge.words import plural, signed
 from initlab.report.figures import figure
 from initlab.report.figures.data import Curve, beside
 from initlab.report.figures.panels import draw_curves
@@ -25,6 +25,7 @@ from initlab.report.theme import (
     short,
     style,
 )
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from initlab.report.digest import number, plural, recipes_of, view
+from initlab.judge.words import number, plural
 from initlab.report.figures import figure
 from initlab.report.figures.data import Curves, best_runs, by_recipe, missing, stream, untrained
 from initlab.report.figures.panels import Frame, Panel, across, backwards, draw_panels
+from initlab.report.view import recipes_of, view
 from initlab.rundir import Run
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.updates import RULE_OF_THUMB, VECTORS, by_role, update_ratios
-from initlab.report.digest import number, steps_of
+from initlab.judge.words import number
 from initlab.report.figures import figure
 from initlab.report.figures.data import Curve
 from initlab.report.figures.panels import draw_backdrop, draw_curves
 from initlab.report.theme import Label, Series, block_axis, log_axis, log_limits, new_figure, place_labels, style
+from initlab.report.view import steps_of
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
