@@ -40,17 +40,10 @@ def one(recipe: str, corpus: Corpus, seed: int) -> list[float]:
     tables = measure(model, ids, targets, Identity(run_id="-", recipe=recipe, seed=seed), preset="light")
     grad = tables.records[tables.records["kind"] == "grad"]
     last = grad[(grad["site"] == "resid_post") & (grad["layer"] == N_LAYER - 1)]
-    setting = theory.from_recipe(
-        registry.get(recipe),
-        n_layer=N_LAYER,
-        n_embd=N_EMBD,
-        n_head=n_head,
-        block_size=T,
-        vocab_size=V,
-        sum_p2=corpus.statistics()["sum_p2"],
-        repeat_rate=float(tables.summary["repeat_rate"].iloc[0]),
-    )
-    own = replace(setting, same_target=theory.equal_pairs(targets.numpy()))
+    sizes = {"n_layer": N_LAYER, "n_embd": N_EMBD, "n_head": n_head, "block_size": T, "vocab_size": V}
+    text = theory.TextStatistics.of_batch(corpus.describe(), tables.summary.iloc[0], targets.numpy())
+    own = theory.setting_of(theory.nanogpt_parameters(**sizes), theory.Wiring(), text, registry.get(recipe))
+    setting = replace(own, same_target=None)
     exact = [
         theory.predict(setting, exact=True, ids=read, targets=following).grad
         for read, following in zip(ids.numpy(), targets.numpy(), strict=True)

@@ -53,16 +53,11 @@ def measure_cell(recipe: str, n_embd: int, n_layer: int, corpus: Corpus, data: s
     ids, targets = corpus.batch(B, T, seed)
     tables = measure(model, ids, targets, Identity(run_id="-", recipe=recipe, seed=seed), preset="light")
     summary = tables.summary.iloc[0]
-    setting = theory.from_recipe(
-        registry.get(recipe),
-        n_layer=n_layer,
-        n_embd=n_embd,
-        n_head=config.n_head,
-        block_size=T,
-        vocab_size=corpus.vocab_size,
-        sum_p2=corpus.statistics()["sum_p2"],
-        repeat_rate=float(summary["repeat_rate"]),
+    parameters = theory.nanogpt_parameters(
+        n_layer=n_layer, n_embd=n_embd, n_head=config.n_head, block_size=T, vocab_size=corpus.vocab_size
     )
+    text = theory.TextStatistics.of_batch(corpus.describe(), summary, None)
+    setting = theory.setting_of(parameters, theory.Wiring(), text, registry.get(recipe))
     grouped = theory.predict(setting)
     exact = [
         theory.predict(setting, exact=True, ids=own, targets=following)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from initlab.api.train import train
     from initlab.api.watch import watch
     from initlab.errors import InitlabError
+    from initlab.measure.statistics import statistic
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
     from initlab.results import Comparison, Confirmation, Probe, Profile, Scaling, Training, Watch, load
 
@@ -42,6 +43,7 @@ _HOME = {
     "predict": "initlab.api.predict",
     "probe": "initlab.api.probe",
     "scale": "initlab.api.scale",
+    "statistic": "initlab.measure.statistics",
     "train": "initlab.api.train",
     "watch": "initlab.api.watch",
 }
@@ -68,6 +70,7 @@ __all__ = [
     "predict",
     "probe",
     "scale",
+    "statistic",
     "train",
     "watch",
 ]

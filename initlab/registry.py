@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module, metadata
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from initlab.errors import ConfigError, InitlabError
 
@@ -18,7 +21,8 @@ class Registry(Generic[T]):
     """Things of one kind by name, in the order in which they were added: initlab's own first.
 
     The modules of initlab, then the entry points of the group `initlab.<kind>s`, are imported at the first look; each
-    adds what it has as it is imported. An entry point that can't be imported is warned of, and left out.
+    adds what it has as it is imported. An entry point that can't be imported is warned of, and left out. Modules that
+    may also be imported by themselves are in a package that calls `load` at its end, or the order would depend on it.
 
     Args:
         kind: what one of them is called, as in `rule`.
@@ -32,7 +36,7 @@ class Registry(Generic[T]):
         self._modules = modules
         self._error = error
         self._found: dict[str, T] = {}
-        self._loaded = False
+        self._loaded = self._complete = False
 
     def add(self, name: str, value: T, source: str = "") -> T:
         """Add one; returns it.
@@ -45,7 +49,7 @@ class Registry(Generic[T]):
         Raises:
             ConfigError, or the registry's own error: the name is taken. Overwriting would change results silently.
         """
-        self._load()
+        self.load()
         if name in self._found:
             of = getattr(self._found[name], "source", "")
             raise self._error(
@@ -56,7 +60,7 @@ class Registry(Generic[T]):
         return value
 
     def get(self, name: str) -> T:
-        """The one of this name. Raises the registry's error, with the closest names, if there is none."""
+        """Get the one of this name. Raises the registry's error, with the closest names, if there is none."""
         self._load()
         if name in self._found:
             return self._found[name]
@@ -65,7 +69,7 @@ class Registry(Generic[T]):
         raise self._error(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self._found)}")
 
     def items(self) -> dict[str, T]:
-        """All of them by name."""
+        """List all of them by name."""
         self._load()
         return dict(self._found)
 
@@ -91,12 +95,51 @@ class Registry(Generic[T]):
         finally:
             self._found = before
 
-    def _load(self) -> None:
+    def from_file(self, name: str) -> Any:
+        """Load what a user's file holds by a name; None if it has nothing of that name.
+
+        What the file adds to the registry belongs to it, and is forgotten: a second load would be a duplicate.
+
+        Args:
+            name: `path/to/file.py:name`.
+
+        Raises:
+            ConfigError, or the registry's own error: there is no such file, or it can't be imported.
+        """
+        location, _, attribute = name.rpartition(":")
+        path = Path(location)
+        if not path.is_file():
+            raise self._error(f"{self.kind} {name!r}: file {location} not found")
+        spec = importlib.util.spec_from_file_location(f"initlab_user_{path.stem}", path)
+        assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        folder = str(path.resolve().parent)
+        sys.path.insert(0, folder)  # the user's file imports its neighbours, as when it is run
+        try:
+            with self.temporary():
+                spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise self._error(
+                f"{self.kind} {name!r}: {location} failed on import: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            sys.path.remove(folder)
+        return getattr(module, attribute, None)
+
+    def load(self) -> None:
+        """Import what initlab adds itself, in its order; not the entry points, which may need more of initlab."""
         if self._loaded:
             return
         self._loaded = True  # the modules that are imported here add to this very registry
         for module in self._modules:
             import_module(module)
+
+    def _load(self) -> None:
+        self.load()
+        if self._complete:
+            return
+        self._complete = True
         for point in metadata.entry_points(group=self.group):
             try:
                 point.load()

@@ -15,8 +15,9 @@ import pandas as pd
 
 from initlab import rundir
 from initlab.errors import RunError
+from initlab.judge import Severity
 from initlab.judge import outcomes as judged_training
-from initlab.judge.rules import Finding, Severity, chosen, evaluate, worst
+from initlab.judge.rules import Finding, chosen, evaluate, worst
 from initlab.judge.slopes import slopes
 from initlab.judge.theory import Prediction, Setting
 from initlab.judge.updates import by_role, update_ratios

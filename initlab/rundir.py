@@ -7,6 +7,7 @@ files belongs to no summary line and is dropped on the next read.
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import lzma
@@ -37,7 +38,8 @@ class Run:
     Manifest keys: schema_version, kind (probe, compare, scale or watch), command, config (what makes two runs the
     same), recipes (evaluated, see `initlab.recipes.evaluate`), data, environment, created, finished (None while
     incomplete), cells (planned run ids), failed (run id -> error text); init (of a probe: how the weights compare with
-    known recipes and with the model's own code) and judging (overrides of rules and limits), where there are any.
+    known recipes and with the model's own code), metrics (column of a further statistic -> what it means) and judging
+    (overrides of rules and limits), where there are any.
     """
 
     tables: Tables
@@ -96,11 +98,12 @@ class RunDir:
         """Commit the tables of one finished cell. Raises RunError, with nothing half-written, on a full disk."""
         filled = [name for name in _COMMIT_ORDER if len(getattr(tables, name)) or name in _ALWAYS]
         paths = {name: self.path / f"{name}.csv" for name in filled}
+        frames = {name: _fitted(name, getattr(tables, name), path) for name, path in paths.items()}
         sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
         for name, path in paths.items():
             try:
                 with path.open("ab") as file:
-                    file.write(_csv(getattr(tables, name), header=sizes[name] == 0))
+                    file.write(_csv(frames[name], header=sizes[name] == 0))
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
@@ -169,14 +172,20 @@ def load(path: str | Path) -> Run:
     """Read a run folder; cells that were not committed are dropped.
 
     Raises:
-        RunError: no run in the folder, or run.json is damaged or of another schema version.
+        RunError: no run in the folder, or run.json is damaged or of a newer schema than this version knows.
+        SchemaError: a table lacks what every version writes, or holds what its column can't.
     """
     path = Path(path)
     source = path / MANIFEST
     manifest = _read_manifest(path)
     version = manifest.get("schema_version")
-    if version != schema.SCHEMA_VERSION:
-        raise RunError(f"{source} has schema version {version}; this initlab reads {schema.SCHEMA_VERSION}")
+    if type(version) is not int or version < 1:
+        raise RunError(f"{source} has schema version {version}, which no initlab wrote; measure into a new folder")
+    if version > schema.SCHEMA_VERSION:
+        raise RunError(
+            f"{source} was written by a newer initlab (schema {version}), this one reads up to "
+            f"{schema.SCHEMA_VERSION}: update initlab"
+        )
     damaged = [key for key, kind in _REQUIRED.items() if not isinstance(manifest.get(key), kind)]
     if damaged:
         raise RunError(
@@ -244,6 +253,23 @@ def _refuse_another_run(path: Path, found: dict[str, Any], wanted: dict[str, Any
 def _csv(frame: pd.DataFrame, *, header: bool) -> bytes:
     # 9 significant digits round-trip a float32.
     return frame.to_csv(index=False, header=header, float_format="%.9g", lineterminator="\n").encode()
+
+
+def _fitted(name: str, frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The frame with the columns of the file that it goes into, which first gets those that it lacks."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            there = next(csv.reader(file), [])
+    except FileNotFoundError:
+        return frame
+    if not there or there == list(frame.columns):
+        return frame
+    if set(frame.columns) <= set(there):
+        return frame.reindex(columns=there)
+    before = _read_table(name, path)
+    both = schema.cast(name, pd.concat([before, frame], ignore_index=True))
+    write_whole(path, _csv(both.iloc[: len(before)], header=True))
+    return both.iloc[len(before) :]
 
 
 def _read_table(name: str, path: Path) -> pd.DataFrame:

@@ -1,11 +1,16 @@
 """The tables: the seam between the half that measures (torch) and the half that judges and shows (no torch).
 
-Every column name, dtype and unit is declared here and nowhere else. One row of `records` is one tensor at one
-site, step and seed, so statistics are columns and `groupby` answers most questions.
+Every column that initlab itself writes is declared here and nowhere else: name, dtype, unit, and of a statistic how it
+scales. One row of `records` is one tensor at one site, step and seed, so statistics are columns and `groupby` answers
+most questions.
+
+Tables grow by columns. A reader fills declared columns that a run lacks, but for the required ones, and keeps those it
+doesn't know: they are statistics of a user's own, or of a newer initlab.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -14,6 +19,7 @@ import pandas as pd
 
 from initlab.errors import SchemaError
 
+# Raised only when a reader of the version before would misread a table; a further column is no such change.
 SCHEMA_VERSION = 1
 
 # Order of a forward pass; TransformerLens' names for the residual stream, nanoGPT's for what is inside a block.
@@ -48,15 +54,29 @@ Dtype = Literal["string", "category", "int64", "Int64", "float64"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its pandas dtype and what it means, with units."""
+    """One column: its pandas dtype and what it means, with units.
+
+    Attributes:
+        key: rows can't be told apart, or placed, without it.
+        taken: of a statistic of a tensor, the lowest preset in which a pass over the tensor takes it.
+        degree: of a statistic f, the d in f(a·x) = |a|^d f(x).
+    """
 
     dtype: Dtype
     meaning: str
+    key: bool = False
+    taken: Literal["light", "full"] | None = None
+    degree: int = 0
+
+    @property
+    def required(self) -> bool:
+        """A table without it can't be read: a key, or a whole number, which can't be NA. One added later is neither."""
+        return self.key or self.dtype == "int64"
 
 
 _KEYS = {
-    "run_id": Column("category", "cell of the sweep: one model, drawn once"),
-    "recipe": Column("category", "recipe id; `as-found` for a model measured as it was given"),
+    "run_id": Column("category", "cell of the sweep: one model, drawn once", key=True),
+    "recipe": Column("category", "recipe id; `as-found` for a model measured as it was given", key=True),
     "seed": Column("int64", "init seed"),
     "step": Column("int64", "optimizer steps done; 0 = before any update"),
     "n_layer": Column("int64", "blocks in the model"),
@@ -65,28 +85,33 @@ _KEYS = {
 
 RECORDS: dict[str, Column] = {
     **_KEYS,
-    "layer": Column("Int64", "0-based block; NA for embed, final_norm, logits"),
+    "layer": Column("Int64", "0-based block; NA for embed, final_norm, logits", key=True),
     "position": Column("int64", "order in the forward pass, for plotting"),
-    "site": Column("category", "where: see SITES; for parameters, their role"),
-    "kind": Column("category", "activation, grad, weight, weight_grad, update, or change: activation minus step 0's"),
+    "site": Column("category", "where: see SITES; for parameters, their role", key=True),
+    "kind": Column(
+        "category", "activation, grad, weight, weight_grad, update, or change: activation minus step 0's", key=True
+    ),
     "role": Column("category", "role of a parameter, NA for activations"),
-    "module": Column("string", "dotted name in the user's model"),
+    "module": Column("string", "dotted name in the user's model", key=True),
     "call": Column("int64", "n-th use of the module in one forward pass, from 0"),
     "dtype": Column("category", "dtype of the tensor itself"),
     "n_tokens": Column("int64", "B*T behind the row; gradients of a mean loss scale as 1/(B*T)"),
     "targets": Column("category", "what the loss was taken against; gradients depend on it strongly"),
-    "numel": Column("int64", "elements"),
-    "mean": Column("float64", "E[x], over every element"),
-    "std": Column("float64", "sqrt(var)"),
-    "var": Column("float64", "E[x^2] - E[x]^2, population"),
-    "rms": Column("float64", "sqrt(E[x^2])"),
-    "abs_mean": Column("float64", "E|x|; NaN in preset `light`"),
-    "abs_max": Column("float64", "max |x|"),
-    "kurtosis": Column("float64", "excess kurtosis, 0 for a Gaussian; NaN in preset `light`"),
-    "frac_zero": Column("float64", "share that is exactly 0, of a sample above 16384 elements; NaN in `light`"),
-    "frac_nonfinite": Column("float64", "share that is NaN or infinite, exact"),
+    # Statistics of the tensor; those with `taken` in the order in which `measure.moments` gives them.
+    "numel": Column("int64", "elements", taken="light"),
+    "mean": Column("float64", "E[x], over every element", taken="light", degree=1),
+    "std": Column("float64", "sqrt(var)", degree=1),
+    "var": Column("float64", "E[x^2] - E[x]^2, population", taken="light", degree=2),
+    "rms": Column("float64", "sqrt(E[x^2])", degree=1),
+    "abs_mean": Column("float64", "E|x|; NaN in preset `light`", taken="full", degree=1),
+    "abs_max": Column("float64", "max |x|", taken="light", degree=1),
+    "kurtosis": Column("float64", "excess kurtosis, 0 for a Gaussian; NaN in preset `light`", taken="full"),
+    "frac_zero": Column(
+        "float64", "share that is exactly 0, of a sample above 16384 elements; NaN in `light`", taken="full"
+    ),
+    "frac_nonfinite": Column("float64", "share that is NaN or infinite, exact", taken="light"),
     **{
-        f"frac_{edge}_{fmt}": Column("float64", f"share of |x| {word} of {fmt}, sampled; NaN in `light`")
+        f"frac_{edge}_{fmt}": Column("float64", f"share of |x| {word} of {fmt}, sampled; NaN in `light`", taken="full")
         for fmt in FORMATS
         for edge, word in (("under", "nonzero and below the smallest normal"), ("over", "above the largest value"))
     },
@@ -95,7 +120,7 @@ RECORDS: dict[str, Column] = {
 
 HEADS: dict[str, Column] = {
     **_KEYS,
-    "layer": Column("Int64", "0-based block"),
+    "layer": Column("Int64", "0-based block", key=True),
     "head": Column("int64", "0-based head"),
     "n_rows": Column("int64", "query rows sampled"),
     "entropy": Column("float64", "mean entropy of the attention pattern over the sampled rows, nats"),
@@ -137,7 +162,7 @@ COVERAGE: dict[str, Column] = {
 }
 
 TRAINING: dict[str, Column] = {
-    "run_id": Column("category", "training run; a row of the table runs"),
+    "run_id": Column("category", "training run; a row of the table runs", key=True),
     "step": Column("int64", "optimizer steps done before this row's batch; 0 = the init's own loss"),
     "tokens": Column("int64", "tokens trained on before this row's batch"),
     "lr": Column("float64", "learning rate of the step that follows"),
@@ -163,6 +188,8 @@ RUNS: dict[str, Column] = {
     "seconds": Column("float64", "wall time of the run, evaluations among it"),
 }
 
+_OWN = Column("float64", "a statistic that isn't initlab's own")
+
 TABLES: dict[str, dict[str, Column]] = {
     "records": RECORDS,
     "heads": HEADS,
@@ -173,9 +200,23 @@ TABLES: dict[str, dict[str, Column]] = {
 }
 
 
-def table(name: str, rows: list[dict[str, object]]) -> pd.DataFrame:
-    """Make a table from rows; columns that a row lacks are NA. Raises SchemaError on an unknown column."""
-    columns = TABLES[name]
+def extras(name: str, columns: Iterable[str]) -> list[str]:
+    """Those among a table's columns that aren't declared: a user's own, in their order."""
+    return [column for column in columns if column not in TABLES[name]]
+
+
+def table(name: str, rows: list[dict[str, object]], extra: Sequence[str] = ()) -> pd.DataFrame:
+    """Make a table from rows; columns that a row lacks are NA.
+
+    Args:
+        name: of the table.
+        rows: column -> value.
+        extra: columns that aren't declared, of numbers; they come last.
+
+    Raises:
+        SchemaError: a row holds a column that is neither declared nor among `extra`, or a value that its dtype can't.
+    """
+    columns = TABLES[name] | dict.fromkeys(extra, _OWN)
     unknown = sorted({key for row in rows for key in row} - set(columns))
     if unknown:
         raise SchemaError(f"unknown columns for table {name}: {', '.join(unknown)}")
@@ -194,32 +235,45 @@ def _column(spec: Column, values: list[object]) -> object:
 
 
 def cast(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Give every column its declared dtype and order; the frame may come from a CSV file.
+    """Give every column its declared dtype and order; the frame may come from a CSV file, and from any version.
+
+    Declared columns that the frame lacks are NA. Columns that aren't declared come last, in the frame's order: float64
+    if they hold numbers, else text.
 
     Raises:
-        SchemaError: columns are missing or hold values that their dtype can't.
+        SchemaError: required columns are missing, or a column holds values that its dtype can't.
     """
     columns = TABLES[name]
-    missing = [column for column in columns if column not in frame.columns]
+    missing = [column for column, spec in columns.items() if spec.required and column not in frame.columns]
     if missing:
         raise SchemaError(
-            f"table {name} lacks the columns {', '.join(missing)}; it was written by another version of initlab "
-            f"(this one writes schema {SCHEMA_VERSION})"
+            f"table {name} lacks the columns {', '.join(missing)}, which every version of initlab writes; the file is "
+            "damaged, or isn't a run's"
         )
     out = {}
     for column, spec in columns.items():
-        if frame[column].dtype == spec.dtype and spec.dtype in ("float64", "int64"):
-            out[column] = frame[column]
-            continue
+        values = frame[column] if column in frame.columns else pd.Series(pd.NA, frame.index, dtype=object)
         try:
-            # A category of strings: an all-NA column would otherwise become a category of floats. Int64 on the way
-            # to int64 refuses to cut 1.5 down to 1. A text is never NA: a CSV file can't tell NA from "".
-            via = {"category": "string", "int64": "Int64"}.get(spec.dtype, spec.dtype)
-            values = frame[column].astype(via)
-            out[column] = values.fillna("") if spec.dtype == "string" else values.astype(spec.dtype)
+            out[column] = _typed(values, spec.dtype)
         except (TypeError, ValueError, OverflowError) as error:
             raise SchemaError(f"table {name}, column {column}: not {spec.dtype}: {error}") from error
-    return pd.DataFrame(out)
+    for column in extras(name, frame.columns):
+        try:
+            out[column] = _typed(frame[column], _OWN.dtype)
+        except (TypeError, ValueError):
+            out[column] = _typed(frame[column], "string")
+    return pd.DataFrame(out, index=frame.index)
+
+
+def _typed(values: pd.Series, dtype: Dtype) -> pd.Series:
+    if values.dtype == dtype and dtype in ("float64", "int64"):
+        return values
+    if dtype == "float64" and values.dtype == object:
+        values = values.where(values.notna(), np.nan)
+    # A category of strings: an all-NA column would otherwise become a category of floats. Int64 on the way to int64
+    # refuses to cut 1.5 down to 1. A text is never NA: a CSV file can't tell NA from "".
+    made = values.astype({"category": "string", "int64": "Int64"}.get(dtype, dtype))
+    return made.fillna("") if dtype == "string" else made.astype(dtype)
 
 
 @dataclass

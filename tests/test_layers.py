@@ -48,6 +48,7 @@ PUBLIC_FUNCTIONS = {
     "predict",
     "probe",
     "scale",
+    "statistic",
     "train",
     "watch",
 }

@@ -1,6 +1,7 @@
 """What a confirmation gives back, from memory and from a folder."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,6 +12,8 @@ import initlab
 from initlab import results
 from initlab.judge.rules import evaluate
 from initlab.results import Comparison, Confirmation
+
+REPORTS = Path(__file__).parents[1] / "reports"
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +89,29 @@ def test_a_run_is_judged_when_asked_and_once_for_each_choice(monkeypatch):
     assert len(judged) == 1
     assert {finding.code for finding in result.judge(select=["NUM"])} == {f"NUM00{at}" for at in range(1, 5)}
     assert result.worst is None and len(judged) == 2
+
+
+def committed(name):
+    return sorted(str(path.parent.relative_to(REPORTS)) for path in REPORTS.rglob(name))
+
+
+@pytest.mark.parametrize("name", committed("run.json"))
+def test_a_committed_run_loads(name):
+    result = initlab.load(REPORTS / name)
+    assert result.run.complete
+    assert set(result.records["run_id"]) <= set(result.summary["run_id"])
+    assert len(result.findings) > 0
+
+
+@pytest.mark.parametrize("name", committed("findings.json"))
+def test_a_committed_run_is_judged_as_it_was(name):
+    result = initlab.load(REPORTS / name)
+    before = json.loads((REPORTS / name / "findings.json").read_text())["findings"]
+    assert [(f.code, f.recipe, f.status) for f in result.findings] == [
+        (f["code"], f["recipe"], f["status"]) for f in before
+    ]
+
+
+def test_there_are_committed_runs():
+    assert len(committed("run.json")) > 10
+    assert len(committed("findings.json")) > 4

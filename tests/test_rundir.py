@@ -147,6 +147,55 @@ def test_a_cell_without_heads_leaves_room_for_one_with(tmp_path: Path) -> None:
     same(load(tmp_path).tables, Tables.concat([bare, cell("b")]))
 
 
+def test_statistics_of_a_users_own_come_back_also_where_cells_have_different_ones(tmp_path: Path) -> None:
+    a, b, c = cell("a"), cell("b"), cell("c")
+    a.records["mine"] = [0.5, math.nan, math.inf]
+    b.records["yours"], b.heads["sink"] = 2.0, 0.25
+    folder = RunDir.open(tmp_path, manifest())
+    for part in (a, b, c):
+        folder.append(part)
+    expected = Tables.concat([a, b, c])
+    found = load(tmp_path).tables
+    same(found, expected)
+    for name, column in (("records", "mine"), ("records", "yours"), ("heads", "sink")):
+        np.testing.assert_array_equal(getattr(found, name)[column], getattr(expected, name)[column])
+    assert list(found.records.columns) == [*TABLES["records"], "mine", "yours"]
+    resumed = RunDir.open(tmp_path, manifest())
+    resumed.forget(["b"])
+    resumed.append(cell("b"))
+    assert load(tmp_path).tables.records["mine"].tolist()[:1] == [0.5]
+
+
+def test_a_failure_to_make_room_for_a_column_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = started(tmp_path, "a")
+    before = {item.name: item.read_bytes() for item in tmp_path.iterdir()}
+    b = cell("b")
+    b.records["mine"] = 1.0
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        with pytest.raises(RunError, match=r"could not write .*records\.csv: No space left"):
+            folder.append(b)
+    assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
+    folder.append(b)
+    assert load(tmp_path).tables.records["mine"].tolist()[-1] == 1.0
+
+
+def test_a_run_of_a_version_with_other_columns_is_read_and_resumed(tmp_path: Path) -> None:
+    started(tmp_path, "a")
+    path = tmp_path / "records.csv"
+    frame = pd.read_csv(path, keep_default_na=False)
+    frame = frame.drop(columns=["kurtosis", "expected_var", "role"])
+    frame["of_tomorrow"] = 7
+    frame.to_csv(path, index=False)
+    records = load(tmp_path).tables.records
+    assert records[["kurtosis", "expected_var", "role"]].isna().all(axis=None)
+    assert records["of_tomorrow"].tolist() == [7.0] * 3
+    folder = RunDir.open(tmp_path, manifest())
+    folder.append(cell("b"))
+    assert load(tmp_path).tables.records["of_tomorrow"].isna().tolist() == [False] * 3 + [True] * 3
+    assert load(tmp_path).tables.records["kurtosis"].isna().tolist() == [True] * 3 + [False] * 3
+
+
 def test_a_new_folder_is_a_readable_run_without_cells(tmp_path: Path) -> None:
     folder = RunDir.open(tmp_path, manifest())
     run = load(tmp_path)
@@ -291,7 +340,9 @@ def test_a_damaged_table_is_an_error_of_ours(
         ('{"schema_version": 1, "con', "can't be read"),
         ("[1]", "has schema version None"),
         ("{}", "has schema version None"),
-        (json.dumps(manifest(schema_version=99)), "has schema version 99; this initlab reads 1"),
+        (json.dumps(manifest(schema_version=99)), r"newer initlab \(schema 99\), this one reads up to 1: update"),
+        (json.dumps(manifest(schema_version="1")), "has schema version 1, which no initlab wrote"),
+        (json.dumps(manifest(schema_version=0)), "has schema version 0, which no initlab wrote"),
         (json.dumps({"schema_version": 1}), "is damaged: config, recipes, cells, failed, created missing"),
         (json.dumps(manifest(config=None, cells={})), "is damaged: config, cells missing or of another type"),
     ],

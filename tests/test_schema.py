@@ -107,16 +107,50 @@ def test_float_columns_keep_nan_and_infinity() -> None:
     np.testing.assert_array_equal(frame["mean"], values)
 
 
-def test_cast_orders_columns_drops_strangers_and_leaves_the_input_alone() -> None:
-    frame = coverage(extra=1)[["extra", *reversed(COVERAGE)]]
+def test_cast_orders_columns_keeps_strangers_at_the_end_and_leaves_the_input_alone() -> None:
+    frame = coverage(zeta=1, alpha="a word")[["zeta", *reversed(COVERAGE), "alpha"]]
     before = frame.copy()
-    assert list(schema.cast("coverage", frame).columns) == list(COVERAGE)
+    made = schema.cast("coverage", frame)
+    assert list(made.columns) == [*COVERAGE, "zeta", "alpha"]
+    assert made["zeta"].dtype == "float64" and made["zeta"].tolist() == [1.0] and made["alpha"].tolist() == ["a word"]
+    assert schema.extras("coverage", made) == ["zeta", "alpha"]
     pd.testing.assert_frame_equal(frame, before)
 
 
-def test_missing_columns_are_named_with_the_schema_version() -> None:
-    with pytest.raises(SchemaError, match=rf"coverage lacks the columns kind, fired; .*schema {schema.SCHEMA_VERSION}"):
-        schema.cast("coverage", coverage().drop(columns=["kind", "fired"]))
+def test_required_columns_that_are_missing_are_named() -> None:
+    with pytest.raises(SchemaError, match=r"coverage lacks the columns kind, fired, which every version"):
+        schema.cast("coverage", coverage().drop(columns=["kind", "fired", "note"]))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_without_its_optional_columns_is_filled(name: str) -> None:
+    full = schema.table(name, [filled(name)])
+    optional = [column for column, spec in TABLES[name].items() if not spec.required]
+    made = schema.cast(name, full.drop(columns=optional))
+    assert list(made.columns) == list(TABLES[name])
+    for column in optional:
+        dtype = TABLES[name][column].dtype
+        assert made[column].dtype == dtype
+        assert made[column].tolist() == [""] if dtype == "string" else made[column].isna().all()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_keys_and_whole_numbers_are_required_and_statistics_are_not(name: str) -> None:
+    required = {column for column, spec in TABLES[name].items() if spec.required}
+    assert "run_id" in required
+    assert {column for column, spec in TABLES[name].items() if spec.dtype == "int64"} <= required
+    assert not {column for column in required if TABLES[name][column].dtype == "float64"}
+
+
+def test_rows_hold_further_columns_only_where_they_are_announced() -> None:
+    rows: list[dict[str, object]] = [filled("records", abs_median=0.5), filled("records")]
+    made = schema.table("records", rows, extra=("abs_median", "never"))
+    assert list(made.columns) == [*RECORDS, "abs_median", "never"]
+    np.testing.assert_array_equal(made["abs_median"], [0.5, math.nan])
+    assert made["never"].dtype == "float64" and made["never"].isna().all()
+    assert list(schema.table("records", [], extra=("abs_median",)).columns) == [*RECORDS, "abs_median"]
+    with pytest.raises(SchemaError, match=r"unknown columns for table records: abs_median$"):
+        schema.table("records", rows, extra=("never",))
 
 
 def test_categories_are_texts_even_when_all_values_are_missing() -> None:
@@ -149,6 +183,17 @@ def test_concat_stacks_cells_whose_categories_differ() -> None:
     assert merged.records["role"].tolist()[:2] == ["bias", "bias"]
     assert merged.records["role"].isna().tolist() == [False, False, True, True, True]
     assert merged.records["layer"].isna().tolist() == [False, False, True, True, True]
+
+
+def test_concat_keeps_the_further_columns_of_every_part() -> None:
+    a, b = cell("a"), cell("b")
+    a.records["mine"], b.records["yours"], a.heads["sink"] = 1.0, 2.0, 0.25
+    merged = Tables.concat([a, cell("c"), b])
+    assert list(merged.records.columns) == [*RECORDS, "mine", "yours"]
+    np.testing.assert_array_equal(merged.records["mine"], [1, 1] + [math.nan] * 4)
+    np.testing.assert_array_equal(merged.records["yours"], [math.nan] * 4 + [2, 2])
+    np.testing.assert_array_equal(merged.heads["sink"], [0.25, math.nan, math.nan])
+    assert list(merged.of("b").records.columns) == [*RECORDS, "mine", "yours"]
 
 
 @pytest.mark.parametrize("parts", [[], [Tables(), Tables()]])

@@ -35,12 +35,12 @@ _MLP_IN = re.compile(
 
 
 def roles(branch: str, group: list[Matrix], width: int) -> dict[str, Role]:
-    """The roles of one branch's matrices, by name; those that stay open are left out."""
+    """Give one branch's matrices their roles, by name; those that stay open are left out."""
     return attention_roles(group, width) if branch == "attention" else mlp_roles(group, width)
 
 
 def turned(matrix: Matrix, width: int) -> Matrix:
-    """A bare tensor with its in and out side the way its name says; the shape only says which side is the stream."""
+    """Turn a bare tensor's in and out side the way its name says; the shape only says which side is the stream."""
     if matrix.oriented or width not in (matrix.fan_in, matrix.fan_out):
         return matrix
     other = matrix.fan_in if matrix.fan_out == width else matrix.fan_out
@@ -53,7 +53,7 @@ def turned(matrix: Matrix, width: int) -> Matrix:
 
 
 def branches(group: list[Matrix], width: int) -> list[tuple[str, list[Matrix]]]:
-    """Which of the matrices are attention's and which an MLP's: by widths, and by names where those are silent."""
+    """Tell attention's matrices from an MLP's: by widths, and by names where those are silent."""
     if not group:
         return []
     wide = [m for m in group if m.fan_out == width and m.fan_in != width]

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from initlab.anatomy.filters import nearest
-from initlab.anatomy.sites import SiteMap, Tap, block_taps, site_map
-from initlab.anatomy.stream import Block, find_stacks
+from initlab.anatomy.names import nearest
+from initlab.anatomy.sites import Tap, block_taps
+from initlab.anatomy.stream import Block, Stack, find_stacks
 from initlab.errors import SiteError
 from initlab.schema import SITES
 
@@ -24,10 +24,13 @@ Named = str | nn.Module | Sequence[str | nn.Module]
 Sites = Named | Mapping[str, Named]
 
 
-def declared_sites(model: nn.Module, sites: Sites, forward: Callable[[], Any]) -> SiteMap:
-    """The site map of a model whose blocks, or sites, the caller names.
+def declared_stream(
+    model: nn.Module, sites: Sites, forward: Callable[[], Any]
+) -> tuple[list[Stack], list[Tap], list[str]]:
+    """Follow the stream of a model whose blocks, or sites, the caller names.
 
     Args:
+        model: any module.
         sites: the blocks, as a glob over dotted names (`*` stays within one step: `net.layer*`), a module (a
             ModuleList: those in it) or a list of such; what writes to the stream is then found as in any model. Or a
             dict from site to these, as in `{"resid_post": "net.layer*", "attn_out": "net.layer*.mix"}`: `resid_post`
@@ -36,6 +39,9 @@ def declared_sites(model: nn.Module, sites: Sites, forward: Callable[[], Any]) -
             embed, resid_pre, resid_mid, attn_z and mlp_act, which enter them; a glob that ends with `:in` or `:out`
             says otherwise.
         forward: runs the model on a batch, for the verification.
+
+    Returns:
+        the one stack, its taps, and what was declared and isn't so.
 
     Raises:
         SiteError: a glob that no module has, an unknown site, or modules that are in none of the blocks.
@@ -62,7 +68,7 @@ def declared_sites(model: nn.Module, sites: Sites, forward: Callable[[], Any]) -
         found.setdefault("final_norm", [(stack.final_norm, "out")])
     found.setdefault("embed", [(names[0], "in")])
     embed, *ends = (Tap(site, *found[site][0]) for site in _WHOLE if site in found)
-    return site_map(model, [stack], [embed, *taps, *ends], notes)
+    return [stack], [embed, *taps, *ends], notes
 
 
 def _globs(model: nn.Module, site: str, given: Any) -> list[str]:

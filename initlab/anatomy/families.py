@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from initlab.anatomy.sites import activation_name, dropout_in_force, has_nanogpt_layout
+from initlab.anatomy.look import Anatomy
+from initlab.anatomy.sites import activation_name, dropout_in_force
 
 # transformers' names of what the closed form knows under others
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
@@ -16,13 +17,15 @@ _GPT2 = ("GPT2LMHeadModel",)
 _LLAMA = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 
 
-def architecture(model: nn.Module, block_size: int) -> dict[str, Any] | None:
-    """Keyword arguments for `theory.from_weights`: activation, dropout in force, eps of the norms.
+def architecture(anatomy: Anatomy, block_size: int) -> dict[str, Any] | None:
+    """Tell what the weights don't show: activation, dropout in force, eps of the norms, as fields of `theory.Wiring`.
 
     Args:
+        anatomy: of the model.
         block_size: tokens in the measured sequences; a sliding window must not cut them.
     """
-    if has_nanogpt_layout(model) and not _is_of_transformers(model):
+    model = anatomy.model
+    if anatomy.layout == "nanogpt" and not _is_of_transformers(model):
         activation = activation_name(model)
         return None if activation is None else {"activation": activation, "dropout": dropout_in_force(model)}
     if not _is_of_transformers(model):

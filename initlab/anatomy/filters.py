@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,19 +10,24 @@ from typing import Any
 
 from torch import nn
 
-from initlab.anatomy.roles import find_roles
+from initlab.anatomy.look import Anatomy
+from initlab.anatomy.names import nearest
 from initlab.anatomy.sites import SiteMap
 from initlab.errors import ConfigError
 from initlab.recipes import Role
 
 
-def chosen_modules(model: nn.Module, modules: Any) -> set[str]:
-    """Names of the modules that a filter takes, those of the parameters among them.
+def chosen_modules(anatomy: Anatomy, modules: Any) -> set[str]:
+    """Choose modules by a filter; those that hold parameters are among them.
 
     Args:
+        anatomy: of the model.
         modules: a glob over dotted names (`*` crosses dots: `*.mlp.*`), a compiled regular expression (searched for), a
             function `(name, module) -> bool`, a class of modules (`nn.Linear`), a module of the model, a role
             (`Role.MLP_OUT` or `"mlp_out"`: the modules that hold such a parameter), or a list of these.
+
+    Returns:
+        their dotted names.
 
     Raises:
         ConfigError: something in it is none of these, or takes no module.
@@ -32,17 +36,22 @@ def chosen_modules(model: nn.Module, modules: Any) -> set[str]:
     parts = [modules] if one else list(modules)
     if not parts:
         raise ConfigError("modules is empty; leave it out to look at every module")
-    return set().union(*(_chosen(model, part) for part in parts))
+    return set().union(*(_chosen(anatomy, part) for part in parts))
 
 
-def filtered(model: nn.Module, sites: SiteMap, chosen: set[str]) -> SiteMap:
-    """The site map without the taps of other modules, and a note of how many were left.
+def filtered(anatomy: Anatomy, chosen: set[str]) -> SiteMap:
+    """Leave out the taps of modules that weren't chosen, and note how many were left.
+
+    Args:
+        anatomy: of the model.
+        chosen: dotted names, as `chosen_modules` gives them.
 
     Raises:
         ConfigError: nothing is measured at any of the chosen, as with a list of modules.
     """
+    sites = anatomy.sites
     taps = tuple(tap for tap in sites.taps if tap.module in chosen)
-    owners = {name.rpartition(".")[0] for name, _ in model.named_parameters(remove_duplicate=False)}
+    owners = {name.rpartition(".")[0] for name, _ in anatomy.model.named_parameters(remove_duplicate=False)}
     if not taps and chosen.isdisjoint(owners):
         name = min(chosen, key=len)
         inside = f"{name}.*" if name else "*"
@@ -57,10 +66,11 @@ def filtered(model: nn.Module, sites: SiteMap, chosen: set[str]) -> SiteMap:
     return replace(sites, taps=taps, attention=kept, notes=(*sites.notes, note))
 
 
-def _chosen(model: nn.Module, part: Any) -> set[str]:
+def _chosen(anatomy: Anatomy, part: Any) -> set[str]:
+    model = anatomy.model
     named = dict(model.named_modules())
     if isinstance(part, str) and part in list(Role):
-        found = {p.name.rpartition(".")[0] for p in find_roles(model).assigned if p.role == part}
+        found = {p.name.rpartition(".")[0] for p in anatomy.parameters if p.role == part}
         if not found:
             raise ConfigError(f"modules: {type(model).__name__} has no parameter of role {part!s}")
         return found
@@ -95,11 +105,3 @@ def _chosen(model: nn.Module, part: Any) -> set[str]:
     if not found:
         raise ConfigError(f"modules: {part!r} takes no module of {type(model).__name__}; {nearest(part, named)}")
     return found
-
-
-def nearest(wanted: Any, named: Iterable[str]) -> str:
-    """A sentence on the names that exist, those most like the wanted one first."""
-    names = [name for name in named if name]
-    close = difflib.get_close_matches(str(wanted), names, n=4, cutoff=0.4)
-    shown = close or names[:4]
-    return f"its modules are named like {', '.join(shown)}" if shown else "it has no modules inside"

@@ -34,7 +34,7 @@ class Fit:
 
 
 def sample(tensor: Tensor) -> Array:
-    """The same elements of every tensor of one shape, (rows, channels); several rows of each channel."""
+    """Take the same elements of every tensor of one shape, (rows, channels); several rows of each channel."""
     flat = tensor.detach().reshape(-1, tensor.shape[-1] if tensor.dim() and tensor.numel() else 1)
     generator = torch.Generator().manual_seed(flat.numel())
     for dim, most in ((1, CHANNELS), (0, SAMPLE // min(CHANNELS, flat.shape[1]))):
@@ -45,9 +45,12 @@ def sample(tensor: Tensor) -> Array:
 
 
 def fit_sum(target: Array, base: Array, outputs: list[Array], eps: float) -> Fit | None:
-    """target = base + up to three outputs, each times a number; None where no such sum reproduces the target.
+    """Solve target = base + up to three outputs, each times a number; None where no such sum reproduces the target.
 
     Args:
+        target: sample of the stream, (rows, channels), see `sample`.
+        base: of an earlier state of it.
+        outputs: samples of what modules gave, of the same shape.
         eps: of the coarser dtype of target and base.
     """
     rest = (target - base).ravel()
@@ -62,9 +65,13 @@ def fit_sum(target: Array, base: Array, outputs: list[Array], eps: float) -> Fit
 
 
 def fit_scaled_sum(target: Array, base: Array, outputs: list[Array], eps: float, *, alone: bool) -> Fit | None:
-    """target = keep·base + up to three outputs, each times a number.
+    """Solve target = keep·base + up to three outputs, each times a number.
 
     Args:
+        target: sample of the stream, (rows, channels), see `sample`.
+        base: of an earlier state of it.
+        outputs: samples of what modules gave, of the same shape.
+        eps: of the coarser dtype of target and base.
         alone: also accept keep·base with no output.
     """
     if not (np.isfinite(target).all() and np.isfinite(base).all()) or not base.any():
@@ -83,7 +90,7 @@ def fit_scaled_sum(target: Array, base: Array, outputs: list[Array], eps: float,
 
 
 def fit_channels(target: Array, base: Array, outputs: list[Array], eps: float) -> Fit | None:
-    """target = base + output times one number for each channel, as a LayerScale that is no module."""
+    """Solve target = base + output times one number for each channel, as a LayerScale that is no module."""
     rest = target - base
     if not np.isfinite(rest).all() or len(rest) < FEWEST_ROWS:
         return None

@@ -22,14 +22,20 @@ _depth = 0
 
 
 def depth() -> int:
-    """How many asides are running: 0 in the caller's own passes. What was attached at one depth sees that one alone."""
+    """Count the asides that run: 0 in the caller's own passes. What was attached at one depth sees that one alone."""
     return _depth
 
 
 @contextmanager
-def random_state_kept(model: nn.Module, seed: int | None = None) -> Iterator[None]:
-    """Restore torch's, Python's and NumPy's random state afterwards; with a seed, seed them first."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+def random_state_kept(of: nn.Module | Tensor, seed: int | None = None) -> Iterator[None]:
+    """Restore torch's, Python's and NumPy's random state afterwards; with a seed, seed them first.
+
+    Args:
+        of: what is worked with; torch has a state on each of its devices.
+        seed: of all of them; None: they go on from where they are.
+    """
+    on = [of] if isinstance(of, Tensor) else of.parameters()
+    devices = sorted({p.device.index or 0 for p in on if p.device.type == "cuda"})
     # models that draw from NumPy's global state are why it is kept
     own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=devices):
@@ -80,7 +86,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def copied(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call, for a pass of our own: it may write into a tensor, or fill a cache.
+    """Copy the arguments of a call, for a pass of our own: it may write into a tensor, or fill a cache.
 
     What is one object stays one.
 

@@ -9,6 +9,7 @@ are `norm_gain`. A parameter that nothing settles is reported, never guessed.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -43,25 +44,32 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Parameters whose role is known, in the model's own order, and the names of the others."""
+    """Parameters whose role is known, in the model's own order, and the names of the others.
+
+    `layer` counts in each container by itself, as recipes do; `initlab.anatomy.look` numbers over all of them.
+    """
 
     assigned: list[Parameter]
     unassigned: list[str]
+    blocks: tuple[str, ...] = ()  # that hold parameters, of all containers, in the model's own order
 
 
-def assign_roles(model: nn.Module) -> list[Parameter]:
-    """The role of every parameter, tied ones once, in the model's own order.
+def check_assigned(model: nn.Module, assigned: Sequence[Parameter], unassigned: Sequence[str]) -> None:
+    """Refuse a model that a recipe can't draw whole.
+
+    Args:
+        model: named in the error.
+        assigned: its parameters whose role is known.
+        unassigned: names of the others.
 
     Raises:
-        RecipeError: a parameter has no role, or the model has no parameters. `find_roles` lists them instead.
+        RecipeError: a parameter has no role, or the model has no parameters.
     """
-    found = find_roles(model)
-    if found.assigned and not found.unassigned:
-        return found.assigned
-    names = found.unassigned
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    problem = f"no role is known for {shown}" if names else "transformer.wte and transformer.wpe not found"
-    if names and not any(name.startswith("transformer.wte") for name, _ in model.named_parameters()):
+    if assigned and not unassigned:
+        return
+    shown = ", ".join(unassigned[:5]) + (f" and {len(unassigned) - 5} more" if len(unassigned) > 5 else "")
+    problem = f"no role is known for {shown}" if unassigned else "transformer.wte and transformer.wpe not found"
+    if unassigned and not any(name.startswith("transformer.wte") for name, _ in model.named_parameters()):
         raise RecipeError(
             f"{type(model).__name__} has parameters that no recipe covers: {problem}; expected embeddings, norms, "
             "attention and MLP matrices of repeated blocks, and a head"
@@ -73,7 +81,7 @@ def assign_roles(model: nn.Module) -> list[Parameter]:
 
 
 def find_roles(model: nn.Module) -> Roles:
-    """The roles of any model's parameters, as far as they are known."""
+    """Find the roles of any model's parameters, as far as they are known."""
     return _Finder(model).roles()
 
 
@@ -84,7 +92,7 @@ class _Finder:
         self.model = model
         self.modules = dict(model.named_modules())
         self.named = dict(model.named_parameters())
-        self.stacks = stacks.find_stacks(model)
+        self.stacks = stacks.find_containers(model)
         self.home = {name: stacks.home(name, self.stacks) for name in self.named}
         self.vocab_size = stacks.config_value(model, stacks.VOCAB_SIZE) or 0
         n_head = stacks.config_value(model, stacks.N_HEAD) or stacks.attribute(model, stacks.N_HEAD)
@@ -127,7 +135,9 @@ class _Finder:
         declared = stacks.config_value(self.model, stacks.BLOCK_SIZE)
         self.block_size = self.named[tables[0]].shape[-2] if tables else declared or 0
         assigned = [self._place(name) for name in self.named if name in self.roles_of]
-        return Roles(assigned, [name for name in self.named if name not in self.roles_of])
+        unassigned = [name for name in self.named if name not in self.roles_of]
+        blocks = dict.fromkeys(block for stack in self.stacks if id(stack) in homes for block in stack.blocks)
+        return Roles(assigned, unassigned, tuple(blocks))
 
     def _embeddings(self) -> None:
         """Token tables are asked for, tied to a head, of the vocabulary's size, or named so; position tables named."""

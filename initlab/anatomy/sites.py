@@ -7,15 +7,14 @@ with ln_1, attn (c_attn, c_proj), ln_2 and mlp (c_fc, c_proj). In other models t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
-from initlab.anatomy.roles import find_roles
 from initlab.anatomy.stacks import stored_weight
-from initlab.anatomy.stream import Block, Stack, find_stacks
+from initlab.anatomy.stream import Block, Stack
 from initlab.errors import SiteError
 from initlab.models.nanogpt import ACTIVATIONS
 from initlab.recipes import Role
@@ -69,7 +68,7 @@ _IN_BLOCK: tuple[tuple[str, str, Literal["in", "out"], int | None], ...] = (
 
 
 def find_sites(model: nn.Module) -> SiteMap:
-    """The site map of a model.
+    """Map a model of nanoGPT's layout.
 
     Raises:
         SiteError: the model isn't laid out as nanoGPT's GPT; the message names what is missing.
@@ -118,21 +117,24 @@ def _is_stack(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList) and len(module) > 0
 
 
-def discover_sites(model: nn.Module, forward: Callable[[], Any]) -> SiteMap:
-    """The site map of any model: its residual stacks as `discovery` proves them, and every other layer as `module`.
-
-    Blocks are numbered through all stacks (encoder, then decoder). A model without a stream has `module` sites alone.
+def site_map(
+    model: nn.Module,
+    stacks: list[Stack],
+    embeddings: Mapping[Role, str],
+    layer_of: Callable[[str], int | None],
+    stream: Sequence[Tap] | None = None,
+    notes: Sequence[str] = (),
+) -> SiteMap:
+    """Map a model with these stacks: their taps, and every other layer's as `module`.
 
     Args:
-        forward: runs the model on a batch, for the discovery.
+        model: any module.
+        stacks: as `initlab.anatomy.stream` proves them; without any, `module` sites are all there are.
+        embeddings: names of the modules that embed tokens and positions, by role.
+        layer_of: the block that a module is in.
+        stream: taps of the stacks, where the caller knows better than what was found.
+        notes: what else is to be said of the model.
     """
-    return site_map(model, find_stacks(model, forward))
-
-
-def site_map(
-    model: nn.Module, stacks: list[Stack], stream: Sequence[Tap] | None = None, notes: Sequence[str] = ()
-) -> SiteMap:
-    """The map of a model with these stacks: their taps (`stream` instead, if given), and every other layer's."""
     blocks = [block for stack in stacks for block in stack.blocks]
     if stream is None:
         stream = [Tap("embed", blocks[0].name, "in")] if blocks else []
@@ -141,15 +143,10 @@ def site_map(
     taps = list(stream)
     taken = {tap.module for tap in taps if tap.where == "out"}
     taps += [
-        Tap("module", name, "out", _layer_of(name, blocks))
+        Tap("module", name, "out", layer_of(name))
         for name, module in model.named_modules()
         if name and name not in taken and not any(True for _ in module.children()) and not _is_embedding(module)
     ]
-    embeddings = {
-        place.role: place.name.removesuffix(".weight")
-        for place in find_roles(model).assigned
-        if place.role in (Role.TOKEN_EMBED, Role.POS_EMBED)
-    }
     return SiteMap(
         taps=tuple(taps),
         n_layer=len(blocks),
@@ -161,7 +158,7 @@ def site_map(
 
 
 def block_taps(layer: int, block: Block) -> list[Tap]:
-    """What to look at in one block: its stream, and what was found to write to it."""
+    """Choose what to look at in one block: its stream, and what was found to write to it."""
     taps = [Tap("resid_pre", block.name, "in", layer)]
     sites = _write_sites([write.place.module.removeprefix(block.name) for write in block.writes])
     writes = [
@@ -200,10 +197,6 @@ def _kind(attention: re.Match[str] | None, mlp: re.Match[str] | None) -> str:
     return "mlp_out" if mlp else ""
 
 
-def _layer_of(name: str, blocks: list[Block]) -> int | None:
-    return next((layer for layer, block in enumerate(blocks) if name.startswith(f"{block.name}.")), None)
-
-
 def _is_embedding(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding)  # measured as scalars; its output is the first block's input
 
@@ -224,17 +217,8 @@ def _notes(stacks: list[Stack]) -> list[str]:
     return notes or ["no residual stream found: no list of blocks whose output is their input plus what modules gave"]
 
 
-def has_nanogpt_layout(model: nn.Module) -> bool:
-    """Whether the model is laid out as nanoGPT's GPT, module by module."""
-    try:
-        find_sites(model)
-    except SiteError:
-        return False
-    return True
-
-
 def activation_name(model: nn.Module) -> str | None:
-    """The MLP's activation as the theory names it; None when it isn't one of those."""
+    """Name the MLP's activation as the theory does; None when it isn't one of those."""
     declared = getattr(getattr(model, "config", None), "activation", None)
     if isinstance(declared, str):
         return declared if declared in ACTIVATIONS else None
@@ -252,6 +236,6 @@ def activation_name(model: nn.Module) -> str | None:
 
 
 def dropout_in_force(model: nn.Module) -> float:
-    """The dropout probability of a nanoGPT-like model, 0 in eval mode."""
+    """Read the dropout probability of a nanoGPT-like model, 0 in eval mode."""
     found = dict(model.named_modules()).get("transformer.drop")
     return found.p if isinstance(found, nn.Dropout) and found.training else 0.0

@@ -12,7 +12,7 @@ _DEPTH_CODE = re.compile(r"^[^#\n]*(std|init)[^#\n]*sqrt\([^#\n]*\b(n_layers?|nu
 
 
 def depth_code(model: nn.Module) -> str:
-    """Where the model's own init code divides by a root of its depth, as in `GPT2PreTrainedModel._init_weights`."""
+    """Find the model's own init code that divides by a root of its depth, as `GPT2PreTrainedModel._init_weights`."""
     owners = dict.fromkeys(owner for module in model.modules() for owner in type(module).__mro__)
     for owner in owners:
         if owner is not object and not owner.__module__.startswith("torch.") and (method := _depth_method(owner)):

@@ -23,8 +23,8 @@ VOCAB_SIZE = ("vocab_size", "n_vocab", "padded_vocab_size")
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
-    """A container of repeated blocks."""
+class Container:
+    """A list of repeated blocks, by its structure alone."""
 
     path: str
     blocks: tuple[str, ...]  # paths, in order; a block used twice stands here twice
@@ -65,13 +65,13 @@ class Matrix:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """LayerNorm, RMSNorm, and whatever else calls itself a norm and holds nothing but its own gain and bias."""
+    """Tell LayerNorm, RMSNorm, and whatever else calls itself a norm and holds nothing but its own gain and bias."""
     return "norm" in type(module).__name__.lower() and next(module.children(), None) is None
 
 
-def find_stacks(model: nn.Module) -> list[Stack]:
-    """Every container of repeated blocks, outer ones first."""
-    stacks: list[Stack] = []
+def find_containers(model: nn.Module) -> list[Container]:
+    """Find every container of repeated blocks, outer ones first."""
+    stacks: list[Container] = []
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
@@ -89,7 +89,7 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             names = f"{path.rpartition('.')[2]} {type(children[0][1]).__name__}"
             part = re.search("attention|attn|mlp|expert", names, re.I) and not re.search("block|layer", names, re.I)
             whole = not part and any(is_norm(inner) for _, child in children for inner in child.modules())
-            stacks.append(Stack(path, paths, whole))
+            stacks.append(Container(path, paths, whole))
     return stacks
 
 
@@ -97,17 +97,17 @@ def _is_block(module: nn.Module) -> bool:
     return next(module.children(), None) is not None and any(p.dim() > 1 for p in module.parameters())
 
 
-def home(name: str, stacks: list[Stack]) -> Stack | None:
-    """The stack whose layers a parameter is in: of nested ones the innermost of whole blocks, so experts aren't it."""
+def home(name: str, stacks: list[Container]) -> Container | None:
+    """Find the container whose layers a parameter is in: of nested ones the innermost whole blocks', not experts'."""
     around = [stack for stack in stacks if stack.index(name) is not None]
     whole = [stack for stack in around if stack.whole]
     return whole[-1] if whole else around[0] if around else None
 
 
-def nearest(name: str, stacks: list[Stack]) -> Stack | None:
-    """The stack that a parameter outside all stacks belongs to: the closest relative, of several the longest."""
+def nearest(name: str, stacks: list[Container]) -> Container | None:
+    """Find the container that a parameter outside them all belongs to: the closest relative, of several the longest."""
 
-    def closeness(stack: Stack) -> tuple[int, int]:
+    def closeness(stack: Container) -> tuple[int, int]:
         common = 0
         for ours, theirs in zip(name.split("."), stack.path.split("."), strict=False):
             if ours != theirs:
@@ -120,7 +120,7 @@ def nearest(name: str, stacks: list[Stack]) -> Stack | None:
 
 
 def config_value(model: nn.Module, names: tuple[str, ...]) -> int | None:
-    """A size that the model declares in its config, or in the config of its text half."""
+    """Read a size that the model declares in its config, or in the config of its text half."""
     config = getattr(model, "config", None)
     for holder in (config, getattr(config, "text_config", None), getattr(config, "decoder", None)):
         for name in names:
@@ -134,7 +134,7 @@ def config_value(model: nn.Module, names: tuple[str, ...]) -> int | None:
 
 
 def attribute(module: nn.Module, names: tuple[str, ...]) -> int | None:
-    """The first whole number that one of the modules keeps under one of the names."""
+    """Read the first whole number that one of the modules keeps under one of the names."""
     for inner in module.modules():
         for name in names:
             value = inner.__dict__.get(name)
@@ -143,8 +143,8 @@ def attribute(module: nn.Module, names: tuple[str, ...]) -> int | None:
     return None
 
 
-def matrices(model: nn.Module, stack: Stack) -> Iterator[Matrix]:
-    """The matrices in a stack's blocks. Embeddings, convolutions and norms are none."""
+def matrices(model: nn.Module, stack: Container) -> Iterator[Matrix]:
+    """Find the matrices in a container's blocks. Embeddings, convolutions and norms are none."""
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         index = stack.index(name)
@@ -190,7 +190,7 @@ def _matrix(name: str, parameter: Tensor, owner: nn.Module, block: str, modules:
 
 
 def stored_weight(module: nn.Module) -> Tensor | None:
-    """The module's weight as it is stored, or None.
+    """Get the module's weight as it is stored, or None.
 
     Reading a parametrized weight computes it, which isn't free of effects: spectral_norm's runs a power iteration in
     train mode. So the tensor that it is computed from stands for it; of several (weight_norm's) the largest.
@@ -203,7 +203,7 @@ def stored_weight(module: nn.Module) -> Tensor | None:
 
 
 def linear_fans(module: nn.Module) -> tuple[int, int] | None:
-    """(fan_in, fan_out) as the module itself states them: nn.Linear stores (out, in), Hugging Face's Conv1D (in, out).
+    """Read (fan_in, fan_out) as the module states them: nn.Linear stores (out, in), Hugging Face's Conv1D (in, out).
 
     None for a module that isn't linear.
     """
@@ -217,8 +217,8 @@ def linear_fans(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def stream_width(model: nn.Module, stack: Stack, found: list[Matrix], embedded: int | None) -> int:
-    """The width of the stack's residual stream: the embedding's, where the blocks read and write it.
+def stream_width(model: nn.Module, stack: Container, found: list[Matrix], embedded: int | None) -> int:
+    """Tell the width of the container's residual stream: the embedding's, where the blocks read and write it.
 
     Otherwise the width that most matrices and norms of the stack share.
     """
@@ -234,7 +234,7 @@ def stream_width(model: nn.Module, stack: Stack, found: list[Matrix], embedded: 
 
 
 def gain_offset(norm: nn.Module) -> float:
-    """What the norm adds to its stored gain: 1 for Gemma's, which store the gain less one; 0 for most.
+    """Find what the norm adds to its stored gain: 1 for Gemma's, which store the gain less one; 0 for most.
 
     Found by asking: with all parameters at zero, an ordinary norm returns zeros.
     """
@@ -258,7 +258,7 @@ def gain_offset(norm: nn.Module) -> float:
 
 
 def units(found: list[Matrix], attention: re.Pattern[str]) -> list[list[Matrix]]:
-    """The matrices of each block, grouped by the sub-module that they work in.
+    """Group the matrices of each block by the sub-module that they work in.
 
     Everything under an attention module is one group; matrices that are alone in their sub-module (BERT's
     intermediate and output) or stand in the block itself form another.

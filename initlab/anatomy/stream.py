@@ -86,7 +86,7 @@ class _Seen:
 def find_stacks(
     model: nn.Module, forward: Callable[[], Any], declared: Mapping[str, Sequence[str]] | None = None
 ) -> list[Stack]:
-    """Every residual stack of a model, outermost first, in the order of the forward pass.
+    """Find every residual stack of a model, outermost first, in the order of the forward pass.
 
     Args:
         model: any module; run once, in eval mode and without gradients, and left as it was.

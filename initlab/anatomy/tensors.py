@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in any nesting of mappings, tuples, lists and dataclasses, depth first."""
+    """Yield every tensor in any nesting of mappings, tuples, lists and dataclasses, depth first."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):  # a ModelOutput is one
@@ -27,12 +27,12 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def floats(value: Any) -> Iterator[Tensor]:
-    """The floating-point ones of `tensors`."""
+    """Yield the floating-point ones of `tensors`."""
     return (tensor for tensor in tensors(value) if tensor.is_floating_point())
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """The value with every tensor of it on the device; containers keep their kind."""
+    """Move every tensor of a value to the device; containers keep their kind."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, MutableMapping):

@@ -12,7 +12,7 @@ from initlab.errors import ConfigError, ProbeError
 
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The module inside torch.compile, DataParallel and DistributedDataParallel, and what was taken off.
+    """Take torch.compile, DataParallel and DistributedDataParallel off a module, and say what was taken.
 
     Raises:
         ConfigError: not a model.

@@ -11,7 +11,7 @@ import pandas as pd
 
 from initlab.errors import ConfigError
 from initlab.judge.updates import by_role, update_ratios
-from initlab.schema import RESIDUAL_SITES
+from initlab.schema import RESIDUAL_SITES, extras
 
 Callback = Callable[[int, pd.DataFrame], Any]
 
@@ -43,14 +43,16 @@ def scalars(records: pd.DataFrame) -> dict[str, float]:
     """The numbers of one watched step that are worth a curve, by tag; those that aren't finite are left out.
 
     `initlab/resid_post/3/var` for the residual stream and what is written to it (`…/grad_var` for the gradient), and
-    `initlab/update_ratio/mlp_out` per role: at most 2 × 8 sites × blocks, and a dozen roles.
+    `initlab/update_ratio/mlp_out` per role: at most 2 × 8 sites × blocks, and a dozen roles. Statistics that were asked
+    for go with var, as `initlab/resid_post/3/abs_median`.
     """
     found: dict[str, float] = {}
     stream = records[records["site"].isin(RESIDUAL_SITES) & (records["call"] == 0)]
-    for kind, name in (("activation", "var"), ("grad", "grad_var")):
+    for kind, prefix in (("activation", ""), ("grad", "grad_")):
         for row in stream[stream["kind"] == kind].itertuples():
             block = "" if pd.isna(row.layer) else f"/{row.layer}"
-            found.setdefault(f"initlab/{row.site}{block}/{name}", float(row.var))
+            for name in ("var", *extras("records", records)):
+                found.setdefault(f"initlab/{row.site}{block}/{prefix}{name}", float(getattr(row, name)))
     for row in by_role(update_ratios(records)).itertuples():
         found[f"initlab/update_ratio/{row.role}"] = float(row.ratio)
     return {tag: value for tag, value in found.items() if math.isfinite(value)}

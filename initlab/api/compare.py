@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
-from initlab.api.manifest import annotate, new_manifest
+from initlab.api.manifest import new_manifest
 from initlab.api.run import Progress, estimate, in_turn, run_cells
 from initlab.errors import ConfigError
 from initlab.judge import theory
@@ -143,23 +143,17 @@ def measured(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus, des
     from initlab.measure.sweep import measure_cell
 
     tables = measure_cell(cell, sweep, recipe, corpus)
-    _, targets = corpus.batch(sweep.batch_size, sweep.block_size, cell.seed)  # what the cell was measured with
-    annotate(tables, setting_of(cell, sweep, recipe, described, tables, targets.numpy()))
+    expect_cell(tables, cell, sweep, recipe, corpus, described)
     return tables
 
 
-def setting_of(
-    cell: Cell, sweep: SweepConfig, recipe: Recipe, described: dict[str, Any], tables: Tables, targets: Any = None
-) -> theory.Setting:
-    """What the closed form knows of a cell: its recipe and sizes, the text's statistics, and its own targets."""
+def expect_cell(
+    tables: Tables, cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus, described: dict[str, Any]
+) -> None:
+    """Fill in what the closed form expects of a cell, from its recipe and sizes and the batch it was measured with."""
     size = next(s for s in sweep.sizes() if (s["n_layer"], s["n_embd"]) == (cell.n_layer, cell.n_embd))
-    return theory.from_recipe(
-        recipe,
-        **size,
-        bias=sweep.bias,
-        tied=sweep.tie_weights,
-        activation=sweep.activation,
-        sum_p2=described["sum_p2"],
-        repeat_rate=float(tables.summary["repeat_rate"].iloc[0]),
-        same_target=None if targets is None else theory.equal_pairs(targets),
-    )
+    parameters = theory.nanogpt_parameters(**size, bias=sweep.bias, tied=sweep.tie_weights)
+    dims = dict(zip(parameters["module"], parameters["dims"], strict=True))
+    _, targets = corpus.batch(sweep.batch_size, sweep.block_size, cell.seed)
+    wiring = theory.Wiring(activation=sweep.activation)
+    theory.expect(tables, wiring, described, targets.numpy(), recipe=recipe, dims=dims)

@@ -24,7 +24,8 @@ def describe_init(model: nn.Module) -> Description:
     Raises:
         RecipeError: the model is on the meta device.
     """
+    from initlab.anatomy.look import of
     from initlab.drawing.describe import describe
 
-    rows = describe(model)
+    rows = describe(of(model))
     return Description(rows, mismatches(rows), describe_text(rows))

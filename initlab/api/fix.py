@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from initlab.api.probe import probe
 from initlab.errors import ConfigError, RecipeError
-from initlab.judge import matching, remedies, rules
-from initlab.judge.remedies import Case, Change
+from initlab.judge import matching, mending, rules
+from initlab.judge.remedies import Change, Described
 from initlab.judge.rules import Finding
+from initlab.judge.rules.depth import unscaled_outputs
+from initlab.judge.rules.fresh import TRAINED_BELOW
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.report.fix import Shown, proposal_text
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROUNDS = 4  # of finding, change, new measurement: a change can uncover what another finding hid
-TRAINED_BELOW = 0.5  # nats below ln V, as the rules tell a trained model
 
 
 @dataclass
@@ -171,6 +172,7 @@ class _Look:
         counted: Container[str],
         first: _Look | None = None,
     ):
+        from initlab.anatomy.look import of
         from initlab.drawing.describe import describe
 
         self.probe = found
@@ -178,11 +180,11 @@ class _Look:
         known: list[str | Recipe] = [*matching.REFERENCES]
         if declared is not None and declared.id not in known:
             known.append(declared)
-        self.rows = describe(model, known)
+        self.rows = describe(of(model), known)
         failed = [f for f in found.findings if f.status == "fail" and f.severity != "info"]
         # a declared recipe says what was meant, and INI001 whether it is so
         said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)
-        unscaled = None if said else matching.unscaled_outputs(self.rows, _growth(found))
+        unscaled = None if said else unscaled_outputs(self.rows, _growth(found))
         unscaled = unscaled if unscaled is not None and unscaled.code in counted else None
         # An embedding that shrinks leaves the same writes above it: that is no fault of the change, nor to be chased.
         counts = first is None or first.unscaled
@@ -195,8 +197,8 @@ class _Look:
         """Errors, then warnings; the fewer the better."""
         return tuple(sum(f.severity == level for f in self.problems) for level in ("error", "warning"))  # type: ignore[return-value]
 
-    def case(self, reference: str) -> Case:
-        return Case(self.rows, reference, dict(self.probe.summary.iloc[0]))
+    def described(self, reference: str) -> Described:
+        return Described(self.rows, reference, dict(self.probe.summary.iloc[0]))
 
 
 def _search(
@@ -212,17 +214,17 @@ def _search(
     twin, seen, changes = _copied(model), look, list[Change]()
     for _ in range(ROUNDS):
         taken = {(change.role, change.stack, change.code) for change in changes}
-        new = remedies.propose(seen.problems, seen.case(nearest))
+        new = mending.propose(seen.problems, seen.described(nearest))
         new = [change for change in new if (change.role, change.stack, change.code) not in taken]
         if not new:
             break
         changes += new
         seen = tried(new, twin)
-    candidates = [(remedies.merged(changes), seen)] if changes else []
+    candidates = [(mending.merged(changes), seen)] if changes else []
     for reference in dict.fromkeys([nearest] if declared else [nearest, "nanogpt"]):
         if any(not each.problems for _, each in candidates):
             break
-        about, rest = remedies.toward_the_reference(look.problems, look.case(reference))
+        about, rest = mending.toward_the_reference(look.problems, look.described(reference))
         left = look.problems
         if about:
             candidates.append((about, tried(about, _copied(model))))

@@ -1,4 +1,4 @@
-"""What every command shares: run.json, and predictions beside measurements."""
+"""What every command shares: run.json."""
 
 from __future__ import annotations
 
@@ -6,21 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from initlab import __version__, environment, schema
-from initlab.judge import theory
 from initlab.results import json_ready, now
-from initlab.schema import Tables
-
-
-def annotate(
-    tables: Tables, setting: theory.Setting, *, without: tuple[str, ...] = (), with_target: float = 1.0
-) -> None:
-    """Fill in `expected_*` in place, but for the sites named; gradients need a next token nearly everywhere."""
-    prediction = theory.predict(setting, backward=with_target >= 0.9)
-    for site in without:
-        prediction = prediction.without(site)
-    tables.records, tables.summary = theory.annotate(
-        tables.records, tables.summary, prediction, with_target=with_target
-    )
 
 
 def new_manifest(

@@ -32,6 +32,7 @@ def predict(
     data: str = "uniform",
     sum_p2: float | None = None,
     repeat_rate: float | None = None,
+    same_target: float | None = None,
     exact: bool = False,
 ) -> Profile:
     """The expected profile of a NanoGPT at init, from its recipe and sizes alone; nothing is built or drawn.
@@ -48,6 +49,8 @@ def predict(
         data: `uniform` random tokens, or `docstrings`: the bytes of Python's documentation, as `compare` reads them.
         sum_p2, repeat_rate: of your text, in place of `data`'s: chance that two tokens are equal, and share of tokens
             equal to the one before; `initlab.corpus.load_corpus(...).statistics()` has both.
+        same_target: chance that two positions of one sequence are to predict the same token, which text repeats more
+            often than any two of its tokens are equal; `probe` and others count it in their batch. Default: sum_p2.
 
     Returns:
         Profile: variances of every site and of the gradient, and the scalars of the first step.
@@ -86,17 +89,13 @@ def predict(
     V = sizes["vocab_size"]
     sum_p2 = sum_p2 if sum_p2 is not None else 1 / V if equal is None else equal
     repeat_rate = repeat_rate if repeat_rate is not None else 1 / V if repeated is None else repeated
-    for name, share, least in (("sum_p2", sum_p2, 1 / V), ("repeat_rate", repeat_rate, 0.0)):
+    shares = [("sum_p2", sum_p2, 1 / V), ("repeat_rate", repeat_rate, 0.0)]
+    shares += [] if same_target is None else [("same_target", same_target, 0.0)]
+    for name, share, least in shares:
         if not least * (1 - 1e-9) <= share <= 1:
             raise ConfigError(f"{name} is {share:g}; expected a share from {least:g} to 1 (vocab_size is {V})")
     activations.check(activation)
-    setting = theory.from_recipe(
-        entry,
-        **sizes,
-        bias=bias,
-        tied=tie_weights,
-        activation=activation,
-        sum_p2=sum_p2,
-        repeat_rate=repeat_rate,
-    )
+    text = theory.TextStatistics(block_size=block_size, sum_p2=sum_p2, repeat_rate=repeat_rate, same_target=same_target)
+    parameters = theory.nanogpt_parameters(**sizes, bias=bias, tied=tie_weights)
+    setting = theory.setting_of(parameters, theory.Wiring(activation=activation), text, entry)
     return Profile(entry.id, setting, theory.predict(setting, exact=exact), exact)

@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.api.manifest import annotate, new_manifest
+from initlab.api.manifest import new_manifest
 from initlab.errors import ConfigError, ProbeError
-from initlab.judge import matching, rules, theory
-from initlab.judge.rules import SEVERITIES, Severity
+from initlab.judge import SEVERITIES, Severity, matching, rules, theory
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from initlab.anatomy.declared import Sites
+    from initlab.anatomy.look import Anatomy
+    from initlab.measure.statistics import Metrics
 
 
 def probe(
@@ -40,6 +41,7 @@ def probe(
     dtype: str = "float32",
     sites: Sites | None = None,
     modules: Any = None,
+    metrics: Metrics = None,
     command: str = "",
 ) -> Probe:
     """Measure forward and backward scale at every site of one model, whatever it is.
@@ -72,6 +74,9 @@ def probe(
         modules: look at these alone: a glob over dotted names (`"*.mlp.*"`), a compiled regular expression, a function
             `(name, module) -> bool`, a class (`nn.Linear`), a module, a role (`"mlp_out"`), or a list of these. Checks
             that need the others don't apply.
+        metrics: statistics beside the usual ones: a dict from columns to functions of a tensor
+            (`{"p99": lambda x: x.abs().float().quantile(0.99)}`), names of registered ones (`["abs_median"]`) or
+            `file.py:name`. Each becomes a column of `records`, or `heads`; see `initlab.statistic`.
         command: kept in the manifest; for the command line.
 
     Returns:
@@ -82,15 +87,16 @@ def probe(
             devices, sharded, quantised).
         SiteError: `sites` names what the model doesn't have.
         RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
+        ConfigError: also where a statistic raised, or returned something else than it should.
     """
     from initlab.anatomy.families import architecture
     from initlab.anatomy.filters import chosen_modules
     from initlab.anatomy.restoring import random_state_kept
-    from initlab.anatomy.sites import has_nanogpt_layout
     from initlab.anatomy.unwrapping import unwrap
     from initlab.measure.batches import inputs_for
     from initlab.measure.moments import PRESETS
-    from initlab.measure.probe import Identity, measure_inputs
+    from initlab.measure.probe import Identity, look, measure_inputs
+    from initlab.measure.statistics import choose, meanings
     from initlab.measure.sweep import DTYPES
 
     started = time.perf_counter()
@@ -98,6 +104,7 @@ def probe(
         raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    statistics = choose(metrics, stats)
     entry = registry.get(recipe) if recipe is not None else None
     inside, _ = unwrap(model)
     sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
@@ -109,10 +116,16 @@ def probe(
     step = getattr(inside, "iter_num", 0)
     step = step if isinstance(step, int) else 0
     identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
-    options: dict[str, Any] = {"autocast": DTYPES[dtype], "declared": sites, "modules": modules}
-    options |= {"preset": stats, "recipe": entry}
+
+    def measured() -> tuple[Anatomy, set[str] | None, Tables]:
+        anatomy = look(model, inputs, seed=seed, autocast=DTYPES[dtype], declared=sites)
+        chosen = None if modules is None else chosen_modules(anatomy, modules)
+        options: dict[str, Any] = {"preset": stats, "recipe": entry, "autocast": DTYPES[dtype], "chosen": chosen}
+        tables = measure_inputs(model, inputs, identity, anatomy=anatomy, statistics=statistics, **options)
+        return anatomy, chosen, tables
+
     try:
-        tables = measure_inputs(model, inputs, identity, **options)
+        anatomy, chosen, tables = measured()
     except ProbeError as error:
         if batch is not None or inputs.ids is None or not isinstance(error.__cause__, IndexError):
             raise
@@ -123,11 +136,11 @@ def probe(
             f"sequences of {max(2, T // 2)} tokens: with {T}, which the model declares, its forward raised IndexError"
         )
         inputs = replace(inputs, notes=(note,))
-        tables = measure_inputs(model, inputs, identity, **options)
+        anatomy, chosen, tables = measured()
     summary = tables.summary.iloc[0]
     roles = set(tables.records["role"].dropna())
     tied, bias = "unembed" not in roles, "bias" in roles
-    known = has_nanogpt_layout(inside)
+    known = anatomy.layout == "nanogpt"
     size: dict[str, Any] = {
         "n_layer": int(summary["n_layer"]),
         "n_embd": int(summary["n_embd"]),
@@ -135,27 +148,17 @@ def probe(
         "block_size": int(summary["block_size"]),
         "vocab_size": int(summary["vocab_size"]),
     }
-    weights = tables.records[tables.records["kind"] == "weight"]
-    described_as = None if step else architecture(inside, size["block_size"])  # the closed form is about init
-    # a recipe draws NanoGPT; other models are compared with their own weights, unless these have been trained
-    fresh = bool((weights.loc[weights["role"] == "norm_gain", "var"] == 0).all())
-    finite = bool((weights["frac_nonfinite"] == 0).all())  # nothing follows from a NaN
-    if described_as is not None and (known or (entry is None and fresh)) and (entry is not None or finite):
-        text: dict[str, Any] = {"sum_p2": described["sum_p2"], "repeat_rate": float(summary["repeat_rate"])}
-        if inputs.targets is not None:
-            text["same_target"] = theory.equal_pairs(inputs.targets.cpu().numpy())
-        if entry is not None:
-            setting = theory.from_recipe(entry, **size, bias=bias, tied=tied, **described_as, **text)
-        else:
-            setting = theory.from_weights(weights, context=size["block_size"], **described_as, **text)
-        # where another model writes to the stream is found before its dropout, which the theory counts in
-        dropped = not known and described_as["dropout"] > 0
-        # 0 without: the gradient is of a loss that the theory doesn't know
-        share = 0.0 if inputs.targets is None else float((inputs.targets >= 0).float().mean())
-        share = share if summary["targets"] == "next-token" else 0.0
-        annotate(tables, setting, without=("attn_out", "mlp_out") if dropped else (), with_target=share)
-    if modules is not None:  # only now: the closed form needs every weight
-        chosen = chosen_modules(inside, modules)
+    wiring = None if step else architecture(anatomy, size["block_size"])  # the closed form is about init
+    theory.expect(
+        tables,
+        None if wiring is None else theory.Wiring(**wiring),
+        described,
+        None if inputs.targets is None else inputs.targets.cpu().numpy(),
+        recipe=entry,
+        dims=anatomy.dims if entry and known else None,
+        discovered=not known,
+    )
+    if chosen is not None:  # only now: the closed form needs every weight
         rows = tables.records
         parameter = ~rows["kind"].isin(["activation", "grad"])
         owner = rows["module"].mask(parameter, rows["module"].str.rpartition(".")[0])
@@ -172,7 +175,7 @@ def probe(
         "batch_size": inputs.ids.shape[0] if inputs.ids is not None else inputs.n_tokens,
         "vocab_size": size["vocab_size"],
         "bias": bias,
-        "activation": None if described_as is None else described_as["activation"],
+        "activation": None if wiring is None else wiring["activation"],
         "tie_weights": tied,
         "mode": str(summary["mode"]),
         "step": step,
@@ -183,10 +186,14 @@ def probe(
         "modules": _text(modules, inside),
         "fingerprint": _fingerprint(tables),
     }
+    if statistics:
+        config["metrics"] = [each.name for each in statistics]
     recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
     manifest = new_manifest("probe", command, config, recipes, described, [identity.run_id])
+    if statistics:
+        manifest["metrics"] = meanings(statistics)
     if not step:
-        manifest["init"] = _init_facts(inside, declared=entry is not None)
+        manifest["init"] = _init_facts(anatomy, declared=entry is not None)
     manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
     return Probe(Run(tables, manifest))
 
@@ -228,14 +235,14 @@ def assert_healthy(
     return found
 
 
-def _init_facts(model: nn.Module, *, declared: bool) -> dict[str, Any]:
+def _init_facts(anatomy: Anatomy, *, declared: bool) -> dict[str, Any]:
     """What the weights look like against the known recipes and the model's own code, for the rules about init.
 
     With a declared recipe the weights are judged by that one alone.
     """
     from initlab.drawing.describe import describe
 
-    rows = describe(model)
+    rows = describe(anatomy)
     best, _ = matching.best_recipes(rows)
     compared = bool(best) and not declared
     return {

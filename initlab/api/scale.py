@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
-from initlab.api.compare import refuse_no_list, setting_of
-from initlab.api.manifest import annotate, new_manifest
+from initlab.api.compare import expect_cell, refuse_no_list
+from initlab.api.manifest import new_manifest
 from initlab.api.run import Progress, estimate, in_turn, run_cells
 from initlab.errors import ConfigError
 from initlab.recipes import Recipe, registry
@@ -162,11 +162,10 @@ def scale(
             return of_ids(model, *corpus.batch(batch_size, block_size, seed))
 
         tables = stepping.measure_steps(cell, config, make, inputs, make_optimizer)
-        if cell.recipe not in entries:
+        if cell.recipe not in entries or corpus is None:
             return tables
         first = tables.at_step(0)
-        targets = corpus.batch(batch_size, block_size, cell.seed)[1].numpy() if corpus else None
-        annotate(first, setting_of(cell, config, entries[cell.recipe], described, first, targets))
+        expect_cell(first, cell, config, entries[cell.recipe], corpus, described)
         rest = [tables.at_step(step) for step in tables.summary["step"] if step]
         return Tables.concat([first, *(Tables(part.records, part.heads, part.summary) for part in rest)])
 

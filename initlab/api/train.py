@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__, schema
-from initlab.api.manifest import annotate, new_manifest
+from initlab.api.manifest import new_manifest
 from initlab.api.metrics_file import MetricsFile, run_folder
 from initlab.api.run import BySteps, Progress, in_turn, run_cells
 from initlab.errors import ConfigError, RunError
@@ -305,6 +305,7 @@ class _Job:
     def measure(self, model: NanoGPT, cell: Cell, step: int) -> Tables:
         """The init with all that is cheap to measure; the trained model's residual stream alone."""
         from initlab.anatomy.families import architecture
+        from initlab.anatomy.look import of
         from initlab.measure.probe import Identity, measure
         from initlab.measure.sweep import DTYPES
 
@@ -314,13 +315,13 @@ class _Job:
         identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed, step=step)
         entry = self.entries[cell.recipe]
         options: dict[str, Any] = {"preset": "light", "autocast": DTYPES[self.config.dtype]}
-        tables = measure(model, idx, targets, identity, recipe=None if step else entry, **options)
+        anatomy = of(model)
+        tables = measure(model, idx, targets, identity, recipe=None if step else entry, anatomy=anatomy, **options)
         if step:
             records = tables.records
             stream = records["site"].isin(RESIDUAL_SITES) & records["kind"].isin(["activation", "grad"])
             tables.records = records[stream].reset_index(drop=True)
-        elif (known := architecture(model, T)) is not None:
-            text = {"sum_p2": self.described["sum_p2"], "repeat_rate": float(tables.summary["repeat_rate"].iloc[0])}
-            form: dict[str, Any] = {**self.size, "bias": self.sizes.bias, "tied": self.sizes.tie_weights}
-            annotate(tables, theory.from_recipe(entry, **form, **known, **text))
+        elif (known := architecture(anatomy, T)) is not None:
+            wiring = theory.Wiring(**known)
+            theory.expect(tables, wiring, self.described, targets.numpy(), recipe=entry, dims=anatomy.dims)
         return tables

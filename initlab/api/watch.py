@@ -24,6 +24,7 @@ from initlab.schema import Tables
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from initlab.measure.statistics import Metrics
     from initlab.measure.watch.steps import Scaler, StepRecorder
 
 
@@ -35,6 +36,7 @@ def watch(
     start_step: int = 0,
     stats: str = "full",
     loss_scale: float | Scaler = 1.0,
+    metrics: Metrics = None,
     callback: Any = None,
 ) -> Watcher:
     """Record every N-th step of a training loop: activations, gradients, weights, and how far the step moves them.
@@ -80,6 +82,7 @@ def watch(
         loss_scale: what the loss is multiplied with before `backward()`, by which gradients are divided: the
             `torch.amp.GradScaler`, or a number (1/n where gradients of n micro-batches are summed up). Gradients that
             overflow, as a GradScaler's first ones may, are recorded, and judged, as not finite.
+        metrics: statistics beside the usual ones, as `probe` takes them; one that fails is warned of once, and NaN.
         callback: called as `callback(step, records)` after each watched step; or a TensorBoard SummaryWriter, or a
             wandb run, which get tags such as `initlab/resid_post/3/var`; or a list of these.
 
@@ -90,6 +93,7 @@ def watch(
     """
     from initlab.anatomy.unwrapping import unwrap
     from initlab.measure.moments import PRESETS
+    from initlab.measure.statistics import choose, meanings
     from initlab.measure.watch.steps import StepRecorder
     from initlab.measure.watch.tables import LABEL, TARGETS
 
@@ -101,6 +105,7 @@ def watch(
     if not (0 < loss_scale < math.inf if isinstance(loss_scale, int | float) else hasattr(loss_scale, "get_scale")):
         raise ConfigError(f"loss_scale is {loss_scale!r}; expected a positive number or a torch.amp.GradScaler")
     callbacks = as_callbacks(callback)
+    statistics = choose(metrics, stats)
     inside, _ = unwrap(model)
     first = next(inside.parameters())
     config = {
@@ -113,11 +118,16 @@ def watch(
         "device": str(first.device),
     }
     data = {"label": "the training loop's batches", "targets": TARGETS}
+    if statistics:
+        config["metrics"] = [each.name for each in statistics]
     manifest = new_manifest("watch", "", config, {}, data, [])
+    if statistics:
+        manifest["metrics"] = meanings(statistics)
     if _rank():
         return Watcher(None, manifest, None, [])
     folder = _open(Path(out), manifest, start_step) if out is not None else None
-    recorder = StepRecorder(model, every, preset=stats, start_step=start_step, loss_scale=loss_scale)
+    options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
+    recorder = StepRecorder(model, every, preset=stats, **options)
     return Watcher(recorder, manifest, folder, callbacks)
 
 
@@ -161,6 +171,8 @@ class Watcher:
             return
         if tables is None:
             return
+        for name, complaint in recorder.complaints.items():
+            self._warn(f"statistic {name}", str(complaint))
         try:
             if self._folder is None:
                 self._parts.append(tables)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from initlab.errors import ConfigError
+from initlab.judge import SEVERITIES
 
 if TYPE_CHECKING:
     from initlab.results import Result
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _T = TypeVar("_T")
-SEVERITIES = ("error", "warning", "info")
 
 
 def add_models(parser: argparse.ArgumentParser, *, block_size: int | str, batch_size: int | str) -> None:

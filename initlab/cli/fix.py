@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import SEVERITIES, add_output, overrides, set_threads
+from initlab.cli.common import add_output, overrides, set_threads
 from initlab.errors import ConfigError
+from initlab.judge import SEVERITIES
 
 if TYPE_CHECKING:
     from torch import nn

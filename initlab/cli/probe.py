@@ -39,6 +39,12 @@ def add(commands: Commands) -> None:
     probe.add_argument(
         "--modules", type=names, metavar="GLOB,…", help="look at these alone: globs ('*.mlp.*') or roles (mlp_out)"
     )
+    probe.add_argument(
+        "--metrics",
+        type=names,
+        metavar="NAME,…",
+        help="further statistics: registered ones (abs_median, channel_rms, sink) or file.py:function",
+    )
     probe.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, text and dropout (0)")
     add_measuring(probe, fail_on="error")
     probe.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
@@ -72,6 +78,7 @@ def _probe(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         sites=options.blocks,
         modules=options.modules,
+        metrics=options.metrics,
         command=options.command_line,
     )
     result.save(out)

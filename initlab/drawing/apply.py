@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from initlab.anatomy.roles import Parameter, assign_roles, find_roles
+from initlab.anatomy.look import Anatomy, of
+from initlab.anatomy.roles import Parameter
 from initlab.errors import RecipeError
 from initlab.recipes import (
     Constant,
@@ -29,7 +30,13 @@ from initlab.recipes import (
 _APPLIED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def apply_recipe(model: nn.Module, recipe: Recipe, seed: int, only: Collection[str] | None = None) -> None:
+def apply_recipe(
+    model: nn.Module,
+    recipe: Recipe,
+    seed: int,
+    only: Collection[str] | None = None,
+    anatomy: Anatomy | None = None,
+) -> None:
     """Overwrite every parameter of the model, in place, with the recipe's draw.
 
     Each parameter has its own stream of standard normals on the CPU, keyed by seed and parameter name, which the
@@ -40,12 +47,17 @@ def apply_recipe(model: nn.Module, recipe: Recipe, seed: int, only: Collection[s
     keep for ever what was drawn into it.
 
     Args:
+        model: its parameters are overwritten, on any device but meta.
+        recipe: gives a distribution for each role and size.
+        seed: of the draw.
         only: names of the parameters to draw; the others, which may be of unknown role, stay as they are.
+        anatomy: of the model, where it was looked at before.
 
     Raises:
         RecipeError: the recipe or the model can't be used; then no parameter was changed.
     """
-    places = assign_roles(model) if only is None else [p for p in find_roles(model).assigned if p.name in only]
+    anatomy = of(model) if anatomy is None else anatomy
+    places = anatomy.all_parameters() if only is None else [p for p in anatomy.parameters if p.name in only]
     plan = [(found, _distributions(found, recipe)) for found in places]
     parameters = dict(model.named_parameters())
     if any(parameter.is_meta for parameter in parameters.values()):
@@ -67,13 +79,13 @@ def apply_recipe(model: nn.Module, recipe: Recipe, seed: int, only: Collection[s
 
 
 def portable(recipe: Recipe, model: nn.Module) -> Recipe:
-    """The recipe as a table of what it draws for this model's parameters: it can be pickled, whatever its rule is.
+    """Make the recipe a table of what it draws for this model's parameters: it can be pickled, whatever its rule is.
 
     Raises:
         RecipeError: the recipe or the model can't be used.
     """
     table: dict[tuple[Role, Dims], Distribution] = {}
-    for found in assign_roles(model):
+    for found in of(model).all_parameters():
         for dims in [dims for _, dims in found.parts] or [found.dims]:
             value = recipe(found.role, dims)
             # a user's numbers may be of numpy or torch, and a formula's text isn't needed to draw
@@ -101,7 +113,7 @@ def rescale(model: nn.Module, names: Collection[str], factor: float) -> None:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, which also counts as drawn from a recipe where the model does."""
+    """Copy a model deeply; the copy counts as drawn from a recipe where the model does."""
     twin = copy.deepcopy(model)
     if was_applied(model):
         _APPLIED.add(twin)
@@ -109,7 +121,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def was_applied(model: nn.Module) -> bool:
-    """Whether this very object was drawn from a recipe here, whatever its own init code says."""
+    """Tell whether this very object was drawn from a recipe here, whatever its own init code says."""
     return model in _APPLIED
 
 
@@ -175,7 +187,7 @@ def _matrices(found: Parameter, shape: torch.Size) -> tuple[int, list[list[int]]
 
 
 def draw(distribution: Constant | Normal | Uniform | TruncNormal, shape: torch.Size, name: str, seed: int) -> Tensor:
-    """A float32 tensor on the CPU from the distribution, of the stream that belongs to this name and seed."""
+    """Draw a float32 tensor on the CPU from the distribution, of the stream that belongs to this name and seed."""
     match distribution:
         case Constant(value):
             return torch.full(shape, value, dtype=torch.float32, device="cpu")

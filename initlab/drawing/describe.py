@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from initlab.anatomy.roles import Parameter, find_roles
+from initlab.anatomy.look import Anatomy
+from initlab.anatomy.roles import Parameter
 from initlab.anatomy.source import depth_code
 from initlab.drawing.apply import was_applied
 from initlab.errors import RecipeError
@@ -33,8 +34,8 @@ class _Found:
     orthogonal: bool = False
 
 
-def describe(model: nn.Module, recipes: Iterable[str | Recipe] | None = None) -> list[dict[str, Any]]:
-    """One row per role and stack of blocks, in the model's order: what was found, and what each recipe would draw.
+def describe(anatomy: Anatomy, recipes: Iterable[str | Recipe] | None = None) -> list[dict[str, Any]]:
+    """Describe each role and stack of blocks in a row, in the model's order: what was found, what recipes would draw.
 
     Keys: role, stack, n_layer, n_embd, n (parameters), numel, shape (of the first), mean, std (pooled), std_min,
     std_max, stds (by parameter name), distribution, matches (ids of the recipes that fit every parameter), nearest and
@@ -45,13 +46,13 @@ def describe(model: nn.Module, recipes: Iterable[str | Recipe] | None = None) ->
     Raises:
         RecipeError: an unknown recipe, or a model on the meta device.
     """
+    model = anatomy.model
     known = [registry.get(each) for each in (registry.all_recipes() if recipes is None else recipes)]
     parameters = dict(model.named_parameters())
     if any(parameter.is_meta for parameter in parameters.values()):
         raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to describe")
-    roles = find_roles(model)
     groups: dict[tuple[Role, str], list[_Found]] = {}
-    for place in roles.assigned:
+    for place in anatomy.parameters:
         groups.setdefault((place.role, place.stack), []).append(_moments(place, parameters[place.name]))
     # on a model that was drawn anew on purpose, its own code no longer says what was meant
     code = "" if was_applied(model) else depth_code(model)
@@ -59,8 +60,8 @@ def describe(model: nn.Module, recipes: Iterable[str | Recipe] | None = None) ->
     for (role, stack), group in groups.items():
         shape = tuple(parameters[group[0].place.name].shape)
         rows.append({"role": role.value, "stack": stack, "shape": shape, **_row(group, known), "depth_code": code})
-    if roles.unassigned:
-        rows.append({"role": "", "stack": "", "n": len(roles.unassigned), "names": roles.unassigned})
+    if anatomy.unassigned:
+        rows.append({"role": "", "stack": "", "n": len(anatomy.unassigned), "names": list(anatomy.unassigned)})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Which recipe a model was drawn from, and what doesn't fit it: verdicts on the rows of `models.describing`."""
+"""Which recipe a model was drawn from, and what doesn't fit it: verdicts on the rows of `drawing.describe`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from initlab.errors import RecipeError
-from initlab.judge.rules import Finding
-from initlab.judge.rules.depth import UNSCALED_WRITES
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS, VECTORS
@@ -85,57 +83,8 @@ def mismatches(rows: Sequence[dict[str, Any]], recipes: Sequence[str] | None = N
 
 def reference_of(rows: Sequence[dict[str, Any]]) -> str:
     """The recipe that the model is nearest to, among those that models are trained from; else nanogpt."""
-    best, _ = best_recipes(_narrowed(rows))
+    best, _ = best_recipes(narrowed(rows))
     return next((id for id in REFERENCES if id in best), "nanogpt")
-
-
-def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding | None:
-    """RES001 on a single depth: output projections as wide as the others', in a stream that the blocks dominate.
-
-    RES001 fits an exponent over depths: variance of the writes ∝ n_layer^-1 when scaled, ^0 when not, and fails above
-    half way, -0.5. On one model the same half way is a squared ratio of std, output to input, of 1/√(2·n_layer),
-    between 1 and 1/(2·n_layer). As in RES001, writes that sum to less than the embedding's own variance are no matter,
-    unless the model's own code says that they are scaled.
-
-    A warning; a note (`info`) on a model without learned positions whose every role fits a published recipe: Llama and
-    its like are published with outputs at 0.02, GPT-2 and its like with scaled ones.
-
-    Args:
-        growth: what the blocks add to the stream's variance, in units of the embedding's; NaN where there is no stream.
-    """
-    found = [row for row, names in unscaled(rows) if names]
-    code = found[0]["depth_code"] if found else ""
-    if not found or not (code or growth > 1):
-        return None
-    roles, n_layer = " and ".join(dict.fromkeys(row["role"] for row in found)), found[0]["n_layer"]
-    stds = ", ".join(dict.fromkeys(f"{trimmed(row['std_max'], 2)}" for row in found))
-    best, left = best_recipes(_narrowed(rows))
-    published = best[0] if best and not left and not code and not any(r["role"] == Role.POS_EMBED for r in rows) else ""
-    verb = "aren't" if " and " in roles else "isn't"
-    message = f"{roles} (std {stds}) {verb} depth-scaled at {n_layer} layers"
-    message += f", though {code} says so" if code else ""
-    if not math.isnan(growth):
-        message += f", as {published} draws them" if published else ""
-        message += f"; the blocks add {trimmed(growth)}× the embedding's variance to the stream"
-    return Finding(
-        code=UNSCALED_WRITES.code,
-        name=UNSCALED_WRITES.name,
-        question=UNSCALED_WRITES.question,
-        status="fail",
-        severity="info" if published else "warning",
-        recipe="",
-        message=message,
-        site=found[0]["role"],
-        measured=growth,
-        unit="× the embedding's variance",
-        limit=f"std² of outputs ≤ that of inputs / √(2·{n_layer}), or an added variance ≤ the embedding's",
-        effect=math.log(growth) if growth > 0 else 0.0,
-        why=UNSCALED_WRITES.why,
-        advice=f"divide the std of {roles} by √(2·{n_layer})"
-        + (", as recipe='megatron' does, if your depth calls for it" if published else ""),
-        basis=UNSCALED_WRITES.basis,
-        source=UNSCALED_WRITES.source,
-    )
 
 
 def unscaled(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[str]]]:
@@ -157,8 +106,12 @@ def unscaled(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[
     return found
 
 
-def _narrowed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, compared with the references alone."""
+def narrowed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out all comparisons but those with the references.
+
+    Args:
+        rows: of `drawing.describe`.
+    """
     known = [row for row in rows if row["role"]]
     return [row | {"expected": {id: e for id, e in row["expected"].items() if id in REFERENCES}} for row in known]
 

@@ -7,6 +7,8 @@ per head and sequence, instead of T x T.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,11 +22,35 @@ def query_rows(T: int) -> Tensor:
     return torch.linspace(1, T - 1, min(ROWS, T - 1), dtype=torch.float64, device="cpu").round().long()
 
 
-def head_statistics(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What the heads of one block attend to, on R sampled query rows of B sequences; heads before positions.
+
+    Attributes:
+        q: (B, nh, R, hs), of the sampled rows alone.
+        k, v: (B, nh, T, hs).
+        scores: (B, nh, R, T), before the softmax, also where a row can't look.
+        pattern: (B, nh, R, T), the probabilities.
+        visible: (R, T), where a row can look.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scores: Tensor
+    pattern: Tensor
+    visible: Tensor
+
+
+def head_statistics(
+    qkv: Tensor, n_head: int, also: Callable[[Attention], None] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Causal attention of one block, as its softmax sees it with scale 1/sqrt(head size) and no dropout.
 
     Args:
         qkv: (B, T, 3C), the output of a fused c_attn, T >= 2.
+        n_head: nh, heads in it.
+        also: takes further statistics of the same attention.
 
     Returns:
         per head: (3, nh) mean entropy in nats, mean of entropy / ln(visible keys), mean over rows of the std of
@@ -34,7 +60,7 @@ def head_statistics(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
     B, T, C3 = qkv.shape
     hs = C3 // 3 // n_head
     rows = query_rows(T).to(qkv.device)
-    q, k, _ = qkv.split(C3 // 3, dim=2)
+    q, k, v = qkv.split(C3 // 3, dim=2)
     q = q[:, rows].float().view(B, -1, n_head, hs).transpose(1, 2)  # (B, nh, R, hs)
     k = k.float().view(B, T, n_head, hs).transpose(1, 2)  # (B, nh, T, hs)
     with torch.autocast(qkv.device.type, enabled=False):  # a fused kernel accumulates in float32 under autocast too
@@ -48,4 +74,8 @@ def head_statistics(qkv: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
     var = ((scores - mean[..., None]).square() * visible).sum(-1) / seen
     per_head = torch.stack([entropy, entropy / seen.log(), var.sqrt()]).mean(dim=(1, 3))  # (3, nh)
     everywhere = visible.expand_as(scores)
-    return per_head, scores[everywhere], pattern[everywhere]
+    found = per_head, scores[everywhere], pattern[everywhere]
+    if also is not None:
+        v = v.float().view(B, T, n_head, hs).transpose(1, 2)
+        also(Attention(q, k, v, scores, pattern, visible))
+    return found

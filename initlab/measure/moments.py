@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from initlab.schema import FORMATS
+from initlab.schema import FORMATS, RECORDS
 
 Preset = Literal["light", "full"]
 PRESETS: tuple[Preset, ...] = ("light", "full")
@@ -27,13 +27,9 @@ _PIECE = 1 << 18  # elements: 1 MiB of float32, which stays in an L2 cache
 
 _DTYPES = dict(zip(FORMATS, (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2), strict=True))
 _EDGES = [(torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max) for dtype in _DTYPES.values()]
-_LIGHT = ("numel", "mean", "var", "abs_max", "frac_nonfinite")
-_FULL = (
-    "abs_mean",
-    "kurtosis",
-    "frac_zero",
-    *(f"frac_{edge}_{fmt}" for fmt in FORMATS for edge in ("under", "over")),
-)
+# numel is the first of `light`; std and rms follow from mean and var
+_LIGHT = tuple(name for name, column in RECORDS.items() if column.taken == "light")
+_FULL = tuple(name for name, column in RECORDS.items() if column.taken == "full")
 
 
 class Moments:

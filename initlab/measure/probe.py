@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,16 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from initlab import schema
-from initlab.anatomy.declared import Sites, declared_sites
-from initlab.anatomy.filters import chosen_modules, filtered
+from initlab.anatomy.declared import Sites
+from initlab.anatomy.filters import filtered
+from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.restoring import copied, untouched
-from initlab.anatomy.roles import find_roles
-from initlab.anatomy.sites import SiteMap, Tap, discover_sites, find_sites
+from initlab.anatomy.sites import Tap
 from initlab.anatomy.unwrapping import eagerly, unwrap
-from initlab.errors import InitlabError, ProbeError, SiteError
+from initlab.errors import InitlabError, ProbeError
 from initlab.measure.inputs import Inputs, of_ids, take_loss, vocabulary
-from initlab.measure.moments import Moments, Preset
+from initlab.measure.moments import Preset
 from initlab.measure.recorder import recording
+from initlab.measure.statistics import Statistic, columns_of
+from initlab.measure.statistics.taking import Measurements
 from initlab.measure.tables import activation_rows, coverage_rows, head_rows, scalars, weight_rows
 from initlab.recipes import Recipe
 from initlab.schema import Tables
@@ -46,10 +49,11 @@ def measure(
     preset: Preset = "full",
     recipe: Recipe | None = None,
     autocast: torch.dtype | None = None,
+    anatomy: Anatomy | None = None,
 ) -> Tables:
-    """`measure_inputs` of token ids and targets, (B, T) int64 each, -1 where there is no target."""
+    """Measure token ids and targets, (B, T) int64 each, -1 where there is no target; else as `measure_inputs`."""
     inputs = of_ids(model, idx, targets)
-    return measure_inputs(model, inputs, identity, preset=preset, recipe=recipe, autocast=autocast)
+    return measure_inputs(model, inputs, identity, preset=preset, recipe=recipe, autocast=autocast, anatomy=anatomy)
 
 
 def measure_inputs(
@@ -60,19 +64,23 @@ def measure_inputs(
     preset: Preset = "full",
     recipe: Recipe | None = None,
     autocast: torch.dtype | None = None,
-    declared: Sites | None = None,
-    modules: Any = None,
+    anatomy: Anatomy | None = None,
+    chosen: set[str] | None = None,
+    statistics: Sequence[Statistic] = (),
 ) -> Tables:
     """Record every site of a model, forward and backward, and its weights and weight gradients.
 
     Args:
         model: measured in the mode (train or eval) that it is in.
         inputs: one call of its forward; moved to the model's device.
+        identity: the key columns.
+        preset: which statistics.
         recipe: what the weights should have been drawn from; gives the weight rows their expected_var.
         autocast: run the forward pass under autocast to this dtype.
-        declared: where the stream runs, see `initlab.anatomy.declared`; None: it is found.
-        modules: which modules' activations to look at, see `initlab.anatomy.filters`; None: every one. Weights are
-            measured all the same.
+        anatomy: of the model, where it was looked at before; see `look`.
+        chosen: names of the modules whose activations to look at, see `initlab.anatomy.filters`; None: every one.
+            Weights are measured all the same.
+        statistics: what is taken beside the moments, see `initlab.measure.statistics`; their columns come last.
 
     Returns:
         records, heads (preset `full`, nanoGPT's layout), summary (one row) and coverage; other `expected_*` columns
@@ -80,21 +88,25 @@ def measure_inputs(
 
     Raises:
         ProbeError: the model's own forward or backward raised (chained), or its weights can't be measured.
-        SiteError, ConfigError: `declared` or `modules` names what the model doesn't have.
+        ConfigError: nothing is measured at any of the chosen modules; a statistic raised, returned something else than
+            it should, or wrote into its tensor.
     """
     started = time.perf_counter()
-    model, notes = unwrap(model)
+    anatomy = look(model, inputs, seed=identity.seed, autocast=autocast) if anatomy is None else anatomy
+    model, notes = anatomy.model, list(anatomy.notes)
+    sites = anatomy.sites if chosen is None else filtered(anatomy, chosen)
     inputs = inputs.to(next(model.parameters()).device)
-    with untouched(model, identity.seed), eagerly(model):
-        sites = _sites(model, inputs, autocast, declared)
-        if modules is not None:
-            sites = filtered(model, sites, chosen_modules(model, modules))
-        with recording(model, sites, preset) as recorder:
-            judged = take_loss(_run(model, inputs, autocast), inputs, vocabulary(model))
-            if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
-                recorder.take(Tap("logits", "(output)", "out"), judged.logits)
-            recorder.close()
-            weights = _weights(model, judged.loss, recorder.moments)
+    with (
+        untouched(model, identity.seed),
+        eagerly(model),
+        recording(model, sites, preset, statistics=statistics) as recorder,
+    ):
+        judged = take_loss(_run(model, inputs, autocast), inputs, vocabulary(model))
+        if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
+            recorder.take(Tap("logits", "(output)", "out"), judged.logits)
+        recorder.close()
+        weights = _weights(anatomy, judged.loss, recorder.moments)
+    recorder.moments.raise_first()
     values = recorder.moments.read()
     vocab_size = 0 if judged.logits is None else vocabulary(model) or judged.logits.shape[-1]
     keys = {
@@ -126,22 +138,41 @@ def measure_inputs(
     }
     if judged.logits is None and inputs.ids is not None:
         notes.append(f"no logits (B, T, V) in what the model returned: the loss is {judged.targets}")
-    coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, [*notes, *inputs.notes, *sites.notes])
+    notes = [*notes, *inputs.notes, *sites.notes, *recorder.moments.notes]
+    coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, notes)
     return Tables(
-        records=schema.table("records", records),
-        heads=schema.table("heads", head_rows(recorder, keys, ids)),
+        records=schema.table("records", records, columns_of(statistics, "records")),
+        heads=schema.table("heads", head_rows(recorder, keys, ids), columns_of(statistics, "heads")),
         summary=schema.table("summary", [summary]),
         coverage=schema.table("coverage", coverage),
     )
 
 
-def _sites(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None, declared: Sites | None) -> SiteMap:
-    if declared is not None:
-        return declared_sites(model, declared, lambda: _run(model, inputs, autocast))
-    try:
-        return find_sites(model)
-    except SiteError:
-        return discover_sites(model, lambda: _run(model, inputs, autocast))
+def look(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    seed: int = 0,
+    autocast: torch.dtype | None = None,
+    declared: Sites | None = None,
+) -> Anatomy:
+    """Look at a model by a pass over these inputs; the model is left as it was.
+
+    Args:
+        model: see `initlab.anatomy.look.of`.
+        inputs: one call of its forward; moved to the model's device.
+        seed: of what the pass draws.
+        autocast: run the pass under autocast to this dtype.
+        declared: where the stream runs, see `initlab.anatomy.declared`; None: it is found.
+
+    Raises:
+        ProbeError: the model can't be measured, or its forward raised.
+        SiteError: `declared` names what the model doesn't have.
+    """
+    inside, taken = unwrap(model)
+    inputs = inputs.to(next(inside.parameters()).device)
+    with untouched(inside, seed), eagerly(inside):
+        return of(inside, lambda: _run(inside, inputs, autocast), declared, taken=taken)
 
 
 def _run(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> Any:
@@ -187,9 +218,9 @@ def own_logit(logits: Tensor | None, ids: Tensor | None) -> float:
     return float(logits.detach().gather(2, ids[..., None]).float().mean())
 
 
-def _weights(model: nn.Module, loss: Tensor, moments: Moments) -> list[dict[str, Any]]:
+def _weights(anatomy: Anatomy, loss: Tensor, moments: Measurements) -> list[dict[str, Any]]:
     """Statistics of every parameter and of its gradient."""
-    named = dict(model.named_parameters())
+    named = dict(anatomy.model.named_parameters())
     trained = {name: p for name, p in named.items() if p.requires_grad}
     gradients: dict[str, Tensor | None] = {}
     if loss.requires_grad:
@@ -205,16 +236,15 @@ def _weights(model: nn.Module, loss: Tensor, moments: Moments) -> list[dict[str,
             for name, gradient in zip(trained, found, strict=True)
         }
     rows = []
-    places = {place.name: place for place in find_roles(model).assigned}
     for name, parameter in named.items():
         pairs = [("weight", parameter), ("weight_grad", gradients.get(name))]
         rows += [
             {
                 "name": name,
-                "place": places.get(name),
+                "place": anatomy.places.get(name),
                 "kind": kind,
                 "tensor_dtype": str(value.dtype),
-                "slot": moments.add(value),
+                "slot": moments.add(value, kind, name),
             }
             for kind, value in pairs
             if value is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,9 @@ from initlab.anatomy.restoring import depth
 from initlab.anatomy.sites import SiteMap, Tap
 from initlab.anatomy.tensors import floats, tensors
 from initlab.measure.attention import head_statistics
-from initlab.measure.moments import Moments, Preset
+from initlab.measure.moments import Preset
+from initlab.measure.statistics import Statistic
+from initlab.measure.statistics.taking import Measurements
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +40,34 @@ class Seen:
 class Recorder:
     """Records one pass of a model; use through `recording`.
 
-    `arrived` is called before each gradient is taken, and says whether it is to be.
+    Args:
+        sites: what to look at.
+        preset: of the moments.
+        arrived: called before each gradient is taken; says whether it is to be.
+        statistics: what is taken beside the moments.
+        loss_scale: what the loss is multiplied with before its gradients are taken.
     """
 
-    def __init__(self, sites: SiteMap, preset: Preset, arrived: Callable[[], bool] = lambda: True):
+    def __init__(
+        self,
+        sites: SiteMap,
+        preset: Preset,
+        arrived: Callable[[], bool] = lambda: True,
+        statistics: Iterable[Statistic] = (),
+        loss_scale: float = 1.0,
+    ):
         self.sites = sites
         self._arrived = arrived
         self._taken: list[tuple[list[tuple[Tap, int]], list[tuple[Tap, int]]]] = []
-        self.moments = Moments(preset)
+        self.moments = Measurements(preset, statistics)
+        self._loss_scale = loss_scale
         self.seen: list[Seen] = []
         self.heads: list[Tensor] = []  # per block, (3, nh): see head_statistics
         self.scalars: dict[str, Tensor] = {}
         self.dead: list[Tensor] = []
         self._calls: Counter[Tap] = Counter()
         self._parts: dict[str, Tensor] = {}  # outputs of the embeddings, until their sum is seen
-        self._known: dict[int, tuple[weakref.ref[Tensor], int, int, list[tuple[Tap, int]]]] = {}
+        self._known: dict[tuple[int, float], tuple[weakref.ref[Tensor], int, int, list[tuple[Tap, int]]]] = {}
         self._last_layer = sites.n_layer - 1
         self._full = preset == "full"
         self._open = True
@@ -112,29 +127,32 @@ class Recorder:
         qkv = next(tensors(output), None)
         if not self.open or qkv is None or qkv.dim() != 3 or qkv.shape[1] < 2:
             return
-        per_head, logits, pattern = head_statistics(qkv, self.sites.n_head)
+        also = self.moments.add_heads(len(self.heads), module)
+        per_head, logits, pattern = head_statistics(qkv, self.sites.n_head, also)
         self.heads.append(per_head)
         for site, values in (("attn_logits", logits), ("attn_pattern", pattern)):
             tap = Tap(site, module, "out", layer)
-            self._note(tap, "activation", 0, qkv.dtype, self.moments.add(values))
+            self._note(tap, "activation", 0, qkv.dtype, self.moments.add(values, "activation", module))
 
     def _measure(self, tensor: Tensor, tap: Tap, call: int) -> list[tuple[Tap, int]] | None:
         """Record a tensor; None when it was seen before at another site (a block's output is the next one's input)."""
-        known = self._known.get(id(tensor))
+        key = (id(tensor), tap.scale)
+        known = self._known.get(key)
         # an in-place residual add keeps the object and changes what it holds, which its version tells
         if known is not None and known[0]() is tensor and known[1] == tensor._version:
             _, _, slot, taps = known
             taps.append((tap, call))
             self._note(tap, "activation", call, tensor.dtype, slot)
             return None
-        slot = self.moments.add(tensor)
+        slot = self.moments.add(tensor, "activation", tap.module, tap.scale)
         taps = [(tap, call)]
-        self._known[id(tensor)] = (weakref.ref(tensor), tensor._version, slot, taps)
+        self._known[key] = (weakref.ref(tensor), tensor._version, slot, taps)
         self._note(tap, "activation", call, tensor.dtype, slot)
         return taps
 
     def _measure_part(self, tensor: Tensor, tap: Tap, call: int) -> list[tuple[Tap, int]]:
-        self._note(tap, "activation", call, tensor.dtype, self.moments.add(_part(tensor, tap)))
+        slot = self.moments.add(_part(tensor, tap), "activation", tap.module, tap.scale)
+        self._note(tap, "activation", call, tensor.dtype, slot)
         return [(tap, call)]
 
     def forget_gradients(self) -> None:
@@ -150,10 +168,9 @@ class Recorder:
         self._taken.append((taps, taps.copy()))
         slot = None
         for tap, call in taps:
-            if tap.part is not None:
-                slot = self.moments.add(_part(gradient, tap))
-            elif slot is None:
-                slot = self.moments.add(gradient)
+            if tap.part is not None or slot is None:
+                own = gradient if tap.part is None else _part(gradient, tap)
+                slot = self.moments.add(own, "grad", tap.module, 1 / (tap.scale * self._loss_scale))
             self._note(tap, "grad", call, gradient.dtype, slot)
         taps.clear()  # a second backward pass through the same graph isn't counted
 
@@ -163,10 +180,15 @@ class Recorder:
 
 @contextmanager
 def recording(
-    model: nn.Module, sites: SiteMap, preset: Preset, arrived: Callable[[], bool] = lambda: True
+    model: nn.Module,
+    sites: SiteMap,
+    preset: Preset,
+    arrived: Callable[[], bool] = lambda: True,
+    statistics: Iterable[Statistic] = (),
+    loss_scale: float = 1.0,
 ) -> Iterator[Recorder]:
-    """Attach a Recorder; every hook is gone when the block ends, however it ends."""
-    recorder = Recorder(sites, preset, arrived)
+    """Attach a Recorder, which gets the other arguments; every hook is gone when the block ends, however it ends."""
+    recorder = Recorder(sites, preset, arrived, statistics, loss_scale)
     modules = dict(model.named_modules())
     handles = []
     try:

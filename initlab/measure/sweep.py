@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from initlab.anatomy.look import of
 from initlab.corpus import Corpus
 from initlab.drawing.apply import apply_recipe
 from initlab.errors import ConfigError
@@ -165,10 +166,12 @@ def measure_cell(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus)
     """Build, draw and measure one cell; the batch depends on the seed alone, so recipes see the same text."""
     started = time.perf_counter()
     model = empty_model(cell.config(sweep), sweep.device)
-    apply_recipe(model, recipe, cell.seed)
+    anatomy = of(model)
+    apply_recipe(model, recipe, cell.seed, anatomy=anatomy)
     idx, targets = corpus.batch(sweep.batch_size, sweep.block_size, cell.seed)
     identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed)
-    tables = measure(model, idx, targets, identity, preset=sweep.preset, recipe=recipe, autocast=DTYPES[sweep.dtype])
+    options: dict[str, Any] = {"preset": sweep.preset, "recipe": recipe, "autocast": DTYPES[sweep.dtype]}
+    tables = measure(model, idx, targets, identity, anatomy=anatomy, **options)
     tables.summary["seconds"] = round(time.perf_counter() - started, 3)
     return tables
 

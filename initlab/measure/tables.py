@@ -14,7 +14,9 @@ from initlab.measure.attention import ROWS, SEQUENCES
 from initlab.measure.moments import Preset
 from initlab.measure.recorder import Recorder
 from initlab.recipes import Recipe
+from initlab.schema import RECORDS
 
+_SCALING = {name: column for name, column in RECORDS.items() if column.degree}
 UNASSIGNED = "unassigned"  # site of parameters whose role isn't known
 
 
@@ -42,13 +44,14 @@ def activation_rows(recorder: Recorder, values: list[dict[str, float]], shared: 
 
 
 def scaled(row: dict[str, Any], scale: float) -> dict[str, Any]:
-    """Statistics of a tensor times a number, but for the shares, which stay those of the tensor itself."""
+    """Statistics of a tensor times a number, but for the shares, which stay those of the tensor itself.
+
+    What isn't initlab's own is left alone: it was taken of the product, see `initlab.measure.statistics`.
+    """
     if scale == 1:
         return row
-    linear: dict[str, float] = {
-        name: row[name] * abs(scale) for name in ("std", "rms", "abs_max", "abs_mean") if name in row
-    }
-    return {**row, **linear, "mean": row["mean"] * scale, "var": row["var"] * scale**2}
+    powers = {name: row[name] * abs(scale) ** column.degree for name, column in _SCALING.items() if name in row}
+    return {**row, **powers, "mean": row["mean"] * scale}
 
 
 def weight_rows(
@@ -89,6 +92,7 @@ def head_rows(recorder: Recorder, keys: dict[str, Any], ids: Tensor | None) -> l
         return []
     B, T = ids.shape
     rows = []
+    further = recorder.moments.read_heads()
     for layer, (entropy, fraction, logit_std) in enumerate(torch.stack(recorder.heads).cpu().tolist()):
         rows += [
             {
@@ -99,6 +103,7 @@ def head_rows(recorder: Recorder, keys: dict[str, Any], ids: Tensor | None) -> l
                 "entropy": entropy[head],
                 "entropy_frac": fraction[head],
                 "logit_std": logit_std[head],
+                **further.get((layer, head), {}),
             }
             for head in range(len(entropy))
         ]

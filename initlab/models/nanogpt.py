@@ -231,7 +231,7 @@ class NanoGPT(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
     def num_params(self, non_embedding: bool = False) -> int:
-        """Number of parameters, tied ones once; `non_embedding` leaves out wpe, and wte where it isn't the head."""
+        """Count parameters, tied ones once; `non_embedding` leaves out wpe, and wte where it isn't the head."""
         n = sum(p.numel() for p in self.parameters())
         if non_embedding:
             n -= self.transformer.wpe.weight.numel()
@@ -239,7 +239,7 @@ class NanoGPT(nn.Module):
         return n
 
     def decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups for AdamW, as nanoGPT's configure_optimizers: matrices decay, biases and gains don't."""
+        """Group parameters for AdamW, as nanoGPT's configure_optimizers: matrices decay, biases and gains don't."""
         params = [p for p in self.parameters() if p.requires_grad]
         return [
             {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},

@@ -12,6 +12,7 @@ from initlab.recipes.base import (
     TruncNormal,
     Uniform,
 )
+from initlab.recipes.registry import RECIPES
 
 __all__ = [
     "Constant",
@@ -25,3 +26,5 @@ __all__ = [
     "TruncNormal",
     "Uniform",
 ]
+
+RECIPES.load()  # in the catalogue's order, whichever family is asked for first

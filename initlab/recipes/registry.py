@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from initlab.errors import RecipeError
 from initlab.recipes.base import Recipe, Rule
@@ -33,12 +30,12 @@ def recipe(id: str, *, family: str, source: str) -> Callable[[Rule], Recipe]:
 
 
 def all_recipes() -> dict[str, Recipe]:
-    """Every recipe by id, in the order of the catalogue; those of installed packages last."""
+    """List every recipe by id, in the order of the catalogue; those of installed packages last."""
     return RECIPES.items()
 
 
 def get(name: str | Recipe | Rule) -> Recipe:
-    """The recipe of this id, the user's own of `file.py:name`, or a function `(role, dims) -> distribution` itself.
+    """Get the recipe of this id, of the user's own `file.py:name`, or of a function `(role, dims) -> distribution`.
 
     Raises:
         RecipeError: no such recipe (with the closest matches), or the file or name can't be used.
@@ -50,7 +47,7 @@ def get(name: str | Recipe | Rule) -> Recipe:
         name = _wrapped(name, name.__name__, f"{name.__module__}.{name.__qualname__}")
     if isinstance(name, Recipe):
         if known.get(name.id, name) != name:
-            raise RecipeError(f"recipe id {name.id!r} exists already (source: {known[name.id].source}); rename yours")
+            raise RecipeError(f"recipe {name.id!r} exists already (source: {known[name.id].source}); rename yours")
         return name
     if not isinstance(name, str):
         raise RecipeError(f"recipe is {name!r}; expected an id, file.py:name, a Recipe, or a function (role, dims)")
@@ -65,23 +62,7 @@ def get(name: str | Recipe | Rule) -> Recipe:
 
 def _from_file(name: str) -> Recipe:
     location, _, attribute = name.rpartition(":")
-    path = Path(location)
-    if not path.is_file():
-        raise RecipeError(f"recipe {name!r}: file {location} not found")
-    spec = importlib.util.spec_from_file_location(f"initlab_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)  # the user's file imports its neighbours, as when it is run
-    try:
-        with RECIPES.temporary():  # what the file registers belongs to the file: a second load would be a duplicate
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise RecipeError(f"recipe {name!r}: {location} failed on import: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(folder)
-    found = getattr(module, attribute, None)
+    found = RECIPES.from_file(name)
     if isinstance(found, Recipe):
         return found
     if not callable(found):

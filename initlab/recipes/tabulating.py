@@ -34,7 +34,7 @@ def gpt_dims(
 
 
 def gpt_roles(*, bias: bool = True, tied: bool = True) -> list[Role]:
-    """The roles that a GPT has, in the order of a forward pass."""
+    """List the roles that a GPT has, in the order of a forward pass."""
     roles = [Role.TOKEN_EMBED, Role.POS_EMBED, Role.NORM_GAIN, Role.ATTN_QKV, Role.ATTN_OUT, Role.MLP_IN, Role.MLP_OUT]
     roles += [] if tied else [Role.UNEMBED]
     roles += [Role.NORM_BIAS, Role.BIAS] if bias else []
@@ -44,7 +44,7 @@ def gpt_roles(*, bias: bool = True, tied: bool = True) -> list[Role]:
 def evaluate(
     recipe: Recipe, sizes: list[dict[str, int]], *, bias: bool = True, tied: bool = True, special: bool = False
 ) -> dict[str, Any]:
-    """A recipe as JSON-ready data: summary, source, and a row per role and size.
+    """Evaluate a recipe as JSON-ready data: summary, source, and a row per role and size.
 
     A recipe that draws blocks differently has a row for the first block and one for the last.
 

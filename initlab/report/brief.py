@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from initlab.judge.rules.base import Finding
+from initlab import schema
+from initlab.judge.rules import Finding
 from initlab.judge.rules.depth import BRANCHES
 from initlab.judge.updates import matrix_ratios, update_ratios
 from initlab.judge.words import number, signed
@@ -99,9 +100,9 @@ def _layer_table(run: Run) -> Table:
     """Where the signal is, block by block: level, against theory, what each branch writes, the gradient."""
     shown = view(run)
     caption = "not every block is shown; records.csv has them all" if shown.n_layer > _MOST_LAYERS else ""
-    table = Table(
-        ("after", "residual\nvar", "× closed\nform", "attention\nwrites", "MLP\nwrites", "grad\nvar"), caption=caption
-    )
+    further = _further(run.tables.records)
+    heads = ("after", "residual\nvar", "× closed\nform", "attention\nwrites", "MLP\nwrites", "grad\nvar", *further)
+    table = Table(heads, caption=caption)
     for layer, name in layers_shown(shown.n_layer):
         site = "embed" if layer is None else "resid_post"
         stream = _value(shown, "activation", site, layer, "var")
@@ -113,11 +114,14 @@ def _layer_table(run: Run) -> Table:
             "" if layer is None else _or_dash(_value(shown, "activation", "attn_out", layer, "var")),
             "" if layer is None else _or_dash(_value(shown, "activation", "mlp_out", layer, "var")),
             _or_dash(_value(shown, "grad", site, layer, "var")),
+            *(_or_dash(_value(shown, "activation", site, layer, name)) for name in further),
         )
     for site in ("final_norm", "logits"):
         level = _value(shown, "activation", site, None, "var")
         if level is not None:
-            table.add(site, _or_dash(level), "", "", "", _or_dash(_value(shown, "grad", site, None, "var")))
+            back = _or_dash(_value(shown, "grad", site, None, "var"))
+            own = (_or_dash(_value(shown, "activation", site, None, name)) for name in further)
+            table.add(site, _or_dash(level), "", "", "", back, *own)
     return table
 
 
@@ -128,13 +132,15 @@ def _module_table(run: Run) -> Table:
     grads = records[records["kind"] == "grad"].set_index(["module", "call"])["var"]
     left_out = len(forward) - _MOST_MODULES
     caption = f"{left_out} more modules are in records.csv" if left_out > 0 else ""
-    table = Table(("module", "output\nvar", "largest\n|x|", "grad\nvar"), caption=caption)
+    further = _further(records)
+    table = Table(("module", "output\nvar", "largest\n|x|", "grad\nvar", *further), caption=caption)
     for row in forward.head(_MOST_MODULES).itertuples():
         table.add(
             str(row.module),
             number(float(row.var)),
             number(float(row.abs_max)),
             _or_dash(grads.get((row.module, row.call))),
+            *(number(float(getattr(row, name))) for name in further),
         )
     return table
 
@@ -194,6 +200,11 @@ def _runs_table(run: Run) -> Table:
 
 def _or_dash(value: float | None) -> str:
     return "–" if value is None else number(value)
+
+
+def _further(records: pd.DataFrame) -> list[str]:
+    """Columns of statistics that were asked for."""
+    return [name for name in schema.extras("records", records) if records[name].dtype == float]
 
 
 def layers_shown(n_layer: int) -> list[tuple[int | None, str]]:

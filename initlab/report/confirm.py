@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE, effects, outcomes, regrets, run_measures
-from initlab.judge.rules.base import Finding
+from initlab.judge.rules import Finding
 from initlab.judge.words import listed, plural, signed
 from initlab.report.facts import progress
 from initlab.report.values import Brief, Cell, Table

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from initlab.judge.rules.base import Finding
+from initlab.judge.rules import Finding
 from initlab.judge.words import plural
 from initlab.report.document import Document
 from initlab.report.tables import narrowed, plain_table, print_text, wrapped

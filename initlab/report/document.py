@@ -9,7 +9,7 @@ from typing import Any
 
 from initlab import schema
 from initlab.judge.outcomes import outcomes
-from initlab.judge.rules.base import Finding
+from initlab.judge.rules import RULES, Finding
 from initlab.judge.slopes import slopes
 from initlab.report import brief, confirm, figures, inventory, scale, train
 from initlab.report.drawings import Drawing
@@ -18,28 +18,6 @@ from initlab.report.values import Brief
 from initlab.report.verdict import GLYPHS, count_sentence, failing, measured, questions, tally, verdict, worst
 from initlab.report.view import Overview, overview, recipes_of, steps_of
 from initlab.rundir import Run
-
-_EVIDENCE = {
-    "Depth": "depth",
-    "Embedding": "residual",
-    "Attention": "attention",
-    "Logits": "first-loss",
-    "Gradient": "gradients",
-    "Width": "coord",
-    "Updates": "coord-depth",
-}
-# rules whose evidence another figure shows than that of their question
-_EVIDENCE_OF_RULE = {
-    "RES002": "residual",
-    "RES003": "site-map",
-    "RES004": "branches",
-    "RES005": "branches",
-    "RES006": "residual",
-    "RES007": "",
-    "ACT001": "site-map",
-    "ACT002": "",
-    "GRD002": "gradient-roles",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +200,16 @@ class Document:
     def definitions(self) -> dict[str, dict[str, schema.Column]]:
         """Columns of the tables that the run has; coverage has a section of its own."""
         held = {name for name, frame in self.run.tables.items() if len(frame)} | {"records", "heads", "summary"}
-        return {name: columns for name, columns in schema.TABLES.items() if name in held - {"coverage"}}
+        meanings = self.run.manifest.get("metrics") or {}
+        return {
+            name: schema.TABLES[name]
+            | {
+                column: schema.Column("float64", meanings.get(column, "a statistic of the user's own"))
+                for column in schema.extras(name, frame)
+            }
+            for name, frame in self.run.tables.items()
+            if name in held - {"coverage"}
+        }
 
 
 def _by_reason(skipped: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -238,10 +225,11 @@ def _cards(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]:
     for finding in findings:
         same = (finding.code, finding.severity, finding.why, finding.advice, finding.limit, finding.source)
         groups.setdefault(same, []).append(finding)
+    evidence = {rule.code: rule.evidence for rule in RULES}
     return [
         Card(f"finding-{index}", group[0], group, figure if figure in figures_shown else "")
         for index, group in enumerate(groups.values(), 1)
-        for figure in [_EVIDENCE_OF_RULE.get(group[0].code, _EVIDENCE.get(group[0].question, ""))]
+        for figure in [evidence.get(group[0].code, "")]
     ]
 
 

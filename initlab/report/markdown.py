@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from initlab.judge.rules.base import Finding
+from initlab.judge.rules import Finding
 from initlab.judge.words import plural
 from initlab.report.document import Card, Document
 from initlab.report.values import Cell, Table

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from initlab.judge.rules.base import Rule
+from initlab.judge.rules import Rule
 from initlab.report.recipes import make_table, print_table
 from initlab.report.verdict import questions
 

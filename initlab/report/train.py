@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge import outcomes as judged
-from initlab.judge.rules.base import Finding
+from initlab.judge.rules import Finding
 from initlab.judge.words import listed, number, plural, signed, trimmed
 from initlab.report.view import recipes_of
 from initlab.rundir import Run

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from initlab.judge import SEVERITIES
 from initlab.judge.outcomes import run_measures
-from initlab.judge.rules.base import SEVERITIES, Finding, Rule
+from initlab.judge.rules import Finding, Rule
 from initlab.judge.words import listed, plural, trimmed
 from initlab.report.facts import progress
 from initlab.report.view import recipes_of, steps_of

@@ -6,6 +6,7 @@ import torch
 
 import initlab
 from initlab.anatomy.families import architecture
+from initlab.anatomy.look import of
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 
 transformers = pytest.importorskip("transformers")
@@ -93,11 +94,11 @@ def test_a_trained_model_is_not_compared_with_an_init():
     ],
 )
 def test_what_is_not_known_for_sure_is_left_alone(name, changes):
-    assert architecture(build(name, **changes).train(), 128) is None
+    assert architecture(of(build(name, **changes).train()), 128) is None
 
 
 def test_nanogpt_and_its_dropout():
     config = NanoGPTConfig(n_layer=1, n_head=1, n_embd=32, block_size=8, vocab_size=16, dropout=0.1, activation="relu")
-    assert architecture(NanoGPT(config), 8) == {"activation": "relu", "dropout": 0.1}
-    assert architecture(NanoGPT(config).eval(), 8) == {"activation": "relu", "dropout": 0.0}
-    assert architecture(torch.nn.Linear(2, 2), 8) is None
+    assert architecture(of(NanoGPT(config)), 8) == {"activation": "relu", "dropout": 0.1}
+    assert architecture(of(NanoGPT(config).eval()), 8) == {"activation": "relu", "dropout": 0.0}
+    assert architecture(of(torch.nn.Linear(2, 2)), 8) is None

@@ -10,6 +10,7 @@ from torch import nn
 
 import initlab
 from initlab.anatomy.filters import chosen_modules
+from initlab.anatomy.look import of
 from initlab.errors import ConfigError
 from initlab.recipes import Role
 
@@ -31,7 +32,7 @@ FILTERS = {
 
 @pytest.mark.parametrize("kind", FILTERS)
 def test_every_kind_of_filter_takes_the_same_modules(model, kind):
-    assert chosen_modules(model, FILTERS[kind]) == {f"transformer.h.{i}.mlp.c_proj" for i in range(2)}
+    assert chosen_modules(of(model), FILTERS[kind]) == {f"transformer.h.{i}.mlp.c_proj" for i in range(2)}
 
 
 @pytest.mark.parametrize("kind", FILTERS)
@@ -74,10 +75,10 @@ def test_a_filter_that_takes_nothing_is_a_clear_error(model, modules, message):
 
 def test_classes_and_modules_stand_for_names(model):
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    assert chosen_modules(model, nn.Linear) == linears
+    assert chosen_modules(of(model), nn.Linear) == linears
     block = model.transformer.h[1]
-    assert chosen_modules(model, [block.mlp, block.attn]) == {"transformer.h.1.mlp", "transformer.h.1.attn"}
-    assert chosen_modules(model, model.transformer.h) == {"transformer.h"}
+    assert chosen_modules(of(model), [block.mlp, block.attn]) == {"transformer.h.1.mlp", "transformer.h.1.attn"}
+    assert chosen_modules(of(model), model.transformer.h) == {"transformer.h"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from initlab.anatomy.roles import assign_roles, find_roles
+from initlab.anatomy.look import of
+from initlab.anatomy.roles import find_roles
 from initlab.drawing.apply import apply_recipe, draw
 from initlab.errors import RecipeError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
@@ -210,8 +211,8 @@ def test_nine_in_ten_parameters_of_a_foreign_model_have_a_role_in_the_right_laye
 def test_fans_of_gpt2_are_those_of_nanogpt_though_its_matrices_are_turned() -> None:
     config = NanoGPTConfig(n_layer=2, n_head=NH, n_embd=D, vocab_size=V, block_size=T)
     ours, theirs = (
-        assign_roles(NanoGPT(config)),
-        {place.name: place for place in assign_roles(foreign("GPT2LMHeadModel"))},
+        of(NanoGPT(config)).all_parameters(),
+        {place.name: place for place in of(foreign("GPT2LMHeadModel")).all_parameters()},
     )
     assert {place.name for place in ours} == set(theirs)
     for place in ours:
@@ -244,7 +245,7 @@ def test_a_recipe_can_be_applied_to_a_foreign_model(name: str, recipe: str) -> N
 
 def test_fan_sizes_and_draws_of_grouped_queries_and_fused_gates() -> None:
     model = foreign("Phi3ForCausalLM")
-    places = {place.name: place for place in assign_roles(model)}
+    places = {place.name: place for place in of(model).all_parameters()}
     fused = places["model.layers.0.self_attn.qkv_proj.weight"]
     assert [(rows, dims.fan_in, dims.fan_out) for rows, dims in fused.parts] == [(32, D, 32), (16, D, 16), (16, D, 16)]
     assert fused.axis == 0
@@ -261,7 +262,7 @@ def test_fan_sizes_and_draws_of_grouped_queries_and_fused_gates() -> None:
 
 def test_falcons_query_groups_are_interleaved_with_their_key_and_value() -> None:
     model = foreign("FalconForCausalLM", new_decoder_architecture=True, num_kv_heads=2)
-    place = next(p for p in assign_roles(model) if p.name.endswith("query_key_value.weight"))
+    place = next(p for p in of(model).all_parameters() if p.name.endswith("query_key_value.weight"))
     assert [(rows, dims.fan_out) for rows, dims in place.parts] == [(16, 32), (8, 16), (8, 16)] * 2
 
 
@@ -275,11 +276,11 @@ def test_experts_have_the_fans_of_one_expert_and_are_no_layers() -> None:
 
 def test_gemmas_gains_are_stored_less_one() -> None:
     model = foreign("Gemma2ForCausalLM")
-    assert {p.offset for p in assign_roles(model) if p.role == Role.NORM_GAIN} == {1.0}
+    assert {p.offset for p in of(model).all_parameters() if p.role == Role.NORM_GAIN} == {1.0}
     apply_recipe(model, registry.get("nanogpt"), 0)
     assert (model.get_parameter("model.norm.weight") == 0).all()
     for name in ("LlamaForCausalLM", "CohereForCausalLM", "Qwen3ForCausalLM"):
-        assert {p.offset for p in assign_roles(foreign(name))} == {0.0}
+        assert {p.offset for p in of(foreign(name)).all_parameters()} == {0.0}
 
 
 # ---- models written by hand
@@ -325,7 +326,7 @@ def llama_block(**mlp: nn.Module) -> nn.Module:
 def matrix_roles(model: nn.Module, block: str) -> list[str]:
     return [
         place.role.value
-        for place in assign_roles(model)
+        for place in of(model).all_parameters()
         if place.name.startswith(block) and place.role not in (Role.NORM_GAIN, Role.NORM_BIAS, Role.BIAS)
     ]
 
@@ -340,7 +341,7 @@ def test_llama_as_meta_wrote_it() -> None:
         "unembed",
         "norm_gain",
     )
-    dims = assign_roles(model)[1].dims
+    dims = of(model).all_parameters()[1].dims
     assert (dims.n_layer, dims.n_embd, dims.vocab_size, dims.block_size, dims.tied) == (3, D, V, 0, False)
     apply_recipe(model, registry.get("nanogpt"), 0)
     assert model.get_parameter("layers.0.attention.wo.weight").std().item() == pytest.approx(
@@ -380,7 +381,7 @@ def test_widths_decide_where_names_are_silent() -> None:
     assert matrix_roles(model, "f.0.") == ["attn_qkv", "attn_out", "mlp_in", "mlp_out"]
     assert by_name(model)["e.weight"] == "token_embed"
     assert by_name(model)["g.weight"] == "unembed"
-    assert assign_roles(model)[1].dims.n_layer == 2  # one block, used twice
+    assert of(model).all_parameters()[1].dims.n_layer == 2  # one block, used twice
 
 
 def test_what_neither_widths_nor_names_decide_has_no_role() -> None:
@@ -390,14 +391,14 @@ def test_what_neither_widths_nor_names_decide_has_no_role() -> None:
     unknown = find_roles(llama([glu])).unassigned
     assert unknown == ["layers.0.a.p.weight", "layers.0.a.r.weight"]  # one of them is the gate
     with pytest.raises(RecipeError, match=r"no role is known for layers\.0\.a\.p\.weight, layers\.0\.a\.r\.weight"):
-        assign_roles(llama([glu]))
+        of(llama([glu])).all_parameters()
 
 
 def test_experts_in_a_list_are_no_layers() -> None:
     def block() -> nn.Module:
         return llama_block(moe=module(gate=linear(D, 5), experts=nn.ModuleList([swiglu(24) for _ in range(5)])))
 
-    places = {place.name: place for place in assign_roles(llama([block(), block()]))}
+    places = {place.name: place for place in of(llama([block(), block()])).all_parameters()}
     assert places["layers.1.moe.gate.weight"].role == Role.ROUTER
     for expert in range(5):
         for name, role in (("w1", Role.MLP_GATE), ("w2", Role.MLP_OUT), ("w3", Role.MLP_IN)):
@@ -421,7 +422,7 @@ def test_torchs_own_transformer(kv_dim: int | None) -> None:
             layer.self_attn = nn.MultiheadAttention(D, NH, kdim=kv_dim, vdim=kv_dim)
     qkv = ["attn_qkv"] * (3 if kv_dim else 1)
     assert sorted(matrix_roles(encoder, "layers.1.")) == sorted([*qkv, "attn_out", "mlp_in", "mlp_out"])
-    place = next(p for p in assign_roles(encoder) if p.role == Role.ATTN_QKV)
+    place = next(p for p in of(encoder).all_parameters() if p.role == Role.ATTN_QKV)
     assert (place.dims.fan_in, place.dims.fan_out, place.dims.n_layer, place.dims.n_head) == (D, D, 3, NH)
     apply_recipe(encoder, registry.get("nanogpt"), 0)
     both = nn.Transformer(D, NH, 2, 3, FF, batch_first=True)
@@ -479,7 +480,7 @@ def test_a_norm_is_asked_without_its_hooks_and_keeps_its_weight() -> None:
     norm.register_forward_hook(lambda *args: calls.append(args))
     weight = norm.weight
     before = torch.get_rng_state()
-    assign_roles(model)
+    of(model).all_parameters()
     assert calls == []
     assert norm.weight is weight
     assert (weight == 1).all()
@@ -516,7 +517,7 @@ def test_matrices_that_only_look_like_attentions_have_no_role() -> None:
 def test_an_embedding_tied_under_its_heads_name_is_a_token_embedding() -> None:
     head, table = linear(D, V), nn.Embedding(V, D, padding_idx=0)
     table.weight = head.weight
-    place = assign_roles(module(lm_head=head, embed=table, layers=nn.ModuleList([llama_block()])))[0]
+    place = of(module(lm_head=head, embed=table, layers=nn.ModuleList([llama_block()]))).all_parameters()[0]
     assert (place.name, place.role, place.padding_row) == ("lm_head.weight", Role.TOKEN_EMBED, 0)
     assert (place.dims.tied, place.dims.fan_in, place.dims.fan_out) == (True, V, D)
 

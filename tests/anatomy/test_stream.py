@@ -21,7 +21,7 @@ from measure_zoo import (
 )
 from torch import nn
 
-from initlab.anatomy.sites import discover_sites
+from initlab.anatomy.look import of
 from initlab.anatomy.stream import find_stacks
 
 
@@ -90,7 +90,7 @@ def test_sites_are_named(name):
     torch.manual_seed(0)
     build, expected = ZOO[name]
     model = build()
-    sites = discover_sites(model, lambda: model(ids()))
+    sites = of(model, lambda: model(ids())).sites
     wanted = [kinds for stack, kinds in expected.items() for _ in stacks_by_name(model)[stack].blocks]
     for layer, kinds in enumerate(wanted):
         found = [tap.site for tap in sites.taps if tap.layer == layer and tap.site.endswith("_out")]
@@ -119,7 +119,7 @@ def test_a_scaled_skip_is_found_by_fit(dtype):
     for block in stack.blocks:
         assert block.skips == pytest.approx([0.5**0.5] * 2, rel=rel)
         assert [write.scale for write in block.writes] == pytest.approx([0.5**0.5] * 2, rel=2 * rel)
-    sites = discover_sites(model, lambda: model(ids()))
+    sites = of(model, lambda: model(ids())).sites
     assert "writes scaled by 0.70" in sites.notes[0] and "skip scaled by 0.70" in sites.notes[0]
 
 
@@ -132,7 +132,7 @@ def test_a_scale_per_channel_is_found_and_given_as_its_effect_on_the_rms():
         assert all(write.per_channel for write in block.writes)
         scales = [layer.scale_1.square().mean().sqrt().item(), layer.scale_2.square().mean().sqrt().item()]
         assert [write.scale for write in block.writes] == pytest.approx(scales, rel=0.1)
-    sites = discover_sites(model, lambda: model(ids()))
+    sites = of(model, lambda: model(ids())).sites
     assert "(rms of one scale per channel)" in sites.notes[0]
 
 
@@ -191,7 +191,7 @@ def test_what_cant_be_explained_is_said_not_guessed():
     torch.manual_seed(0)
     model = Language(Functional)
     assert stacks_of(model) == []
-    sites = discover_sites(model, lambda: model(ids()))
+    sites = of(model, lambda: model(ids())).sites
     assert sites.notes[0].startswith("no residual stream found")
     assert {tap.site for tap in sites.taps} == {"module"}
 
@@ -202,7 +202,7 @@ def test_a_stack_with_one_block_that_cant_be_explained_says_which():
     model.layers[1] = Functional()
     (stack,) = stacks_of(model)
     assert [block.verified for block in stack.blocks] == [True, False, True]
-    sites = discover_sites(model, lambda: model(ids()))
+    sites = of(model, lambda: model(ids())).sites
     assert any(note.startswith("layers.1: the block's output isn't its input plus") for note in sites.notes)
 
 
@@ -274,7 +274,7 @@ def test_nothing_is_wired_to_names():
     model = M()
     (stack,) = stacks_of(model, torch.randn(2, 5, D))
     assert [w.place.module for w in stack.blocks[1].writes] == ["xx.1.cc", "xx.1.ee"]
-    sites = discover_sites(model, lambda: model(torch.randn(2, 5, D)))
+    sites = of(model, lambda: model(torch.randn(2, 5, D))).sites
     assert tuple(tap.site for tap in sites.taps if tap.layer == 0 and tap.site.endswith("_out")) == ATTN_MLP
 
 
@@ -291,4 +291,4 @@ def test_the_width_is_the_streams_whatever_norms_a_block_holds():
 
     torch.manual_seed(0)
     model = Language(Narrow)
-    assert discover_sites(model, lambda: model(ids())).n_embd == D
+    assert of(model, lambda: model(ids())).sites.n_embd == D

@@ -147,7 +147,7 @@ def test_where_the_softmax_is_far_from_uniform_the_profile_says_so():
             "activation <lambda> gives values that aren't finite; expected",
         ),
         ({"activation": lambda x: 1.0}, ConfigError, r"activation <lambda> gives shape \(\) for .*elementwise"),
-        ({"recipe": lambda_std(1e200)}, RecipeError, r"Normal\(std=1e\+200\) for role norm_gain; expected finite"),
+        ({"recipe": lambda_std(1e200)}, RecipeError, r"Normal\(std=1e\+200\) for role token_embed; expected finite"),
         ({"block_size": 100_000, "exact": True}, ConfigError, "100000 is above 4096, leave exact out"),
         ({"recipe": "nanogtp"}, RecipeError, "did you mean nanogpt"),
     ],

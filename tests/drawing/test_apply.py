@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from initlab.anatomy.roles import assign_roles
+from initlab.anatomy.look import of
 from initlab.drawing.apply import apply_recipe, draw, portable
 from initlab.errors import RecipeError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
@@ -316,7 +316,7 @@ def test_a_model_on_the_meta_device_is_refused() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_roles_sizes_and_blocks_are_those_of_the_model(tied: bool) -> None:
-    places = {place.name: place for place in assign_roles(build(tie_weights=tied))}
+    places = {place.name: place for place in of(build(tie_weights=tied)).all_parameters()}
     assert list(places) == [name for name, _ in build(tie_weights=tied).named_parameters()]
     for name, place in places.items():
         assert place.role == role_of(name)
@@ -350,15 +350,15 @@ def test_matrices_stored_the_other_way_round_have_the_same_fans() -> None:
     for name, parameter in turned.named_parameters():
         if ".c_" in name and parameter.dim() == 2:
             parameter.data = parameter.data.T.contiguous()
-    assert [place.dims for place in assign_roles(turned)] == [place.dims for place in assign_roles(model)]
+    assert [place.dims for place in of(turned).all_parameters()] == [place.dims for place in of(model).all_parameters()]
 
 
 def test_a_model_without_blocks_has_depth_zero() -> None:
     model = build(n_layer=1)
     model.transformer.h = nn.ModuleList()
-    assert {place.dims.n_layer for place in assign_roles(model)} == {0}
+    assert {place.dims.n_layer for place in of(model).all_parameters()} == {0}
     with pytest.raises(RecipeError, match="division by zero"):
-        registry.get("nanogpt")(Role.MLP_OUT, assign_roles(model)[0].dims)
+        registry.get("nanogpt")(Role.MLP_OUT, of(model).all_parameters()[0].dims)
 
 
 @pytest.mark.parametrize("name", ["nanogpt", "orthogonal", "torchtitan-llama3", "olmo-mitchell"])

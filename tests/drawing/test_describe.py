@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from initlab.anatomy.look import of
 from initlab.anatomy.source import depth_code
 from initlab.drawing.apply import apply_recipe
 from initlab.drawing.describe import describe
@@ -53,7 +54,7 @@ def undo_scaling(model: nn.Module, layers: str = "") -> nn.Module:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("recipe", registry.all_recipes())
 def test_the_recipe_that_was_applied_is_the_one_that_fits(recipe: str, tied: bool) -> None:
-    rows = describe(nanogpt(recipe, tie_weights=tied))
+    rows = describe(of(nanogpt(recipe, tie_weights=tied)))
     best, left = best_recipes(rows)
     assert left == 0
     assert recipe in best
@@ -65,7 +66,7 @@ def test_the_recipe_that_was_applied_is_the_one_that_fits(recipe: str, tied: boo
 
 
 def test_a_row_says_what_was_found() -> None:
-    rows = {(row["role"], row["stack"]): row for row in describe(nanogpt("nanogpt"))}
+    rows = {(row["role"], row["stack"]): row for row in describe(of(nanogpt("nanogpt")))}
     row = rows["attn_out", "transformer.h"]
     assert (row["n"], row["n_layer"], row["shape"], row["distribution"]) == (4, 4, (128, 128), "normal")
     assert row["std"] == pytest.approx(0.02 / math.sqrt(8), rel=0.01)
@@ -75,16 +76,16 @@ def test_a_row_says_what_was_found() -> None:
     gain = rows["norm_gain", "transformer.h"]
     assert (gain["std"], gain["mean"], gain["distribution"]) == (0, 1, "constant")
     assert rows["norm_gain", ""]["n"] == 1
-    uniform = {(row["role"], row["stack"]): row for row in describe(nanogpt("torch-default"))}
+    uniform = {(row["role"], row["stack"]): row for row in describe(of(nanogpt("torch-default")))}
     assert uniform["mlp_in", "transformer.h"]["distribution"] == "uniform"
 
 
 def test_an_undone_depth_scaling_is_seen_on_hugging_faces_gpt2() -> None:
     intact = foreign("GPT2")
-    assert mismatches(describe(intact)) == []
-    assert best_recipes(describe(intact))[0] == ["nanogpt", "megatron"]
+    assert mismatches(describe(of(intact))) == []
+    assert best_recipes(describe(of(intact)))[0] == ["nanogpt", "megatron"]
     assert depth_code(intact) == "GPT2PreTrainedModel._init_weights"
-    found = mismatches(describe(undo_scaling(intact)))
+    found = mismatches(describe(of(undo_scaling(intact))))
     assert found == [
         "everything else is nanogpt (GPT-2's init), but attn_out and mlp_out have std 0.02, "
         "not 0.02/sqrt(2*n_layer) = 0.0071: not depth-scaled, though GPT2PreTrainedModel._init_weights says so"
@@ -92,7 +93,7 @@ def test_an_undone_depth_scaling_is_seen_on_hugging_faces_gpt2() -> None:
 
 
 def test_one_layer_that_was_drawn_otherwise_is_named() -> None:
-    rows = describe(undo_scaling(foreign("GPT2"), ".h.2."))
+    rows = describe(of(undo_scaling(foreign("GPT2"), ".h.2.")))
     assert mismatches(rows) == [
         "everything else is nanogpt (GPT-2's init), but attn_out in 1 of 4 parameters "
         "(transformer.h.2.attn.c_proj.weight) and mlp_out in 1 of 4 parameters (transformer.h.2.mlp.c_proj.weight) "
@@ -104,7 +105,7 @@ def test_one_layer_that_was_drawn_otherwise_is_named() -> None:
 def test_a_recipe_applied_on_purpose_overrules_the_models_own_code() -> None:
     model = foreign("GPT2")
     apply_recipe(model, registry.get("nanogpt-no-depth-scale"), 0)
-    rows = describe(model)
+    rows = describe(of(model))
     assert mismatches(rows) == []
     assert "attn_out and mlp_out have std 0.02" in mismatches(rows, ["nanogpt"])[0]  # unless asked
     assert mismatches(rows, ["nanogpt", "nanogpt-no-depth-scale"]) == []  # the closest of several
@@ -115,7 +116,7 @@ def test_a_fresh_foreign_model_raises_nothing(kind: str) -> None:
     extra = {"OPT": {"word_embed_proj_dim": 64, "ffn_dim": 128, "pad_token_id": 1}}.get(kind, {})
     if kind in ("Llama", "Qwen2", "Gemma"):
         extra = {"num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96, "pad_token_id": None}
-    rows = describe(foreign(kind, **extra))
+    rows = describe(of(foreign(kind, **extra)))
     assert mismatches(rows) == []
     assert "nanogpt-no-depth-scale" in best_recipes(rows)[0]
 
@@ -126,7 +127,7 @@ def test_a_trained_model_is_no_known_recipe() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter) * torch.rand_like(parameter)
-    rows = describe(model)
+    rows = describe(of(model))
     assert best_recipes(rows)[0] == []
     assert mismatches(rows) == ["no known recipe: the weights are trained, or drawn another way"]
     assert "No known recipe" in describe_text(rows)
@@ -135,13 +136,13 @@ def test_a_trained_model_is_no_known_recipe() -> None:
 def test_a_single_wrong_role_is_told_apart_from_the_rest() -> None:
     model = nanogpt("nanogpt")
     nn.init.normal_(model.transformer.wpe.weight)
-    assert mismatches(describe(model)) == [
+    assert mismatches(describe(of(model))) == [
         "everything else is nanogpt (GPT-2's init), but pos_embed has std 1, not 0.02"
     ]
 
 
 def test_the_text_is_an_aligned_table_of_at_most_100_columns_and_a_verdict() -> None:
-    text = describe_text(describe(undo_scaling(nanogpt())))
+    text = describe_text(describe(of(undo_scaling(nanogpt()))))
     lines = text.splitlines()
     assert lines[0].split() == ["role", "stack", "n", "shape", "std", "found", "drawn", "fits"]
     assert max(len(line) for line in lines) <= 100
@@ -149,13 +150,13 @@ def test_the_text_is_an_aligned_table_of_at_most_100_columns_and_a_verdict() -> 
     table = lines[1 : lines.index("")]
     assert all(line[start - 1] == " " and line[start].isdigit() for line in table)
     assert "not depth-scaled, though NanoGPT.__init__ says so." in " ".join(lines)
-    assert describe_text(describe(nanogpt())).endswith("Initialised as nanogpt = megatron: every role fits.")
+    assert describe_text(describe(of(nanogpt()))).endswith("Initialised as nanogpt = megatron: every role fits.")
 
 
 def test_parameters_without_a_role_are_named() -> None:
     model = nanogpt()
     model.transformer.h[0].register_parameter("gate", nn.Parameter(torch.ones(3)))
-    rows = describe(model)
+    rows = describe(of(model))
     assert rows[-1]["names"] == ["transformer.h.0.gate"]
     assert mismatches(rows) == []
     assert describe_text(rows).endswith("No role is known for transformer.h.0.gate: not compared.")
@@ -170,8 +171,8 @@ def test_a_users_recipe_is_compared_like_any_other() -> None:
     mine = Recipe(id="mine", family="user", summary="", source="here", rule=rule)
     model = nanogpt(bias=False)
     apply_recipe(model, mine, 0)
-    assert best_recipes(describe(model, ["nanogpt", mine])) == (["mine"], 0)
-    with_bias = describe(nanogpt(), [mine])  # it fails on a role: then that role can't be compared
+    assert best_recipes(describe(of(model), ["nanogpt", mine])) == (["mine"], 0)
+    with_bias = describe(of(nanogpt()), [mine])  # it fails on a role: then that role can't be compared
     assert next(row for row in with_bias if row["role"] == "bias")["matches"] == []
     with pytest.raises(RecipeError, match="'xavier' is not among those"):
         mismatches(with_bias, ["xavier"])
@@ -182,7 +183,7 @@ def test_weights_that_are_no_numbers_are_described(value: float) -> None:
     model = nanogpt()
     with torch.no_grad():
         model.transformer.h[1].attn.c_proj.weight[0, 0] = value
-    rows = describe(model)
+    rows = describe(of(model))
     assert len(mismatches(rows)) == 1
     assert "(transformer.h.1.attn.c_proj.weight)" in mismatches(rows)[0]
     assert describe_text(rows)
@@ -190,26 +191,26 @@ def test_weights_that_are_no_numbers_are_described(value: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_fit_the_same_recipe(dtype: torch.dtype) -> None:
-    rows = describe(nanogpt().to(dtype))
+    rows = describe(of(nanogpt().to(dtype)))
     assert best_recipes(rows) == (["nanogpt", "megatron"], 0)
 
 
 def test_models_without_blocks_or_parameters() -> None:
-    assert describe(nn.ReLU()) == []
+    assert describe(of(nn.ReLU())) == []
     assert mismatches([]) == ["no known recipe: nothing to compare"]
     assert describe_text([]) == "No known recipe: nothing to compare."
-    rows = describe(nn.Linear(3, 3))
+    rows = describe(of(nn.Linear(3, 3)))
     assert [row["names"] for row in rows] == [["weight", "bias"]]
     assert "No role is known for weight, bias" in describe_text(rows)
     with torch.device("meta"), pytest.raises(RecipeError, match="Embedding is on the meta device"):
-        describe(nn.Embedding(3, 3))
+        describe(of(nn.Embedding(3, 3)))
 
 
 def test_describing_changes_nothing() -> None:
     model = nanogpt()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    describe(model)
+    describe(of(model))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())

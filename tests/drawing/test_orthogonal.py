@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from initlab.anatomy.look import of
 from initlab.anatomy.roles import Parameter, find_roles
 from initlab.drawing.apply import _matrices, apply_recipe
 from initlab.drawing.describe import describe
@@ -122,15 +124,15 @@ def test_a_gain_scales_it_and_independent_parts_stay_so() -> None:
     assert torch.equal(model.transformer.h[0].mlp.c_fc.weight, plain.transformer.h[0].mlp.c_fc.weight)
 
 
-def test_what_isnt_made_of_such_matrices_is_refused_and_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_isnt_made_of_such_matrices_is_refused_and_nothing_is_drawn() -> None:
     model = NanoGPT(NanoGPTConfig(**SIZES))
     places = find_roles(model).assigned
     odd = Dims(n_layer=2, n_embd=32, n_head=4, block_size=16, vocab_size=48, fan_in=31, fan_out=7)
     wrong = [Parameter(p.name, p.role, p.layer, odd) if p.role == Role.MLP_IN else p for p in places]
-    monkeypatch.setattr("initlab.drawing.apply.assign_roles", lambda model: wrong)
+    seen = replace(of(model), parameters=tuple(wrong))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(RecipeError, match=r"mlp\.c_fc\.weight of shape \(128, 32\) can't be drawn orthogonal.* 31 × 7"):
-        apply_recipe(model, registry.get("orthogonal"), 0)
+        apply_recipe(model, registry.get("orthogonal"), 0, anatomy=seen)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -143,7 +145,7 @@ def test_it_is_told_from_independent_entries_of_the_same_std(dtype: torch.dtype)
     twin = Recipe(id="twin", family="user", summary="", source="here", rule=same_std)
     for recipe, other in (("orthogonal", "twin"), ("twin", "orthogonal")):
         model = nanogpt(twin if recipe == "twin" else recipe, n_embd=64).to(dtype)
-        rows = [row for row in describe(model, ["orthogonal", twin]) if row["role"] in ("attn_qkv", "mlp_out")]
+        rows = [row for row in describe(of(model), ["orthogonal", twin]) if row["role"] in ("attn_qkv", "mlp_out")]
         for row in rows:
             assert (row["distribution"] == "orthogonal") is (recipe == "orthogonal")
             assert row["matches"] == [recipe]

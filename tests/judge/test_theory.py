@@ -17,9 +17,11 @@ from initlab.schema import Tables
 
 
 def predict(recipe, n_embd, n_layer, vocab_size, **changes):
-    known = {"n_head": n_embd // 64, "block_size": 256, "sum_p2": 1 / vocab_size, "repeat_rate": 1 / vocab_size}
-    sizes = {"n_layer": n_layer, "n_embd": n_embd, "vocab_size": vocab_size}
-    return theory.predict(theory.from_recipe(registry.get(recipe), **(known | sizes | changes)))
+    sizes = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64, "vocab_size": vocab_size}
+    T = changes.pop("block_size", 256)
+    text = theory.TextStatistics(block_size=T, sum_p2=1 / vocab_size, repeat_rate=1 / vocab_size)
+    parameters = theory.nanogpt_parameters(**sizes, block_size=T)
+    return theory.predict(theory.setting_of(parameters, theory.Wiring(**changes), text, registry.get(recipe)))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from initlab.anatomy.look import of
 from initlab.anatomy.roles import find_roles
 from initlab.drawing.apply import apply_recipe
 from initlab.drawing.describe import describe
@@ -93,7 +94,7 @@ def test_a_gate_and_an_up_projection_are_told_apart(llama: nn.Module) -> None:
         up = named[f"model.layers.{layer}.mlp.up_proj.weight"].std().item()
         assert gate == pytest.approx(0.02, rel=0.02)
         assert up == pytest.approx(0.02 / math.sqrt(2 * (layer + 1)), rel=0.02)
-    rows = describe(llama)
+    rows = describe(of(llama))
     assert best_recipes(rows) == (["torchtitan-llama3"], 0)
     assert mismatches(rows) == []
 
@@ -107,7 +108,7 @@ def test_a_gate_and_an_up_projection_are_told_apart(llama: nn.Module) -> None:
     ],
 )
 def test_a_larger_catalogue_doesnt_blur_what_a_fresh_model_is(name: str, extra: dict[str, Any], fits: str) -> None:
-    rows = describe(foreign(name, **extra))
+    rows = describe(of(foreign(name, **extra)))
     best, left = best_recipes(rows)
     assert (best[0], left) == (fits, 0)
     same = {row["role"]: row["expected"][fits]["std"] for row in rows if row["role"]}

@@ -22,4 +22,4 @@ def test_measuring_is_told_by_the_code_that_does_it():
 
 
 def test_colour_is_optional():
-    assert "\x1b" not in rules.rule_text(RULES[0]) and "\x1b[1m" in rules.rule_text(RULES[0], color=True)
+    assert "\x1b" not in rules.rule_text(named("RES001")) and "\x1b[1m" in rules.rule_text(named("RES001"), color=True)

@@ -3,58 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
-from initlab.judge.rules.attention import ATTENTION_RULES
-from initlab.judge.rules.base import SEVERITIES, Case, Finding, Rule, Severity, Status
-from initlab.judge.rules.depth import DEPTH_RULES
-from initlab.judge.rules.embedding import EMBEDDING_RULES
-from initlab.judge.rules.formats import FORMAT_RULES
+from initlab.judge import SEVERITIES, Severity
+from initlab.judge.rules.base import RULES, Case, Finding, Rule, Status, rule
 from initlab.judge.rules.fresh import before_training, only_inits, why_not_init
-from initlab.judge.rules.gradient import GRADIENT_RULES
-from initlab.judge.rules.hidden import HIDDEN_RULES
-from initlab.judge.rules.logits import LOGIT_RULES
-from initlab.judge.rules.numerics import NUMERIC_RULES
-from initlab.judge.rules.scale import SCALING_RULES
-from initlab.judge.rules.selecting import Choice, choose, find_rule
-from initlab.judge.rules.stream import STREAM_RULES
-from initlab.judge.rules.theory import THEORY_RULES
-from initlab.judge.rules.weights import WEIGHT_RULES
+from initlab.judge.rules.selecting import chosen, named
 from initlab.rundir import Run
 
 __all__ = [
     "RULES",
-    "SEVERITIES",
+    "Case",
     "Finding",
     "Rule",
-    "Severity",
     "Status",
     "chosen",
     "evaluate",
     "named",
+    "rule",
     "worst",
 ]
 
-RULES: tuple[Rule, ...] = (
-    *WEIGHT_RULES,
-    *DEPTH_RULES,
-    *THEORY_RULES,
-    *STREAM_RULES,
-    *EMBEDDING_RULES,
-    *HIDDEN_RULES,
-    *ATTENTION_RULES,
-    *LOGIT_RULES,
-    *GRADIENT_RULES,
-    *NUMERIC_RULES,
-    *FORMAT_RULES,
-    *SCALING_RULES,
-)
-
-# what training moves isn't judged by every rule: in a run over steps these see all of them, the others the first alone
-_LATER: dict[str, tuple[Rule, ...]] = {
-    "watch": (*NUMERIC_RULES, *FORMAT_RULES),
-    "train": (*NUMERIC_RULES, *FORMAT_RULES),
-    "scale": SCALING_RULES,
-}
+# what training moves isn't judged by every rule: of these a rule sees the first step alone, unless it says otherwise
+_OVER_STEPS = ("watch", "train", "scale")
 
 _ORDER = {"fail": 0, "not_applicable": 1, "pass": 2}
 
@@ -65,37 +36,37 @@ def evaluate(
     ignore: Iterable[str] = (),
     limits: Mapping[str, float] | None = None,
 ) -> list[Finding]:
-    """Every rule's verdict on every recipe: failures first, by severity, then by how far beyond the limit.
+    """Judge every recipe by every rule: failures first, by severity, then by how far beyond the limit.
 
     A confirmation is judged by its inits alone: that its predictions are made before anything is trained is the point.
 
     Args:
-        select, ignore: codes, prefixes of codes (`GRD`), or `ALL`; nothing selected is everything.
+        run: tables and manifest.
+        select: codes, prefixes of codes (`GRD`), or `ALL`; nothing selected is everything.
+        ignore: the same, of rules to leave out.
         limits: numbers by code (`EMB001`, its first limit) or code and name (`EMB001.error`).
 
     Raises:
         ConfigError: an unknown code, or a limit that is none.
     """
     choice = chosen(select, ignore, limits)
-    run = before_training(run)
+    run, kind = before_training(run), run.manifest.get("kind")
     inits, start = only_inits(run), _start(run)
     recipes = list(
         dict.fromkeys(str(r) for t in (run.tables.summary, run.tables.records) for r in t["recipe"].unique())
     )
-    findings = []
-    for rule in choice.rules:
-        later = rule in _LATER.get(str(run.manifest.get("kind")), RULES)
-        measured = rule.measure(inits if rule.about_init else run if later else start)
-        judged = set()
-        for keys, rows in measured.groupby(list(rule.by), observed=True) if len(measured) else ():
-            case = Case(rule=rule, recipe=str(keys[0]), limits=choice.limits[rule.code])
-            judged.add(case.recipe)
-            findings.append(rule.judge(case, rows))
+    findings: list[Finding] = []
+    for each in choice.rules:
+        later = kind not in _OVER_STEPS or kind in each.later
+        measured = each.measure(inits if each.about_init else run if later else start)
+        groups = measured.groupby(list(each.by), observed=True) if len(measured) else ()
+        case = partial(Case, rule=each, limits=choice.limits[each.code])
+        found = [each.judge(case(recipe=str(keys[0])), rows) for keys, rows in groups]
+        findings += found
         for recipe in recipes:
-            if recipe not in judged:
-                case = Case(rule=rule, recipe=recipe, limits=choice.limits[rule.code])
-                reason = why_not_init(run, recipe) if rule.about_init else ""
-                findings.append(case.not_applicable(reason or f"Needs {rule.needs}"))
+            if all(one.recipe != recipe for one in found):
+                reason = why_not_init(run, recipe) if each.about_init else ""
+                findings.append(case(recipe=recipe).not_applicable(reason or f"Needs {each.needs}"))
     return sorted(findings, key=lambda f: (_ORDER[f.status], SEVERITIES.index(f.severity), -f.effect))
 
 
@@ -105,17 +76,18 @@ def _start(run: Run) -> Run:
     return Run(run.tables.at_step(int(steps.min())), run.manifest) if len(steps) else run
 
 
-def chosen(select: Iterable[str] = (), ignore: Iterable[str] = (), limits: Mapping[str, float] | None = None) -> Choice:
-    """The rules and limits that `evaluate` would use. Raises ConfigError as it does, before anything is measured."""
-    return choose(RULES, select, ignore, limits)
-
-
-def named(code: str) -> Rule:
-    """The rule of a code or name. Raises ConfigError if there is none."""
-    return find_rule(RULES, code)
-
-
 def worst(findings: list[Finding]) -> Severity | None:
-    """The highest severity that failed; None when nothing did."""
+    """Find the highest severity that failed.
+
+    Args:
+        findings: of any status.
+
+    Returns:
+        None when nothing failed.
+    """
     failed = {finding.severity for finding in findings if finding.status == "fail"}
     return next((severity for severity in SEVERITIES if severity in failed), None)
+
+
+# in the catalogue's order, whichever of its modules is imported first
+RULES.load()

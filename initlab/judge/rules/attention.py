@@ -6,12 +6,16 @@ import math
 
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.matching import TOLERANCE
+from initlab.judge.remedies import Change, Described, rescaled
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, seeds, size
 from initlab.judge.words import trimmed
+from initlab.recipes import Role
 from initlab.rundir import Run
 
 _NOWHERE = "Attention is finite in no block"
+_NEEDS = "nanoGPT's layout, and --stats full"
 
 
 def measure_heads(run: Run) -> pd.DataFrame:
@@ -20,8 +24,40 @@ def measure_heads(run: Run) -> pd.DataFrame:
     return run.tables.heads.groupby([*CELL, "layer"], observed=True)[columns].mean().reset_index()
 
 
-def judge_entropy(case: Case, rows: pd.DataFrame) -> Finding:
-    """The block, of the means over seeds, that looks most narrowly."""
+def calm_attention(finding: Finding, model: Described) -> list[Change]:
+    """Bring queries and keys to what the reference draws, where that is less; fused, the values shrink with them."""
+    changes: list[Change] = []
+    for row in model.of(Role.ATTN_QKV):
+        wanted = model.wanted(row).get("std", 0.0)
+        if 0 < wanted < row["std"] * (1 - TOLERANCE):
+            why = f"attention logits grow with the square of it; {model.reference} has {trimmed(wanted)}"
+            changes += rescaled(row, list(row["stds"]), wanted / row["std"], finding, why)
+    return changes
+
+
+@rule(
+    code="ATT001",
+    question="Attention",
+    measures="entropy of the attention pattern / ln(visible keys), mean over a block's heads",
+    needs=_NEEDS,
+    limits={"warning": 0.5, "error": 0.2},
+    unit="of uniform",
+    limit="≥ {warning}; below {error} an error",
+    basis="heuristic",
+    why="A pattern on few tokens is a choice that nothing justifies yet, and its softmax is saturated: little gradient "
+    "reaches the queries and keys to change it.",
+    advice="draw the queries' and keys' matrices with a smaller std, or normalise them (QK-norm)",
+    false_alarms="None known at init: q and k of unit variance leave 0.8 to 0.9. A std of 0.5 at width 64 (logits of "
+    "std 16) lost 0.4 to 0.9 nats at the usual rates and won only at 0.03.",
+    source="stability grid at width 64: std 0.1 trains as well as any, 0.5 doesn't; limits between",
+    since="0.1.0",
+    evidence="attention",
+    remedy=calm_attention,
+    roles=(Role.ATTN_QKV,),
+    measure=measure_heads,
+)
+def attention_collapse(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the block, of the means over seeds, that looks most narrowly."""
     rows = rows[rows["entropy_frac"].notna()]
     if rows.empty:
         return case.not_applicable(_NOWHERE)
@@ -40,8 +76,28 @@ def judge_entropy(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
-def judge_logits(case: Case, rows: pd.DataFrame) -> Finding:
-    """The block, of the means over seeds, with the largest logits."""
+@rule(
+    code="ATT002",
+    question="Attention",
+    measures="std of the visible attention logits within a row, mean over a block's heads",
+    needs=_NEEDS,
+    limits={"std": 2.5},
+    unit="std of logits",
+    limit="≤ {std}",
+    basis="heuristic",
+    why="Gaussian logits of std s cost the softmax s²/2 nats of entropy. Large logits at init grow further in "
+    "training, which is a known way to diverge.",
+    advice="draw the queries' and keys' matrices with a smaller std, use 1/√d_head (or 1/d_head), or QK-norm",
+    false_alarms="He's init of queries and keys has 2.0 by itself, unit variance 1.0; both are below the limit.",
+    source="Dehghani et al. 2023, 2302.05442, section 3; Wortsman et al. 2023, 2309.14322",
+    since="0.1.0",
+    evidence="attention",
+    remedy=calm_attention,
+    roles=(Role.ATTN_QKV,),
+    measure=measure_heads,
+)
+def attention_logit_scale(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the block, of the means over seeds, with the largest logits."""
     rows = rows[rows["logit_std"].notna()]
     if rows.empty:
         return case.not_applicable(_NOWHERE)
@@ -65,46 +121,3 @@ def _extreme(rows: pd.DataFrame, column: str, *, lowest: bool) -> tuple[pd.Serie
     n_layer, n_embd, layer = tuple(place.idxmin() if lowest else place.idxmax())
     at = (rows["n_layer"] == n_layer) & (rows["n_embd"] == n_embd) & (rows["layer"] == layer)
     return rows[at].iloc[0], float(place.loc[n_layer, n_embd, layer])
-
-
-_NEEDS = "nanoGPT's layout, and --stats full"
-COLLAPSE = Rule(
-    code="ATT001",
-    name="attention-collapse",
-    question="Attention",
-    measures="entropy of the attention pattern / ln(visible keys), mean over a block's heads",
-    needs=_NEEDS,
-    limits={"warning": 0.5, "error": 0.2},
-    unit="of uniform",
-    limit="≥ {warning}; below {error} an error",
-    basis="heuristic",
-    why="A pattern on few tokens is a choice that nothing justifies yet, and its softmax is saturated: little gradient "
-    "reaches the queries and keys to change it.",
-    advice="draw the queries' and keys' matrices with a smaller std, or normalise them (QK-norm)",
-    false_alarms="None known at init: q and k of unit variance leave 0.8 to 0.9. A std of 0.5 at width 64 (logits of "
-    "std 16) lost 0.4 to 0.9 nats at the usual rates and won only at 0.03.",
-    source="stability grid at width 64: std 0.1 trains as well as any, 0.5 doesn't; limits between",
-    since="0.1.0",
-    measure=measure_heads,
-    judge=judge_entropy,
-)
-LOGIT_SCALE = Rule(
-    code="ATT002",
-    name="attention-logit-scale",
-    question="Attention",
-    measures="std of the visible attention logits within a row, mean over a block's heads",
-    needs=_NEEDS,
-    limits={"std": 2.5},
-    unit="std of logits",
-    limit="≤ {std}",
-    basis="heuristic",
-    why="Gaussian logits of std s cost the softmax s²/2 nats of entropy. Large logits at init grow further in "
-    "training, which is a known way to diverge.",
-    advice="draw the queries' and keys' matrices with a smaller std, use 1/√d_head (or 1/d_head), or QK-norm",
-    false_alarms="He's init of queries and keys has 2.0 by itself, unit variance 1.0; both are below the limit.",
-    source="Dehghani et al. 2023, 2302.05442, section 3; Wortsman et al. 2023, 2309.14322",
-    since="0.1.0",
-    measure=measure_heads,
-    judge=judge_logits,
-)
-ATTENTION_RULES = (COLLAPSE, LOGIT_SCALE)

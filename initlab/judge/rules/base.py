@@ -1,33 +1,57 @@
-"""Rule and Finding: what is checked, and what was found."""
+"""Rule and Finding: what is checked, and what was found. A rule is one call of the decorator `rule`, in any file."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import pandas as pd
 
+from initlab.errors import ConfigError
+from initlab.judge import Severity
+from initlab.judge.remedies import Remedy
+from initlab.recipes import Role
+from initlab.registry import Registry
 from initlab.rundir import Run
 
-Severity = Literal["error", "warning", "info"]
 Status = Literal["fail", "pass", "not_applicable"]
 Basis = Literal["derived", "paper", "reference-code", "heuristic"]
+Judge = Callable[["Case", pd.DataFrame], "Finding"]
+P = ParamSpec("P")
 
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+# in the catalogue's order; what else is in this folder comes after them
+_FAMILIES = (
+    "weights",
+    "depth",
+    "theory",
+    "stream",
+    "embedding",
+    "hidden",
+    "attention",
+    "logits",
+    "gradient",
+    "numerics",
+    "formats",
+    "scale",
+)
+_FOLDER = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """One check. `name` is the bad pattern, as a noun; a code is never used again for another rule.
+    """One check, named by its judge: the bad pattern, as a noun. A code is never used again for another rule.
 
     `measure` turns a run into a frame of one or more rows per recipe; `judge` turns one recipe's rows into a finding.
     So a limit changes without measuring again. A recipe without rows is not applicable, for want of `needs`.
     """
 
+    judge: Judge = field(kw_only=False)
     code: str
-    name: str
     question: str  # column of the scoreboard: Init, Depth, Embedding, Attention, Logits, Gradient, Numerics
+    evidence: str = ""  # name of the figure that shows it
     measures: str  # the formula, in words
     needs: str  # what a run must hold, and which flag provides it
     limits: Mapping[str, float] = field(default_factory=dict)  # by name, in `unit`; the first is the main one
@@ -40,13 +64,53 @@ class Rule:
     source: str
     since: str
     about_init: bool = True  # trained models, and steps after the first, aren't judged by it
+    later: tuple[str, ...] = ()  # kinds of runs over steps of which it sees every step, else the first alone
     by: tuple[str, ...] = ("recipe",)  # one finding for each of these
+    roles: tuple[Role, ...] = ()  # whose scale it judges: `fix` brings them to a recipe before others
+    remedy: Remedy | None = None  # what `fix` tries first; without one, to bring what is off a recipe to it
     measure: Callable[[Run], pd.DataFrame]
-    judge: Callable[[Case, pd.DataFrame], Finding]
+
+    @property
+    def name(self) -> str:
+        """`single-layer-spike` of the function `single_layer_spike`."""
+        return self.judge.__name__.replace("_", "-")
 
     def limit_text(self, limits: Mapping[str, float]) -> str:
-        """The limits in words; numbers as short as they are exact."""
+        """Write the limits in words; numbers as short as they are exact.
+
+        Args:
+            limits: in force, by name.
+        """
         return self.limit.format(**{name: f"{value:g}" for name, value in limits.items()})
+
+
+RULES: Registry[Rule] = Registry(
+    "rule", tuple(f"{__package__}.{name}" for name in dict.fromkeys((*_FAMILIES, *_FOLDER)))
+)
+
+
+def _adding(make: Callable[Concatenate[Judge, P], Rule]) -> Callable[P, Callable[[Judge], Rule]]:
+    """Make the decorator, with the fields of Rule as type checkers know them."""
+
+    def rule(*args: P.args, **fields: P.kwargs) -> Callable[[Judge], Rule]:
+        """Turn a function `(case, rows) -> finding` into a registered Rule; takes Rule's other fields by name.
+
+        Raises:
+            ConfigError: the code is taken, or isn't of capitals and a number.
+        """
+
+        def wrap(judge: Judge) -> Rule:
+            made = make(judge, *args, **fields)
+            if not re.fullmatch("[A-Z]+[0-9]+", made.code):
+                raise ConfigError(f"a rule's code is {made.code!r}; expected capitals and a number, such as RES001")
+            return RULES.add(made.code, made)
+
+        return wrap
+
+    return rule
+
+
+rule = _adding(Rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,15 +122,31 @@ class Case:
     limits: Mapping[str, float]
 
     def failed(self, message: str, *, severity: Severity, **found: Any) -> Finding:
-        """The rule was broken; `found` holds Finding's other fields."""
+        """Say that the rule was broken.
+
+        Args:
+            message: one sentence with numbers.
+            severity: of the failure.
+            found: Finding's other fields.
+        """
         return self._finding("fail", severity, message, found)
 
     def passed(self, message: str, **found: Any) -> Finding:
-        """The rule was kept."""
+        """Say that the rule was kept.
+
+        Args:
+            message: one sentence with numbers.
+            found: Finding's other fields.
+        """
         return self._finding("pass", "info", message, found)
 
     def not_applicable(self, message: str, **found: Any) -> Finding:
-        """The run doesn't hold what the rule needs; the message says what would provide it."""
+        """Say that the run doesn't hold what the rule needs.
+
+        Args:
+            message: what would provide it.
+            found: Finding's other fields.
+        """
         return self._finding("not_applicable", "info", message, found)
 
     def _finding(self, status: Status, severity: Severity, message: str, found: dict[str, Any]) -> Finding:
@@ -118,5 +198,5 @@ class Finding:
     source: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The finding as JSON-ready values."""
+        """Turn the finding into JSON-ready values."""
         return asdict(self)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.matching import best_recipes, narrowed, unscaled
+from initlab.judge.remedies import scale_outputs
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.words import trimmed
+from initlab.recipes import Role
+from initlab.recipes.base import OUTPUTS
 from initlab.rundir import Run
 
 # what each branch writes, and what enters its last projection
@@ -91,8 +96,34 @@ def measure_unscaled(run: Run) -> pd.DataFrame:
     return out.merge(fits.astype(text), on=["recipe", "n_embd", "site"], how="left")
 
 
-def judge_unscaled(case: Case, rows: pd.DataFrame) -> Finding:
-    """Of one recipe at one width."""
+@rule(
+    code="RES001",
+    question="Depth",
+    measures="slope of ln(mean over blocks of var(write) / mean square entering its projection) on ln(n_layer), of "
+    "attention and of MLP",
+    needs="two depths or more: --depths 4,8,16",
+    limits={"exponent": -0.5, "share": 1.0},
+    unit="exponent of n_layer",
+    limit="exponent ≤ {exponent}, or writes that sum to at most {share}× the embedding's variance",
+    basis="derived",
+    why="Each block adds variance to the residual stream. With 1/√(2·n_layer) on both output projections the sum over "
+    "the blocks is the same at every depth (exponent -1); without it the stream, and the gradient on the way back, "
+    "grow with every block (exponent 0). -0.5 is half way. Measured per input, since what attention hands to its "
+    "projection also grows with the correlation between positions.",
+    advice="Divide the std of attn.c_proj.weight and mlp.c_proj.weight by √(2·n_layer).",
+    false_alarms="Models that scale the branch in the forward pass (LayerScale, ReZero, residual multipliers) write "
+    "scaled values anyway and pass. Unscaled models train: the measured cost with warmup is 0.004, 0.044 and 0.085 "
+    "nats at 6, 24 and 48 layers of width 128, hence a warning.",
+    source="Radford et al. 2019, section 2.3; nanoGPT model.py@3adf61e lines 143-145",
+    since="0.1.0",
+    by=("recipe", "n_embd"),
+    evidence="depth",
+    remedy=scale_outputs,
+    roles=OUTPUTS,
+    measure=measure_unscaled,
+)
+def unscaled_branch_writes(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge one recipe at one width."""
     where = f" at n_embd {int(rows['n_embd'].iloc[0])}" if rows["several"].iloc[0] else ""
     if rows["n_layer"].nunique() < 2:
         return case.not_applicable(f"Needs {case.rule.needs}")
@@ -147,29 +178,44 @@ def _advice(rows: pd.DataFrame, n_layer: int, unscaled: list[str], gain: float) 
     return f"divide the std of {which} by √(2·n_layer): at {n_layer} layers {values}"
 
 
-UNSCALED_WRITES = Rule(
-    code="RES001",
-    name="unscaled-branch-writes",
-    question="Depth",
-    measures="slope of ln(mean over blocks of var(write) / mean square entering its projection) on ln(n_layer), of "
-    "attention and of MLP",
-    needs="two depths or more: --depths 4,8,16",
-    limits={"exponent": -0.5, "share": 1.0},
-    unit="exponent of n_layer",
-    limit="exponent ≤ {exponent}, or writes that sum to at most {share}× the embedding's variance",
-    basis="derived",
-    why="Each block adds variance to the residual stream. With 1/√(2·n_layer) on both output projections the sum over "
-    "the blocks is the same at every depth (exponent -1); without it the stream, and the gradient on the way back, "
-    "grow with every block (exponent 0). -0.5 is half way. Measured per input, since what attention hands to its "
-    "projection also grows with the correlation between positions.",
-    advice="Divide the std of attn.c_proj.weight and mlp.c_proj.weight by √(2·n_layer).",
-    false_alarms="Models that scale the branch in the forward pass (LayerScale, ReZero, residual multipliers) write "
-    "scaled values anyway and pass. Unscaled models train: the measured cost with warmup is 0.004, 0.044 and 0.085 "
-    "nats at 6, 24 and 48 layers of width 128, hence a warning.",
-    source="Radford et al. 2019, section 2.3; nanoGPT model.py@3adf61e lines 143-145",
-    since="0.1.0",
-    by=("recipe", "n_embd"),
-    measure=measure_unscaled,
-    judge=judge_unscaled,
-)
-DEPTH_RULES = (UNSCALED_WRITES,)
+def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding | None:
+    """Judge RES001 on a single depth: output projections as wide as the others', in a stream that the blocks dominate.
+
+    RES001 fits an exponent over depths: variance of the writes ∝ n_layer^-1 when scaled, ^0 when not, and fails above
+    half way, -0.5. On one model the same half way is a squared ratio of std, output to input, of 1/√(2·n_layer),
+    between 1 and 1/(2·n_layer). As in RES001, writes that sum to less than the embedding's own variance are no matter,
+    unless the model's own code says that they are scaled.
+
+    A warning; a note (`info`) on a model without learned positions whose every role fits a published recipe: Llama and
+    its like are published with outputs at 0.02, GPT-2 and its like with scaled ones.
+
+    Args:
+        rows: of `drawing.describe`, compared with `matching.REFERENCES`.
+        growth: what the blocks add to the stream's variance, in units of the embedding's; NaN where there is no stream.
+    """
+    found = [row for row, names in unscaled(rows) if names]
+    code = found[0]["depth_code"] if found else ""
+    if not found or not (code or growth > 1):
+        return None
+    roles, n_layer = " and ".join(dict.fromkeys(row["role"] for row in found)), found[0]["n_layer"]
+    stds = ", ".join(dict.fromkeys(f"{trimmed(row['std_max'], 2)}" for row in found))
+    best, left = best_recipes(narrowed(rows))
+    published = best[0] if best and not left and not code and not any(r["role"] == Role.POS_EMBED for r in rows) else ""
+    verb = "aren't" if " and " in roles else "isn't"
+    message = f"{roles} (std {stds}) {verb} depth-scaled at {n_layer} layers"
+    message += f", though {code} says so" if code else ""
+    if not math.isnan(growth):
+        message += f", as {published} draws them" if published else ""
+        message += f"; the blocks add {trimmed(growth)}× the embedding's variance to the stream"
+    case = Case(rule=unscaled_branch_writes, recipe="", limits=unscaled_branch_writes.limits)
+    return case.failed(
+        message,
+        severity="info" if published else "warning",
+        site=found[0]["role"],
+        measured=growth,
+        unit="× the embedding's variance",
+        limit=f"std² of outputs ≤ that of inputs / √(2·{n_layer}), or an added variance ≤ the embedding's",
+        effect=math.log(growth) if growth > 0 else 0.0,
+        advice=f"divide the std of {roles} by √(2·{n_layer})"
+        + (", as recipe='megatron' does, if your depth calls for it" if published else ""),
+    )

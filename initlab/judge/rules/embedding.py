@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.remedies import Change, Described, towards
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, rows_of, seeds
 from initlab.judge.words import trimmed
+from initlab.recipes import Role
 from initlab.rundir import Run
 
 
@@ -22,30 +25,29 @@ def measure_drowned(run: Run) -> pd.DataFrame:
     return found[found["ratio"].notna()].assign(fixed=found["run_id"].isin(fixed))
 
 
-def judge_drowned(case: Case, rows: pd.DataFrame) -> Finding:
-    """Median over seeds, depths and widths."""
-    ratio, fixed = float(rows["ratio"].median()), bool(rows["fixed"].all())
-    common = {"site": "embed", "measured": ratio}
-    warning, error = case.limits["warning"], case.limits["error"]
-    if ratio >= warning:
-        return case.passed(f"Token embedding is {trimmed(ratio, 2)}× the position embedding in mean square", **common)
-    return case.failed(
-        f"The token embedding is {trimmed(ratio, 2)}× the {'fixed ' if fixed else ''}position embedding in mean "
-        "square: the stream says where, hardly what",
-        severity="error" if ratio < error and not fixed else "warning",
-        effect=math.log(warning / ratio) if ratio > 0 else math.inf,
-        advice="multiply the token embedding with √n_embd before the sum (scale_embedding=True), as Vaswani et al. "
-        "2017 do for their sinusoids, or draw it with the positions' rms"
-        if fixed
-        else case.rule.advice,
-        **seeds(rows["ratio"] < warning, rows["seed"]),
-        **common,
-    )
+def match_embeddings(finding: Finding, model: Described) -> list[Change]:
+    """Give position and token embedding one std: move whichever is farther from the reference."""
+    tokens, positions = model.of(Role.TOKEN_EMBED), model.of(Role.POS_EMBED)
+    if not tokens or not positions:
+        return []
+    token = max(tokens, key=lambda row: row["numel"])
+
+    def off(row: dict[str, Any]) -> float:
+        wanted = model.wanted(row).get("std", 0.0)
+        return abs(math.log(row["std"] / wanted)) if row["std"] > 0 and wanted > 0 else math.inf
+
+    changes: list[Change] = []
+    for position in positions:
+        if off(token) > off(position):
+            why = f"the position embedding's std, {trimmed(position['std'])}"
+            return towards(token, position["std"], finding, why, model)
+        why = f"the token embedding's std, {trimmed(token['std'])}: what is read weighs as much as where"
+        changes += towards(position, token["std"], finding, why, model)
+    return changes
 
 
-DROWNED_TOKEN = Rule(
+@rule(
     code="EMB001",
-    name="token-drowned-by-position",
     question="Embedding",
     measures="E[token embedding²] / E[position embedding²] of the batch, as they enter their sum",
     needs="position embeddings that are added to the tokens'",
@@ -63,7 +65,27 @@ DROWNED_TOKEN = Rule(
     "how much the model scales them; then they count as they are, and a fixed table not at all.",
     source="nanoGPT with its init removed: wpe ~ N(0, 1), tied wte ~ U(±1/√n_embd)",
     since="0.1.0",
+    evidence="residual",
+    remedy=match_embeddings,
+    roles=(Role.TOKEN_EMBED, Role.POS_EMBED),
     measure=measure_drowned,
-    judge=judge_drowned,
 )
-EMBEDDING_RULES = (DROWNED_TOKEN,)
+def token_drowned_by_position(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the median over seeds, depths and widths."""
+    ratio, fixed = float(rows["ratio"].median()), bool(rows["fixed"].all())
+    common = {"site": "embed", "measured": ratio}
+    warning, error = case.limits["warning"], case.limits["error"]
+    if ratio >= warning:
+        return case.passed(f"Token embedding is {trimmed(ratio, 2)}× the position embedding in mean square", **common)
+    return case.failed(
+        f"The token embedding is {trimmed(ratio, 2)}× the {'fixed ' if fixed else ''}position embedding in mean "
+        "square: the stream says where, hardly what",
+        severity="error" if ratio < error and not fixed else "warning",
+        effect=math.log(warning / ratio) if ratio > 0 else math.inf,
+        advice="multiply the token embedding with √n_embd before the sum (scale_embedding=True), as Vaswani et al. "
+        "2017 do for their sinusoids, or draw it with the positions' rms"
+        if fixed
+        else case.rule.advice,
+        **seeds(rows["ratio"] < warning, rows["seed"]),
+        **common,
+    )

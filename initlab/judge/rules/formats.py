@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, rows_of, seeds
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
@@ -26,8 +26,25 @@ def measure_overflow(run: Run) -> pd.DataFrame:
     return records[keep][["recipe", "seed", "kind", "site", "layer", "module", "abs_max"]].assign(half=half[keep])
 
 
-def judge_overflow(case: Case, rows: pd.DataFrame) -> Finding:
-    """float16 tensors need headroom; others would overflow at the limit itself."""
+@rule(
+    code="NUM002",
+    question="Numerics",
+    measures="float16's largest value ÷ the largest |x| of a tensor",
+    needs="records of tensors that aren't bfloat16",
+    limits={"headroom": 8.0},
+    unit="× headroom",
+    limit="≥ {headroom} in float16; ≥ 1 for what is wider, as a note",
+    basis="derived",
+    why="float16 ends at 65504. A value beyond it is infinite, and NaN one step later; training moves the largest "
+    "values up.",
+    advice="use bfloat16, or scale down what comes before the named module",
+    false_alarms="A factor of 8 is a margin by taste.",
+    source="IEEE 754 binary16",
+    since="0.1.0",
+    measure=measure_overflow,
+)
+def float16_overflow(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge float16 tensors by their headroom, others by whether they would overflow."""
     largest = float(_HALF.max)
     reach = (rows["abs_max"] / largest).where(~rows["half"], rows["abs_max"] * case.limits["headroom"] / largest)
     worst = rows.loc[reach.idxmax()]
@@ -81,8 +98,26 @@ def _weighted_median(values: pd.Series, weights: pd.Series) -> float:
     return float(ordered[below >= below.iloc[-1] / 2].iloc[0])
 
 
-def judge_underflow(case: Case, rows: pd.DataFrame) -> Finding:
-    """A warning for gradients that are float16; what they would lose is only said for others."""
+@rule(
+    code="NUM003",
+    question="Numerics",
+    measures="share of the gradients' elements that are below float16's smallest normal number, and not 0",
+    needs="a backward pass, and --stats full",
+    limits={"share": 0.05},
+    unit="of the gradients",
+    limit="≤ {share} of float16 gradients",
+    basis="heuristic",
+    why="Below 6e-5 float16 loses bits, below 6e-8 it is 0. Gradients of a mean loss shrink as 1/(B·T), so a large "
+    "batch alone brings them there.",
+    advice="Scale the loss, or train in bfloat16.",
+    false_alarms="A loop that scales its loss isn't seen by a probe, which doesn't. Other dtypes pass, and say what "
+    "float16 would lose.",
+    source="IEEE 754 binary16; Micikevicius et al. 2018, 1710.03740",
+    since="0.1.0",
+    measure=measure_underflow,
+)
+def float16_gradient_underflow(case: Case, rows: pd.DataFrame) -> Finding:
+    """Warn of gradients that are float16; of others say what they would lose."""
     worst = rows.loc[rows["share"].idxmax()]
     share, half = float(worst["share"]), bool(worst["half"])
     limit = case.limits["share"]
@@ -129,8 +164,27 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     return pairs.assign(ratio=pairs["rms"] / pairs["rms_weight"])
 
 
-def judge_absorbed(case: Case, rows: pd.DataFrame) -> Finding:
-    """The share of parameters, weighed alike, whose update is mostly rounded away."""
+@rule(
+    code="NUM004",
+    question="Numerics",
+    measures="rms of a parameter's change in one step ÷ its rms, and the share of elements that didn't change",
+    needs="updates, as `initlab.watch` records them in training",
+    limits={"bfloat16": 2.0**-9, "float16": 2.0**-12},
+    unit="× the weight",
+    limit="≥ {bfloat16} in bfloat16, ≥ {float16} in float16, and half of the elements move",
+    basis="derived",
+    why="A bfloat16 weight has 8 bits: a change below 2^-9 of it rounds back to the same number, step after step, and "
+    "the weight stays where its init put it.",
+    advice="keep float32 master weights, or round stochastically",
+    false_alarms="Elements far smaller than the rms move although the typical one doesn't. float32 weights pass.",
+    source="half a unit in the last place; Zamirai et al. 2020, 2010.06192",
+    since="0.1.0",
+    about_init=False,
+    later=("watch", "train"),
+    measure=measure_absorbed,
+)
+def absorbed_update(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the share of parameters, weighed alike, whose update is mostly rounded away."""
     ratio = float(rows["ratio"].median())
     short = rows["dtype"].isin(_FEW_BITS)
     limit = rows["dtype"].astype(str).map(dict(case.limits)).fillna(case.limits["bfloat16"]).astype(float)
@@ -152,65 +206,3 @@ def judge_absorbed(case: Case, rows: pd.DataFrame) -> Finding:
         **seeds(bad, rows["seed"]),
         **common,
     )
-
-
-OVERFLOW = Rule(
-    code="NUM002",
-    name="float16-overflow",
-    question="Numerics",
-    measures="float16's largest value ÷ the largest |x| of a tensor",
-    needs="records of tensors that aren't bfloat16",
-    limits={"headroom": 8.0},
-    unit="× headroom",
-    limit="≥ {headroom} in float16; ≥ 1 for what is wider, as a note",
-    basis="derived",
-    why="float16 ends at 65504. A value beyond it is infinite, and NaN one step later; training moves the largest "
-    "values up.",
-    advice="use bfloat16, or scale down what comes before the named module",
-    false_alarms="A factor of 8 is a margin by taste.",
-    source="IEEE 754 binary16",
-    since="0.1.0",
-    measure=measure_overflow,
-    judge=judge_overflow,
-)
-UNDERFLOW = Rule(
-    code="NUM003",
-    name="float16-gradient-underflow",
-    question="Numerics",
-    measures="share of the gradients' elements that are below float16's smallest normal number, and not 0",
-    needs="a backward pass, and --stats full",
-    limits={"share": 0.05},
-    unit="of the gradients",
-    limit="≤ {share} of float16 gradients",
-    basis="heuristic",
-    why="Below 6e-5 float16 loses bits, below 6e-8 it is 0. Gradients of a mean loss shrink as 1/(B·T), so a large "
-    "batch alone brings them there.",
-    advice="Scale the loss, or train in bfloat16.",
-    false_alarms="A loop that scales its loss isn't seen by a probe, which doesn't. Other dtypes pass, and say what "
-    "float16 would lose.",
-    source="IEEE 754 binary16; Micikevicius et al. 2018, 1710.03740",
-    since="0.1.0",
-    measure=measure_underflow,
-    judge=judge_underflow,
-)
-UPDATE_ABSORBED = Rule(
-    code="NUM004",
-    name="absorbed-update",
-    question="Numerics",
-    measures="rms of a parameter's change in one step ÷ its rms, and the share of elements that didn't change",
-    needs="updates, as `initlab.watch` records them in training",
-    limits={"bfloat16": 2.0**-9, "float16": 2.0**-12},
-    unit="× the weight",
-    limit="≥ {bfloat16} in bfloat16, ≥ {float16} in float16, and half of the elements move",
-    basis="derived",
-    why="A bfloat16 weight has 8 bits: a change below 2^-9 of it rounds back to the same number, step after step, and "
-    "the weight stays where its init put it.",
-    advice="keep float32 master weights, or round stochastically",
-    false_alarms="Elements far smaller than the rms move although the typical one doesn't. float32 weights pass.",
-    source="half a unit in the last place; Zamirai et al. 2020, 2010.06192",
-    since="0.1.0",
-    about_init=False,
-    measure=measure_absorbed,
-    judge=judge_absorbed,
-)
-FORMAT_RULES = (OVERFLOW, UNDERFLOW, UPDATE_ABSORBED)

@@ -8,7 +8,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.remedies import Change, Described, drawn
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, MATRICES, blocks, rows_of, seeds, size
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
@@ -90,8 +91,40 @@ def _helper(module: str, learning: list[str]) -> bool:
     return bool(inside) and not any(name.startswith(part) for name in inside)
 
 
-def judge_zero(case: Case, rows: pd.DataFrame) -> Finding:
-    """All parameters without gradient that nothing explains."""
+def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
+    """Draw what is 0 where the reference has something else: nothing else can shut a gradient off."""
+    changes = []
+    for row in model.rows:
+        wanted = model.wanted(row) if row["role"] else {}
+        zero = [name for name, std in row.get("stds", {}).items() if std == 0]
+        if zero and row.get("mean") == 0 and (wanted.get("std") or wanted.get("mean")):
+            changes.append(drawn(row, zero, 0.0, finding, "0 lets no gradient through", model))
+    return changes
+
+
+@rule(
+    code="GRD001",
+    question="Gradient",
+    measures="parameters whose gradient is 0 in every element",
+    needs="a backward pass and trainable parameters",
+    unit="without gradient",
+    limit="none, but for those behind a parameter that is 0 and has a gradient itself",
+    basis="derived",
+    why="A parameter without gradient doesn't learn: it is unused, detached, or shut off by a zero after it.",
+    advice="Check that the parameter is used in the forward pass.",
+    false_alarms="Parameters that only other inputs reach, such as experts that this batch wasn't routed to; parts "
+    "that nothing differentiable follows (indexers that feed a top-k, an unused pooler). Both are warnings: they are "
+    "told from a slip by that their modules never ran, that their role is unknown, or that a whole part of a branch "
+    "has no gradient while the branch has.",
+    source="chain rule; zero-initialised projections: Fixup, 1901.09321",
+    since="0.1.0",
+    about_init=False,
+    evidence="gradients",
+    remedy=redraw_zeros,
+    measure=measure_zero,
+)
+def zero_gradient_parameter(case: Case, rows: pd.DataFrame) -> Finding:
+    """Name all parameters without gradient that nothing explains."""
     zero = rows[rows["zero"]]
     bad = zero[~zero["waits"]]
     if zero.empty:
@@ -130,8 +163,28 @@ def measure_imbalance(run: Run) -> pd.DataFrame:
     return found.assign(relative=np.sqrt(found["square"]))
 
 
-def judge_imbalance(case: Case, rows: pd.DataFrame) -> Finding:
-    """The cell with the largest ratio between two roles."""
+@rule(
+    code="GRD002",
+    question="Gradient",
+    measures="largest ÷ smallest, over the roles of the blocks' matrices, of rms(gradient) / rms(weight)",
+    needs="a backward pass, and two roles of matrices with a gradient",
+    limits={"ratio": 1000.0},
+    unit="largest / smallest",
+    limit="≤ {ratio}",
+    basis="heuristic",
+    why="With plain gradient descent one rate has to fit all roles, and a clipped norm is that of the largest. Adam "
+    "divides the scale out again, but not its epsilon.",
+    advice="use per-role learning rates, or Adam with a small epsilon; queries and keys get more gradient with a "
+    "larger std of their own",
+    false_alarms="Queries and keys of a narrow model with a small std: attention is near uniform and hardly depends on "
+    "them. Trains under Adam, hence a note.",
+    source="limit above nanoGPT's and transformers' own inits, which have 2 to 61 (benchmarks/rule_false_alarms.py)",
+    since="0.1.0",
+    evidence="gradient-roles",
+    measure=measure_imbalance,
+)
+def role_gradient_imbalance(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the cell with the largest ratio between two roles."""
     grouped = rows.groupby("run_id", observed=True)["relative"]
     ratio = grouped.max() / grouped.min()
     run_id, value, limit = ratio.idxmax(), float(ratio.max()), case.limits["ratio"]
@@ -148,48 +201,3 @@ def judge_imbalance(case: Case, rows: pd.DataFrame) -> Finding:
         effect=math.log(value / limit),
         **seeds(rows["run_id"].map(ratio).astype(float) > limit, rows["seed"]),
     )
-
-
-ZERO_GRADIENT = Rule(
-    code="GRD001",
-    name="zero-gradient-parameter",
-    question="Gradient",
-    measures="parameters whose gradient is 0 in every element",
-    needs="a backward pass and trainable parameters",
-    unit="without gradient",
-    limit="none, but for those behind a parameter that is 0 and has a gradient itself",
-    basis="derived",
-    why="A parameter without gradient doesn't learn: it is unused, detached, or shut off by a zero after it.",
-    advice="Check that the parameter is used in the forward pass.",
-    false_alarms="Parameters that only other inputs reach, such as experts that this batch wasn't routed to; parts "
-    "that nothing differentiable follows (indexers that feed a top-k, an unused pooler). Both are warnings: they are "
-    "told from a slip by that their modules never ran, that their role is unknown, or that a whole part of a branch "
-    "has no gradient while the branch has.",
-    source="chain rule; zero-initialised projections: Fixup, 1901.09321",
-    since="0.1.0",
-    about_init=False,
-    measure=measure_zero,
-    judge=judge_zero,
-)
-IMBALANCE = Rule(
-    code="GRD002",
-    name="role-gradient-imbalance",
-    question="Gradient",
-    measures="largest ÷ smallest, over the roles of the blocks' matrices, of rms(gradient) / rms(weight)",
-    needs="a backward pass, and two roles of matrices with a gradient",
-    limits={"ratio": 1000.0},
-    unit="largest / smallest",
-    limit="≤ {ratio}",
-    basis="heuristic",
-    why="With plain gradient descent one rate has to fit all roles, and a clipped norm is that of the largest. Adam "
-    "divides the scale out again, but not its epsilon.",
-    advice="use per-role learning rates, or Adam with a small epsilon; queries and keys get more gradient with a "
-    "larger std of their own",
-    false_alarms="Queries and keys of a narrow model with a small std: attention is near uniform and hardly depends on "
-    "them. Trains under Adam, hence a note.",
-    source="limit above nanoGPT's and transformers' own inits, which have 2 to 61 (benchmarks/rule_false_alarms.py)",
-    since="0.1.0",
-    measure=measure_imbalance,
-    judge=judge_imbalance,
-)
-GRADIENT_RULES = (ZERO_GRADIENT, IMBALANCE)

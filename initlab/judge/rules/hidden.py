@@ -7,12 +7,16 @@ import math
 import numpy as np
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.remedies import GPT2_STD, Change, Described, rescaled
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, rows_of, seeds, size
 from initlab.judge.words import trimmed
+from initlab.recipes import Role
+from initlab.recipes.base import OUTPUTS
 from initlab.rundir import Run
 
 _ENTERING = ("mlp_in", "mlp_gate")
+_HIDDEN = (Role.ATTN_QKV, Role.MLP_IN, Role.MLP_GATE, *OUTPUTS)
 
 
 def measure_small(run: Run) -> pd.DataFrame:
@@ -35,8 +39,46 @@ def measure_small(run: Run) -> pd.DataFrame:
     return out[out["square"] > 0]
 
 
-def judge_small(case: Case, rows: pd.DataFrame) -> Finding:
-    """The width with the smallest."""
+def widen_hidden(finding: Finding, model: Described) -> list[Change]:
+    """Draw the blocks' matrices at GPT-2's 0.02·√(768/n_embd); output projections keep their ratio to them."""
+    changes = []
+    for row in model.of(*_HIDDEN):
+        inputs = [each for each in model.of(Role.MLP_IN) if each["stack"] == row["stack"]]
+        if inputs and inputs[0]["std"] > 0:
+            wanted = GPT2_STD / math.sqrt(row["n_embd"])
+            why = f"n_embd·σ² = {GPT2_STD**2:.2f}, as in GPT-2 at 768: "
+            why += f"at n_embd {row['n_embd']} that is {trimmed(wanted)}"
+            changes += rescaled(row, list(row["stds"]), wanted / inputs[0]["std"], finding, why)
+    return changes
+
+
+@rule(
+    code="ACT001",
+    question="Init",
+    measures="mean square of the MLP's pre-activations, measured or n_embd · std² of the matrices behind a norm",
+    needs="matrices with the role mlp_in or mlp_gate that aren't 0",
+    limits={"info": 0.06, "warning": 0.003},
+    unit="mean square",
+    limit="≥ {info}; below {warning} a warning",
+    basis="heuristic",
+    why="A constant std such as 0.02 is fitted to a width. At a narrow one the pre-activations are near 0, where every "
+    "smooth nonlinearity is a line, and attention is near uniform: the model starts as a bag of words.",
+    advice="Draw the hidden matrices with std 0.02·√(768/n_embd).",
+    false_alarms="Models that scale the pre-activations in the forward pass without showing them. 0.31 (GPT-2 at 768) "
+    "and 0.15 (nanoGPT at 384) are fine. What 0.026 costs (0.02 at width 64) depends on the text: it lost 0.05 to 0.5 "
+    "nats against the width-matched std on characters (one seed), and won 0.09 to 0.11 with warmup at 4 blocks on "
+    "bytes (three and four seeds), so it is a note: confirm it on yours. 0.0004 (0.02/√n_embd) lost 0.26: a "
+    "warning.",
+    source="24 cells of 150 steps at width 64, one seed each; 27 pairs of them with three seeds "
+    "(benchmarks/warning_cost.csv); 288 runs with four (reports/nanogpt-claims); 540 of 300 steps at width 128",
+    since="0.1.0",
+    evidence="site-map",
+    remedy=widen_hidden,
+    roles=_HIDDEN,
+    measure=measure_small,
+)
+def hidden_std_too_small(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the width with the smallest."""
     by_size = rows.groupby("width")["square"].median()
     worst = rows[rows["width"] == by_size.idxmin()].iloc[0]
     value, warning, note = float(by_size.min()), case.limits["warning"], case.limits["info"]
@@ -64,52 +106,8 @@ def measure_dead(run: Run) -> pd.DataFrame:
     return found[found["dead_frac"].notna() | found["zeros"].notna()]
 
 
-def judge_dead(case: Case, rows: pd.DataFrame) -> Finding:
-    """The cell with most of either."""
-    dead, zeros = rows["dead_frac"].fillna(0.0), rows["zeros"].fillna(0.0)
-    bad = (dead > case.limits["dead"]) | (zeros > case.limits["zeros"])
-    worst = rows.loc[(dead / case.limits["dead"]).combine(zeros / case.limits["zeros"], max).idxmax()]
-    share = float(dead[worst.name])
-    text = f"{share:.1%} of the MLP's units are ≤ 0 on every token, {zeros[worst.name]:.1%} of a block's values are 0"
-    common = {"measured": share, "site": "mlp_act"}
-    if not bad.any():
-        return case.passed(text, **common)
-    return case.failed(
-        f"{text}{size(worst, rows)}",
-        severity="warning",
-        effect=max(share / case.limits["dead"] - 1, 0.0),
-        **seeds(bad, rows["seed"]),
-        **common,
-    )
-
-
-SMALL = Rule(
-    code="ACT001",
-    name="hidden-std-too-small",
-    question="Init",
-    measures="mean square of the MLP's pre-activations, measured or n_embd · std² of the matrices behind a norm",
-    needs="matrices with the role mlp_in or mlp_gate that aren't 0",
-    limits={"info": 0.06, "warning": 0.003},
-    unit="mean square",
-    limit="≥ {info}; below {warning} a warning",
-    basis="heuristic",
-    why="A constant std such as 0.02 is fitted to a width. At a narrow one the pre-activations are near 0, where every "
-    "smooth nonlinearity is a line, and attention is near uniform: the model starts as a bag of words.",
-    advice="Draw the hidden matrices with std 0.02·√(768/n_embd).",
-    false_alarms="Models that scale the pre-activations in the forward pass without showing them. 0.31 (GPT-2 at 768) "
-    "and 0.15 (nanoGPT at 384) are fine. What 0.026 costs (0.02 at width 64) depends on the text: it lost 0.05 to 0.5 "
-    "nats against the width-matched std on characters (one seed), and won 0.09 to 0.11 with warmup at 4 blocks on "
-    "bytes (three and four seeds), so it is a note: confirm it on yours. 0.0004 (0.02/√n_embd) lost 0.26: a "
-    "warning.",
-    source="24 cells of 150 steps at width 64, one seed each; 27 pairs of them with three seeds "
-    "(benchmarks/warning_cost.csv); 288 runs with four (reports/nanogpt-claims); 540 of 300 steps at width 128",
-    since="0.1.0",
-    measure=measure_small,
-    judge=judge_small,
-)
-DEAD = Rule(
+@rule(
     code="ACT002",
-    name="dead-units",
     question="Gradient",
     measures="share of MLP units that are ≤ 0 on every token; share of exact zeros among a block's activations",
     needs="nanoGPT's layout, and --stats full",
@@ -125,6 +123,21 @@ DEAD = Rule(
     since="0.1.0",
     about_init=False,
     measure=measure_dead,
-    judge=judge_dead,
 )
-HIDDEN_RULES = (SMALL, DEAD)
+def dead_units(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the cell with most of either."""
+    dead, zeros = rows["dead_frac"].fillna(0.0), rows["zeros"].fillna(0.0)
+    bad = (dead > case.limits["dead"]) | (zeros > case.limits["zeros"])
+    worst = rows.loc[(dead / case.limits["dead"]).combine(zeros / case.limits["zeros"], max).idxmax()]
+    share = float(dead[worst.name])
+    text = f"{share:.1%} of the MLP's units are ≤ 0 on every token, {zeros[worst.name]:.1%} of a block's values are 0"
+    common = {"measured": share, "site": "mlp_act"}
+    if not bad.any():
+        return case.passed(text, **common)
+    return case.failed(
+        f"{text}{size(worst, rows)}",
+        severity="warning",
+        effect=max(share / case.limits["dead"] - 1, 0.0),
+        **seeds(bad, rows["seed"]),
+        **common,
+    )

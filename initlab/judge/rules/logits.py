@@ -7,10 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.matching import TOLERANCE
+from initlab.judge.remedies import GPT2_STD, Change, Described, rescaled, towards
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, seeds
 from initlab.judge.words import trimmed
+from initlab.recipes import Role
+from initlab.recipes.base import OUTPUTS
 from initlab.rundir import Run
+
+GPT2_EMBEDDING = 0.02
 
 
 def measure_start(run: Run) -> pd.DataFrame:
@@ -20,8 +26,64 @@ def measure_start(run: Run) -> pd.DataFrame:
     return found[[*CELL, "excess", "own_logit", "logit_std"]][found["ln_vocab"].notna()]
 
 
-def judge_start(case: Case, rows: pd.DataFrame) -> Finding:
-    """The depth and width where it starts worst."""
+def calm_head(finding: Finding, model: Described) -> list[Change]:
+    """Shrink the logits: an untied head; a tied one too, or let the blocks outweigh the embedding."""
+    std, own = float(model.summary["logit_std"]), float(model.summary["own_logit"])
+    tied = not model.of(Role.UNEMBED)
+    heads = model.of(Role.TOKEN_EMBED if tied else Role.UNEMBED)
+    trapped = tied and own > 2 * std  # by the token just read, which a tied head sees in the stream
+    changes: list[Change] = []
+    for row in heads:
+        wanted = model.wanted(row).get("std", 0.0)
+        if 0 < wanted < row["std"] * (1 - TOLERANCE):
+            why = f"logits of std {trimmed(std)}; {model.reference}'s head has {trimmed(wanted)}"
+            changes += towards(row, wanted, finding, why, model)
+    if trapped and not changes:
+        for row in model.of(*OUTPUTS):
+            wanted = model.wanted(row).get("std", 0.0)
+            if row["std"] < wanted * (1 - TOLERANCE):
+                why = (
+                    f"blocks that write so little leave the token just read a logit of {trimmed(own)} in the tied head"
+                )
+                changes += towards(row, wanted, finding, why, model)
+    for row in heads if not changes else []:
+        if trapped and row["std"] > GPT2_EMBEDDING:
+            why = f"n_embd·σ²/√variance is the logit of the token just read, {trimmed(own)}; "
+            why += f"GPT-2's σ is {GPT2_EMBEDDING}"
+            changes += towards(row, GPT2_EMBEDDING, finding, why, model)
+        elif not trapped and std > GPT2_STD:
+            why = f"logits of std {trimmed(std)} cost about std²/2 nats; GPT-2's have {GPT2_STD:.2f}"
+            changes += rescaled(row, list(row["stds"]), GPT2_STD / std, finding, why)
+    return changes
+
+
+@rule(
+    code="LOG001",
+    question="Logits",
+    measures="first loss − ln V, nats",
+    needs="a loss over a vocabulary",
+    limits={"warning": 0.5, "error": 2.0, "own_token": 8.0},
+    unit="nats above ln V",
+    limit="≤ {warning} nats; an error above {error}, or above {own_token} if only the token just read is overrated",
+    basis="heuristic",
+    why="A model that knows nothing should say so and lose ln V. Logits of std s cost s²/2; a tied head adds a "
+    "logit of n_embd·σ²/√(stream variance) for the token just read, which is rarely the next one. The first steps are "
+    "then spent on unlearning, with large gradients.",
+    advice="Shrink the head, untie it, or let the blocks outweigh the embedding before the last norm.",
+    false_alarms="What a tied head says of the token just read is unlearned in a few steps: modded-nanogpt's record of "
+    "2024-10-14 starts 5.2 nats above, so such a start is a warning up to 8. A rule of its own for tied heads would "
+    "only fire with this one. GPT-2's own init starts 0.15 nats above at 124M and 0.32 at 1.5B. "
+    "Text whose next token often repeats the current one is cheaper than predicted by std²/2. A tiny config of a model "
+    "whose multipliers are meant for its full width may start badly where the full model doesn't.",
+    source="derived: E[logsumexp] of Gaussian logits; karpathy/nanoGPT 43b37fd for the tied head's bug",
+    since="0.1.0",
+    evidence="first-loss",
+    remedy=calm_head,
+    roles=(Role.TOKEN_EMBED, Role.UNEMBED),
+    measure=measure_start,
+)
+def overconfident_start(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the depth and width where it starts worst."""
     by_size = rows.groupby(["n_layer", "n_embd"])["excess"].median()
     if by_size.isna().any():
         return case.not_applicable("Needs a finite loss", site="logits")
@@ -64,8 +126,26 @@ def measure_prediction(run: Run) -> pd.DataFrame:
     return off[off["off"].notna()][[*CELL, "off", "error"]]
 
 
-def judge_prediction(case: Case, rows: pd.DataFrame) -> Finding:
-    """The depth and width farthest from the closed form."""
+@rule(
+    code="LOG002",
+    question="Logits",
+    measures="first loss − its closed form, mean over seeds, nats",
+    needs="a model and a recipe that the closed form covers (nanoGPT's layout)",
+    limits={"slack": 0.1},
+    unit="nats off the closed form",
+    limit="{slack} nats + 3 standard errors of the batch",
+    basis="derived",
+    why="The closed form follows from the weights alone. A loss elsewhere means that the model isn't wired, drawn or "
+    "tied as declared.",
+    advice="Compare the weight rows' std with the recipe's table.",
+    false_alarms="Widths below about 64, where the neglected 1/n_embd terms are larger than the slack.",
+    source="initlab.judge.theory.first_loss",
+    since="0.1.0",
+    evidence="first-loss",
+    measure=measure_prediction,
+)
+def first_loss_off_prediction(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the depth and width farthest from the closed form."""
     by_size = rows.groupby(["n_layer", "n_embd"])["off"].mean()
     (n_layer, n_embd) = tuple(by_size.abs().idxmax())
     value = float(by_size.loc[n_layer, n_embd])
@@ -86,49 +166,3 @@ def judge_prediction(case: Case, rows: pd.DataFrame) -> Finding:
         **seeds(judged["off"].abs() > slack + 3 * error, judged["seed"]),
         **common,
     )
-
-
-OVERCONFIDENT = Rule(
-    code="LOG001",
-    name="overconfident-start",
-    question="Logits",
-    measures="first loss − ln V, nats",
-    needs="a loss over a vocabulary",
-    limits={"warning": 0.5, "error": 2.0, "own_token": 8.0},
-    unit="nats above ln V",
-    limit="≤ {warning} nats; an error above {error}, or above {own_token} if only the token just read is overrated",
-    basis="heuristic",
-    why="A model that knows nothing should say so and lose ln V. Logits of std s cost s²/2; a tied head adds a "
-    "logit of n_embd·σ²/√(stream variance) for the token just read, which is rarely the next one. The first steps are "
-    "then spent on unlearning, with large gradients.",
-    advice="Shrink the head, untie it, or let the blocks outweigh the embedding before the last norm.",
-    false_alarms="What a tied head says of the token just read is unlearned in a few steps: modded-nanogpt's record of "
-    "2024-10-14 starts 5.2 nats above, so such a start is a warning up to 8. A rule of its own for tied heads would "
-    "only fire with this one. GPT-2's own init starts 0.15 nats above at 124M and 0.32 at 1.5B. "
-    "Text whose next token often repeats the current one is cheaper than predicted by std²/2. A tiny config of a model "
-    "whose multipliers are meant for its full width may start badly where the full model doesn't.",
-    source="derived: E[logsumexp] of Gaussian logits; karpathy/nanoGPT 43b37fd for the tied head's bug",
-    since="0.1.0",
-    measure=measure_start,
-    judge=judge_start,
-)
-OFF_PREDICTION = Rule(
-    code="LOG002",
-    name="first-loss-off-prediction",
-    question="Logits",
-    measures="first loss − its closed form, mean over seeds, nats",
-    needs="a model and a recipe that the closed form covers (nanoGPT's layout)",
-    limits={"slack": 0.1},
-    unit="nats off the closed form",
-    limit="{slack} nats + 3 standard errors of the batch",
-    basis="derived",
-    why="The closed form follows from the weights alone. A loss elsewhere means that the model isn't wired, drawn or "
-    "tied as declared.",
-    advice="Compare the weight rows' std with the recipe's table.",
-    false_alarms="Widths below about 64, where the neglected 1/n_embd terms are larger than the slack.",
-    source="initlab.judge.theory.first_loss",
-    since="0.1.0",
-    measure=measure_prediction,
-    judge=judge_prediction,
-)
-LOGIT_RULES = (OVERCONFIDENT, OFF_PREDICTION)

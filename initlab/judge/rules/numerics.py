@@ -6,7 +6,8 @@ import math
 
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.remedies import Change, Described, drawn, redraw_what_is_off
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import seeds
 from initlab.rundir import Run
 
@@ -19,8 +20,37 @@ def measure_non_finite(run: Run) -> pd.DataFrame:
     return records[["recipe", "seed", "layer", "kind", "site", "module", "position", "step", "frac_nonfinite"]]
 
 
-def judge_non_finite(case: Case, rows: pd.DataFrame) -> Finding:
-    """Names the first place in the order of computation."""
+def redraw_non_finite(finding: Finding, model: Described) -> list[Change]:
+    """Draw parameters that hold NaN or infinity anew; where none does, look for what is off."""
+    changes = []
+    for row in model.rows:
+        names = [name for name, std in row.get("stds", {}).items() if not math.isfinite(std)]
+        wanted = model.wanted(row) if names else {}
+        if wanted:
+            changes.append(drawn(row, names, math.nan, finding, "holds NaN or infinity", model))
+    return changes or redraw_what_is_off(finding, model)
+
+
+@rule(
+    code="NUM001",
+    question="Numerics",
+    measures="tensors that hold a NaN or an infinity",
+    needs="records",
+    unit="non-finite",
+    limit="0 tensors",
+    basis="derived",
+    why="One NaN reaches every later value and every gradient.",
+    advice="Find the first module that shows one.",
+    false_alarms="none known",
+    source="IEEE 754",
+    since="0.1.0",
+    about_init=False,
+    later=("watch", "train"),
+    remedy=redraw_non_finite,
+    measure=measure_non_finite,
+)
+def non_finite_value(case: Case, rows: pd.DataFrame) -> Finding:
+    """Name the first place in the order of computation."""
     bad = rows[rows["frac_nonfinite"] > 0]
     if bad.empty:
         return case.passed(f"All {len(rows)} measured tensors are finite", measured=0.0)
@@ -40,24 +70,3 @@ def judge_non_finite(case: Case, rows: pd.DataFrame) -> Finding:
         advice=f"look at what {first['module']} is given and drawn with; everything after it follows from it",
         **seeds(rows["frac_nonfinite"] > 0, rows["seed"]),
     )
-
-
-NON_FINITE = Rule(
-    code="NUM001",
-    name="non-finite-value",
-    question="Numerics",
-    measures="tensors that hold a NaN or an infinity",
-    needs="records",
-    unit="non-finite",
-    limit="0 tensors",
-    basis="derived",
-    why="One NaN reaches every later value and every gradient.",
-    advice="Find the first module that shows one.",
-    false_alarms="none known",
-    source="IEEE 754",
-    since="0.1.0",
-    about_init=False,
-    measure=measure_non_finite,
-    judge=judge_non_finite,
-)
-NUMERIC_RULES = (NON_FINITE,)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.slopes import FLAT, along, diverged, slopes, verdict
 from initlab.judge.words import plural, trimmed
 from initlab.rundir import Run
@@ -24,8 +24,31 @@ def measure_width(run: Run) -> pd.DataFrame:
     return _measured(run, "n_embd", "activation")
 
 
-def judge_width(case: Case, rows: pd.DataFrame) -> Finding:
-    """Whether any site grows with width after any step."""
+@rule(
+    code="SCL001",
+    question="Width",
+    measures="slope of ln var on ln n_embd of every activation after each step, with its 95 % interval over seeds "
+    "(half of it is the slope of mup's l1)",
+    needs="two widths or more and a step or more: initlab scale --widths 64,128,256 --steps 3",
+    limits={"exponent": FLAT},
+    unit="exponent of n_embd",
+    limit="exponent of variance ≤ {exponent}, at every step, by its interval",
+    basis="reference-code",
+    why="A step of one learning rate moves a wide model further than a narrow one: AdamW moves every weight by about "
+    "the rate, and the sum over n_embd inputs of changes that go the same way grows with n_embd. Where curves are flat "
+    "in width at every step, a rate found on a small model holds for a large one; where they grow, it doesn't.",
+    advice="Make the learning rate of hidden matrices fall as 1/n_embd and their std as 1/√n_embd (muP).",
+    false_alarms="Every recipe here is of standard parametrisation and grows: that is no fault of a model whose rate "
+    "was tuned at its own width, hence a warning. Attention logits are left out.",
+    source="microsoft/mup README, coord check: curves stay horizontal; the tolerance of 0.1 in l1 is a heuristic",
+    since="0.1.0",
+    about_init=False,
+    evidence="coord",
+    later=("scale",),
+    measure=measure_width,
+)
+def width_dependent_activation(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge whether any site grows with width after any step."""
     flat = case.limits["exponent"]
     broken = _broken(case, rows, "n_embd")
     if broken is not None:
@@ -75,8 +98,32 @@ def measure_depth(run: Run) -> pd.DataFrame:
     return _measured(run, "n_layer", "change")
 
 
-def judge_depth(case: Case, rows: pd.DataFrame) -> Finding:
-    """Whether what the steps change grows with depth."""
+@rule(
+    code="SCL002",
+    question="Updates",
+    measures="slope of ln var(x_L(t) − x_L(0)) on ln n_layer of the last residual stream after the last step, on the "
+    "batch of step 0, with its 95 % interval over seeds",
+    needs="two depths or more and a step or more: initlab scale --depths 2,4,8,16 --steps 3",
+    limits={"exponent": _COHERENT},
+    unit="exponent of n_layer",
+    limit="exponent ≤ {exponent}, by its interval",
+    basis="derived",
+    why="A depth-scaled init makes the stream's variance the same at every depth, but not the updates: AdamW moves the "
+    "output projections by the learning rate whatever their std, so the changes of n_layer blocks add up, to n_layer "
+    "in variance if they are independent and to n_layer² if they agree. 0.5 is half way to the first.",
+    advice="Multiply what both branches add to the stream by 1/n_layer (CompleteP) or 1/√n_layer.",
+    false_alarms="Standard parametrisation grows (exponent 0.8 to 1.7 for nanogpt): a rate tuned at the depth in "
+    "use makes up for it, hence a warning. Tells 1/√n_layer from none, not from 1/n_layer.",
+    source="Dey et al. 2025 (CompleteP, arXiv 2505.01618), depth coord check; EleutherAI/nanoGPT-mup "
+    "completep_examples",
+    since="0.1.0",
+    about_init=False,
+    evidence="coord-depth",
+    later=("scale",),
+    measure=measure_depth,
+)
+def depth_dependent_update(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge whether what the steps change grows with depth."""
     limit = case.limits["exponent"]
     broken = _broken(case, rows, "n_layer")
     if broken is not None:
@@ -212,53 +259,3 @@ def _name(fit: pd.Series) -> str:
 def _power(fit: pd.Series) -> str:
     interval = f" [{fit['low']:.2f}, {fit['high']:.2f}]" if math.isfinite(fit["low"]) else ""
     return f"{fit['axis']}^{round(fit['slope'], 2) + 0.0:+.2f}{interval}"
-
-
-WIDTH_DEPENDENT = Rule(
-    code="SCL001",
-    name="width-dependent-activation",
-    question="Width",
-    measures="slope of ln var on ln n_embd of every activation after each step, with its 95 % interval over seeds "
-    "(half of it is the slope of mup's l1)",
-    needs="two widths or more and a step or more: initlab scale --widths 64,128,256 --steps 3",
-    limits={"exponent": FLAT},
-    unit="exponent of n_embd",
-    limit="exponent of variance ≤ {exponent}, at every step, by its interval",
-    basis="reference-code",
-    why="A step of one learning rate moves a wide model further than a narrow one: AdamW moves every weight by about "
-    "the rate, and the sum over n_embd inputs of changes that go the same way grows with n_embd. Where curves are flat "
-    "in width at every step, a rate found on a small model holds for a large one; where they grow, it doesn't.",
-    advice="Make the learning rate of hidden matrices fall as 1/n_embd and their std as 1/√n_embd (muP).",
-    false_alarms="Every recipe here is of standard parametrisation and grows: that is no fault of a model whose rate "
-    "was tuned at its own width, hence a warning. Attention logits are left out.",
-    source="microsoft/mup README, coord check: curves stay horizontal; the tolerance of 0.1 in l1 is a heuristic",
-    since="0.1.0",
-    about_init=False,
-    measure=measure_width,
-    judge=judge_width,
-)
-DEPTH_DEPENDENT = Rule(
-    code="SCL002",
-    name="depth-dependent-update",
-    question="Updates",
-    measures="slope of ln var(x_L(t) − x_L(0)) on ln n_layer of the last residual stream after the last step, on the "
-    "batch of step 0, with its 95 % interval over seeds",
-    needs="two depths or more and a step or more: initlab scale --depths 2,4,8,16 --steps 3",
-    limits={"exponent": _COHERENT},
-    unit="exponent of n_layer",
-    limit="exponent ≤ {exponent}, by its interval",
-    basis="derived",
-    why="A depth-scaled init makes the stream's variance the same at every depth, but not the updates: AdamW moves the "
-    "output projections by the learning rate whatever their std, so the changes of n_layer blocks add up, to n_layer "
-    "in variance if they are independent and to n_layer² if they agree. 0.5 is half way to the first.",
-    advice="Multiply what both branches add to the stream by 1/n_layer (CompleteP) or 1/√n_layer.",
-    false_alarms="Standard parametrisation grows (exponent 0.8 to 1.7 for nanogpt): a rate tuned at the depth in "
-    "use makes up for it, hence a warning. Tells 1/√n_layer from none, not from 1/n_layer.",
-    source="Dey et al. 2025 (CompleteP, arXiv 2505.01618), depth coord check; EleutherAI/nanoGPT-mup "
-    "completep_examples",
-    since="0.1.0",
-    about_init=False,
-    measure=measure_depth,
-    judge=judge_depth,
-)
-SCALING_RULES = (WIDTH_DEPENDENT, DEPTH_DEPENDENT)

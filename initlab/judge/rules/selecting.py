@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from initlab.errors import ConfigError
-from initlab.judge.rules.base import Rule
+from initlab.judge.rules.base import RULES, Rule
 
 EVERY = "ALL"  # as a code: every rule
 
@@ -28,36 +28,39 @@ class Choice:
     overrides: dict[str, Any]
 
 
-def choose(
-    catalogue: Sequence[Rule],
-    select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    limits: Mapping[str, float] | None = None,
-) -> Choice:
-    """Resolve codes, prefixes of codes (`GRD`), `ALL`, and limits by code (`EMB001`) or code and name (`EMB001.error`).
+def chosen(select: Iterable[str] = (), ignore: Iterable[str] = (), limits: Mapping[str, float] | None = None) -> Choice:
+    """Resolve which rules and limits are in force, before anything is measured.
+
+    Args:
+        select: codes, prefixes of codes (`GRD`), or `ALL`; nothing selected is everything.
+        ignore: the same, of rules to leave out.
+        limits: numbers by code (`EMB001`, its first limit) or code and name (`EMB001.error`).
 
     Raises:
         ConfigError: a code that no rule has, a rule or name without limit, or a limit that is no number.
     """
     select, ignore, limits = _codes(select), _codes(ignore), dict(limits or {})
     for code in (*select, *ignore):
-        if not any(_meant(rule, code) for rule in catalogue):
+        if not any(_meant(rule, code) for rule in RULES):
             raise ConfigError(f"no rule has the code {code!r}; `initlab rules` lists them")
     rules = tuple(
         rule
-        for rule in catalogue
+        for rule in RULES
         if (not select or any(_meant(rule, code) for code in select)) and not any(_meant(rule, code) for code in ignore)
     )
-    values = {rule.code: dict(rule.limits) for rule in catalogue}
+    values = {rule.code: dict(rule.limits) for rule in RULES}
     for key, value in limits.items():
-        code, name = _limit(catalogue, key, value)
+        code, name = _limit(key, value)
         values[code][name] = float(value)
     given = {"select": [] if EVERY in select else select, "ignore": ignore, "limits": limits}
     return Choice(rules, values, {key: value for key, value in given.items() if value})
 
 
 def parse_limits(texts: Iterable[str]) -> dict[str, float]:
-    """`CODE=x` and `CODE.name=x` as a dict.
+    """Read `CODE=x` and `CODE.name=x` as a dict.
+
+    Args:
+        texts: as they are written on the command line.
 
     Raises:
         ConfigError: no equals sign, or no number after it.
@@ -74,12 +77,19 @@ def parse_limits(texts: Iterable[str]) -> dict[str, float]:
     return found
 
 
-def find_rule(catalogue: Sequence[Rule], code: str) -> Rule:
-    """The rule with a code or name. Raises ConfigError with the nearest codes if there is none."""
-    for rule in catalogue:
+def named(code: str) -> Rule:
+    """Find a rule.
+
+    Args:
+        code: or name of it, in capitals or not.
+
+    Raises:
+        ConfigError: there is none; the message has the nearest codes.
+    """
+    for rule in RULES:
         if code.upper() == rule.code or code.lower() == rule.name:
             return rule
-    family = [rule.code for rule in catalogue if rule.code.startswith(code[:3].upper())]
+    family = [rule.code for rule in RULES if rule.code.startswith(code[:3].upper())]
     hint = f"; there are {', '.join(family)}" if family else "; `initlab rules` lists them"
     raise ConfigError(f"no rule has the code {code!r}{hint}")
 
@@ -94,9 +104,9 @@ def _meant(rule: Rule, code: str) -> bool:
     return code == EVERY or rule.code.startswith(code)
 
 
-def _limit(catalogue: Sequence[Rule], key: str, value: Any) -> tuple[str, str]:
+def _limit(key: str, value: Any) -> tuple[str, str]:
     code, _, name = key.partition(".")
-    rule = find_rule(catalogue, code)
+    rule = named(code)
     if not rule.limits:
         raise ConfigError(f"{rule.code} ({rule.name}) has no limit to change; leave it out with ignore")
     name = name or next(iter(rule.limits))

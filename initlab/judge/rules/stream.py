@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, family, rows_of, seeds, size
 from initlab.judge.rules.trends import off_trend
 from initlab.judge.words import trimmed
@@ -43,8 +43,28 @@ def measure_spike(run: Run) -> pd.DataFrame:
     return found[found["blocks"] > 3] if len(found) else found
 
 
-def judge_spike(case: Case, rows: pd.DataFrame) -> Finding:
-    """The write farthest from its trend; 0 counts as one when the others write."""
+@rule(
+    code="RES004",
+    question="Depth",
+    measures="variance of a block's write ÷ a power law of the block's number, fitted robustly to the same module of "
+    "all blocks; both relative to the closed form where there is one",
+    needs="a residual stream of four blocks or more",
+    limits={"factor": 8.0},
+    unit="× the other blocks' trend",
+    limit="between ÷{factor} and ×{factor}",
+    basis="heuristic",
+    why="Blocks of one stack that are drawn alike write alike. One that doesn't was drawn, scaled or wired "
+    "differently, and a single large write sets the scale of everything after it.",
+    advice="Compare the block's weights with its neighbours'.",
+    false_alarms="Dense blocks among expert ones. A first block whose attention averages unlike tokens writes up to "
+    "30× less than later ones; so without a closed form it is judged only for writing more, or nothing.",
+    source="trend: Theil-Sen on ln variance over ln(block + 1)",
+    since="0.1.0",
+    evidence="branches",
+    measure=measure_spike,
+)
+def single_layer_spike(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the write farthest from its trend; 0 counts as one when the others write."""
     beyond = rows["off"].abs() > math.log(case.limits["factor"])
     worst = rows.loc[rows["off"].abs().idxmax()]
     factor = math.exp(float(worst["off"]))
@@ -86,8 +106,26 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     return pd.concat(parts) if parts else pd.DataFrame()
 
 
-def judge_absorbed(case: Case, rows: pd.DataFrame) -> Finding:
-    """The smallest write, against the rounding of the stream's own dtype, or else of bfloat16."""
+@rule(
+    code="RES005",
+    question="Numerics",
+    measures="smallest rms(write) / rms(stream it is added to), of writes that aren't exactly 0",
+    needs="a residual stream",
+    limits=_ABSORBED,
+    unit="× the stream",
+    limit="≥ {bfloat16} in bfloat16, ≥ {float16} in float16",
+    basis="derived",
+    why="A sum in bfloat16 keeps 8 bits: what is below 2^-8 of the stream is rounded away, so the branch neither says "
+    "anything nor learns from what it says.",
+    advice="Keep the stream in float32, or let the branch write more.",
+    false_alarms="Streams kept in float32 (also under autocast) lose nothing: a note.",
+    source="half a unit in the last place: eps(bfloat16) = 2^-7, eps(float16) = 2^-10",
+    since="0.1.0",
+    evidence="branches",
+    measure=measure_absorbed,
+)
+def absorbed_branch(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the smallest write, against the rounding of the stream's own dtype, or else of bfloat16."""
     worst = rows.loc[rows["ratio"].idxmin()]
     dtype, ratio = str(worst["dtype"]), float(worst["ratio"])
     own = dtype in case.limits
@@ -118,8 +156,28 @@ def measure_growth(run: Run) -> pd.DataFrame:
     return last.assign(growth=growth)[np.isfinite(growth)]
 
 
-def judge_growth(case: Case, rows: pd.DataFrame) -> Finding:
-    """The cell whose stream grows most."""
+@rule(
+    code="RES006",
+    question="Depth",
+    measures="variance of the last residual stream ÷ variance of what enters the first block",
+    needs="a residual stream",
+    limits={"factor": 1024.0},
+    unit="× the embedding",
+    limit="≤ {factor}",
+    basis="heuristic",
+    why="What the head reads is then the blocks' writes, and hardly the token. Later blocks change the stream little, "
+    "and gradients grow towards the embedding by about the same factor.",
+    advice="divide the std of the output projections by √(2·n_layer), or draw the embedding with a larger std",
+    false_alarms="GPT-2's own sizes grow 103× (124M) to 556× (1.5B) and train, so the limit is above them. Llama's "
+    "0.02 without depth scaling passes it from width 768 on and is trained everywhere: a note, not a warning. "
+    "Without depth scaling width 128 lost 0.004, 0.044 and 0.085 nats at 6, 24 and 48 layers.",
+    source="kernel theory of GPT-2's sizes; 540 runs of 300 steps at width 128",
+    since="0.1.0",
+    evidence="residual",
+    measure=measure_growth,
+)
+def drowned_embedding(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the cell whose stream grows most."""
     worst, limit = rows.loc[rows["growth"].idxmax()], case.limits["factor"]
     growth = float(worst["growth"])
     text = f"From embedding to last block the stream's variance grows {trimmed(growth)}×{size(worst, rows)}"
@@ -141,8 +199,26 @@ def measure_collapse(run: Run) -> pd.DataFrame:
     return run.tables.summary[columns][run.tables.summary["token_cosine"].notna()]
 
 
-def judge_collapse(case: Case, rows: pd.DataFrame) -> Finding:
-    """The cell whose positions are most alike; beside it what the closed form expects."""
+@rule(
+    code="RES007",
+    question="Depth",
+    measures="mean cosine between two positions of a sequence, in the last residual stream",
+    needs="a residual stream of shape (B, T, C)",
+    limits={"cosine": 0.95, "excess": 0.2},
+    unit="mean cosine",
+    limit="≤ {cosine}, and at most {excess} above the closed form where there is one",
+    basis="heuristic",
+    why="Attention averages, so positions grow alike with depth. Where they are all the same, queries and keys get no "
+    "gradient, and nothing that depends on the token reaches the head.",
+    advice="scale the branches by depth, or let the embedding weigh more against what the blocks write",
+    false_alarms="A text of few tokens is alike by itself. GPT-2's sizes have 0.48 (124M) to 0.70 (1.5B) by the closed "
+    "form and train well, so the limit is far above.",
+    source="Noci et al. 2022, 2206.03126",
+    since="0.1.0",
+    measure=measure_collapse,
+)
+def rank_collapse(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the cell whose positions are most alike; beside it what the closed form expects."""
     cosine, expected = rows["token_cosine"], rows["expected_token_cosine"]
     bad = (cosine > case.limits["cosine"]) | (cosine > expected + case.limits["excess"])
     worst = rows.loc[(cosine.where(bad, cosine - 2)).idxmax()]
@@ -159,87 +235,3 @@ def judge_collapse(case: Case, rows: pd.DataFrame) -> Finding:
         **seeds(bad, rows["seed"]),
         **common,
     )
-
-
-SPIKE = Rule(
-    code="RES004",
-    name="single-layer-spike",
-    question="Depth",
-    measures="variance of a block's write ÷ a power law of the block's number, fitted robustly to the same module of "
-    "all blocks; both relative to the closed form where there is one",
-    needs="a residual stream of four blocks or more",
-    limits={"factor": 8.0},
-    unit="× the other blocks' trend",
-    limit="between ÷{factor} and ×{factor}",
-    basis="heuristic",
-    why="Blocks of one stack that are drawn alike write alike. One that doesn't was drawn, scaled or wired "
-    "differently, and a single large write sets the scale of everything after it.",
-    advice="Compare the block's weights with its neighbours'.",
-    false_alarms="Dense blocks among expert ones. A first block whose attention averages unlike tokens writes up to "
-    "30× less than later ones; so without a closed form it is judged only for writing more, or nothing.",
-    source="trend: Theil-Sen on ln variance over ln(block + 1)",
-    since="0.1.0",
-    measure=measure_spike,
-    judge=judge_spike,
-)
-ABSORBED = Rule(
-    code="RES005",
-    name="absorbed-branch",
-    question="Numerics",
-    measures="smallest rms(write) / rms(stream it is added to), of writes that aren't exactly 0",
-    needs="a residual stream",
-    limits=_ABSORBED,
-    unit="× the stream",
-    limit="≥ {bfloat16} in bfloat16, ≥ {float16} in float16",
-    basis="derived",
-    why="A sum in bfloat16 keeps 8 bits: what is below 2^-8 of the stream is rounded away, so the branch neither says "
-    "anything nor learns from what it says.",
-    advice="Keep the stream in float32, or let the branch write more.",
-    false_alarms="Streams kept in float32 (also under autocast) lose nothing: a note.",
-    source="half a unit in the last place: eps(bfloat16) = 2^-7, eps(float16) = 2^-10",
-    since="0.1.0",
-    measure=measure_absorbed,
-    judge=judge_absorbed,
-)
-GROWTH = Rule(
-    code="RES006",
-    name="drowned-embedding",
-    question="Depth",
-    measures="variance of the last residual stream ÷ variance of what enters the first block",
-    needs="a residual stream",
-    limits={"factor": 1024.0},
-    unit="× the embedding",
-    limit="≤ {factor}",
-    basis="heuristic",
-    why="What the head reads is then the blocks' writes, and hardly the token. Later blocks change the stream little, "
-    "and gradients grow towards the embedding by about the same factor.",
-    advice="divide the std of the output projections by √(2·n_layer), or draw the embedding with a larger std",
-    false_alarms="GPT-2's own sizes grow 103× (124M) to 556× (1.5B) and train, so the limit is above them. Llama's "
-    "0.02 without depth scaling passes it from width 768 on and is trained everywhere: a note, not a warning. "
-    "Without depth scaling width 128 lost 0.004, 0.044 and 0.085 nats at 6, 24 and 48 layers.",
-    source="kernel theory of GPT-2's sizes; 540 runs of 300 steps at width 128",
-    since="0.1.0",
-    measure=measure_growth,
-    judge=judge_growth,
-)
-COLLAPSE = Rule(
-    code="RES007",
-    name="rank-collapse",
-    question="Depth",
-    measures="mean cosine between two positions of a sequence, in the last residual stream",
-    needs="a residual stream of shape (B, T, C)",
-    limits={"cosine": 0.95, "excess": 0.2},
-    unit="mean cosine",
-    limit="≤ {cosine}, and at most {excess} above the closed form where there is one",
-    basis="heuristic",
-    why="Attention averages, so positions grow alike with depth. Where they are all the same, queries and keys get no "
-    "gradient, and nothing that depends on the token reaches the head.",
-    advice="scale the branches by depth, or let the embedding weigh more against what the blocks write",
-    false_alarms="A text of few tokens is alike by itself. GPT-2's sizes have 0.48 (124M) to 0.70 (1.5B) by the closed "
-    "form and train well, so the limit is far above.",
-    source="Noci et al. 2022, 2206.03126",
-    since="0.1.0",
-    measure=measure_collapse,
-    judge=judge_collapse,
-)
-STREAM_RULES = (SPIKE, ABSORBED, GROWTH, COLLAPSE)

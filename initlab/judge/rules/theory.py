@@ -7,11 +7,15 @@ import math
 import numpy as np
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, rows_of, seeds
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
+_ADVICE = (
+    "look for what the closed form doesn't know: a weight drawn differently, a scale in the forward pass, a branch "
+    "that is wired differently"
+)
 _BRANCH_NAMES = {"attn_out": "attention", "mlp_out": "the MLP"}
 
 
@@ -30,15 +34,52 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[[*CELL, "layer", "site"]].assign(ratio=rows["var"] / rows["expected_var"])
 
 
-def judge_stream(case: Case, rows: pd.DataFrame) -> Finding:
-    """The block, of the means over seeds, whose stream is farthest off."""
+@rule(
+    code="RES002",
+    question="Depth",
+    measures="variance of the residual stream ÷ its closed form, at the embedding and after every block",
+    needs="a model that the closed form covers (nanoGPT's layout)",
+    limits={"factor": 2.0},
+    unit="× closed form",
+    limit="between ÷{factor} and ×{factor}",
+    basis="derived",
+    why="The closed form knows the weights' scale (or the recipe's), norms, dropout and sizes. A stream elsewhere "
+    "means that the model does something else, or that its weights aren't independent draws.",
+    advice=_ADVICE,
+    false_alarms="Widths below 64; attention logits of std 2 and above.",
+    source="initlab.judge.theory",
+    since="0.1.0",
+    evidence="residual",
+    measure=measure_stream,
+)
+def off_theory_stream(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the block, of the means over seeds, whose stream is farthest off."""
     (n_layer, layer, _), value = _farthest(rows)
     name = "the embedding" if layer < 0 else f"block {layer} of {n_layer}"
     return _judge(case, rows, value, f"after {name}", "The stream's variance", None if layer < 0 else layer)
 
 
-def judge_branch(case: Case, rows: pd.DataFrame) -> Finding:
-    """The block and branch, of the means over seeds, that writes farthest off."""
+@rule(
+    code="RES003",
+    question="Depth",
+    measures="variance of what attention and MLP write ÷ its closed form, in every block",
+    needs="a model that the closed form covers (nanoGPT's layout)",
+    limits={"factor": 2.0},
+    unit="× closed form",
+    limit="between ÷{factor} and ×{factor}",
+    basis="derived",
+    why="A stream sums up all blocks and all branches, so that one branch may be far off before the stream is; "
+    "attention writes a few hundredths of what an MLP does and could be missing without a trace in the stream.",
+    advice=_ADVICE,
+    false_alarms="Widths below 64. Attention isn't judged where its logits' std is above 1.2 by the closed form: the "
+    "softmax is no small perturbation of a uniform one then.",
+    source="initlab.judge.theory",
+    since="0.1.0",
+    evidence="site-map",
+    measure=measure_branch,
+)
+def off_theory_branch(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the block and branch, of the means over seeds, that writes farthest off."""
     (n_layer, layer, site), value = _farthest(rows)
     what = f"The variance that {_BRANCH_NAMES[site]} writes"
     return _judge(case, rows, value, f"in block {layer} of {n_layer}", what, layer, site)
@@ -71,49 +112,3 @@ def _judge(
         **seeds(_distance(rows["ratio"]) > math.log(factor), rows["seed"]),
         **common,
     )
-
-
-_ADVICE = (
-    "look for what the closed form doesn't know: a weight drawn differently, a scale in the forward pass, a branch "
-    "that is wired differently"
-)
-OFF_THEORY = Rule(
-    code="RES002",
-    name="off-theory-stream",
-    question="Depth",
-    measures="variance of the residual stream ÷ its closed form, at the embedding and after every block",
-    needs="a model that the closed form covers (nanoGPT's layout)",
-    limits={"factor": 2.0},
-    unit="× closed form",
-    limit="between ÷{factor} and ×{factor}",
-    basis="derived",
-    why="The closed form knows the weights' scale (or the recipe's), norms, dropout and sizes. A stream elsewhere "
-    "means that the model does something else, or that its weights aren't independent draws.",
-    advice=_ADVICE,
-    false_alarms="Widths below 64; attention logits of std 2 and above.",
-    source="initlab.judge.theory",
-    since="0.1.0",
-    measure=measure_stream,
-    judge=judge_stream,
-)
-OFF_THEORY_BRANCH = Rule(
-    code="RES003",
-    name="off-theory-branch",
-    question="Depth",
-    measures="variance of what attention and MLP write ÷ its closed form, in every block",
-    needs="a model that the closed form covers (nanoGPT's layout)",
-    limits={"factor": 2.0},
-    unit="× closed form",
-    limit="between ÷{factor} and ×{factor}",
-    basis="derived",
-    why="A stream sums up all blocks and all branches, so that one branch may be far off before the stream is; "
-    "attention writes a few hundredths of what an MLP does and could be missing without a trace in the stream.",
-    advice=_ADVICE,
-    false_alarms="Widths below 64. Attention isn't judged where its logits' std is above 1.2 by the closed form: the "
-    "softmax is no small perturbation of a uniform one then.",
-    source="initlab.judge.theory",
-    since="0.1.0",
-    measure=measure_branch,
-    judge=judge_branch,
-)
-THEORY_RULES = (OFF_THEORY, OFF_THEORY_BRANCH)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
+from statistics import median
 
 import numpy as np
 import pandas as pd
 
-from initlab.judge.rules.base import Case, Finding, Rule
+from initlab.judge.remedies import Change, Described, redraw_what_is_off, scale_outputs, towards
+from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, MATRICES, blocks, family, rows_of, seeds
 from initlab.judge.rules.trends import off_trend
 from initlab.judge.words import trimmed
+from initlab.recipes.base import OUTPUTS
 from initlab.rundir import Run
 
-_OUTPUTS = ("attn_out", "mlp_out")
+_ODD = 1.3  # times its siblings' std
 _INNER = ("attn_qkv", "attn_q", "attn_k", "attn_v", "mlp_in", "mlp_gate")  # what no recipe scales by depth
 
 
@@ -28,8 +32,27 @@ def measure_not_applied(run: Run) -> pd.DataFrame:
     return kept.assign(expected=expected, ratio=ratio, error=1 / np.sqrt(2 * rows["numel"]))
 
 
-def judge_not_applied(case: Case, rows: pd.DataFrame) -> Finding:
-    """The parameter farthest from what it should have been drawn from."""
+@rule(
+    code="INI001",
+    question="Init",
+    measures="std of every parameter ÷ the std that the declared recipe draws for its role",
+    needs="a declared recipe: --recipe NAME",
+    limits={"slack": 0.05},
+    unit="× declared std",
+    limit="ratio within {slack} of 1, and 5 standard errors of the sample",
+    basis="derived",
+    why="Inits are lost silently: a condition on a parameter's name that never matches, a later module's default, a "
+    "tie in the wrong order. Hugging Face shipped GPT-2 without its depth scaling in this way.",
+    advice="Draw the named parameter as the recipe says.",
+    false_alarms="Models that were trained for so few steps that their loss is still near ln V, and embeddings with a "
+    "row of zeros for padding.",
+    source="huggingface/transformers#47458",
+    since="0.1.0",
+    remedy=redraw_what_is_off,
+    measure=measure_not_applied,
+)
+def init_not_applied(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the parameter farthest from what it should have been drawn from."""
     limit = case.limits["slack"] + 5 * rows["error"]
     off = np.log(rows["ratio"].where(rows["ratio"] > 0, 1e-300)).abs() / limit
     bad, worst = rows[off > 1], rows.loc[off.idxmax()]
@@ -62,15 +85,36 @@ def measure_unscaled_code(run: Run) -> pd.DataFrame:
         return pd.DataFrame()
     rows = rows[(rows["n_layer"] > 1) & (rows["std"] > 0) & np.isfinite(rows["std"])]
     inner = rows[rows["role"].isin(_INNER)].groupby("run_id", observed=True)["std"].median()
-    found = rows[rows["role"].isin(_OUTPUTS)].groupby([*CELL, "role"], observed=True)["std"].median().reset_index()
+    found = rows[rows["role"].isin(OUTPUTS)].groupby([*CELL, "role"], observed=True)["std"].median().reset_index()
     found["inner"] = found["run_id"].map(inner).astype(float)
     found = found[found["inner"].notna()]
     exponent = -np.log(found["std"] / found["inner"]) / np.log(2.0 * found["n_layer"])
     return found.assign(exponent=exponent, code=code)
 
 
-def judge_unscaled_code(case: Case, rows: pd.DataFrame) -> Finding:
-    """One branch that is scaled will do: some codes scale attention's projection alone."""
+@rule(
+    code="INI002",
+    question="Init",
+    measures="-ln(std of the output projections / std of the other matrices) / ln(2·n_layer), of the branch that is "
+    "scaled most, in a model whose own init code divides by a root of its depth",
+    needs="a probed model whose init code scales by depth, with two blocks or more",
+    limits={"exponent": 0.25},
+    unit="exponent of 2·n_layer",
+    limit="≥ {exponent}: half way between unscaled (0) and 1/√(2·n_layer) (0.5)",
+    basis="reference-code",
+    why="The code says what was meant, the weights say what happened. transformers 5.14 drew GPT-2 without the depth "
+    "scaling of its own code; every model trained from it started with a residual stream that grows with depth.",
+    advice="Find out why the scaling isn't reached, or draw the projections again.",
+    false_alarms="Code that scales under a condition which this config doesn't meet. The code is looked for by a "
+    "pattern in the source of the model's own classes: std, init and a root of n_layer in one line.",
+    source="huggingface/transformers#47458",
+    since="0.1.0",
+    remedy=scale_outputs,
+    roles=OUTPUTS,
+    measure=measure_unscaled_code,
+)
+def depth_scaling_lost(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the branch that is scaled most: some codes scale attention's projection alone."""
     best = rows.loc[rows["exponent"].idxmax()]
     code, exponent, n_layer = str(best["code"]), float(best["exponent"]) + 0.0, int(best["n_layer"])
     roles = " and ".join(sorted(dict.fromkeys(rows["role"].astype(str))))
@@ -107,8 +151,43 @@ def measure_siblings(run: Run) -> pd.DataFrame:
     return pd.concat(parts).assign(error=lambda found: 1 / np.sqrt(2 * found["numel"]))
 
 
-def judge_siblings(case: Case, rows: pd.DataFrame) -> Finding:
-    """The matrix farthest from its siblings' trend."""
+def match_siblings(finding: Finding, model: Described) -> list[Change]:
+    """Bring the odd matrix to the median std of the same matrix in the other blocks."""
+    changes: list[Change] = []
+    why = "the same matrix of the other blocks has it"
+    for row in model.rows:
+        families: dict[str, list[float]] = {}
+        for name, std in row.get("stds", {}).items():
+            families.setdefault(_family(name), []).append(std)
+        for name, std in row.get("stds", {}).items():
+            usual = median(families[_family(name)])
+            if usual > 0 and not usual / _ODD <= std <= usual * _ODD:
+                changes += towards(row | {"std": std, "stds": {name: std}}, usual, finding, why, model)
+    return changes
+
+
+@rule(
+    code="INI003",
+    question="Init",
+    measures="std of a matrix ÷ a power law of the block's number, fitted robustly to the same matrix of all blocks",
+    needs="weights of four blocks or more whose roles are known",
+    limits={"factor": _ODD},
+    unit="× its siblings",
+    limit="within ×{factor} and 5 standard errors of the sample",
+    basis="heuristic",
+    why="One matrix at its framework's default, or scaled twice, among siblings that follow a recipe is a slip: a "
+    "block added later, a name that one condition misses.",
+    advice="Draw the matrix as in the other blocks.",
+    false_alarms="Blocks of two kinds in irregular order. Inits that follow the block's number by a power law "
+    "(Mitchell's 1/√(l+1)) fit the trend; two kinds of blocks in turn leave no single one standing out.",
+    source="1.3 is above every layer-indexed init in the catalogue, below the smallest slip that is known to matter "
+    "(√2, one missing branch in √(2·n_layer))",
+    since="0.1.0",
+    remedy=match_siblings,
+    measure=measure_siblings,
+)
+def odd_matrix_out(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the matrix farthest from its siblings' trend."""
     limit = math.log(case.limits["factor"]) + 5 * rows["error"]
     bad = rows[rows["off"].abs() > limit]
     if bad.empty:
@@ -127,6 +206,11 @@ def judge_siblings(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
+def _family(name: str) -> str:
+    """`h.*.mlp.weight` of `h.3.mlp.weight`: the same parameter of every block."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
 def measure_off_recipe(run: Run) -> pd.DataFrame:
     """Sentences on what doesn't fit the known recipe that the model's weights fit best."""
     init = run.manifest.get("init") or {}
@@ -136,87 +220,8 @@ def measure_off_recipe(run: Run) -> pd.DataFrame:
     return pd.DataFrame({"recipe": recipes}).assign(closest=init["closest"], misfits=" · ".join(init["mismatches"]))
 
 
-def judge_off_recipe(case: Case, rows: pd.DataFrame) -> Finding:
-    """What doesn't fit, in the words of `describe_init`."""
-    closest, text = str(rows["closest"].iloc[0]), str(rows["misfits"].iloc[0])
-    count = len(text.split(" · ")) if text else 0
-    if not count:
-        return case.passed(f"Every role is drawn as {closest} draws it", measured=0.0)
-    return case.failed(
-        text[0].upper() + text[1:],
-        severity="info",
-        measured=float(count),
-        effect=float(count),
-        seeds_failing=1,
-        seeds_total=1,
-    )
-
-
-NOT_APPLIED = Rule(
-    code="INI001",
-    name="init-not-applied",
-    question="Init",
-    measures="std of every parameter ÷ the std that the declared recipe draws for its role",
-    needs="a declared recipe: --recipe NAME",
-    limits={"slack": 0.05},
-    unit="× declared std",
-    limit="ratio within {slack} of 1, and 5 standard errors of the sample",
-    basis="derived",
-    why="Inits are lost silently: a condition on a parameter's name that never matches, a later module's default, a "
-    "tie in the wrong order. Hugging Face shipped GPT-2 without its depth scaling in this way.",
-    advice="Draw the named parameter as the recipe says.",
-    false_alarms="Models that were trained for so few steps that their loss is still near ln V, and embeddings with a "
-    "row of zeros for padding.",
-    source="huggingface/transformers#47458",
-    since="0.1.0",
-    measure=measure_not_applied,
-    judge=judge_not_applied,
-)
-UNSCALED_CODE = Rule(
-    code="INI002",
-    name="depth-scaling-lost",
-    question="Init",
-    measures="-ln(std of the output projections / std of the other matrices) / ln(2·n_layer), of the branch that is "
-    "scaled most, in a model whose own init code divides by a root of its depth",
-    needs="a probed model whose init code scales by depth, with two blocks or more",
-    limits={"exponent": 0.25},
-    unit="exponent of 2·n_layer",
-    limit="≥ {exponent}: half way between unscaled (0) and 1/√(2·n_layer) (0.5)",
-    basis="reference-code",
-    why="The code says what was meant, the weights say what happened. transformers 5.14 drew GPT-2 without the depth "
-    "scaling of its own code; every model trained from it started with a residual stream that grows with depth.",
-    advice="Find out why the scaling isn't reached, or draw the projections again.",
-    false_alarms="Code that scales under a condition which this config doesn't meet. The code is looked for by a "
-    "pattern in the source of the model's own classes: std, init and a root of n_layer in one line.",
-    source="huggingface/transformers#47458",
-    since="0.1.0",
-    measure=measure_unscaled_code,
-    judge=judge_unscaled_code,
-)
-ODD_SIBLING = Rule(
-    code="INI003",
-    name="odd-matrix-out",
-    question="Init",
-    measures="std of a matrix ÷ a power law of the block's number, fitted robustly to the same matrix of all blocks",
-    needs="weights of four blocks or more whose roles are known",
-    limits={"factor": 1.3},
-    unit="× its siblings",
-    limit="within ×{factor} and 5 standard errors of the sample",
-    basis="heuristic",
-    why="One matrix at its framework's default, or scaled twice, among siblings that follow a recipe is a slip: a "
-    "block added later, a name that one condition misses.",
-    advice="Draw the matrix as in the other blocks.",
-    false_alarms="Blocks of two kinds in irregular order. Inits that follow the block's number by a power law "
-    "(Mitchell's 1/√(l+1)) fit the trend; two kinds of blocks in turn leave no single one standing out.",
-    source="1.3 is above every layer-indexed init in the catalogue, below the smallest slip that is known to matter "
-    "(√2, one missing branch in √(2·n_layer))",
-    since="0.1.0",
-    measure=measure_siblings,
-    judge=judge_siblings,
-)
-OFF_RECIPE = Rule(
+@rule(
     code="INI004",
-    name="role-off-recipe",
     question="Init",
     measures="roles that aren't drawn as in the known recipe that fits the most roles",
     needs="a probed model without a declared recipe, most of whose roles fit a known one",
@@ -229,6 +234,18 @@ OFF_RECIPE = Rule(
     source="initlab.describe_init",
     since="0.1.0",
     measure=measure_off_recipe,
-    judge=judge_off_recipe,
 )
-WEIGHT_RULES = (NOT_APPLIED, UNSCALED_CODE, ODD_SIBLING, OFF_RECIPE)
+def role_off_recipe(case: Case, rows: pd.DataFrame) -> Finding:
+    """Say what doesn't fit, in the words of `describe_init`."""
+    closest, text = str(rows["closest"].iloc[0]), str(rows["misfits"].iloc[0])
+    count = len(text.split(" · ")) if text else 0
+    if not count:
+        return case.passed(f"Every role is drawn as {closest} draws it", measured=0.0)
+    return case.failed(
+        text[0].upper() + text[1:],
+        severity="info",
+        measured=float(count),
+        effect=float(count),
+        seeds_failing=1,
+        seeds_total=1,
+    )

@@ -2,14 +2,17 @@
 
 The recursion follows the covariance of the residual stream between positions: q, its mean square at a position, and
 o, the mean product of the streams at two different positions; and on the way back those of the gradient.
+
+What is measured gets its expectation by `expect`. Both that and a model that nobody has built go the same way: a table
+of parameters, the wiring and the text's statistics make a `Setting` (`setting_of`), which `predict` follows.
 """
 
-from initlab.judge.theory.found import from_weights
+from initlab.judge.theory.expecting import annotate, expect
 from initlab.judge.theory.losses import first_loss
+from initlab.judge.theory.parameters import nanogpt_parameters, setting_of
 from initlab.judge.theory.positions import Grid
-from initlab.judge.theory.predicting import STEEP, Prediction, equal_pairs, predict
-from initlab.judge.theory.settings import BlockScales, Setting, from_recipe
-from initlab.judge.theory.tables import annotate
+from initlab.judge.theory.predicting import STEEP, Prediction, predict
+from initlab.judge.theory.settings import BlockScales, Setting, TextStatistics, Wiring, equal_pairs
 
 __all__ = [
     "STEEP",
@@ -17,10 +20,13 @@ __all__ = [
     "Grid",
     "Prediction",
     "Setting",
+    "TextStatistics",
+    "Wiring",
     "annotate",
     "equal_pairs",
+    "expect",
     "first_loss",
-    "from_recipe",
-    "from_weights",
+    "nanogpt_parameters",
     "predict",
+    "setting_of",
 ]

@@ -109,19 +109,6 @@ def predict(
     )
 
 
-def equal_pairs(tokens: NDArray[np.int64]) -> float:
-    """Chance that two positions of one sequence hold the same token, over sequences (B, T); 0 without a pair.
-
-    Negative numbers stand for no token. On text it is above `sum_p2` of the whole text: a word just used comes again.
-    """
-    equal = pairs = 0
-    for row in np.atleast_2d(tokens):
-        counts = np.unique(row[row >= 0], return_counts=True)[1]
-        equal += int((counts * (counts - 1)).sum())
-        pairs += int(counts.sum() * (counts.sum() - 1))
-    return equal / pairs if pairs else 0.0
-
-
 def _equal(ids: NDArray[np.int64], otherwise: float) -> Array:
     """1 where two positions hold the same token; the diagonal, which is of no pair, as in an average text."""
     same = (ids[:, None] == ids[None, :]).astype(float)

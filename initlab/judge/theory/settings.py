@@ -1,12 +1,15 @@
-"""What the theory needs to know of a model and of its text, and how a recipe answers that."""
+"""What the theory needs to know: of a model's weights, of what they don't show, and of the text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from initlab.judge.activations import Activation
-from initlab.recipes import Recipe, Role
-from initlab.recipes.tabulating import gpt_dims
 
 Norm = tuple[float, float]  # mean squares of gain and bias
 
@@ -30,16 +33,57 @@ class BlockScales:
     ln_2: Norm = (1.0, 0.0)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """A pre-norm decoder: sizes, mean squares of the weights, and the text's statistics.
+@dataclass(frozen=True, kw_only=True)
+class Wiring:
+    """What a pre-norm decoder does that its weights don't show.
 
-    LayerNorm and RMSNorm differ by 1/n_embd, which is neglected. Rotary positions (`position` 0) rotate q and k, which
-    leaves their products' variance as it is.
+    LayerNorm and RMSNorm differ by 1/n_embd, which is neglected. Rotary positions rotate q and k, which leaves their
+    products' variance as it is.
     """
 
+    activation: Activation = "gelu"
+    dropout: float = 0.0  # probability in force, 0 in eval mode; on attention weights and what enters the stream
+    eps: float = 1e-5  # of the norms; nanoGPT's and torch's default
+    embed_scale: float = 1.0  # multiplies what the embeddings give
+    residual_scale: float = 1.0  # multiplies what a branch writes
+    score_scale: float = 1.0  # of the attention logits, beside 1/sqrt(head size)
+    logit_scale: float = 1.0
+    parallel: bool = False  # attention and MLP read the same stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStatistics:
+    """What counts of the tokens that a model reads."""
+
+    block_size: int  # T, tokens in the measured sequences
+    sum_p2: float  # probability that two tokens of the text are the same
+    repeat_rate: float  # probability that the next token is the current one
+    same_target: float | None = None  # that two positions of a sequence are to predict the same token; None: sum_p2
+
+    @classmethod
+    def of_batch(
+        cls, described: Mapping[str, Any], summary: Mapping[str, Any], targets: NDArray[np.int64] | None
+    ) -> Self:
+        """Gather the statistics of a measured batch.
+
+        Args:
+            described: of the text that the batch was drawn from, as `Corpus.describe` gives it: `sum_p2`.
+            summary: of the cell, a row of that table: `block_size` and `repeat_rate`, which are the batch's own.
+            targets: of the batch, (B, T), negative where there is none; None without targets.
+        """
+        return cls(
+            block_size=int(summary["block_size"]),
+            sum_p2=float(described["sum_p2"]),
+            repeat_rate=float(summary["repeat_rate"]),
+            same_target=None if targets is None else equal_pairs(targets),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting(Wiring, TextStatistics):
+    """A pre-norm decoder and its text: sizes, mean squares of the weights, wiring, statistics."""
+
     n_embd: int
-    block_size: int  # T
     vocab_size: int
     token: float
     position: float  # 0 without a table
@@ -47,19 +91,8 @@ class Setting:
     blocks: tuple[BlockScales, ...]
     ln_f: Norm = (1.0, 0.0)
     tied: bool = True
-    activation: Activation = "gelu"
-    dropout: float = 0.0  # probability in force, 0 in eval mode; on attention weights and what enters the stream
-    eps: float = 1e-5  # of the norms; nanoGPT's and torch's default
     mlp_width: int | None = None  # None: 4 n_embd
     attn_width: int | None = None  # heads times head size; None: n_embd
-    embed_scale: float = 1.0  # multiplies what the embeddings give
-    residual_scale: float = 1.0  # multiplies what a branch writes
-    score_scale: float = 1.0  # of the attention logits, beside 1/sqrt(head size)
-    logit_scale: float = 1.0
-    parallel: bool = False  # attention and MLP read the same stream
-    sum_p2: float  # probability that two tokens of the text are the same
-    repeat_rate: float  # probability that the next token is the current one
-    same_target: float | None = None  # that two positions of a sequence are to predict the same token; None: sum_p2
 
     @property
     def hidden(self) -> int:
@@ -72,68 +105,17 @@ class Setting:
         return self.n_embd if self.attn_width is None else self.attn_width
 
 
-def from_recipe(
-    recipe: Recipe,
-    *,
-    n_layer: int,
-    n_embd: int,
-    n_head: int,
-    block_size: int,
-    vocab_size: int,
-    bias: bool = True,
-    tied: bool = True,
-    activation: Activation = "gelu",
-    dropout: float = 0.0,
-    sum_p2: float,
-    repeat_rate: float,
-    same_target: float | None = None,
-) -> Setting:
-    """The setting of a NanoGPT drawn from a recipe. `block_size`: tokens in the measured sequences."""
-    sizes = {
-        "n_layer": n_layer,
-        "n_embd": n_embd,
-        "n_head": n_head,
-        "block_size": block_size,
-        "vocab_size": vocab_size,
-    }
+def equal_pairs(tokens: NDArray[np.int64]) -> float:
+    """Count how often two positions of one sequence hold the same token, as a share of all pairs.
 
-    def square(role: Role, layer: int = 0, of: Role | None = None) -> float:
-        dims = replace(gpt_dims(of or role, **sizes, tied=tied), layer=layer)
-        value = recipe(role, dims)
-        return float(value.mean) ** 2 + float(value.std) ** 2
+    On text it is above `sum_p2` of the whole text: a word just used comes again.
 
-    def biased(layer: int, of: Role) -> float:
-        return square(Role.BIAS, layer, of) if bias else 0.0
-
-    norm = (square(Role.NORM_GAIN), square(Role.NORM_BIAS) if bias else 0.0)
-    token = square(Role.TOKEN_EMBED)
-    return Setting(
-        n_embd=n_embd,
-        block_size=block_size,
-        vocab_size=vocab_size,
-        token=token,
-        position=square(Role.POS_EMBED),
-        unembed=token if tied else square(Role.UNEMBED),
-        blocks=tuple(
-            BlockScales(
-                qkv=square(Role.ATTN_QKV, layer),
-                attn_out=square(Role.ATTN_OUT, layer),
-                mlp_in=square(Role.MLP_IN, layer),
-                mlp_out=square(Role.MLP_OUT, layer),
-                qkv_bias=biased(layer, Role.ATTN_QKV),
-                attn_out_bias=biased(layer, Role.ATTN_OUT),
-                mlp_in_bias=biased(layer, Role.MLP_IN),
-                mlp_out_bias=biased(layer, Role.MLP_OUT),
-                ln_1=norm,
-                ln_2=norm,
-            )
-            for layer in range(n_layer)
-        ),
-        ln_f=norm,
-        tied=tied,
-        activation=activation,
-        dropout=dropout,
-        sum_p2=sum_p2,
-        repeat_rate=repeat_rate,
-        same_target=same_target,
-    )
+    Args:
+        tokens: sequences (B, T), or one; negative numbers stand for no token. Without a pair the share is 0.
+    """
+    equal = pairs = 0
+    for row in np.atleast_2d(tokens):
+        counts = np.unique(row[row >= 0], return_counts=True)[1]
+        equal += int((counts * (counts - 1)).sum())
+        pairs += int(counts.sum() * (counts.sum() - 1))
+    return equal / pairs if pairs else 0.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from initlab.anatomy.restoring import depth
-from initlab.measure.inputs import floats
+from initlab.anatomy.tensors import floats
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol
@@ -18,15 +18,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.restoring import copied, depth, untouched
-from initlab.anatomy.roles import Parameter, find_roles
-from initlab.anatomy.sites import SiteMap, Tap, discover_sites, find_sites, site_map
+from initlab.anatomy.sites import Tap
 from initlab.anatomy.unwrapping import eagerly, unwrap
-from initlab.errors import ConfigError, ProbeError, SiteError
+from initlab.errors import ConfigError, ProbeError
 from initlab.measure.inputs import logits_in, of_call, vocabulary
 from initlab.measure.moments import Preset
 from initlab.measure.probe import own_logit
 from initlab.measure.recorder import recording
+from initlab.measure.statistics import Statistic
 from initlab.measure.watch.backward import Backward
 from initlab.measure.watch.tables import LABEL, Pass, tables_of, weights_of
 from initlab.schema import Tables
@@ -51,6 +52,11 @@ class StepRecorder:
         every: step k is watched when k is a multiple of it.
         start_step: updates done before the first call of `step`.
         loss_scale: what the loss is multiplied with before backward(): a number, or a GradScaler.
+        statistics: what is taken beside the moments, see `initlab.measure.statistics`.
+
+    Attributes:
+        done: updates so far.
+        complaints: what was wrong with statistics in the last watched step, by their names; the rest of it is whole.
 
     Raises:
         ProbeError: the model can't be measured; see `unwrap`.
@@ -64,8 +70,11 @@ class StepRecorder:
         preset: Preset = "full",
         start_step: int = 0,
         loss_scale: float | Scaler = 1.0,
+        statistics: Sequence[Statistic] = (),
     ):
         self.done = start_step
+        self.complaints: dict[str, ConfigError] = {}
+        self._statistics = statistics
         self._model = model
         self._every = every
         self._preset: Preset = preset
@@ -73,8 +82,7 @@ class StepRecorder:
         self._armed: ExitStack | None = None
         self._pass: Pass | None = None
         self._error: Exception | None = None
-        self._sites: tuple[list[str], SiteMap] | None = None
-        self._places: tuple[list[tuple[str, torch.Size]], dict[str, Parameter]] | None = None
+        self._seen: tuple[tuple[list[str], list[tuple[str, torch.Size]]], Anatomy] | None = None
         self._notes: list[str] = []
         unwrap(model)
         if self.done % every == 0:
@@ -152,7 +160,7 @@ class StepRecorder:
             if logits is not None:
                 made.vocab_size = vocabulary(model) or logits.shape[-1]
                 made.own_logit = own_logit(logits, made.inputs.ids)
-                if not any(tap.site == "logits" for tap in made.sites.taps):
+                if not any(tap.site == "logits" for tap in made.anatomy.sites.taps):
                     made.recorder.take(Tap("logits", "(output)", "out"), logits)
         except Exception as error:
             self._error = error
@@ -164,9 +172,9 @@ class StepRecorder:
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
         started = time.perf_counter()
-        sites = self._find(model, args, kwargs)
+        anatomy = self._look(model, args, kwargs)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        scale = self._loss_scale if isinstance(self._loss_scale, int | float) else self._loss_scale.get_scale()
+        scale = float(self._loss_scale if isinstance(self._loss_scale, int | float) else self._loss_scale.get_scale())
         assert self._armed is not None
         with ExitStack() as stack:
             gradients: dict[str, int] = {}
@@ -176,15 +184,17 @@ class StepRecorder:
                 recorder.forget_gradients()
 
             backward = Backward(forget)
-            recorder = stack.enter_context(recording(model, sites, self._preset, backward.arrived))
+            recorder = stack.enter_context(
+                recording(model, anatomy.sites, self._preset, backward.arrived, self._statistics, scale)
+            )
             made = Pass(
                 model=model,
-                sites=sites,
+                anatomy=anatomy,
                 recorder=recorder,
                 backward=backward,
                 inputs=of_call(model, args, kwargs),
                 before={name: p.detach().clone() for name, p in trained.items()},
-                scale=float(scale),
+                scale=scale,
                 started=started,
                 hooks=ExitStack(),
                 on_parameters=ExitStack(),
@@ -198,22 +208,13 @@ class StepRecorder:
             made.hooks = stack.pop_all()
             return made
 
-    def _find(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SiteMap:
-        """The model's sites; found again only when it has other modules than the last time."""
+    def _look(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Anatomy:
+        """The model's anatomy; looked at again only when it has other modules or parameters than the last time."""
         names = [name for name, _ in model.named_modules()]
-        if self._sites is None or self._sites[0] != names:
-            try:
-                self._sites = (names, find_sites(model))
-            except SiteError:
-                self._sites = (names, _discover(model, args, kwargs))
-        return self._sites[1]
-
-    def _roles(self, model: nn.Module) -> dict[str, Parameter]:
-        """The parameters' roles; found again only when it has other parameters than the last time."""
         shapes = [(name, p.shape) for name, p in model.named_parameters()]
-        if self._places is None or self._places[0] != shapes:
-            self._places = (shapes, {place.name: place for place in find_roles(model).assigned})
-        return self._places[1]
+        if self._seen is None or self._seen[0] != (names, shapes):
+            self._seen = ((names, shapes), _looked_at(model, args, kwargs))
+        return self._seen[1]
 
     def _finish(self, loss: Tensor | float | None) -> Tables:
         value = number(loss)
@@ -227,7 +228,8 @@ class StepRecorder:
                 "gradients enabled; watch the module that the loop itself calls"
             )
         made = self._pass
-        weights = weights_of(made, self._roles(made.model))
+        weights = weights_of(made)
+        self.complaints = made.recorder.moments.errors
         self.close()
         return tables_of(made, weights, f"{LABEL}-step{self.done}", self.done, value, self._preset, self._notes)
 
@@ -265,8 +267,8 @@ def number(loss: Tensor | float | None) -> float:
         raise ConfigError(f"loss is {found}; expected a number or a tensor of one element") from None
 
 
-def _discover(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SiteMap:
-    """The sites by a pass of our own, on copies of the arguments: it may fill a cache or write in place."""
+def _looked_at(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Anatomy:
+    """A look by a pass of our own, on copies of the arguments: it may fill a cache or write in place."""
     with untouched(model, 0):
         try:
             with torch.no_grad():
@@ -276,5 +278,5 @@ def _discover(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
                 f"the residual stream wasn't looked for: the loop's arguments can't be copied for a pass of our own "
                 f"({type(error).__name__}: {error})"
             )
-            return site_map(model, [], notes=[missed])
-        return discover_sites(model, lambda: model(*own_args, **own_kwargs))
+            return of(model, notes=[missed])
+        return of(model, lambda: model(*own_args, **own_kwargs))

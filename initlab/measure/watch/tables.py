@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from initlab import schema
+from initlab.anatomy.look import Anatomy
 from initlab.anatomy.restoring import depth
-from initlab.anatomy.roles import Parameter
-from initlab.anatomy.sites import SiteMap
 from initlab.measure.inputs import Inputs
 from initlab.measure.moments import Preset
 from initlab.measure.recorder import Recorder
+from initlab.measure.statistics import columns_of
 from initlab.measure.tables import activation_rows, coverage_rows, head_rows, scalars, scaled, weight_rows
 from initlab.measure.watch.backward import Backward
 from initlab.schema import Tables
@@ -39,7 +39,7 @@ class Pass:
     """The recorded forward and backward pass of one step."""
 
     model: nn.Module
-    sites: SiteMap
+    anatomy: Anatomy
     recorder: Recorder
     backward: Backward
     inputs: Inputs
@@ -62,7 +62,7 @@ class Pass:
             self.backward.elsewhere = True
         elif name not in self.gradients:
             dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
-            self.gradients[name] = self.recorder.moments.add(dense)
+            self.gradients[name] = self.recorder.moments.add(dense, "weight_grad", name, 1 / self.scale)
 
     def note_accumulation(self, parameter: Tensor) -> None:
         """After a gradient went into a parameter's `.grad`, as those of torch.autograd.grad don't."""
@@ -75,7 +75,7 @@ class Pass:
         self.on_parameters.close()
 
 
-def weights_of(made: Pass, places: dict[str, Parameter]) -> list[dict[str, Any]]:
+def weights_of(made: Pass) -> list[dict[str, Any]]:
     """Statistics of every parameter as the pass used it, of its gradient, and of what the step added to it.
 
     The copies of the weights become the updates, in place.
@@ -87,14 +87,22 @@ def weights_of(made: Pass, places: dict[str, Parameter]) -> list[dict[str, Any]]
         before = made.before.pop(name, None)
         if before is not None and (before.shape, before.dtype, before.device) != (now.shape, now.dtype, now.device):
             before = None  # another parameter has taken its place
-        kinds = {"weight": moments.add(now if before is None else before)}
+        kinds = {"weight": moments.add(now if before is None else before, "weight", name)}
         if before is not None:
             if made.gradients:  # a backward pass that didn't reach it leaves it a gradient of 0
                 slot = made.gradients.get(name)
-                kinds["weight_grad"] = moments.add(torch.zeros_like(now)) if slot is None else slot
-            kinds["update"] = moments.add(torch.sub(now, before, out=before))
+                if slot is None:
+                    slot = moments.add(torch.zeros_like(now), "weight_grad", name)
+                kinds["weight_grad"] = slot
+            kinds["update"] = moments.add(torch.sub(now, before, out=before), "update", name)
         rows += [
-            {"name": name, "place": places.get(name), "kind": kind, "tensor_dtype": str(now.dtype), "slot": slot}
+            {
+                "name": name,
+                "place": made.anatomy.places.get(name),
+                "kind": kind,
+                "tensor_dtype": str(now.dtype),
+                "slot": slot,
+            }
             for kind, slot in kinds.items()
         ]
     return rows
@@ -103,7 +111,7 @@ def weights_of(made: Pass, places: dict[str, Parameter]) -> list[dict[str, Any]]
 def tables_of(
     made: Pass, weights: list[dict[str, Any]], run_id: str, step: int, loss: float, preset: Preset, notes: list[str]
 ) -> Tables:
-    sites, recorder, ids = made.sites, made.recorder, made.inputs.ids
+    sites, recorder, ids = made.anatomy.sites, made.recorder, made.inputs.ids
     values = recorder.moments.read()
     keys = {
         "run_id": run_id,
@@ -141,9 +149,11 @@ def tables_of(
     updates = [row["abs_max"] for row in records if row["kind"] == "update"]
     if updates and not any(updates):
         said.append(_UNMOVED)
+    said += recorder.moments.notes
+    statistics = recorder.moments.statistics
     return Tables(
-        records=schema.table("records", records),
-        heads=schema.table("heads", head_rows(recorder, keys, ids)),
+        records=schema.table("records", records, columns_of(statistics, "records")),
+        heads=schema.table("heads", head_rows(recorder, keys, ids), columns_of(statistics, "heads")),
         summary=schema.table("summary", [summary]),
         coverage=schema.table("coverage", coverage_rows(run_id, sites, recorder, weights, preset, said)),
     )

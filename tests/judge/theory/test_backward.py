@@ -23,15 +23,10 @@ T, B, SEEDS = 128, 2, 4
 
 
 def setting_of(recipe, config, text):
-    return theory.from_recipe(
-        registry.get(recipe),
-        n_layer=config.n_layer,
-        n_embd=config.n_embd,
-        n_head=config.n_head,
-        block_size=config.block_size,
-        vocab_size=config.vocab_size,
-        **text,
-    )
+    names = ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")
+    parameters = theory.nanogpt_parameters(**{name: getattr(config, name) for name in names})
+    statistics = theory.TextStatistics(block_size=config.block_size, **text)
+    return theory.setting_of(parameters, theory.Wiring(), statistics, registry.get(recipe))
 
 
 def measured(recipe, data, n_layer, n_embd=192):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from initlab.anatomy.roles import find_roles
+from initlab.anatomy.look import of
 from initlab.errors import ProbeError
 from initlab.measure.probe import Identity, measure
 from initlab.measure.watch.steps import StepRecorder
@@ -563,9 +563,9 @@ def test_an_interrupted_forward_gives_way_to_the_next():
     assert tables.records.query("kind == 'activation'")["call"].max() == 0
 
 
-def test_roles_are_found_once(monkeypatch):
+def test_a_model_is_looked_at_once(monkeypatch):
     calls = []
-    monkeypatch.setattr("initlab.measure.watch.steps.find_roles", lambda m: (calls.append(m), find_roles(m))[1])
+    monkeypatch.setattr("initlab.measure.watch.steps.of", lambda m, *rest: (calls.append(m), of(m, *rest))[1])
     model = nano()
     train(model, 3, StepRecorder(model, 1))
     assert len(calls) == 1

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from initlab.judge.matching import best_recipes, reference_of, same_draws, unscaled_outputs
-from initlab.judge.remedies import REMEDIES, Case, merged, propose, toward_the_reference
-from initlab.judge.rules import Finding
+from initlab.judge.matching import best_recipes, reference_of, same_draws
+from initlab.judge.mending import merged, propose, toward_the_reference
+from initlab.judge.remedies import Described
+from initlab.judge.rules import RULES, Finding
+from initlab.judge.rules.depth import unscaled_outputs
 
 GPT2 = {
     "token_embed": 0.02,
@@ -64,11 +66,11 @@ def finding(code: str) -> Finding:
     return Finding(code=code, name="", question="", status="fail", severity="error", recipe="", message="")
 
 
-def case(found: list[dict[str, Any]], logit_std: float = 0.5, own_logit: float = 0.0) -> Case:
-    return Case(found, "nanogpt", {"logit_std": logit_std, "own_logit": own_logit})
+def case(found: list[dict[str, Any]], logit_std: float = 0.5, own_logit: float = 0.0) -> Described:
+    return Described(found, "nanogpt", {"logit_std": logit_std, "own_logit": own_logit})
 
 
-def answered(code: str, found: Case) -> dict[str, float]:
+def answered(code: str, found: Described) -> dict[str, float]:
     return {change.role: change.proposed for change in propose([finding(code)], found)}
 
 
@@ -108,7 +110,7 @@ def test_hidden_matrices_are_widened_together() -> None:
 
 
 def test_a_finding_without_a_remedy_brings_what_is_off_to_the_reference() -> None:
-    assert "XXX999" not in REMEDIES
+    assert "XXX999" not in RULES
     assert answered("XXX999", case(rows(mlp_in=0.3))) == pytest.approx({"mlp_in": 0.02})
     assert answered("XXX999", case(rows())) == {}
 

@@ -1,0 +1,166 @@
+"""One door: whichever command measures or predicts a model, the closed form expects the same of it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import initlab
+from initlab.corpus import load_corpus
+from initlab.judge import theory
+from initlab.measure.probe import Identity, measure
+from initlab.recipes import Constant, Normal, Role, registry
+from initlab.training import data as training_data
+
+SIZES = {"n_layer": 3, "n_head": 2, "n_embd": 128, "block_size": 64}
+B = 4
+SCALARS = ["expected_loss", "expected_logit_std", "expected_own_logit", "expected_token_cosine"]
+
+
+def drawn(recipe, **changes):
+    model = initlab.NanoGPT(initlab.NanoGPTConfig(**SIZES | {"vocab_size": 256} | changes))
+    initlab.apply_recipe(model, recipe, seed=0)
+    return model
+
+
+def expected(tables, n_embd=128):
+    """What is expected of the cell at step 0, by kind, site and block; scalars by name."""
+    records = tables.records[(tables.records["step"] == 0) & (tables.records["n_embd"] == n_embd)]
+    records = records[records["kind"].isin(["activation", "grad"]) & records["expected_var"].notna()]
+    places = zip(records["kind"], records["site"], records["layer"].astype(float).fillna(-1), strict=True)
+    summary = tables.summary[(tables.summary["step"] == 0) & (tables.summary["n_embd"] == n_embd)].iloc[0]
+    return dict(zip(places, records["expected_var"], strict=True)) | {name: summary[name] for name in SCALARS}
+
+
+def by_block(role, dims):
+    """Nothing is drawn alike in two blocks, or in matrices of two sizes; biases as wide as their matrix."""
+    if role == Role.NORM_GAIN:
+        return Constant(1 / math.sqrt(dims.layer + 1))
+    return Normal(0.5 / math.sqrt(dims.fan_in) * (1 + 0.1 * dims.layer))
+
+
+@pytest.mark.parametrize("recipe", ["torch-default", by_block], ids=["torch-default", "by-block"])
+def test_every_command_expects_the_same_of_a_model(recipe, monkeypatch):
+    corpus = load_corpus("docstrings")
+    # the training part is the whole text, so that the batches are those of the other commands
+    monkeypatch.setattr(
+        training_data, "load_split", lambda *args: training_data.Split(corpus, corpus, corpus.describe())
+    )
+    sizes = initlab.NanoGPTConfig(**SIZES)
+    options = {"batch_size": B, "steps": 1, "warmup": 0, "eval_every": 0, "eval_batches": 1}
+    compared = initlab.compare([recipe], depths=[3], widths=[128], seeds=1, block_size=64, batch_size=B)
+    targets = corpus.batch(B, 64, 0)[1].numpy()
+    found = {
+        "compare": compared,
+        "probe": initlab.probe(drawn(recipe), recipe=recipe, batch_size=B),
+        "scale": initlab.scale([recipe], widths=[64, 128], depths=[3], steps=1, seeds=1, batch_size=B),
+        "train": initlab.train(recipe, config=sizes, device="cpu", **options),
+    }
+    found = {name: expected(result) for name, result in found.items()}
+    text = {
+        "sum_p2": corpus.statistics()["sum_p2"],
+        "repeat_rate": compared.summary["repeat_rate"].item(),
+        "same_target": theory.equal_pairs(targets),
+    }
+    profile = initlab.predict(recipe, **SIZES, vocab_size=256, **text).expected
+    found["predict"] = {
+        (kind, site, -1.0 if layer is None else float(layer)): value
+        for kind, values, over in (("activation", profile.var, 1), ("grad", profile.grad, targets.size**2))
+        for (site, layer), value in ((place, value / over) for place, value in values.items())
+    } | {name: getattr(profile, name.removeprefix("expected_")) for name in SCALARS}
+    for name, values in found.items():
+        both = sorted(set(values) & set(found["compare"]), key=str)
+        assert len(both) >= 50, name
+        assert [values[place] for place in both] == pytest.approx(
+            [found["compare"][place] for place in both], rel=1e-12, abs=0
+        ), name
+
+
+def test_norm_gains_may_depend_on_the_block():
+    """Without them the closed form would expect five times the growth, and call a model as declared a broken one."""
+
+    def fading(role, dims):
+        if role == Role.NORM_GAIN:
+            return Constant(1 / math.sqrt(dims.layer + 1))
+        return Constant(0.0) if role in (Role.NORM_BIAS, Role.BIAS) else Normal(0.02)
+
+    options = {"depths": [12], "widths": [256], "seeds": 4, "block_size": 64, "data": "uniform", "stats": "light"}
+    comparison = initlab.compare([fading], **options)
+    records = comparison.records[comparison.records["kind"] == "activation"]
+    ends = [records[records["site"] == "embed"], records[(records["site"] == "resid_post") & (records["layer"] == 11)]]
+    growth = {key: (ends[1][key].to_numpy() / ends[0][key].to_numpy()).mean() for key in ("var", "expected_var")}
+    assert growth["expected_var"] == pytest.approx(growth["var"], rel=0.04)  # standard error of the mean: 1.7 %
+    sizes = {"n_layer": 12, "n_embd": 256, "block_size": 64, "vocab_size": 256}
+    assert initlab.predict(fading, **sizes).growth == pytest.approx(growth["expected_var"], rel=0.01)
+    probe = initlab.probe(drawn(fading, n_layer=12, n_embd=256, n_head=4), recipe=fading, data="uniform")
+    for result in (comparison, probe):
+        judged = {f.code: f.status for f in result.findings}
+        assert judged["RES002"] == judged["RES003"] == "pass"
+
+
+def test_a_recipe_is_asked_with_the_models_own_sizes():
+    """With a batch shorter than the position table, the std of that one depends on its rows, not on the batch's."""
+    model = drawn(by_block)
+    ids = torch.randint(256, (4, 16), generator=torch.Generator().manual_seed(0))
+    as_found, declared = (initlab.probe(model, ids, recipe=recipe) for recipe in (None, by_block))
+    both = [probe.at("embed")["expected_var"].item() for probe in (as_found, declared)]
+    assert both[0] == pytest.approx(both[1], rel=0.02)
+    assert declared.at("embed")["var"].item() == pytest.approx(both[1], rel=0.05)
+
+
+@pytest.fixture
+def cell():
+    """Tables of one cell, before anything is expected of it, and the arguments of `expect` that cover it."""
+    ids, targets = load_corpus("uniform").batch(B, 64, 0)
+    tables = measure(drawn("nanogpt"), ids, targets, Identity(run_id="-", recipe="-", seed=0), preset="light")
+    return tables, [theory.Wiring(), load_corpus("uniform").describe(), targets.numpy()]
+
+
+def test_nothing_is_expected_where_no_closed_form_applies(cell):
+    tables, (wiring, described, targets) = cell
+    weights = tables.records["kind"] == "weight"
+
+    def silent(wiring=wiring, **options):
+        theory.expect(tables, wiring, described, targets, **options)
+        assert tables.records["expected_var"].isna().all() and tables.summary[SCALARS].isna().all(axis=None)
+
+    silent(wiring=None)
+    for column in ("step", "n_embd"):  # it was trained; no stream was found
+        before = tables.summary[column].item()
+        tables.summary[column] = 3 if column == "step" else 0
+        silent()
+        tables.summary[column] = before
+    silent(recipe=registry.get("nanogpt"))  # nothing to ask it with
+    gains = weights & (tables.records["role"] == "norm_gain")
+    tables.records.loc[gains, "var"] = 1e-6
+    silent(discovered=True)
+    tables.records.loc[gains, "var"] = 0.0
+    tables.records.loc[weights, "frac_nonfinite"] = 0.1
+    silent()
+    tables.records.loc[weights, "frac_nonfinite"] = 0.0
+    theory.expect(tables, wiring, described, targets, discovered=True)
+    assert tables.summary[SCALARS].notna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        ({"targets": None}, {"grad"}),
+        ({"last": 32}, {"grad"}),  # half of the positions have a target
+        ({"dropout": 0.1, "discovered": True}, {"attn_out", "mlp_out"}),
+        ({"score_scale": 1e3}, {"grad", "attn_out", "expected_token_cosine"}),  # steep attention
+        ({}, set()),
+    ],
+    ids=["no-targets", "few-targets", "hidden-writes", "steep", "all"],
+)
+def test_what_the_closed_form_does_not_cover_is_left_out(cell, change, missing):
+    tables, (_, described, targets) = cell
+    options = {key: change[key] for key in ("discovered",) if key in change}
+    wiring = theory.Wiring(**{key: change[key] for key in ("dropout", "score_scale") if key in change})
+    targets = np.where(np.arange(64) < change.get("last", 64), targets, -1)
+    theory.expect(tables, wiring, described, None if "targets" in change else targets, **options)
+    found = expected(tables)
+    gone = {"grad", "attn_out", "mlp_out"} - {part for place in found if isinstance(place, tuple) for part in place}
+    gone |= {name for name in SCALARS if math.isnan(found[name])}
+    assert gone == missing
