@@ -12,7 +12,7 @@ from rich.text import Text
 from initlab.judge.rules import Finding
 from initlab.judge.words import plural
 from initlab.report.document import Document
-from initlab.report.tables import narrowed, plain_table, print_text, wrapped
+from initlab.report.terminal import narrowed, plain_table, print_text, wrapped
 from initlab.report.values import Cell, Table
 from initlab.report.verdict import GLYPHS, where
 

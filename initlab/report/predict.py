@@ -8,7 +8,7 @@ from typing import Any
 from initlab.judge.theory import STEEP, Prediction, Setting
 from initlab.judge.words import number, plural, signed
 from initlab.report.brief import layers_shown
-from initlab.report.tables import narrowed, plain_table, print_text, wrapped
+from initlab.report.terminal import narrowed, plain_table, print_text, wrapped
 
 
 def scalars(setting: Setting, expected: Prediction) -> dict[str, Any]:

@@ -259,7 +259,7 @@ def _draw_lines(
         errorbar=("pi", 100) if banded else None,  # from the lowest seed to the highest
         err_kws={"alpha": 0.25, "linewidth": 0} if banded else None,
         linewidth=1.3 if thin else 1.8,
-        markersize=3.6 if thin else max(3.2, 5.4 - longest / 40),
+        markersize=4.2 if thin else max(3.4, 6.2 - longest / 40),
         markeredgecolor=palette["bg"],
         markeredgewidth=0.4,
         markevery=math.ceil(longest / _MOST_MARKERS) if apart or thin else 1,

@@ -67,7 +67,7 @@ def draw_dots(
     values = values[np.isfinite(values["x"])].astype({"recipe": str})
     for main, own in values.groupby("leads"):
         recipes = [recipe for recipe in looks if recipe in set(own["recipe"])]
-        faint = {"alpha": 1.0 if main else 0.5}
+        faint = {"alpha": 1.0 if main or hollow else 0.5}
         with unlabelled(axes):
             sns.pointplot(
                 own,
