@@ -11,7 +11,7 @@ from initlab.judge.rules import Finding
 from initlab.judge.rules.depth import BRANCHES
 from initlab.judge.updates import matrix_ratios, update_ratios
 from initlab.judge.words import number, signed
-from initlab.report import confirm, scale
+from initlab.report import scale
 from initlab.report.values import Brief, Cell, Table
 from initlab.report.verdict import GLYPHS, tally
 from initlab.report.view import View, middle, overview, recipes_of, view
@@ -29,7 +29,7 @@ def brief(run: Run, findings: Sequence[Finding], modules: str | None = None) -> 
     """Make the tables of a run, with what their heads mean.
 
     Args:
-        run: of any kind.
+        run: of any kind but `confirm`, whose is `confirm.brief`.
         findings: of all rules.
         modules: of a scaling run, glob of the sites and modules to show; None for a selection.
     """
@@ -44,8 +44,6 @@ def brief(run: Run, findings: Sequence[Finding], modules: str | None = None) -> 
             return scale.brief(run, modules)
         case "train":
             return Brief([_runs_table(run)], footer=_losses_said(run))
-        case "confirm":
-            return confirm.brief(run, findings)
     return Brief([_recipe_table(run, findings)], footer=_exponents_said(run))
 
 

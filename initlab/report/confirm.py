@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE, effects, outcomes, regrets, run_measures
-from initlab.judge.rules import Finding
+from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE, effects, regrets, run_measures
 from initlab.judge.words import listed, plural, signed
 from initlab.report.facts import progress
 from initlab.report.values import Brief, Cell, Table
@@ -23,14 +22,14 @@ _DID = {"diverges": ("diverges", "diverge"), "stuck": ("is stuck", "are stuck"),
 _MOST_UNSEPARATED = 4  # that are named; effects.csv has them all
 
 
-def brief(run: Run, findings: Sequence[Finding]) -> Brief:
+def brief(run: Run, graded: pd.DataFrame) -> Brief:
     """Make regret by depth, prediction beside outcome, and the differences that are separated.
 
     Args:
         run: of kind `confirm`.
-        findings: of all rules.
+        graded: its prediction beside outcome, see `initlab.judge.outcomes.outcomes`.
     """
-    lost, found, graded = regrets(run), effects(run), outcomes(run, findings)
+    lost, found = regrets(run), effects(run)
     blocks: list[Table | str] = [_regret_table(run, int(n_layer), own) for n_layer, own in lost.groupby("n_layer")]
     if len(graded):
         blocks.append(_outcome_table(graded))

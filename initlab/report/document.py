@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
+
 from initlab import schema
 from initlab.judge.outcomes import outcomes
 from initlab.judge.rules import RULES, Finding
@@ -64,8 +66,13 @@ class Document:
     def verdict(self) -> str:
         """One sentence: is anything wrong, and with what; of a confirmation, whether the probe had said so."""
         if self.kind == "confirm":
-            return confirm.verdict(self.run, outcomes(self.run, self.findings))
+            return confirm.verdict(self.run, self.graded)
         return verdict(self.run, self.findings)
+
+    @cached_property
+    def graded(self) -> pd.DataFrame:
+        """Prediction beside outcome, a row per recipe and depth; empty but of a confirmation."""
+        return outcomes(self.run, self.findings) if self.kind == "confirm" else pd.DataFrame()
 
     @cached_property
     def header(self) -> str:
@@ -90,6 +97,8 @@ class Document:
     @cached_property
     def brief(self) -> Brief:
         """The run in a screenful."""
+        if self.kind == "confirm":
+            return confirm.brief(self.run, self.graded)
         return brief.brief(self.run, self.findings, self._modules)
 
     @cached_property
@@ -135,7 +144,7 @@ class Document:
     @cached_property
     def trained(self) -> train.Trained | None:
         """What training says; None where nothing was trained."""
-        return train.trained(self.run, self.findings)
+        return train.trained(self.run, self.graded)
 
     @cached_property
     def slope_tables(self) -> list[tuple[scale.SlopeTable, scale.SlopeTable]]:

@@ -26,7 +26,7 @@ def judged(case):
 
 @cache
 def told(case):
-    return section.trained(trained(case), judged(case))
+    return Document(trained(case), judged(case)).trained
 
 
 @cache
@@ -75,7 +75,7 @@ def test_eight_recipes_fit_a_page():
 
 def test_a_run_without_training_has_no_such_section():
     run = synthetic_run(("nanogpt",), depths=(2,), seeds=1)
-    assert section.trained(run, []) is None
+    assert Document(run, []).trained is None
     assert 'id="training"' not in written(Document(run, []))
 
 
