@@ -77,7 +77,15 @@ def draw_first_loss(run: Run, theme: str) -> Figure:
             text = signed(row.middle, 3 if abs(row.middle) < 1 else 1)
             axes.annotate(text, (right, at), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
         nested_axis(axes, losses, palette)
-        axes.text(0, -0.75, " knows nothing", color=palette["muted"], fontsize=8.5)
+        axes.annotate(
+            "knows nothing",
+            (0, -0.75),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=palette["muted"],
+            fontsize=8.5,
+        )
         _loss_scale(axes, losses)
         hollow = "; hollow: closed form" if np.isfinite(losses["expected"]).any() else ""
         axes.set_xlabel(f"loss − ln V before the first update, nats{hollow}")
