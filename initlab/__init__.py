@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from initlab.errors import InitlabError
     from initlab.measure.statistics import statistic
     from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-    from initlab.results import Comparison, Confirmation, Probe, Profile, Scaling, Training, Watch, load
+    from initlab.results import Comparison, Confirmation, Probe, Scaling, Training, Watch, load
+    from initlab.results.profile import Profile
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
@@ -29,7 +30,7 @@ _HOME = {
     "NanoGPT": "initlab.models.nanogpt",
     "NanoGPTConfig": "initlab.models.nanogpt",
     "Probe": "initlab.results",
-    "Profile": "initlab.results",
+    "Profile": "initlab.results.profile",
     "Scaling": "initlab.results",
     "Training": "initlab.results",
     "Watch": "initlab.results",

@@ -44,12 +44,25 @@ class Square:
 
 
 class Document:
-    """Everything that a report says of a run; each value is made when a renderer asks for it, and once.
+    """Everything that a report says of a run; what takes time is made when a renderer asks for it, and once.
 
     Args:
         run: tables and manifest.
         findings: of all rules.
         modules: of a scaling run, glob of the sites and modules that its brief shows; None for a selection.
+
+    Attributes:
+        facts: what was run, as pairs of a label and a value.
+        header: what was run, in a line.
+        shortfall: sentences about what is missing or failed.
+        notes: what was found out about the model itself.
+        failing: failures, worst first.
+        counted: how many checks failed, passed and didn't apply.
+        passed: checks that passed.
+        inapplicable: checks that say nothing of this run.
+        questions: columns of the scoreboard.
+        recipe_info: summary and source of each recipe.
+        first_step: the first step that was measured.
     """
 
     def __init__(self, run: Run, findings: Sequence[Finding], modules: str | None = None):
@@ -61,6 +74,17 @@ class Document:
         self.recipes = recipes_of(run)
         self.baseline = self.recipes[0] if len(self.recipes) > 1 else None
         self._modules = modules
+        self.facts = facts(run)
+        self.header = header(run)
+        self.shortfall = shortfall(run)
+        self.notes = model_notes(run)
+        self.failing = failing(findings)
+        self.counted = count_sentence(run, findings)
+        self.passed = [finding for finding in findings if finding.status == "pass"]
+        self.inapplicable = [finding for finding in findings if finding.status == "not_applicable"]
+        self.questions = questions(findings)
+        self.recipe_info = run.manifest.get("recipes") or {}
+        self.first_step = steps_of(run)[0]
 
     @cached_property
     def verdict(self) -> str:
@@ -75,26 +99,6 @@ class Document:
         return outcomes(self.run, self.findings) if self.kind == "confirm" else pd.DataFrame()
 
     @cached_property
-    def header(self) -> str:
-        """What was run, in a line."""
-        return header(self.run)
-
-    @cached_property
-    def facts(self) -> list[tuple[str, str]]:
-        """What was run, as pairs of a label and a value."""
-        return facts(self.run)
-
-    @cached_property
-    def shortfall(self) -> list[str]:
-        """Sentences about what is missing or failed."""
-        return shortfall(self.run)
-
-    @cached_property
-    def notes(self) -> list[str]:
-        """What was found out about the model itself."""
-        return model_notes(self.run)
-
-    @cached_property
     def brief(self) -> Brief:
         """The run in a screenful."""
         if self.kind == "confirm":
@@ -102,34 +106,9 @@ class Document:
         return brief.brief(self.run, self.findings, self._modules)
 
     @cached_property
-    def failing(self) -> list[Finding]:
-        """Failures, worst first."""
-        return failing(self.findings)
-
-    @cached_property
-    def counted(self) -> str:
-        """How many checks failed, passed and didn't apply."""
-        return count_sentence(self.run, self.findings)
-
-    @cached_property
-    def passed(self) -> list[Finding]:
-        """Checks that passed."""
-        return [finding for finding in self.findings if finding.status == "pass"]
-
-    @cached_property
-    def inapplicable(self) -> list[Finding]:
-        """Checks that say nothing of this run."""
-        return [finding for finding in self.findings if finding.status == "not_applicable"]
-
-    @cached_property
     def cards(self) -> list[Card]:
         """Failures, a card for those that have all but the recipe in common."""
         return _cards(self.failing, {drawing.name for drawing in self.drawings})
-
-    @cached_property
-    def questions(self) -> list[str]:
-        """Columns of the scoreboard."""
-        return questions(self.findings)
 
     @cached_property
     def scoreboard(self) -> list[tuple[str, list[Square]]]:
@@ -175,11 +154,6 @@ class Document:
         return inventory.recipe_table(self.run, self.recipes)
 
     @cached_property
-    def recipe_info(self) -> dict[str, Any]:
-        """Summary and source of each recipe."""
-        return self.run.manifest.get("recipes") or {}
-
-    @cached_property
     def coverage(self) -> dict[str, Any]:
         """Sites expected and measured."""
         return inventory.coverage_table(self.run.tables.coverage)
@@ -189,11 +163,6 @@ class Document:
         """The first rows of the summary, and how many there are."""
         table = inventory.cell_table(self.run.tables.summary)
         return {**table, "total": self.run.tables.summary["run_id"].nunique()}
-
-    @cached_property
-    def first_step(self) -> int:
-        """The first step that was measured."""
-        return steps_of(self.run)[0]
 
     @cached_property
     def provenance(self) -> dict[str, list[tuple[str, str]]]:

@@ -1,4 +1,4 @@
-"""What `probe`, `compare`, `scale`, `watch`, `train`, `confirm` and `predict` give back: tables, findings, pictures.
+"""What `probe`, `compare`, `scale`, `watch`, `train` and `confirm` give back: tables, findings, pictures.
 Torch-free, so a saved run loads anywhere."""
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from initlab.judge import Severity
 from initlab.judge import outcomes as judged_training
 from initlab.judge.rules import Finding, chosen, evaluate, worst
 from initlab.judge.slopes import slopes
-from initlab.judge.theory import Prediction, Setting
 from initlab.judge.updates import by_role, update_ratios
 from initlab.recipes import Recipe
 from initlab.report import console, markdown
 from initlab.report.document import Document
+from initlab.results.profile import Profile as Profile
 from initlab.rundir import Run, RunDir
 
 if TYPE_CHECKING:
@@ -300,72 +300,6 @@ class Description:
 
     def __repr__(self) -> str:
         return self.text
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What the closed form expects of a model at init.
-
-    Attributes:
-        recipe: id of what the weights are drawn from.
-        setting: sizes, mean squares of the weights, statistics of the text.
-        expected: everything predicted, by site and block.
-        exact: whether every position was followed by itself.
-    """
-
-    recipe: str
-    setting: Setting
-    expected: Prediction
-    exact: bool
-
-    @property
-    def var(self) -> pd.DataFrame:
-        """One row per site and block: `var`, and `grad_var`, the variance of (B·T)·∂loss/∂x of a mean loss."""
-        rows = [
-            {"layer": layer, "site": site, "var": value, "grad_var": self.expected.grad.get((site, layer), math.nan)}
-            for (site, layer), value in self.expected.var.items()
-        ]
-        return pd.DataFrame(rows).astype({"layer": "Int64"})
-
-    @property
-    def growth(self) -> float:
-        """Variance of the stream after the last block ÷ that of the embedding."""
-        return self.expected.growth
-
-    @property
-    def gradient_ratio(self) -> float:
-        """Variance of the gradient at the embedding ÷ that after the last block."""
-        return self.expected.gradient_ratio
-
-    def plot(self, theme: str = "light") -> Figure:
-        """The profile as a matplotlib Figure; it is returned, never shown. Themes: light, dark."""
-        from initlab.report.figures.predict import draw_profile
-
-        return draw_profile(self.recipe, self.setting, self.expected, theme)
-
-    def save(self, out: str | Path) -> Path:
-        """Write profile.csv, profile.png and profile-dark.png into a folder; returns the folder.
-
-        Raises:
-            RunError: the folder can't be written.
-        """
-        out = Path(out)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            self.var.to_csv(out / "profile.csv", index=False)
-            for theme, name in (("light", "profile.png"), ("dark", "profile-dark.png")):
-                self.plot(theme).savefig(out / name, dpi=150)
-        except OSError as error:
-            raise RunError(f"{out} can't be written: {error.strerror or error}; name another folder") from error
-        return out
-
-    def __repr__(self) -> str:
-        return self._text(color=False)
-
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        from initlab.report.predict import profile_text
-
-        return profile_text(self.recipe, self.setting, self.expected, exact=self.exact, width=width, color=color)
 
 
 Loaded = Probe | Comparison | Watch | Scaling | Training | Confirmation
