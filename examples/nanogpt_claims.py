@@ -10,7 +10,6 @@ FOLDER` shows. The same command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from dataclasses import asdict, replace
@@ -26,9 +25,9 @@ from nanogpt_note.training_claims import TRAINING_CLAIMS
 
 import initlab
 from initlab.cli.common import Progress
-from initlab.report import figures, theme
+from initlab.report import figures
 from initlab.report.html import stylesheet
-from initlab.report.svg import inline_svg
+from initlab.report.svg import inline_svg, png
 from initlab.results import Confirmation
 
 VARIANTS = ["nanogpt", "nanogpt-no-depth-scale", "out-x0.02", "out-xsqrt2overL", "out-xinvsqrtL", "zero-out"]
@@ -79,13 +78,13 @@ def gather(out: Path, *, quick: bool) -> Evidence:
     return Evidence(narrow, wide, kinds, grid, by_activation)
 
 
-def draw(name: str, evidence: Evidence, look: str) -> Any:
+def draw(name: str, evidence: Evidence) -> Any:
     """A picture of this report, or of the runs behind it."""
     if name in FIGURES:
-        return FIGURES[name](evidence, look)
+        return FIGURES[name](evidence, "light")
     run = evidence.wide if name == "first-loss" else evidence.trained
     assert run is not None
-    return figures.draw(name, run.run, look)
+    return figures.draw(name, run.run)
 
 
 def write(found: list[Claim], evidence: Evidence, out: Path) -> Path:
@@ -94,12 +93,10 @@ def write(found: list[Claim], evidence: Evidence, out: Path) -> Path:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     pictures = {}
     for name in shown:
-        buffer = io.BytesIO()
-        with theme.style("light"):
-            draw(name, evidence, "light").savefig(buffer, format="png", dpi=144)
-        (out / "figures" / f"{name}.png").write_bytes(buffer.getvalue())
         words = "; ".join(claim.measured for claim in found if claim.figure == name)
-        pictures[name] = inline_svg(draw(name, evidence, "svg"), name, name.replace("-", " "), words)
+        picture = draw(name, evidence)
+        (out / "figures" / f"{name}.png").write_bytes(png(picture, words))
+        pictures[name] = inline_svg(picture, name, name.replace("-", " "), words)
     (out / "claims.json").write_text(
         json.dumps([asdict(claim) for claim in found], indent=1, ensure_ascii=False) + "\n"
     )

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from initlab.models.config import NanoGPTConfig
     from initlab.models.nanogpt import NanoGPT
     from initlab.options import RunOptions, Text
-    from initlab.results import Comparison, Confirmation, Probe, Profile, Scaling, Training, Watch, load
+    from initlab.results import Comparison, Confirmation, Probe, Scaling, Training, Watch, load
+    from initlab.results.profile import Profile
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
@@ -31,7 +32,7 @@ _HOME = {
     "NanoGPT": "initlab.models.nanogpt",
     "NanoGPTConfig": "initlab.models.config",
     "Probe": "initlab.results",
-    "Profile": "initlab.results",
+    "Profile": "initlab.results.profile",
     "RunOptions": "initlab.options",
     "Scaling": "initlab.results",
     "Text": "initlab.options",

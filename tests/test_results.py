@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from synthetic import synthetic_run
 from synthetic_training import trained_run
 
 import initlab
-from initlab.results import Confirmation
+from initlab import results
+from initlab.judge.rules import evaluate
+from initlab.results import Comparison, Confirmation
 
 REPORTS = Path(__file__).parents[1] / "reports"
 
@@ -70,6 +73,22 @@ def test_the_report_comes_with_the_tables_of_training(confirmation, tmp_path):
 def test_curves_and_runs_are_joined_by_run(confirmation):
     assert set(confirmation.curves["run_id"]) == set(confirmation.runs["run_id"].astype(str))
     assert confirmation.kind == "confirm"
+
+
+def test_a_run_is_judged_when_asked_and_once_for_each_choice(monkeypatch):
+    judged = []
+
+    def counted(run, **choice):
+        judged.append(choice)
+        return evaluate(run, **choice)
+
+    monkeypatch.setattr(results, "evaluate", counted)
+    result = Comparison(synthetic_run(("nanogpt",), depths=(2,), seeds=1))
+    assert not judged
+    assert result.worst is None and repr(result) and result.findings is result.findings
+    assert len(judged) == 1
+    assert {finding.code for finding in result.judge(select=["NUM"])} == {f"NUM00{at}" for at in range(1, 5)}
+    assert result.worst is None and len(judged) == 2
 
 
 def committed(name):

@@ -27,7 +27,7 @@ _FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def weights(evidence: Evidence, theme: str) -> Figure:
     """std found in the weights of nanogpt, by role."""
     with style(theme) as palette:
-        figure = new_figure(theme, 2.9, "What nanogpt draws")
+        figure = new_figure(2.9, "What nanogpt draws")
         axes = figure.subplots()
         for run, marker, token in ((evidence.narrow, "o", "s1"), (evidence.wide, "D", "s2")):
             width = int(run.records["n_embd"].iloc[0])
@@ -50,7 +50,7 @@ def projections(evidence: Evidence, theme: str) -> Figure:
     """std of the output projections against depth, with every formula that circulates."""
     found = pd.concat([stds(run, "nanogpt", role) for run in (evidence.narrow, evidence.wide) for role in OUTPUTS])
     with style(theme) as palette:
-        figure = new_figure(theme, 3.6, "Output projections against depth")
+        figure = new_figure(3.6, "Output projections against depth")
         axes = figure.subplots()
         depths = np.array(sorted(found["n_layer"].unique()), dtype=float)
         labels = []
@@ -74,7 +74,7 @@ def stream_growth(evidence: Evidence, theme: str) -> Figure:
     recipes = [str(recipe) for recipe in evidence.narrow.run.manifest["config"]["recipes"]]
     looks = series(recipes[:1] + [recipe for recipe in recipes[1:] if recipe in _SHOWN])
     with style(theme) as palette:
-        figure = new_figure(theme, 4.0, "Growth of the stream against depth")
+        figure = new_figure(4.0, "Growth of the stream against depth")
         grid = figure.subplots(1, 2, sharey=True)
         pending, everything = [], []
         for axes, run in zip(grid, runs, strict=True):
@@ -111,7 +111,7 @@ def warmup_gain(evidence: Evidence, theme: str) -> Figure:
     depths = sorted(gains["n_layer"].unique())
     rates = sorted(gains["lr"].unique())
     with style(theme) as palette:
-        figure = new_figure(theme, 3.8, "What warmup is worth")
+        figure = new_figure(3.8, "What warmup is worth")
         grid = figure.subplots(1, len(depths), sharey=True, squeeze=False)[0]
         for axes, depth in zip(grid, depths, strict=True):
             axes.axhline(0, color=palette["muted"], linewidth=0.8)

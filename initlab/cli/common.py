@@ -204,12 +204,12 @@ class Progress:
         self.stack.close()
 
     def start(self, work: float, cells: int, seconds: float) -> None:
-        from initlab.report import console
+        from initlab.report.progress import Progress
 
         about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
         models = "1 model" if cells == 1 else f"{cells} models"
         print(f"initlab: {models} to {self.doing}, about {about}; writing to {self.out}", file=sys.stderr)
-        self.bar = self.stack.enter_context(console.Progress(work, self.command))
+        self.bar = self.stack.enter_context(Progress(work, self.command))
 
     def advance(self, work: float, text: str) -> None:
         self.bar.advance(work, text)

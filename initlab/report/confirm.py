@@ -1,94 +1,67 @@
-"""A confirmation as terminal text: what training did by depth, whether the probe had said so, what is separated."""
+"""A confirmation in a screenful: what training did by depth, whether the probe had said so, what is separated."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE, run_measures
-from initlab.judge.rules.base import Finding
-from initlab.report import digest
-from initlab.report.console import STYLES, header
-from initlab.report.tables import narrowed, plain_table, print_text, wrapped
+from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE, effects, regrets, run_measures
+from initlab.judge.words import listed, plural, signed
+from initlab.report.facts import progress
+from initlab.report.values import Brief, Cell, Table
+from initlab.report.verdict import GLYPHS
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
-GRADE_STYLES = {"agreed": "green", "missed": "bold red", "false alarm": "bold yellow", "undecided": "dim"}
+_GRADES = {"agreed": "pass", "missed": "error", "false alarm": "warning", "undecided": "not_applicable"}
 _STATUS = {"healthy": "pass", "not probed": "not_applicable"}  # of a prediction that is no severity
 _DID = {"diverges": ("diverges", "diverge"), "stuck": ("is stuck", "are stuck"), "trains worse": ("trains worse",) * 2}
 _MOST_UNSEPARATED = 4  # that are named; effects.csv has them all
 
 
-def confirmation_text(
-    run: Run,
-    findings: Sequence[Finding],
-    regrets: pd.DataFrame,
-    effects: pd.DataFrame,
-    outcomes: pd.DataFrame,
-    *,
-    width: int | None = None,
-    color: bool = False,
-) -> str:
-    """Regret by depth, prediction beside outcome, the differences that are separated, one sentence that sums up."""
-    dim = "dim" if color else ""
+def brief(run: Run, graded: pd.DataFrame) -> Brief:
+    """Make regret by depth, prediction beside outcome, and the differences that are separated.
 
-    def body(console: Console, width: int) -> None:
-        console.print(wrapped(header(run), width), style=dim)
-        for note in digest.shortfall(run):
-            console.print(wrapped(f"! {note}", width, "  "), style="bold yellow")
-        for n_layer, own in regrets.groupby("n_layer"):
-            console.print(f"\n{_title(run, int(n_layer))}", style="bold")
-            console.print(narrowed(_regret_table(run, own), width))
-        if len(outcomes):
-            console.print()
-            console.print(_outcome_table(outcomes))
-        for table in filter(None, (_separated(effects), _gains(effects))):
-            console.print()
-            console.print(narrowed(table, width))
-        if sentence := unseparated_sentence(effects):
-            console.print()
-            console.print(wrapped(sentence, width))
-        console.print()
-        hint = " `initlab rules CODE` explains one." if digest.failing(findings) else ""
-        console.print(wrapped(f"{digest.count_sentence(run, findings)}{hint}", width))
-        console.print(wrapped(verdict(run, outcomes), width), style="bold")
-        if len(regrets):
-            console.print()
-            console.print(wrapped(_footer(effects), width), style=dim)
-
-    return print_text(body, width, color)
+    Args:
+        run: of kind `confirm`.
+        graded: its prediction beside outcome, see `initlab.judge.outcomes.outcomes`.
+    """
+    lost, found = regrets(run), effects(run)
+    blocks: list[Table | str] = [_regret_table(run, int(n_layer), own) for n_layer, own in lost.groupby("n_layer")]
+    if len(graded):
+        blocks.append(_outcome_table(graded))
+    blocks += filter(None, (_separated(found), _gains(found), unseparated_sentence(found)))
+    return Brief(blocks, closing=_closing(found) if len(lost) else "", explained=False)
 
 
-def verdict(run: Run, outcomes: pd.DataFrame) -> str:
+def verdict(run: Run, graded: pd.DataFrame) -> str:
     """One sentence: which recipes don't train well, and whether the probe had said so."""
-    done, planned = digest.progress(run)
+    done, planned = progress(run)
     before = "" if done == planned else f"So far, {done} of {planned} cells: "
-    trained = outcomes[outcomes["outcome"] != "not trained"]
+    trained = graded[graded["outcome"] != "not trained"]
     if trained.empty:
         return f"{before}No recipe is trained at every rate, so that there is nothing to confirm."
     depths = trained["n_layer"].nunique()
     parts = [_did(trained[trained["outcome"] == outcome], outcome, depths) for outcome in _DID]
     if (trained["outcome"] == "trains").all():
         names = list(trained["recipe"].unique())
-        parts = [f"{digest.listed(names)} {'trains' if len(names) == 1 else 'train'}"]
-    graded = trained[trained["grade"] != "undecided"]
+        parts = [f"{listed(names)} {'trains' if len(names) == 1 else 'train'}"]
+    decided = trained[trained["grade"] != "undecided"]
     said = []
-    if len(graded):
-        agreed = int((graded["grade"] == "agreed").sum())
-        said.append(f"the probe agrees with training in {agreed} of {digest.plural(len(graded), 'case')}")
+    if len(decided):
+        agreed = int((decided["grade"] == "agreed").sum())
+        said.append(f"the probe agrees with training in {agreed} of {plural(len(decided), 'case')}")
     for grade, words in (("missed", "missed"), ("false alarm", "gave a false alarm on")):
-        own = graded[graded["grade"] == grade]
+        own = decided[decided["grade"] == grade]
         said += [f"{words} {_places(own, depths)}"] if len(own) else []
     unclear = trained[trained["grade"] == "undecided"]
-    parts.append(digest.listed(said, len(said)))
+    parts.append(listed(said, len(said)))
     lost = unlearned(run)
     if lost:
-        at = f"at {digest.listed([str(each) for each in lost], 6)} layers"
+        at = f"at {listed([str(each) for each in lost], 6)} layers"
         parts.append(f"no recipe learned more than token frequencies {at}: more steps or other rates would tell")
     unclear = unclear[~unclear["n_layer"].isin(lost)]
     parts.append(f"undecided: {_places(unclear, depths)}" if len(unclear) else "")
@@ -104,9 +77,9 @@ def unlearned(run: Run) -> list[int]:
     return [int(n_layer) for n_layer in escaped.index[~escaped.to_numpy(bool)]]
 
 
-def unseparated_sentence(effects: pd.DataFrame) -> str:
+def unseparated_sentence(found: pd.DataFrame) -> str:
     """The comparisons without a verdict, and how many seeds each would take; empty without any."""
-    pairs = [row for row in effects.to_dict("records") if row["question"] != "best rate"]
+    pairs = [row for row in found.to_dict("records") if row["question"] != "best rate"]
     single = [row for row in pairs if row["seeds"] < 2]
     if len(single) == len(pairs):
         return "With one seed nothing can be separated; differences are in effects.csv." if pairs else ""
@@ -114,7 +87,7 @@ def unseparated_sentence(effects: pd.DataFrame) -> str:
     # those that a few seeds more would settle are of most use
     unclear.sort(key=lambda row: row["seeds_needed"])
     told = [
-        f"{_asked(row)} {digest.signed(row['difference'], 3)} ({seeds_text(row['seeds_needed'])})"
+        f"{_asked(row)} {signed(row['difference'], 3)} ({seeds_text(row['seeds_needed'])})"
         for row in unclear[:_MOST_UNSEPARATED]
     ]
     more = len(unclear) - len(told)
@@ -124,7 +97,7 @@ def unseparated_sentence(effects: pd.DataFrame) -> str:
 
 def seeds_text(seeds: float) -> str:
     """`5 seeds`, `> 100 seeds`."""
-    return "> 100 seeds" if math.isinf(seeds) else digest.plural(int(seeds), "seed")
+    return "> 100 seeds" if math.isinf(seeds) else plural(int(seeds), "seed")
 
 
 def rate_text(best: float, swept: Iterable[float]) -> str:
@@ -140,29 +113,27 @@ def _title(run: Run, n_layer: int) -> str:
     """`4 layers: 54 runs (3 rates, 2 warmups, 3 seeds)`."""
     runs = run.tables.runs[run.tables.runs["n_layer"] == n_layer]
     axes = (("rate", "lr"), ("warmup", "warmup"), ("seed", "seed"))
-    grid = ", ".join(digest.plural(runs[column].nunique(), noun) for noun, column in axes)
-    return f"{digest.plural(n_layer, 'layer')}: {digest.plural(len(runs), 'run')} ({grid})"
+    grid = ", ".join(plural(runs[column].nunique(), noun) for noun, column in axes)
+    return f"{plural(n_layer, 'layer')}: {plural(len(runs), 'run')} ({grid})"
 
 
-def _regret_table(run: Run, own: pd.DataFrame) -> Table:
+def _regret_table(run: Run, n_layer: int, own: pd.DataFrame) -> Table:
     """Of one depth; of several warmups the shortest and the longest."""
     warmups = sorted({int(each) for each in own["warmup"]})
     shown = list(dict.fromkeys([warmups[0], warmups[-1]]))
     heads = [f"regret,\n{_warmup_text(each)}" for each in shown]
-    table = plain_table("recipe", *heads, "best rate\nand loss", "runs\nstuck", "\ndiverged")
-    recipes = digest.recipes_of(run)
+    table = Table(("recipe", *heads, "best rate\nand loss", "runs\nstuck", "\ndiverged"), title=_title(run, n_layer))
+    recipes = recipes_of(run)
     runs = run.tables.runs
     for recipe in [each for each in recipes if each in set(own["recipe"])]:
         rows = {int(row["warmup"]): row for row in own[own["recipe"] == recipe].to_dict("records")}
-        name = Text(recipe)
-        if recipe == recipes[0] and len(recipes) > 1:
-            name.append(" (baseline)", style="dim")
+        name = Cell(recipe, note="(baseline)" if recipe == recipes[0] and len(recipes) > 1 else "")
         best = "–"
         if (last := rows.get(shown[-1])) and last["seeds"]:
             swept = runs.loc[(runs["n_layer"] == last["n_layer"]) & (runs["warmup"] == shown[-1]), "lr"]
             best = f"{rate_text(last['best_lr'], swept)}: {last['best_loss']:.3f}"
         counts = [str(sum(row[word] for row in rows.values())) for word in ("stuck", "diverged")]
-        table.add_row(name, *(_regret(rows.get(each)) for each in shown), best, *counts)
+        table.add(name, *(_regret(rows.get(each)) for each in shown), best, *counts)
     return table
 
 
@@ -173,33 +144,29 @@ def _regret(row: Mapping[Any, Any] | None) -> str:
     return f"{row['regret']:.2f}" + (f" ±{half:.2f}" if math.isfinite(half) else "")
 
 
-def _outcome_table(outcomes: pd.DataFrame) -> Table:
-    table = plain_table("recipe", "layers", "the probe said", "training", "grade")
-    for column in table.columns[2:]:
-        column.justify = "left"
-    table.columns[2].no_wrap = False
+def _outcome_table(graded: pd.DataFrame) -> Table:
+    heads = ("recipe", "layers", "the probe said", "training", "grade")
+    table = Table(heads, words=frozenset({0, 2, 3, 4}), whole=True)
     previous = None
-    for row in outcomes.to_dict("records"):
+    for row in graded.to_dict("records"):
         status = _STATUS.get(row["predicted"], row["predicted"])
-        said = Text(f"{digest.GLYPHS[status]} {row['predicted']}", style=STYLES[status])
-        said.append(f" {row['codes']}" if row["codes"] else "", style="not bold default")
-        grade = Text(row["grade"], style=GRADE_STYLES[row["grade"]])
+        said = Cell(f"{GLYPHS[status]} {row['predicted']}", status, row["codes"])
         layers = "" if row["n_layer"] == previous else str(row["n_layer"])
-        table.add_row(row["recipe"], layers, said, row["outcome"], grade)
+        table.add(row["recipe"], layers, said, row["outcome"], Cell(row["grade"], _GRADES[row["grade"]]))
         previous = row["n_layer"]
     return table
 
 
-def _separated(effects: pd.DataFrame) -> Table | None:
+def _separated(found: pd.DataFrame) -> Table | None:
     """Recipes that differ from the baseline, over the rates or at the best one; None where none does."""
-    best = {_key(row): row for row in _rows(effects, "best rate")}
-    pairs = [(row, best.get(_key(row))) for row in _rows(effects, "recipe")]
+    best = {_key(row): row for row in _rows(found, "best rate")}
+    pairs = [(row, best.get(_key(row))) for row in _rows(found, "recipe")]
     pairs = [pair for pair in pairs if any(row and row["verdict"] != "not separated" for row in pair)]
     if not pairs:
         return None
-    table = plain_table(f"loss − {pairs[0][0]['versus']}'s, nats", "layers", "warmup", "mean over rates", "best rates")
+    table = Table((f"loss − {pairs[0][0]['versus']}'s, nats", "layers", "warmup", "mean over rates", "best rates"))
     for pair in pairs:
-        table.add_row(
+        table.add(
             pair[0]["recipe"],
             str(pair[0]["n_layer"]),
             str(pair[0]["warmup"]),
@@ -208,31 +175,31 @@ def _separated(effects: pd.DataFrame) -> Table | None:
     return table
 
 
-def _gains(effects: pd.DataFrame) -> Table | None:
+def _gains(found: pd.DataFrame) -> Table | None:
     """Recipes by depth, at the longest warmup; None where warmup wasn't compared with none."""
-    rows = _rows(effects, "warmup")
+    rows = _rows(found, "warmup")
     if not rows:
         return None
     warmup = max(row["warmup"] for row in rows)
     gains = {(row["recipe"], row["n_layer"]): row for row in rows if row["warmup"] == warmup}
     depths = sorted({n_layer for _, n_layer in gains})
-    heads = [digest.plural(n_layer, "layer") for n_layer in depths]
-    table = plain_table(f"what {warmup} steps\nof warmup gain, nats", *heads)
+    heads = [plural(n_layer, "layer") for n_layer in depths]
+    table = Table((f"what {warmup} steps\nof warmup gain, nats", *heads))
     for recipe in dict.fromkeys(recipe for recipe, _ in gains):
         cells = [gains.get((recipe, n_layer)) for n_layer in depths]
-        table.add_row(recipe, *("–" if row is None else _bracketed(row) for row in cells))
+        table.add(recipe, *("–" if row is None else _bracketed(row) for row in cells))
     return table
 
 
 def _bracketed(row: Mapping[Any, Any]) -> str:
-    text = f"{digest.signed(row['difference'], 3)}{_half(row)}"
+    text = f"{signed(row['difference'], 3)}{_half(row)}"
     return f"({text})" if row["verdict"] == "not separated" else f"{text} "
 
 
 def _difference(row: Mapping[Any, Any]) -> str:
     """`+0.619 ±0.213 worse`; n.s. is not separated, which has an interval around 0."""
     word = "n.s." if row["verdict"] == "not separated" else row["verdict"]
-    return f"{digest.signed(row['difference'], 3)}{_half(row)} {word}"
+    return f"{signed(row['difference'], 3)}{_half(row)} {word}"
 
 
 def _half(row: Mapping[Any, Any]) -> str:
@@ -240,7 +207,7 @@ def _half(row: Mapping[Any, Any]) -> str:
     return f" ±{half:.3f}" if math.isfinite(half) else ""
 
 
-def _footer(effects: pd.DataFrame) -> str:
+def _closing(found: pd.DataFrame) -> str:
     """What the words and the intervals mean, as short as it can be said."""
     text = (
         "regret: mean over the rates of min(loss, ln V) − the best of any recipe at any rate, ± 95 % over seeds; a run "
@@ -249,11 +216,11 @@ def _footer(effects: pd.DataFrame) -> str:
         f"{ESCAPE_MARGIN:g} nats below the loss of token frequencies; trains worse: regret {WORSE:g} or more above the "
         "best one's, separated, of the runs with warmup where there are any"
     )
-    families = len(effects.loc[effects["seeds"] > 1, list(FAMILY)].drop_duplicates())
+    families = len(found.loc[found["seeds"] > 1, list(FAMILY)].drop_duplicates())
     if families:
         text += (
             "; differences are paired over seeds, ± at Holm's level among the recipes of one depth and warmup "
-            f"({digest.plural(families, 'such group')}, each with a 5 % chance of a false verdict); n.s. and ( ): not "
+            f"({plural(families, 'such group')}, each with a 5 % chance of a false verdict); n.s. and ( ): not "
             "separated from 0"
         )
     return f"{text}."
@@ -267,20 +234,20 @@ def _did(own: pd.DataFrame, outcome: str, depths: int) -> str:
     found: dict[str, list[str]] = {}
     for recipe, rows in own.groupby("recipe", sort=False):
         found.setdefault(_layers(rows, depths), []).append(str(recipe))
-    told = [f"{digest.listed(names)} {one if len(names) == 1 else several} {at}" for at, names in found.items()]
+    told = [f"{listed(names)} {one if len(names) == 1 else several} {at}" for at, names in found.items()]
     return ", ".join(told)
 
 
 def _places(own: pd.DataFrame, depths: int) -> str:
     """`a at 4 and 16 layers and b at 16 layers`: every recipe with its depths."""
     told = [f"{recipe} {_layers(rows, depths)}" for recipe, rows in own.groupby("recipe", sort=False)]
-    return digest.listed(told, 4)
+    return listed(told, 4)
 
 
 def _layers(rows: pd.DataFrame, depths: int) -> str:
     if len(rows) == depths > 1:
         return "at every depth"
-    return f"at {digest.listed([str(each) for each in rows['n_layer']], 6)} layers"
+    return f"at {listed([str(each) for each in rows['n_layer']], 6)} layers"
 
 
 def _warmup_text(warmup: int) -> str:
@@ -297,5 +264,5 @@ def _key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
     return row["recipe"], row["n_layer"], row["warmup"]
 
 
-def _rows(effects: pd.DataFrame, question: str) -> list[dict[Any, Any]]:
-    return effects[effects["question"] == question].to_dict("records")
+def _rows(found: pd.DataFrame, question: str) -> list[dict[Any, Any]]:
+    return found[found["question"] == question].to_dict("records")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from initlab.judge.rules import Finding
 from initlab.judge.words import trimmed
-from initlab.report.digest import GLYPHS
+from initlab.report.verdict import GLYPHS
 from initlab.rundir import Run
 
 _MOST = 100  # columns, on a wider terminal too

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from initlab import schema
-from initlab.report import digest
+from initlab.judge.words import number, trimmed
+from initlab.report.view import view
 from initlab.rundir import Run
 
 _MOST_ROWS = 200  # of the summary table; the CSV file has them all
@@ -18,7 +19,7 @@ _MOST_ROWS = 200  # of the summary table; the CSV file has them all
 def recipe_table(run: Run, recipes: Sequence[str]) -> dict[str, Any]:
     """role -> recipe -> what its weights are drawn from, at the width the figures show."""
     shown = [recipe for recipe in recipes if (run.manifest.get("recipes") or {}).get(recipe, {}).get("rows")]
-    n_embd = digest.view(run).n_embd
+    n_embd = view(run).n_embd
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     widths, depths = set(), set()
     for recipe in shown:
@@ -54,7 +55,7 @@ def _draws(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def _value_range(values: Sequence[float]) -> str:
-    low, high = digest.trimmed(min(values)), digest.trimmed(max(values))
+    low, high = trimmed(min(values)), trimmed(max(values))
     return low if low == high else f"{low}–{high}"
 
 
@@ -107,7 +108,7 @@ def cell_table(summary: pd.DataFrame) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float | np.floating):
-        return digest.number(float(value), 4)
+        return number(float(value), 4)
     return f"{value:,}".replace(",", " ") if isinstance(value, int | np.integer) else str(value)
 
 

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from initlab.judge.theory import STEEP, Prediction, Setting
-from initlab.report.console import layers_shown
-from initlab.report.digest import number, plural, signed
-from initlab.report.tables import narrowed, plain_table, print_text, wrapped
+from initlab.judge.words import number, plural, signed
+from initlab.report.brief import layers_shown
+from initlab.report.terminal import narrowed, plain_table, print_text, wrapped
 
 
 def scalars(setting: Setting, expected: Prediction) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from initlab.judge.rules.base import Rule
-from initlab.report import digest
+from initlab.judge.rules import Rule
 from initlab.report.recipes import make_table, print_table
+from initlab.report.verdict import questions
 
 MOST_COLUMNS = 100
 
@@ -18,7 +18,7 @@ MOST_COLUMNS = 100
 def list_text(rules: Sequence[Rule], *, color: bool = False) -> str:
     """One line per rule, by question: code, name, and the limit with its basis."""
     table = make_table("code", "name", "question", "basis", "limit")
-    for question in digest.questions(rules):
+    for question in questions(rules):
         for rule in rules:
             if rule.question == question:
                 table.add_row(rule.code, rule.name, rule.question, rule.basis, rule.limit_text(rule.limits))

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from initlab.judge.slopes import AXES, diverged
-from initlab.report.digest import plural, signed
+from initlab.judge.slopes import AXES, diverged, slopes
+from initlab.judge.words import plural, signed
+from initlab.report.values import Brief, Cell, Table
 from initlab.rundir import Run
 
 # one site of each kind; q, k and v are alike, as are the states of the stream inside a block
 KEY_SITES = ("embed", "q", "attn_out", "mlp_pre", "mlp_out", "resid_post", "logits")
+_ONE_SEED = "± half the 95 % interval of the fit, which needs three sizes; --seeds 3 gives one over seeds"
 _MOST_STEPS = 4
 _MOST_ROWS = 12  # of a recipe, where nobody chose
 
@@ -44,24 +46,24 @@ class SlopeTable:
         return any(math.isfinite(row.expected) for row in self.rows)
 
 
-def slope_tables(slopes: pd.DataFrame, modules: str | None = None, *, every: bool = False) -> list[SlopeTable]:
+def slope_tables(found: pd.DataFrame, modules: str | None = None, *, every: bool = False) -> list[SlopeTable]:
     """A table per axis: the sites that `modules`, a glob, names; by default a selection; with `every`, all of them."""
     tables = []
     for axis in AXES:
-        own = slopes[slopes["axis"] == axis]
+        own = found[found["axis"] == axis]
         if own.empty:
             continue
         steps = shown_steps(own["step"].unique())
         rows, left_out = [], 0
         for recipe, of_recipe in own.groupby("recipe", observed=True, sort=False):
-            found = [
+            sites = [
                 (str(kind), str(site), _row(str(recipe), str(kind), str(module or site), group, steps))
                 for (kind, site, module), group in of_recipe.groupby(
                     ["kind", "site", "module"], observed=True, sort=False
                 )
             ]
-            chosen = _chosen(found, modules, every)
-            left_out += len(found) - len(chosen)
+            chosen = _chosen(sites, modules, every)
+            left_out += len(sites) - len(chosen)
             rows += chosen
         tables.append(SlopeTable(axis, steps, rows, left_out))
     return tables
@@ -114,3 +116,41 @@ def _row(recipe: str, kind: str, name: str, group: pd.DataFrame, steps: list[int
     expected = float(by_step.loc[0, "expected"]) if 0 in by_step.index else math.nan
     verdict = str(last["verdict"]) if math.isfinite(last["slope"]) else "not fitted"
     return Row(recipe, f"{name} − init" if kind == "change" else name, cells, expected, verdict)
+
+
+def brief(run: Run, modules: str | None = None) -> Brief:
+    """Make the slopes of every recipe by step, as the terminal shows them.
+
+    Args:
+        run: of kind `scale`.
+        modules: glob of the sites and modules to show; None for a selection.
+    """
+    found = slopes(run.tables.records)
+    tables = slope_tables(found, modules)
+    interval = "± half their 95 % interval over seeds" if (found["seeds"] > 1).any() else _ONE_SEED
+    footer = (
+        f"exponents of variance (half of one is the slope of mup's l1 = mean |x|) {interval}; mean over blocks, "
+        "resid_post of the last; − init: change since step 0"
+    )
+    if not any(table.rows for table in tables):
+        footer = f"no site or module is named {modules}" if modules else "no slope could be fitted"
+    elif left_out := sum(table.left_out for table in tables):
+        footer += f"; {left_out} more rows with --modules '*'"
+    return Brief([_shown(table) for table in tables], lost(run), footer)
+
+
+def _shown(table: SlopeTable) -> Table:
+    heads = [f"step {step}" if step else "at init" for step in table.steps]
+    if table.foresees and heads:
+        heads[1:1] = ["closed\nform"]
+    shown = Table((f"var ∝ {table.axis}^x", *heads, f"verdict,\nstep {table.steps[-1]}"))
+    previous = None
+    for row in table.rows:
+        if row.recipe != previous:
+            shown.add(Cell(row.recipe, strong=True))
+            previous = row.recipe
+        cells = [slope_text(*row.cells[step]) if step in row.cells else "" for step in table.steps]
+        if table.foresees:
+            cells[1:1] = [slope_text(row.expected, float("nan")) if row.expected == row.expected else ""]
+        shown.add(f"  {row.name}", *cells, row.verdict)
+    return shown

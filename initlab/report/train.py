@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge import outcomes as judged
-from initlab.judge.rules.base import Finding
-from initlab.report.digest import listed, number, plural, recipes_of, signed, trimmed
+from initlab.judge.words import listed, number, plural, signed, trimmed
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 KINDS = ("confirm", "train")
@@ -79,12 +78,17 @@ class Trained:
     limits: str
 
 
-def trained(run: Run, findings: Sequence[Finding]) -> Trained | None:
-    """The section's content; None for a run of another kind."""
+def trained(run: Run, graded: pd.DataFrame) -> Trained | None:
+    """Make the section's content; None for a run that trained nothing.
+
+    Args:
+        run: of any kind.
+        graded: prediction beside outcome of a confirmation, see `initlab.judge.outcomes.outcomes`.
+    """
     if run.manifest.get("kind") not in KINDS:
         return None
     runs, confirms = judged.run_measures(run), run.manifest["kind"] == "confirm"
-    graded = judged.outcomes(run, findings) if confirms and len(runs) else pd.DataFrame()
+    graded = graded if len(runs) else graded.iloc[:0]
     tables = [*_effects(run), _regrets(run), _rankings(run)] if len(graded) else []
     tables.append(_runs(run, runs))
     return Trained(

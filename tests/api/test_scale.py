@@ -119,7 +119,7 @@ def test_a_saved_run_loads_and_the_same_command_resumes_it(tmp_path):
     assert 'id="slopes"' in page and 'id="fig-coord"' in page and 'id="fig-coord-depth"' in page
     for name in ("coord", "coord-depth"):
         assert (tmp_path / "a" / "figures" / f"{name}.png").stat().st_size > 10_000
-        assert figures.FIGURES[name].describe(loaded.run).endswith(".")
+        assert figures.FIGURES.get(name).words(loaded.run).endswith(".")
 
 
 def test_a_function_with_another_source_is_another_run(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 import initlab
 from initlab import cli
+from initlab.registry import Registry
 from initlab.report import figures
 from initlab.training.protocol import GRIDS
 
@@ -26,7 +27,10 @@ def run(capsys, *arguments):
 
 
 def test_it_trains_reports_and_says_what_it_does(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in ("losses", "rates")})
+    few: Registry[figures.FigureSpec] = Registry("few figure")
+    for name in ("losses", "rates"):
+        few.add(name, figures.FIGURES.get(name))
+    monkeypatch.setattr(figures, "FIGURES", few)
     out = tmp_path / "run"
     code, stdout, stderr = run(capsys, "confirm", "nanogpt", "zero-out", *TINY.split(), "--jobs", 1, "-o", out)
     assert code == 0, stderr

@@ -6,8 +6,11 @@ from synthetic_training import UNIGRAM, trained_run
 
 from initlab.judge.outcomes import effects, outcomes, regrets
 from initlab.judge.rules import evaluate
-from initlab.report import confirm, digest
-from initlab.report.confirm import confirmation_text, rate_text, seeds_text, verdict
+from initlab.report import confirm, console
+from initlab.report.confirm import rate_text, seeds_text, verdict
+from initlab.report.document import Document
+from initlab.report.facts import shortfall
+from initlab.report.view import overview, view
 from initlab.rundir import Run
 from initlab.schema import Tables
 
@@ -18,7 +21,7 @@ def judged(run):
 
 
 def show(run, **options):
-    return confirmation_text(*judged(run), **{"width": 80, **options})
+    return console.text(Document(run, evaluate(run)), **{"width": 80, **options})
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +71,9 @@ def test_every_run_fits_its_columns(usual):
         "nothing at all": Run(Tables(), {**usual.manifest, "cells": []}),
     }
     for name, run in runs.items():
-        found = judged(run)
+        document = Document(run, evaluate(run))
         for width in (60, 100):
-            text = confirmation_text(*found, width=width)
+            text = console.text(document, width=width)
             assert max(map(len, text.splitlines())) <= width, name
             assert "nan" not in text.lower().replace("nanogpt", ""), name
             assert "\x1b" not in text
@@ -188,14 +191,14 @@ def test_cells_that_failed_alike_share_a_sentence():
     run = small()
     ids = [f"torch-default-L2-d384-s{seed}-lr0.01-w0" for seed in range(4)]
     run.manifest["failed"] = dict.fromkeys(ids, "out of memory") | {"nanogpt-L2-d384-s0": "a cable is loose"}
-    assert digest.shortfall(run)[-2:] == [
+    assert shortfall(run)[-2:] == [
         f"Cells {ids[0]}, {ids[1]} and 2 more could not be trained: out of memory",
         "Cell nanogpt-L2-d384-s0 could not be measured: a cable is loose",
     ]
 
 
 def test_figures_and_numbers_of_the_probe_are_those_before_training(usual):
-    shown = digest.view(usual)
+    shown = view(usual)
     assert set(shown.summary["step"]) == {0}
     assert shown.depths == [4, 16]
     assert len(shown.summary) == 18
@@ -203,5 +206,5 @@ def test_figures_and_numbers_of_the_probe_are_those_before_training(usual):
     summary = usual.tables.summary.copy()
     summary.loc[summary["step"] > 0, "step"] = 0
     early = Run(Tables(**{**dict(usual.tables.items()), "summary": summary}), usual.manifest)
-    assert len(digest.view(early).summary) == 18
-    assert digest.overview(early, []) == digest.overview(usual, [])
+    assert len(view(early).summary) == 18
+    assert overview(early) == overview(usual)

@@ -4,20 +4,23 @@ import pytest
 from synthetic import synthetic_findings
 from variants import variants
 
-from initlab.report import console
-from initlab.report.console import Progress, comparison_text, probe_text
+from initlab.report import console, progress
+from initlab.report.document import Document
+from initlab.report.progress import Progress
+from initlab.rundir import Run
 
 
-def show(case, render=comparison_text, **options):
+def show(case, kind="compare", **options):
     run = variants()[case]
-    return render(run, synthetic_findings(run), **{"width": 80, **options})
+    shown = Run(run.tables, {**run.manifest, "kind": kind})
+    return console.text(Document(shown, synthetic_findings(run)), **{"width": 80, **options})
 
 
 @pytest.mark.parametrize("case", list(variants()))
-@pytest.mark.parametrize("render", [comparison_text, probe_text])
+@pytest.mark.parametrize("kind", ["compare", "probe"])
 @pytest.mark.parametrize("width", [80, 60, 45])
-def test_every_run_fits_in_few_columns(case, render, width):
-    text = show(case, render, width=width)
+def test_every_run_fits_in_few_columns(case, kind, width):
+    text = show(case, kind, width=width)
     assert "\x1b" not in text
     if case != "hostile":
         assert max(map(len, text.splitlines())) <= width
@@ -64,12 +67,12 @@ def test_colour_is_optional():
 
 
 def test_a_probe_shows_blocks_and_says_when_not_all():
-    text = show("probe", probe_text)
+    text = show("probe", "probe")
     assert [line.split()[0] for line in text.splitlines() if line.startswith(("embedding", "block"))] == [
         "embedding",
         *["block"] * 3,
     ]
-    deep = show("deep probe", probe_text)
+    deep = show("deep probe", "probe")
     assert deep.count("\nblock ") <= 17
     assert "block 39" in deep
     assert "not every block is shown" in deep
@@ -101,11 +104,11 @@ def test_progress_on_a_terminal_is_drawn_and_cleared(monkeypatch):
 
 def test_progress_elsewhere_is_silent_for_half_a_minute(monkeypatch):
     clock = iter([0.0, 10.0, 31.0, 32.0])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
-    with Progress(4.0, "compare", stream) as progress:
-        progress.advance(1.0, "a")
+    with Progress(4.0, "compare", stream) as bar:
+        bar.advance(1.0, "a")
         assert stream.getvalue() == ""
-        progress.advance(1.0, "b")
-        progress.advance(1.0, "c")
+        bar.advance(1.0, "b")
+        bar.advance(1.0, "c")
     assert stream.getvalue() == "compare: 50%, about 31 s left  b\n"

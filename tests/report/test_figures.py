@@ -1,12 +1,23 @@
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from synthetic import synthetic_run
 from variants import variants
 
+import initlab
 from initlab.errors import ConfigError
 from initlab.report import figures
-from initlab.report.figures import FIGURES, dots
+from initlab.report.document import Document
+from initlab.report.figures import FIGURES, dots, in_order
 from initlab.report.figures.data import curve
+from initlab.report.files import write_report
+from initlab.report.svg import inline_svg
+from initlab.report.theme import new_figure, style
 
 ORDER = [
     "watch",
@@ -41,12 +52,12 @@ def usual():
 
 
 def test_the_figures_and_their_order():
-    assert list(FIGURES) == ORDER
-    assert all(spec.title and spec.question.endswith((".", "?")) for spec in FIGURES.values())
+    assert [spec.name for spec in in_order()] == ORDER
+    assert all(spec.title and spec.question.endswith((".", "?")) for spec in FIGURES)
 
 
 def test_unknown_figure_lists_the_known_ones(usual):
-    with pytest.raises(ConfigError, match="unknown figure 'rms'; figures: watch, losses, rates, regret"):
+    with pytest.raises(ConfigError, match=r"unknown figure 'rms'; .*known: watch, losses, "):
         figures.draw("rms", usual)
 
 
@@ -58,11 +69,11 @@ def test_a_figure_that_lacks_its_data_says_so():
 @pytest.mark.parametrize("case", [case for case in variants() if case not in ("usual", "nine recipes")])
 def test_every_figure_is_described_or_says_why_not(case):
     run = variants()[case]
-    for spec in FIGURES.values():
+    for spec in FIGURES:
         reason = spec.needs(run)
         if not reason:
-            assert spec.describe(run).endswith(".")
-            assert "-0.00" not in spec.describe(run)
+            assert spec.words(run).endswith(".")
+            assert "-0.00" not in spec.words(run)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +87,7 @@ def test_every_figure_is_described_or_says_why_not(case):
     ],
 )
 def test_reasons(case, figure, reason):
-    assert reason in FIGURES[figure].needs(variants()[case])
+    assert reason in FIGURES.get(figure).needs(variants()[case])
 
 
 def test_residual_has_a_panel_per_depth_and_labels_at_the_deepest(usual):
@@ -93,7 +104,7 @@ def test_median_and_range_over_seeds_and_zero_and_nan():
     rows = rows[(rows["site"] == "resid_post") & (rows["kind"] == "activation")]
     line = curve(rows, "layer")
     first = np.sort(rows.loc[rows["layer"] == 0, "var"].to_numpy())
-    assert [line.low[0], line.median[0], line.high[0]] == pytest.approx(list(first))
+    assert [line.seeds[:, 0].min(), line.median[0], line.seeds[:, 0].max()] == pytest.approx(list(first))
     broken = rows.copy()
     broken.loc[(broken["layer"] == 0) & (broken["seed"] == 1), "var"] = np.nan
     broken.loc[broken["layer"] == 1, "var"] = 0.0
@@ -106,7 +117,7 @@ def test_depth_check_prints_the_exponents(usual):
     shown = texts(figures.draw("depth", usual))
     assert any("nanogpt\nL^-1.0" in text and "±" in text for text in shown)
     assert {"slope 0", "slope -1"} <= set(shown)
-    words = FIGURES["depth"].describe(usual)
+    words = FIGURES.get("depth").words(usual)
     assert "nanogpt MLP writes L^-1.0" in words
     assert "nanogpt-no-depth-scale MLP writes L^-0.01 ± 0.01" in words
 
@@ -145,7 +156,7 @@ def test_a_broken_first_loss_does_not_flatten_the_others():
 
 
 def test_descriptions_state_numbers(usual):
-    words = FIGURES["residual"].describe(usual)
+    words = FIGURES.get("residual").words(usual)
     assert "nanogpt 0.00079 to 0.018 (×23)" in words
     assert "16-block model" in words
 
@@ -165,5 +176,91 @@ def test_the_widest_model_is_shown():
 
 
 def test_pictures_carry_their_title_and_pages_do_not(usual):
-    assert figures.draw("first-loss", usual, "light").get_suptitle() == "First loss"
-    assert figures.draw("first-loss", usual, "svg").get_suptitle() == ""
+    figure = figures.draw("first-loss", usual)
+    assert figure.get_suptitle() == "First loss"
+    assert "First loss" not in inline_svg(figure, "a", "title", "words")
+
+
+@pytest.fixture
+def widths():
+    """A figure as a script outside initlab adds one."""
+    with FIGURES.temporary():
+
+        @figures.figure(
+            "widest",
+            place=125,
+            title="Widest",
+            question="How wide is the widest?",
+            words=lambda run: "The widest has 384 channels.",
+            kinds=("compare",),
+            otherwise="needs recipes side by side",
+        )
+        def draw_widest(run, theme):
+            with style(theme) as palette:
+                figure = new_figure(1.0, "Widest")
+                axes = figure.subplots()
+                axes.plot([0, 1], color=palette["s1"])
+                axes.set(xlabel="depth, blocks", ylabel="width, channels")
+            return figure
+
+        yield
+
+
+def test_a_figure_from_outside_stands_where_it_says_on_the_page_and_among_the_files(widths, usual, tmp_path):
+    page = write_report(Document(usual, []), tmp_path).read_text(encoding="utf-8")
+    assert (tmp_path / "figures" / "widest.png").read_bytes()[:4] == b"\x89PNG"
+    assert "How wide is the widest?" in page and "The widest has 384 channels." in page
+    at = [page.index(f'id="fig-{name}"') for name in ("residual", "widest", "branches")]
+    assert at == sorted(at)
+    assert 'href="#fig-widest"' in page and "var(--s1)" in page[at[1] : at[2]]
+    assert FIGURES.get("widest").needs(variants()["probe"]) == "needs recipes side by side"
+    with pytest.raises(ConfigError, match="figure 'widest' exists already"):
+        figures.figure("widest", place=1, title="", question="", words=str)(figures.draw)
+
+
+def test_every_figure_is_drawn_once_for_page_and_file(usual, tmp_path, monkeypatch):
+    drawn = []
+    for spec in FIGURES:
+
+        def counted(run, theme, spec=spec):
+            drawn.append(spec.name)
+            return spec.draw(run, theme)
+
+        monkeypatch.setitem(FIGURES._found, spec.name, dataclasses.replace(spec, draw=counted))
+    write_report(Document(usual, []), tmp_path)
+    assert sorted(drawn) == sorted({path.stem for path in (tmp_path / "figures").iterdir()})
+
+
+PLUGIN = """
+from initlab.report.figures import figure
+
+@figure("plugged", place=1, title="Plugged", question="Is it in?", words=lambda run: "It is in.")
+def draw(run, theme):
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([1, 2])
+    return figure
+"""
+
+
+def test_an_installed_package_adds_a_figure_by_entry_point(tmp_path):
+    (tmp_path / "plugged.py").write_text(PLUGIN)
+    info = tmp_path / "plugged-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[initlab.figures]\nplugged = plugged\n")
+    code = "from initlab.report.figures import in_order; print(*[spec.name for spec in in_order()])"
+    path = os.pathsep.join([str(tmp_path), str(Path(initlab.__file__).parents[1])])
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True, text=True
+    )
+    assert shown.stdout.split() == ["plugged", *ORDER]
+
+
+def test_neither_seaborn_nor_matplotlib_is_imported_until_a_figure_is_drawn():
+    code = (
+        "import sys, initlab.cli, initlab.results; from initlab.report import console, figures\n"
+        "assert len(figures.in_order()) > 10\n"
+        "sys.exit(', '.join({'seaborn', 'matplotlib'} & set(sys.modules)) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

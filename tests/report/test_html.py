@@ -11,8 +11,10 @@ from synthetic import synthetic_findings, synthetic_run
 from variants import HOSTILE, variants
 
 from initlab.errors import RunError
+from initlab.report.document import Document
 from initlab.report.figures import FIGURES
-from initlab.report.html import render_html, write_report
+from initlab.report.files import write_report
+from initlab.report.html import page as written
 
 # the other tests here render these, or draw their figures
 DRAWN_ELSEWHERE = {"usual", "nine recipes", "five recipes, one depth", "two widths", "deep probe"}
@@ -22,7 +24,7 @@ TRAINED = {"losses", "rates", "regret", "warmup", "grad-norms", "schedule", "tra
 @cache
 def render(case):
     run = variants()[case]
-    return render_html(run, synthetic_findings(run))
+    return written(Document(run, synthetic_findings(run)))
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +74,11 @@ def test_links_and_labels_resolve(page):
 
 def test_every_figure_says_what_it_shows(page):
     images = [attrs for tag, attrs in page.tags if attrs.get("role") == "img"]
-    shown = {name: spec for name, spec in FIGURES.items() if not spec.needs(variants()["usual"])}
-    assert set(FIGURES) - set(shown) == {"watch", "coord", "coord-depth", *TRAINED}
+    shown = {spec.name: spec for spec in FIGURES if not spec.needs(variants()["usual"])}
+    assert {spec.name for spec in FIGURES} - set(shown) == {"watch", "coord", "coord-depth", *TRAINED}
     assert len(images) == len(shown)
     for name, spec in shown.items():
-        assert spec.describe(variants()["usual"]) in "".join(page.words), name
+        assert spec.words(variants()["usual"]) in "".join(page.words), name
 
 
 def test_a_recipe_id_is_text_and_never_markup():
@@ -127,7 +129,7 @@ def test_what_is_not_here_is_said():
 def test_missing_sites_are_said():
     run = synthetic_run(("nanogpt",), depths=(2,), seeds=1)
     run.tables.coverage.loc[0, ["fired", "note"]] = [0, "activation checkpointing hides it"]
-    text = render_html(run, [])
+    text = written(Document(run, []))
     assert "resid_pre (activation) 0 of 2" in text
     assert "activation checkpointing hides it" in text
 
@@ -138,8 +140,8 @@ def test_files(tmp_path):
     stale.parent.mkdir()
     stale.write_bytes(b"of an earlier run")
     findings = synthetic_findings(run)
-    assert write_report(run, findings, tmp_path) == tmp_path / "report.html"
-    drawn = {f"{name}.png" for name, spec in FIGURES.items() if not spec.needs(run)}
+    assert write_report(Document(run, findings), tmp_path) == tmp_path / "report.html"
+    drawn = {f"{spec.name}.png" for spec in FIGURES if not spec.needs(run)}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == drawn
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (tmp_path / "figures").iterdir())
     saved = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))
@@ -151,7 +153,7 @@ def test_files(tmp_path):
 def test_an_unwritable_folder_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(RunError, match=r"report folder .* can't be written"):
-        write_report(variants()["probe"], [], tmp_path / "file" / "out")
+        write_report(Document(variants()["probe"], []), tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize(

@@ -114,20 +114,20 @@ def test_the_depth_check_shows_what_steps_changed():
     figure = figures.draw("coord-depth", run)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert len(shown) == 4  # no change at step 0
-    assert "resid_post − init n_layer^+0.00" in figures.FIGURES["coord-depth"].describe(run)
+    assert "resid_post − init n_layer^+0.00" in figures.FIGURES.get("coord-depth").words(run)
 
 
 def test_a_fifth_recipe_is_not_drawn_and_that_is_said():
     run = scale_run(("a", "b", "c", "d", "e"))
     assert len(figures.draw("coord", run).axes[-1].texts) == 4
-    assert "1 further recipe not drawn" in figures.FIGURES["coord"].describe(run)
+    assert "1 further recipe not drawn" in figures.FIGURES.get("coord").words(run)
 
 
 @pytest.mark.parametrize("name", ["coord", "coord-depth"])
 def test_runs_without_steps_say_what_to_run(name):
     run = scale_run()
     run.manifest["kind"] = "compare"
-    assert "initlab scale --" in figures.FIGURES[name].needs(run)
+    assert "initlab scale --" in figures.FIGURES.get(name).needs(run)
     empty = scale_run()
     empty.tables.records["var"] = math.nan
-    assert figures.FIGURES[name].needs(empty) != ""
+    assert figures.FIGURES.get(name).needs(empty) != ""

@@ -15,7 +15,8 @@ from initlab.judge.outcomes import effects, outcomes, regrets
 from initlab.judge.rules import evaluate
 from initlab.report import confirm
 from initlab.report import train as section
-from initlab.report.html import render_html
+from initlab.report.document import Document
+from initlab.report.html import page as written
 
 
 @cache
@@ -25,12 +26,12 @@ def judged(case):
 
 @cache
 def told(case):
-    return section.trained(trained(case), judged(case))
+    return Document(trained(case), judged(case)).trained
 
 
 @cache
 def render(case):
-    return render_html(trained(case), judged(case))
+    return written(Document(trained(case), judged(case)))
 
 
 def plain(text):
@@ -74,8 +75,8 @@ def test_eight_recipes_fit_a_page():
 
 def test_a_run_without_training_has_no_such_section():
     run = synthetic_run(("nanogpt",), depths=(2,), seeds=1)
-    assert section.trained(run, []) is None
-    assert 'id="training"' not in render_html(run, [])
+    assert Document(run, []).trained is None
+    assert 'id="training"' not in written(Document(run, []))
 
 
 def test_predictions_stand_beside_outcomes_with_glyph_word_and_sentence():

@@ -6,7 +6,9 @@ import pytest
 from synthetic import synthetic_run
 
 from initlab.judge.rules import evaluate
-from initlab.report import console, digest, figures, html
+from initlab.report import console, figures, html
+from initlab.report.document import Document
+from initlab.report.view import steps_of
 from initlab.rundir import Run
 from initlab.schema import Tables, cast
 
@@ -49,7 +51,7 @@ def test_a_panel_each_for_stream_gradient_and_updates_with_direct_labels(run):
 
 
 def test_words_state_both_ends(run):
-    words = figures.FIGURES["watch"].describe(run)
+    words = figures.FIGURES.get("watch").words(run)
     assert words.startswith("From step 0 to step 20. Residual stream, after each block: embedding ")
     assert "mlp_in 0.010 to 0.0025" in words and words.endswith(".")
 
@@ -59,26 +61,26 @@ def test_values_that_are_not_finite_are_marked_not_dropped(run):
     records.loc[(records["step"] == 20) & (records["site"] == "resid_post"), "var"] = np.nan
     broken = Run(Tables(records, run.tables.heads, run.tables.summary, run.tables.coverage), run.manifest)
     assert "not finite" in texts(figures.draw("watch", broken))
-    assert "to NaN" in figures.FIGURES["watch"].describe(broken)
+    assert "to NaN" in figures.FIGURES.get("watch").words(broken)
 
 
 def test_what_is_missing_is_said(run):
-    assert figures.FIGURES["watch"].needs(synthetic_run()) == "needs a training loop under `initlab.watch`"
+    assert figures.FIGURES.get("watch").needs(synthetic_run()) == "needs a training loop under `initlab.watch`"
     one = Run(run.tables.of("as-found-step0"), run.manifest)
-    assert figures.FIGURES["watch"].needs(one) == "needs two watched steps or more"
+    assert figures.FIGURES.get("watch").needs(one) == "needs two watched steps or more"
     empty = Run(Tables(run.tables.records.iloc[:0], summary=run.tables.summary), run.manifest)
-    assert figures.FIGURES["watch"].needs(empty) == "no variance and no update was recorded"
+    assert figures.FIGURES.get("watch").needs(empty) == "no variance and no update was recorded"
 
 
 def test_page_and_terminal_tell_steps(run):
     findings = evaluate(run)
-    page = html.render_html(run, findings)
+    page = html.page(Document(run, findings))
     for text in ("Recorded inside a training loop", "Steps watched (3)", "One row per watched step"):
         assert text in page
-    lines = console.watch_text(run, findings, width=110).splitlines()
+    lines = console.text(Document(run, findings), width=110).splitlines()
     table = [line.split() for line in lines if line[:3].strip() in ("0", "10", "20")]
     assert [row[0] for row in table] == ["0", "10", "20"]
-    assert digest.steps_of(run) == list(STEPS)
+    assert steps_of(run) == list(STEPS)
 
 
 def test_rules_of_an_init_are_given_the_first_step_alone(run):

@@ -11,7 +11,7 @@ from trained_variants import CASES, trained
 from initlab.judge.outcomes import regrets, run_measures
 from initlab.report import figures
 from initlab.report.figures import FIGURES
-from initlab.report.figures.losses import best_runs
+from initlab.report.figures.data import best_runs
 
 TRAINED = (
     "losses",
@@ -57,8 +57,8 @@ def usual():
 def test_every_figure_is_described_or_says_why_not(case):
     run = trained(case)
     for name in TRAINED:
-        if not FIGURES[name].needs(run):
-            words = FIGURES[name].describe(run)
+        if not FIGURES.get(name).needs(run):
+            words = FIGURES.get(name).words(run)
             assert words.endswith(".") and not re.search(r"-0\.0+\b", words)
             assert not re.search(r"\bnan\b", words)
 
@@ -80,7 +80,7 @@ def test_every_figure_is_described_or_says_why_not(case):
 def test_no_text_is_clipped(case, names):
     run = trained(case)
     for name in names:
-        if not FIGURES[name].needs(run):
+        if not FIGURES.get(name).needs(run):
             assert clipped(figures.draw(name, run)) == [], name
 
 
@@ -103,12 +103,14 @@ def test_a_clipped_text_is_found():
     ],
 )
 def test_reasons(case, figure, reason):
-    assert FIGURES[figure].needs(trained(case)) == reason
+    assert FIGURES.get(figure).needs(trained(case)) == reason
 
 
 def test_a_run_that_was_only_probed_has_none_of_them():
     run = synthetic_run(("nanogpt",), depths=(2,), seeds=1)
-    assert {FIGURES[name].needs(run) for name in TRAINED} == {"needs training runs: initlab confirm, or initlab train"}
+    assert {FIGURES.get(name).needs(run) for name in TRAINED} == {
+        "needs training runs: initlab confirm, or initlab train"
+    }
 
 
 def test_loss_curves_have_a_panel_per_depth_and_the_two_levels(usual):
@@ -145,7 +147,7 @@ def test_a_curve_ends_where_half_of_its_seeds_have_diverged():
     line = next(each for each in figures.draw("losses", run).axes[0].lines if each.get_linewidth() == 1.8)
     drawn = line.get_xdata()[np.isfinite(line.get_ydata())]
     assert drawn.max() == 29  # of 60 steps; NaN from step 30 on
-    assert "diverged at" in FIGURES["losses"].describe(run)
+    assert "diverged at" in FIGURES.get("losses").words(run)
 
 
 def test_no_spike_is_lost_when_lines_are_thinned_out():
@@ -154,7 +156,7 @@ def test_no_spike_is_lost_when_lines_are_thinned_out():
     shown = best_runs(run).query("n_layer == 4").iloc[0]
     training.loc[(training["run_id"] == shown["run_id"]) & (training["step"] == 31), "grad_norm"] = 99.0
     spiked = type(run)(type(run.tables)(**{**dict(run.tables.items()), "training": training}), run.manifest)
-    assert "99 at most" in FIGURES["grad-norms"].describe(spiked)
+    assert "99 at most" in FIGURES.get("grad-norms").words(spiked)
 
 
 def test_the_valley_has_a_panel_per_depth_and_warmup(usual):
@@ -189,7 +191,7 @@ def test_the_gain_of_warmup_has_a_zero_line_and_grows_with_depth_here(usual):
     figure = figures.draw("warmup", usual)
     (axes,) = figure.axes
     assert any(list(line.get_xdata()) == [0, 0] for line in axes.lines)
-    words = FIGURES["warmup"].describe(usual)
+    words = FIGURES.get("warmup").words(usual)
     assert words.startswith("What warmup takes off the loss, nats")
     assert "torch-default" in words and "not separated" in words
     assert "warmup helps →" in texts(figure)
@@ -213,7 +215,7 @@ def test_single_runs_show_their_schedule():
     line = next(each for each in axes.lines if each.get_linewidth() == 1.8)
     planned = run.tables.training.query("step < 60").groupby("step")["lr"].first()
     assert list(line.get_ydata()) == pytest.approx(list(planned))
-    assert FIGURES["schedule"].describe(run) == "Peak learning rate: every run 0.001, 20 steps of warmup, 60 steps."
+    assert FIGURES.get("schedule").words(run) == "Peak learning rate: every run 0.001, 20 steps of warmup, 60 steps."
     assert "nanogpt\nand all others" in texts(axes.figure)
 
 

@@ -1,4 +1,4 @@
-"""Tables -> matplotlib figures, one pure function per figure."""
+"""The figures of a report: an open list. Each says of itself what it needs, where it stands and what it shows."""
 
 from __future__ import annotations
 
@@ -7,213 +7,102 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from initlab.errors import ConfigError
-from initlab.report.figures import curves, dots, effects, heatmaps, losses, rates, scale, train, watch
+from initlab.registry import Registry
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_OWN = ("watch", "losses", "rates", "effects", "train", "scale", "curves", "heatmaps", "dots")
+Draw = Callable[[Run, str], "Figure"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FigureSpec:
-    """A figure of the report. `needs` is empty when it can be drawn, otherwise it says why not."""
+    """A figure of the report; see `figure`, which adds one."""
 
     name: str
     title: str
     question: str
-    needs: Callable[[Run], str]
-    draw: Callable[[Run, str], Figure]
-    describe: Callable[[Run], str]
+    place: float
+    draw: Draw
+    words: Callable[[Run], str]
+    lacks: Callable[[Run], str] | None = None
+    kinds: tuple[str, ...] = ()
+    otherwise: str = ""
+
+    def needs(self, run: Run) -> str:
+        """Why the figure can't be drawn of this run; empty when it can."""
+        if self.kinds and run.manifest.get("kind") not in self.kinds:
+            return self.otherwise or f"of runs of kind {' or '.join(self.kinds)}"
+        return self.lacks(run) if self.lacks else ""
 
 
-FIGURES: dict[str, FigureSpec] = {
-    spec.name: spec
-    for spec in (
-        FigureSpec(
-            name="watch",
-            title="Scales over training",
-            question="Do the stream, its gradient and the size of the updates settle, or drift away? "
-            "Thin lines: the blocks between those named.",
-            needs=watch.needs_watch,
-            draw=watch.draw_watch,
-            describe=watch.describe_watch,
-        ),
-        FigureSpec(
-            name="losses",
-            title="Loss curves",
-            question="Does it train, and how fast? Of a grid: each recipe's best rate, with the longest warmup. "
-            "Thin: seeds; thick: their median. «ln V»: knows nothing; «unigram»: knows how often tokens come, and "
-            "no context. What rises more than 1 nat above ln V leaves the panel.",
-            needs=losses.needs_losses,
-            draw=losses.draw_losses,
-            describe=losses.describe_losses,
-        ),
-        FigureSpec(
-            name="rates",
-            title="Loss against learning rate",
-            question="How wide is the valley of rates that work? Thin: seeds; thick: their median. A run that "
-            "diverged counts as ln V; a line that leaves at the top goes there.",
-            needs=rates.needs_rates,
-            draw=rates.draw_rates,
-            describe=rates.describe_rates,
-        ),
-        FigureSpec(
-            name="regret",
-            title="Regret",
-            question="How much does a recipe lose to the best one, if the rate isn't tuned? Mean over the rates of the "
-            "loss, minus the lowest loss of any recipe at this depth.",
-            needs=effects.needs_regret,
-            draw=effects.draw_regret,
-            describe=effects.describe_regret,
-        ),
-        FigureSpec(
-            name="warmup",
-            title="Gain of warmup",
-            question="Which recipe needs warmup, and from which depth on? An interval that crosses zero says nothing "
-            "either way; it is wide enough for all recipes of a depth together.",
-            needs=effects.needs_warmup,
-            draw=effects.draw_warmup,
-            describe=effects.describe_warmup,
-        ),
-        FigureSpec(
-            name="grad-norms",
-            title="Gradient norm",
-            question="Does the gradient settle, or spike? Runs as in the loss curves. Thin: peaks of each seed; thick: "
-            "the median of their means.",
-            needs=losses.needs_grad_norms,
-            draw=losses.draw_grad_norms,
-            describe=losses.describe_grad_norms,
-        ),
-        FigureSpec(
-            name="schedule",
-            title="Learning rate",
-            question="Which rate was each step made at?",
-            needs=losses.needs_schedule,
-            draw=losses.draw_schedule,
-            describe=losses.describe_schedule,
-        ),
-        FigureSpec(
-            name="trained-residual",
-            title="Residual stream, before and after",
-            question="Does training keep the scales of the init, or bring all recipes to the same ones? The deepest "
-            "model, at each recipe's best rate.",
-            needs=train.needs_residual,
-            draw=train.draw_residual,
-            describe=train.describe_residual,
-        ),
-        FigureSpec(
-            name="trained-gradient",
-            title="Gradient, before and after",
-            question="Does a gradient that was uneven over the blocks even out? Read from left (output) to right "
-            "(embedding).",
-            needs=train.needs_gradient,
-            draw=train.draw_gradient,
-            describe=train.describe_gradient,
-        ),
-        FigureSpec(
-            name="coord",
-            title="Coord check",
-            question="Does a wider model stay on the scale of a narrow one, before and after each step? Where lines "
-            "are flat, a learning rate found on a small model holds for a large one. A point is the median over seeds "
-            "of the mean over blocks; resid_post is the last block's.",
-            needs=scale.needs_coord,
-            draw=scale.draw_coord,
-            describe=scale.describe_coord,
-        ),
-        FigureSpec(
-            name="coord-depth",
-            title="Depth check after steps",
-            question="Does a step move a deep model as far as a shallow one? The change is x after the steps minus x "
-            "at init, on the same batch; where it is flat, a learning rate holds at every depth.",
-            needs=scale.needs_coord_depth,
-            draw=scale.draw_coord_depth,
-            describe=scale.describe_coord_depth,
-        ),
-        FigureSpec(
-            name="residual",
-            title="Residual stream by layer",
-            question="Does the signal keep its scale from the embedding to the last block? "
-            "Line: median over seeds; band: their range.",
-            needs=curves.needs_residual,
-            draw=curves.draw_residual,
-            describe=curves.describe_residual,
-        ),
-        FigureSpec(
-            name="branches",
-            title="Branch writes by layer",
-            question="Who makes the stream grow: how much variance does each attention and each MLP add to it?",
-            needs=curves.needs_branches,
-            draw=curves.draw_branches,
-            describe=curves.describe_branches,
-        ),
-        FigureSpec(
-            name="depth",
-            title="Depth check",
-            question="Does a deeper model write less per block? Depth-scaled inits fall as L^-1; unscaled ones stay "
-            "flat (L^0), and their stream grows with every block added. The MLP is the clean signal: what attention "
-            "writes also grows with the correlation between positions.",
-            needs=curves.needs_depth,
-            draw=curves.draw_depth,
-            describe=curves.describe_depth,
-        ),
-        FigureSpec(
-            name="gradients",
-            title="Gradient by layer",
-            question="Does the gradient keep its scale on the way back? Read from left (output) to right (embedding). "
-            "Its level scales as 1/(B·T)² with the batch, its shape does not.",
-            needs=curves.needs_gradients,
-            draw=curves.draw_gradients,
-            describe=curves.describe_gradients,
-        ),
-        FigureSpec(
-            name="gradient-roles",
-            title="Gradient by role",
-            question="Does any kind of weight get a gradient out of proportion to its own size? "
-            "A small dot: weights that start at zero.",
-            needs=heatmaps.needs_gradient_roles,
-            draw=heatmaps.draw_gradient_roles,
-            describe=heatmaps.describe_gradient_roles,
-        ),
-        FigureSpec(
-            name="first-loss",
-            title="First loss",
-            question="Does the model start out knowing nothing, or confidently wrong? "
-            "Line: range over seeds; lighter: shallower models.",
-            needs=dots.needs_first_loss,
-            draw=dots.draw_first_loss,
-            describe=dots.describe_first_loss,
-        ),
-        FigureSpec(
-            name="attention",
-            title="Attention entropy",
-            question="Does attention start out looking everywhere, or has any head collapsed onto a few tokens?",
-            needs=dots.needs_attention,
-            draw=dots.draw_attention,
-            describe=dots.describe_attention,
-        ),
-        FigureSpec(
-            name="site-map",
-            title="Site map",
-            question="Where does the model not behave as its weights imply? "
-            "Uncoloured: as the closed form says; a small dot: nothing to compare.",
-            needs=heatmaps.needs_site_map,
-            draw=heatmaps.draw_site_map,
-            describe=heatmaps.describe_site_map,
-        ),
-    )
-}
+FIGURES: Registry[FigureSpec] = Registry("figure", modules=tuple(f"{__name__}.{module}" for module in _OWN))
+
+
+def figure(
+    name: str,
+    *,
+    title: str,
+    question: str,
+    place: float,
+    words: Callable[[Run], str],
+    needs: Callable[[Run], str] | None = None,
+    kinds: tuple[str, ...] = (),
+    otherwise: str = "",
+) -> Callable[[Draw], Draw]:
+    """Add the figure that the decorated function draws to every report whose run it suits.
+
+    The function takes the run and a theme (`light`, `dark`) and returns a matplotlib Figure, which is never shown. It
+    draws within `theme.style(theme)`, whose colours follow the reader's light or dark page.
+
+    Args:
+        name: of the file, of the anchor in the page, and in `Result.plot`; never used again.
+        title: a heading of two or three words.
+        question: what a reader can answer by looking at it, and how the marks are to be read.
+        place: where it stands; initlab's own figures have 10, 20, ... 190.
+        words: the same in words, with numbers, for who can't see it.
+        needs: why it can't be drawn of a run; empty when it can. Nothing given: it always can.
+        kinds: of runs that it is for; nothing given is every kind.
+        otherwise: what runs of another kind lack.
+    """
+
+    def add(draw: Draw) -> Draw:
+        spec = FigureSpec(
+            name=name,
+            title=title,
+            question=question,
+            place=place,
+            draw=draw,
+            words=words,
+            lacks=needs,
+            kinds=kinds,
+            otherwise=otherwise,
+        )
+        FIGURES.add(name, spec)
+        return draw
+
+    return add
+
+
+def in_order() -> list[FigureSpec]:
+    """All figures as they stand on the page; of one place, in the order in which they were added."""
+    return sorted(FIGURES, key=lambda spec: spec.place)
 
 
 def draw(name: str, run: Run, theme: str = "light") -> Figure:
     """Draw one figure.
 
+    Args:
+        name: of the figure.
+        run: what is shown.
+        theme: `light` or `dark`.
+
     Raises:
         ConfigError: no such figure, or the run doesn't hold what it needs.
     """
-    if name not in FIGURES:
-        raise ConfigError(f"unknown figure {name!r}; figures: {', '.join(FIGURES)}")
-    spec = FIGURES[name]
-    reason = spec.needs(run)
-    if reason:
+    spec = FIGURES.get(name)
+    if reason := spec.needs(run):
         raise ConfigError(f"figure {name} can't be drawn: {reason}")
     return spec.draw(run, theme)

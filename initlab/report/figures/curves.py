@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from initlab.judge.rules.depth import BRANCHES
-from initlab.report.digest import View, exponent_text, exponents, number, plural, view
-from initlab.report.figures.data import Curves, by_recipe, missing, stream
-from initlab.report.figures.panels import Frame, Guide, Panel, draw_panels
-from initlab.report.theme import block_axis
+from initlab.judge.words import number, plural
+from initlab.report.figures import figure
+from initlab.report.figures.data import MOST_DEPTHS, Curves, by_recipe, missing, stream
+from initlab.report.figures.panels import Frame, Guide, Panel, across, backwards, draw_panels
+from initlab.report.view import View, exponent_text, exponents, view
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BRANCH_TITLES = {"attn_out": "attention writes", "mlp_out": "MLP writes"}
-_MOST_DEPTHS = 4  # panels in a row
 
 
 def needs_residual(run: Run) -> str:
@@ -43,21 +43,8 @@ def needs_depth(run: Run) -> str:
     return ""
 
 
-def across(axes: Axes, panel: Panel) -> None:
-    xs = np.concatenate([line.x for line in panel.curves.values()]) if panel.curves else np.array([0.0])
-    first, last = int(xs.min()), int(xs.max())
-    block_axis(axes, first, last, most=9 if panel.width > 1.5 else 5)
-    pad = 0.02 * (last - first) + 0.05
-    axes.set_xlim(first - pad, last + pad)
-
-
-def backwards(axes: Axes, panel: Panel) -> None:
-    across(axes, panel)
-    axes.xaxis.set_inverted(True)
-
-
 def _stream_panels(shown: View, kind: str, *, descending: bool = False) -> list[Panel]:
-    depths = shown.depths[-_MOST_DEPTHS:]
+    depths = shown.depths[-MOST_DEPTHS:]
     if len(shown.recipes) > 4:
         depths = depths[-1:]
     panels = []
@@ -68,6 +55,20 @@ def _stream_panels(shown: View, kind: str, *, descending: bool = False) -> list[
     return panels
 
 
+def describe_residual(run: Run) -> str:
+    shown = view(run)
+    return _describe_stream(shown, "activation", "Variance of the residual stream", "embedding", descending=False)
+
+
+@figure(
+    "residual",
+    place=120,
+    title="Residual stream by layer",
+    question="Does the signal keep its scale from the embedding to the last block? "
+    "Line: median over seeds; band: their range.",
+    needs=needs_residual,
+    words=describe_residual,
+)
 def draw_residual(run: Run, theme: str) -> Figure:
     shown = view(run)
     frame = Frame(
@@ -79,6 +80,20 @@ def draw_residual(run: Run, theme: str) -> Figure:
     return draw_panels(_stream_panels(shown, "activation"), frame, shown.recipes, theme)
 
 
+def describe_gradients(run: Run) -> str:
+    shown = view(run)
+    return _describe_stream(shown, "grad", "Variance of the gradient", "output end", descending=True)
+
+
+@figure(
+    "gradients",
+    place=150,
+    title="Gradient by layer",
+    question="Does the gradient keep its scale on the way back? Read from left (output) to right (embedding). "
+    "Its level scales as 1/(B·T)² with the batch, its shape does not.",
+    needs=needs_gradients,
+    words=describe_gradients,
+)
 def draw_gradients(run: Run, theme: str) -> Figure:
     shown = view(run)
     frame = Frame(
@@ -90,6 +105,23 @@ def draw_gradients(run: Run, theme: str) -> Figure:
     return draw_panels(_stream_panels(shown, "grad", descending=True), frame, shown.recipes, theme)
 
 
+def describe_branches(run: Run) -> str:
+    shown = view(run)
+    parts = []
+    for site in BRANCHES:
+        for recipe, line in _branch_curves(shown, site).items():
+            parts.append(f"{recipe} {BRANCH_TITLES[site]} {number(float(np.median(line.median)))}")
+    return f"Median over blocks of the variance written in the {shown.n_layer}-block model: {'; '.join(parts)}."
+
+
+@figure(
+    "branches",
+    place=130,
+    title="Branch writes by layer",
+    question="Who makes the stream grow: how much variance does each attention and each MLP add to it?",
+    needs=needs_branches,
+    words=describe_branches,
+)
 def draw_branches(run: Run, theme: str) -> Figure:
     shown = view(run)
     panels = [Panel(BRANCH_TITLES[site], _branch_curves(shown, site)) for site in BRANCHES]
@@ -101,6 +133,27 @@ def _branch_curves(shown: View, site: str) -> Curves:
     return by_recipe(shown, shown.rows("activation", [site], shown.n_layer).dropna(subset=["layer"]), "layer")
 
 
+def describe_depth(run: Run) -> str:
+    fits = exponents(view(run))
+    parts = [
+        f"{fit.recipe} {BRANCH_TITLES[str(fit.site)]} {exponent_text(fit.slope, fit.stderr)}"
+        for fit in fits.itertuples(index=False)
+    ]
+    return (
+        f"Branch-write variance against the number of blocks L: {'; '.join(parts)}. Depth-scaled is L^-1, unscaled L^0."
+    )
+
+
+@figure(
+    "depth",
+    place=140,
+    title="Depth check",
+    question="Does a deeper model write less per block? Depth-scaled inits fall as L^-1; unscaled ones stay "
+    "flat (L^0), and their stream grows with every block added. The MLP is the clean signal: what attention "
+    "writes also grows with the correlation between positions.",
+    needs=needs_depth,
+    words=describe_depth,
+)
 def draw_depth(run: Run, theme: str) -> Figure:
     shown = view(run)
     fits = exponents(shown)
@@ -148,16 +201,6 @@ def _over_depths(axes: Axes, panel: Panel) -> None:
     axes.set_xlim(depths[0] / 1.06, depths[-1] * 1.06)
 
 
-def describe_residual(run: Run) -> str:
-    shown = view(run)
-    return _describe_stream(shown, "activation", "Variance of the residual stream", "embedding", descending=False)
-
-
-def describe_gradients(run: Run) -> str:
-    shown = view(run)
-    return _describe_stream(shown, "grad", "Variance of the gradient", "output end", descending=True)
-
-
 def _describe_stream(shown: View, kind: str, what: str, start: str, *, descending: bool) -> str:
     curves = by_recipe(shown, stream(shown, kind, shown.n_layer), "after", descending=descending)
     goal = "the embedding" if descending else f"block {shown.n_layer}"
@@ -171,29 +214,9 @@ def _describe_stream(shown: View, kind: str, what: str, start: str, *, descendin
 
 def _off_theory(curves: Curves, recipe: str) -> str:
     line = curves[recipe]
-    known = line.drawable & np.isfinite(line.expected) & (line.expected > 0)
+    known = line.drawable & line.foreseen
     if not known.any():
         return ""
     factors = line.median[known] / line.expected[known]
     worst = float(factors[np.argmax(np.abs(np.log(factors)))])
     return f", at most ×{number(worst, 3)} of the closed form"
-
-
-def describe_branches(run: Run) -> str:
-    shown = view(run)
-    parts = []
-    for site in BRANCHES:
-        for recipe, line in _branch_curves(shown, site).items():
-            parts.append(f"{recipe} {BRANCH_TITLES[site]} {number(float(np.median(line.median)))}")
-    return f"Median over blocks of the variance written in the {shown.n_layer}-block model: {'; '.join(parts)}."
-
-
-def describe_depth(run: Run) -> str:
-    fits = exponents(view(run))
-    parts = [
-        f"{fit.recipe} {BRANCH_TITLES[str(fit.site)]} {exponent_text(fit.slope, fit.stderr)}"
-        for fit in fits.itertuples(index=False)
-    ]
-    return (
-        f"Branch-write variance against the number of blocks L: {'; '.join(parts)}. Depth-scaled is L^-1, unscaled L^0."
-    )

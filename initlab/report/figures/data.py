@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from initlab.report.digest import View
+from initlab.judge.outcomes import run_measures
+from initlab.report.theme import MAX_OVERLAID
+from initlab.report.view import View, recipes_of
+from initlab.rundir import Run
+
+MOST_DEPTHS = 4  # panels in a row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """A line: median over seeds, the seeds' range, and the closed form where there is one.
+    """A line: median over seeds, the seeds themselves (a row each), and the closed form where there is one.
 
-    `seeds`, a row each, are drawn thin in place of the range; `marks`, (x, y), are measured in another way than the
-    line, which has no markers of its own then.
+    The seeds are shown as the range they span, or, of runs that have a course of their own, `apart`: as thin lines.
+    `marks`, (x, y), are measured in another way than the line, which has no markers of its own then.
     """
 
     x: np.ndarray
     median: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    seeds: np.ndarray
     expected: np.ndarray
-    seeds: np.ndarray | None = None
+    apart: bool = False
     marks: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
@@ -35,7 +40,16 @@ class Curve:
     def spanned(self) -> np.ndarray:
         """All values that the axis has to cover."""
         marks = self.marks[1] if self.marks else np.array([])
-        return np.concatenate([self.low[self.drawable], self.high[self.drawable], self.expected, marks])
+        return np.concatenate([self.seeds[:, self.drawable].ravel(), self.expected, marks])
+
+    @property
+    def foreseen(self) -> np.ndarray:
+        """Points for which a log axis can show a closed form."""
+        return np.isfinite(self.expected) & (self.expected > 0)
+
+    def only_at(self, at: np.ndarray) -> Curve:
+        """The part of the line at some of its points."""
+        return replace(self, x=self.x[at], median=self.median[at], seeds=self.seeds[:, at], expected=self.expected[at])
 
     def only(self) -> str:
         """What all values are when a log axis can show none of them."""
@@ -53,14 +67,21 @@ def curve(frame: pd.DataFrame, x: str, *, descending: bool = False) -> Curve | N
     """Collapse rows of one recipe over seeds. A value is not finite as soon as one seed's is."""
     if frame.empty:
         return None
-    points = {}
-    for at, group in frame.groupby(x, observed=True):
-        values = group["var"].to_numpy(float)
-        expected = group["expected_var"].dropna()
-        points[at] = (np.median(values), values.min(), values.max(), expected.median() if len(expected) else np.nan)
-    order = sorted(points, reverse=descending)
-    columns = np.array([points[at] for at in order], dtype=float).T
-    return Curve(np.array(order, dtype=float), *columns)
+    groups = dict(iter(frame.groupby(x, observed=True)))
+    order = sorted(groups, reverse=descending)
+    values = [groups[at]["var"].to_numpy(float) for at in order]
+    expected = [groups[at]["expected_var"].median() for at in order]
+    return Curve(
+        np.array(order, dtype=float), np.array([np.median(each) for each in values]), beside(values), np.array(expected)
+    )
+
+
+def beside(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Columns of different lengths as one table, NaN below the shorter ones."""
+    table = np.full((max(map(len, values)), len(values)), np.nan)
+    for place, column in enumerate(values):
+        table[: len(column), place] = column
+    return table
 
 
 Curves = dict[str, Curve]
@@ -104,3 +125,35 @@ def grid_of(
         if name in rows and 0 <= int(layer) < columns:
             grid[rows.index(name), int(layer)] = middle
     return grid if np.isfinite(grid).any() else None
+
+
+def best_runs(run: Run) -> pd.DataFrame:
+    """The runs to show: at each recipe's best rate with the longest warmup; of kind `train`, all.
+
+    Columns as `run_measures`. A best rate is one with the lowest mean loss over the seeds that there are.
+    """
+    runs = run_measures(run).astype({"run_id": str, "recipe": str})
+    if run.manifest.get("kind") != "confirm" or runs.empty:
+        return runs
+    runs = runs[runs["warmup"] == runs["warmup"].max()]
+    keys = ["recipe", "n_layer"]
+    means = runs.groupby([*keys, "lr"])["loss"].mean().reset_index()
+    best = means.loc[means.groupby(keys)["loss"].idxmin(), [*keys, "lr"]]
+    return runs.merge(best, on=[*keys, "lr"])
+
+
+def untrained(run: Run) -> str:
+    """Why nothing of training can be drawn; empty if it can."""
+    if run.manifest.get("kind") not in ("confirm", "train"):
+        return "needs training runs: initlab confirm, or initlab train"
+    return "" if len(run.tables.runs) and len(run.tables.training) else "no training run has finished"
+
+
+def depths_of(run: Run) -> list[int]:
+    """Depths that were trained and fit a row of panels: the deepest where recipes are many."""
+    depths = sorted(int(depth) for depth in run.tables.runs["n_layer"].unique())
+    return depths[-1:] if len(recipes_of(run)) > MAX_OVERLAID else depths[-MOST_DEPTHS:]
+
+
+def warmup_text(steps: int) -> str:
+    return f"warmup {steps}" if steps else "no warmup"

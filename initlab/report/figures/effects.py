@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.outcomes import effects, regrets
-from initlab.report.digest import plural, recipes_of, signed
-from initlab.report.figures.dots import nested, nested_axis
-from initlab.report.figures.losses import untrained
-from initlab.report.figures.rates import warmup_text
+from initlab.judge.words import plural, signed
+from initlab.report.figures import figure
+from initlab.report.figures.data import untrained, warmup_text
+from initlab.report.figures.rows import draw_dots, nested, nested_axis
 from initlab.report.theme import new_figure, series, settle, style
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -43,12 +44,30 @@ def _ordered(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(order=order).sort_values(["order", "n_layer"], ascending=[True, False], ignore_index=True)
 
 
+def describe_regret(run: Run) -> str:
+    parts = []
+    for (n_layer, warmup), rows in regrets(run).groupby(["n_layer", "warmup"], observed=True):
+        ranked = rows.sort_values("regret")
+        words = [f"{row.recipe} {_known(row.regret)}{_interval(row)}" for row in ranked.itertuples()]
+        parts.append(f"{plural(int(n_layer), 'block')}, {warmup_text(int(warmup))}: {', '.join(words)}")
+    return f"Regret in nats with 95 % intervals, lowest first. {'; '.join(parts)}."
+
+
+@figure(
+    "regret",
+    place=40,
+    title="Regret",
+    question="How much does a recipe lose to the best one, if the rate isn't tuned? Mean over the rates of the "
+    "loss, minus the lowest loss of any recipe at this depth.",
+    needs=needs_regret,
+    words=describe_regret,
+)
 def draw_regret(run: Run, theme: str) -> Figure:
     rows = regrets(run)
     warmups = sorted(int(steps) for steps in rows["warmup"].unique())
     index = _ordered(run, rows[["recipe", "n_layer"]].drop_duplicates())
     with style(theme) as palette:
-        figure = _figure(theme, index, "Regret")
+        figure = _figure(index, "Regret")
         grid = figure.subplots(1, len(warmups), sharex=True, sharey=True, squeeze=False)[0]
         for axes, warmup in zip(grid, warmups, strict=True):
             own = index.merge(rows[rows["warmup"] == warmup], on=["recipe", "n_layer"], how="left")
@@ -68,10 +87,30 @@ def draw_regret(run: Run, theme: str) -> Figure:
     return figure
 
 
+def describe_warmup(run: Run) -> str:
+    parts = []
+    for n_layer, rows in _gains(run).groupby("n_layer", observed=True):
+        words = [
+            f"{row.recipe} {signed(row.difference, 3)}{_interval(row)}" + (f", {_note(row)}" if _note(row) else "")
+            for row in _ordered(run, rows).itertuples()
+        ]
+        parts.append(f"{plural(int(n_layer), 'block')}: {'; '.join(words)}")
+    return f"What warmup takes off the loss, nats, mean over rates, with intervals after Holm. {'. '.join(parts)}."
+
+
+@figure(
+    "warmup",
+    place=50,
+    title="Gain of warmup",
+    question="Which recipe needs warmup, and from which depth on? An interval that crosses zero says nothing "
+    "either way; it is wide enough for all recipes of a depth together.",
+    needs=needs_warmup,
+    words=describe_warmup,
+)
 def draw_warmup(run: Run, theme: str) -> Figure:
     rows = _ordered(run, _gains(run))
     with style(theme) as palette:
-        figure = _figure(theme, rows, "Gain of warmup")
+        figure = _figure(rows, "Gain of warmup")
         axes = figure.subplots()
         _dots(axes, run, rows, "difference", [_note(row) for row in rows.itertuples()], palette, sign=True)
         axes.axvline(0, color=palette["muted"], linewidth=1)
@@ -95,8 +134,8 @@ def draw_warmup(run: Run, theme: str) -> Figure:
     return figure
 
 
-def _figure(theme: str, rows: pd.DataFrame, title: str) -> Figure:
-    return new_figure(theme, 1.1 + 0.235 * float(nested(rows)[0][-1] + 1), title)
+def _figure(rows: pd.DataFrame, title: str) -> Figure:
+    return new_figure(1.1 + 0.235 * float(nested(rows)[0][-1] + 1), title)
 
 
 def _dots(
@@ -111,17 +150,14 @@ def _dots(
 ) -> None:
     """One dot a row with its interval, and its number at the right edge."""
     looks = series(recipes_of(run))
+    draw_dots(axes, rows, ("low", column, "high"), looks, palette)
     y, leads = nested(rows)
     for row, at, main, note in zip(rows.itertuples(index=False), y, leads, notes, strict=True):
-        value, look, alpha = getattr(row, column), looks[str(row.recipe)], 1.0 if main else 0.55
-        if not np.isfinite(value):
-            text = "no whole seed" if getattr(row, "runs", 0) > 0 else "not trained"
-        else:
-            colour = palette[look.token]
-            if np.isfinite([row.low, row.high]).all():
-                axes.plot([row.low, row.high], [at, at], color=colour, linewidth=2.2, alpha=alpha)
-            axes.plot(value, at, look.marker, color=colour, markersize=7 if main else 5, alpha=alpha, markeredgewidth=0)
+        value = getattr(row, column)
+        if np.isfinite(value):
             text = signed(value) if sign else f"{value:.2f}"
+        else:
+            text = "no whole seed" if getattr(row, "runs", 0) > 0 else "not trained"
         axes.text(
             1.02,
             at,
@@ -158,30 +194,10 @@ def _lost(row: object) -> str:
     return ", ".join(parts)
 
 
-def describe_regret(run: Run) -> str:
-    parts = []
-    for (n_layer, warmup), rows in regrets(run).groupby(["n_layer", "warmup"], observed=True):
-        ranked = rows.sort_values("regret")
-        words = [f"{row.recipe} {_known(row.regret)}{_interval(row)}" for row in ranked.itertuples()]
-        parts.append(f"{plural(int(n_layer), 'block')}, {warmup_text(int(warmup))}: {', '.join(words)}")
-    return f"Regret in nats with 95 % intervals, lowest first. {'; '.join(parts)}."
-
-
 def _gains(run: Run) -> pd.DataFrame:
     found = effects(run)
     found = found[found["question"] == "warmup"]
     return found[found["warmup"] == found["warmup"].max()]
-
-
-def describe_warmup(run: Run) -> str:
-    parts = []
-    for n_layer, rows in _gains(run).groupby("n_layer", observed=True):
-        words = [
-            f"{row.recipe} {signed(row.difference, 3)}{_interval(row)}" + (f", {_note(row)}" if _note(row) else "")
-            for row in _ordered(run, rows).itertuples()
-        ]
-        parts.append(f"{plural(int(n_layer), 'block')}: {'; '.join(words)}")
-    return f"What warmup takes off the loss, nats, mean over rates, with intervals after Holm. {'. '.join(parts)}."
 
 
 def _known(regret: float) -> str:

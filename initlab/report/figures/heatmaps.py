@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from initlab.report.digest import View, number, view
+from initlab.judge.words import number
+from initlab.report.figures import figure
 from initlab.report.figures.data import grid_of
-from initlab.report.theme import ON_CELL, block_axis, diverging, new_figure, settle, short, style
+from initlab.report.theme import ON_CELL, block_axis, diverging, new_figure, settle, short, style, unlabelled
+from initlab.report.view import View, view
 from initlab.rundir import Run
 from initlab.schema import SITES
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ROLES = (
@@ -87,6 +88,31 @@ def needs_site_map(run: Run) -> str:
     return "" if _site_grids(view(run))[1] else "no activation has a closed-form prediction to compare with"
 
 
+def describe_gradient_roles(run: Run) -> str:
+    shown = view(run)
+    roles, grids, centre = _role_grids(shown)
+    parts = []
+    for recipe, grid in grids.items():
+        low, high = np.unravel_index(np.nanargmin(grid), grid.shape), np.unravel_index(np.nanargmax(grid), grid.shape)
+        parts.append(
+            f"{recipe} from ×{number(10 ** float(grid[low]))} ({roles[low[0]]}, block {low[1]}) "
+            f"to ×{number(10 ** float(grid[high]))} ({roles[high[0]]}, block {high[1]})"
+        )
+    return (
+        f"Gradient rms over weight rms in the {shown.n_layer}-block model, relative to the median "
+        f"{number(centre)} of all cells: {'; '.join(parts)}."
+    )
+
+
+@figure(
+    "gradient-roles",
+    place=160,
+    title="Gradient by role",
+    question="Does any kind of weight get a gradient out of proportion to its own size? "
+    "A small dot: weights that start at zero.",
+    needs=needs_gradient_roles,
+    words=describe_gradient_roles,
+)
 def draw_gradient_roles(run: Run, theme: str) -> Figure:
     shown = view(run)
     roles, grids, centre = _role_grids(shown)
@@ -97,6 +123,25 @@ def draw_gradient_roles(run: Run, theme: str) -> Figure:
     return _draw(grids, roles, 10, limit, ticks, bar, "Gradient by role", theme)
 
 
+def describe_site_map(run: Run) -> str:
+    shown = view(run)
+    sites, grids = _site_grids(shown)
+    parts = []
+    for recipe, grid in grids.items():
+        at = np.unravel_index(np.nanargmax(np.abs(grid)), grid.shape)
+        parts.append(f"{recipe} ×{number(2 ** float(grid[at]))} at {sites[at[0]]}, block {at[1]}")
+    return f"Furthest from the closed form in the {shown.n_layer}-block model: {'; '.join(parts)}."
+
+
+@figure(
+    "site-map",
+    place=190,
+    title="Site map",
+    question="Where does the model not behave as its weights imply? "
+    "Uncoloured: as the closed form says; a small dot: nothing to compare.",
+    needs=needs_site_map,
+    words=describe_site_map,
+)
 def draw_site_map(run: Run, theme: str) -> Figure:
     sites, grids = _site_grids(view(run))
     farthest = max(float(np.nanmax(np.abs(grid))) for grid in grids.values())
@@ -120,32 +165,43 @@ def _draw(
     title: str,
     theme: str,
 ) -> Figure:
+    import seaborn as sns
+
     columns = min(3, len(grids))
     lines = math.ceil(len(grids) / columns)
     with style(theme) as palette:
-        figure = new_figure(theme, lines * (0.55 + 0.185 * len(rows)) + 0.95, title)
+        figure = new_figure(lines * (0.55 + 0.185 * len(rows)) + 0.95, title)
         axes_grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
         for axes in axes_grid.flat[len(grids) :]:
             axes.set_visible(False)
         for index, (axes, (recipe, grid)) in enumerate(zip(axes_grid.flat, grids.items(), strict=False)):
-            axes.imshow(
-                np.ma.masked_invalid(grid),
-                cmap=diverging(),
-                vmin=-limit,
-                vmax=limit,
-                aspect="auto",
-                interpolation="none",
-            )
+            known = np.isfinite(grid)
+            with unlabelled(axes):
+                sns.heatmap(
+                    grid,
+                    mask=~known,
+                    cmap=diverging(),
+                    vmin=-limit,
+                    vmax=limit,
+                    cbar=False,
+                    annot=_texts(grid, base) if columns * grid.shape[1] <= 18 else None,
+                    fmt="",
+                    annot_kws={"fontsize": 7},
+                    rasterized=True,  # as paths it is seven times as large
+                    xticklabels=False,
+                    yticklabels=False,
+                    ax=axes,
+                )
+            for text, value in zip(axes.texts, grid[known], strict=False):
+                text.set_color(ON_CELL if abs(value) > 0.5 * limit else palette["ink"])
             axes.set_title(short(recipe))
             axes.grid(False)
             axes.spines[:].set(visible=True, color=palette["grid"])
-            holes = np.argwhere(~np.isfinite(grid))
+            holes = np.argwhere(~known) + 0.5
             axes.plot(holes[:, 1], holes[:, 0], ".", color=palette["faint"], markersize=2.5)
             axes.tick_params(length=0)
-            axes.set_yticks(range(len(rows)), labels=rows, fontsize=8.5)
-            block_axis(axes, 0, grid.shape[1] - 1, most=8)
-            if columns * grid.shape[1] <= 18:
-                _print_values(axes, grid, base, limit, palette)
+            axes.set_yticks(np.arange(len(rows)) + 0.5, labels=rows, fontsize=8.5)
+            block_axis(axes, 0, grid.shape[1] - 1, most=8, offset=0.5)
             if index >= len(grids) - columns:
                 axes.set_xlabel("block")
         _colour_bar(figure, axes_grid, limit, ticks, bar, palette)
@@ -153,11 +209,9 @@ def _draw(
     return figure
 
 
-def _print_values(axes: Axes, grid: np.ndarray, base: int, limit: float, palette: dict[str, str]) -> None:
-    for (row, column), value in np.ndenumerate(grid):
-        if np.isfinite(value):
-            colour = ON_CELL if abs(value) > 0.5 * limit else palette["ink"]
-            axes.text(column, row, number(base ** float(value)), ha="center", va="center", fontsize=7, color=colour)
+def _texts(grid: np.ndarray, base: int) -> np.ndarray:
+    """What each cell says: how many times as large."""
+    return np.array([[number(base ** float(value)) for value in row] for row in grid])
 
 
 def _colour_bar(
@@ -186,29 +240,3 @@ def _colour_bar(
     bar.outline.set_visible(False)
     bar.set_ticks(list(ticks), labels=list(ticks.values()))
     bar.set_label(text, color=palette["muted"], fontsize=9)
-
-
-def describe_gradient_roles(run: Run) -> str:
-    shown = view(run)
-    roles, grids, centre = _role_grids(shown)
-    parts = []
-    for recipe, grid in grids.items():
-        low, high = np.unravel_index(np.nanargmin(grid), grid.shape), np.unravel_index(np.nanargmax(grid), grid.shape)
-        parts.append(
-            f"{recipe} from ×{number(10 ** float(grid[low]))} ({roles[low[0]]}, block {low[1]}) "
-            f"to ×{number(10 ** float(grid[high]))} ({roles[high[0]]}, block {high[1]})"
-        )
-    return (
-        f"Gradient rms over weight rms in the {shown.n_layer}-block model, relative to the median "
-        f"{number(centre)} of all cells: {'; '.join(parts)}."
-    )
-
-
-def describe_site_map(run: Run) -> str:
-    shown = view(run)
-    sites, grids = _site_grids(shown)
-    parts = []
-    for recipe, grid in grids.items():
-        at = np.unravel_index(np.nanargmax(np.abs(grid)), grid.shape)
-        parts.append(f"{recipe} ×{number(2 ** float(grid[at]))} at {sites[at[0]]}, block {at[1]}")
-    return f"Furthest from the closed form in the {shown.n_layer}-block model: {'; '.join(parts)}."

@@ -10,49 +10,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from initlab.judge.outcomes import run_measures
-from initlab.report.digest import number, plural, recipes_of
-from initlab.report.figures.data import Curve, Curves
+from initlab.judge.words import number, plural
+from initlab.report.figures import figure
+from initlab.report.figures.data import Curve, Curves, best_runs, depths_of, untrained
 from initlab.report.figures.panels import Frame, Guide, Panel, draw_panels
-from initlab.report.theme import MAX_OVERLAID, block_axis
+from initlab.report.theme import block_axis
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_DEPTHS = 4  # panels in a row
 _POINTS = 80  # of a drawn line
 _SMOOTHED = 0.04  # of a run's rows are averaged into one point
 _OVERSHOOT = 1.0  # nats above ln V that a panel still shows
-
-
-def best_runs(run: Run) -> pd.DataFrame:
-    """The runs to show: at each recipe's best rate with the longest warmup; of kind `train`, all.
-
-    Columns as `run_measures`. A best rate is one with the lowest mean loss over the seeds that there are.
-    """
-    runs = run_measures(run).astype({"run_id": str, "recipe": str})
-    if run.manifest.get("kind") != "confirm" or runs.empty:
-        return runs
-    runs = runs[runs["warmup"] == runs["warmup"].max()]
-    keys = ["recipe", "n_layer"]
-    means = runs.groupby([*keys, "lr"])["loss"].mean().reset_index()
-    best = means.loc[means.groupby(keys)["loss"].idxmin(), [*keys, "lr"]]
-    return runs.merge(best, on=[*keys, "lr"])
-
-
-def untrained(run: Run) -> str:
-    """Why nothing of training can be drawn; empty if it can."""
-    if run.manifest.get("kind") not in ("confirm", "train"):
-        return "needs training runs: initlab confirm, or initlab train"
-    return "" if len(run.tables.runs) and len(run.tables.training) else "no training run has finished"
-
-
-def depths_of(run: Run) -> list[int]:
-    """Depths that were trained and fit a row of panels: the deepest where recipes are many."""
-    depths = sorted(int(depth) for depth in run.tables.runs["n_layer"].unique())
-    return depths[-1:] if len(recipes_of(run)) > MAX_OVERLAID else depths[-MOST_DEPTHS:]
 
 
 def needs_losses(run: Run) -> str:
@@ -73,6 +45,27 @@ def _no_curve(run: Run, column: str) -> str:
     return "" if np.isfinite(run.tables.training[column]).any() else f"every {column} is NaN"
 
 
+def describe_losses(run: Run) -> str:
+    parts, shown = [], best_runs(run)
+    for n_layer in depths_of(run):
+        own = shown[shown["n_layer"] == n_layer]
+        words = [f"{recipe} {_ending(runs)}" for recipe in recipes_of(run) if len(runs := own[own["recipe"] == recipe])]
+        parts.append(f"{plural(n_layer, 'block')}: {'; '.join(words)}")
+    levels = ", ".join(f"{text} {number(level, 3)}" for text, level in _levels(run))
+    kind = "at each recipe's best rate, median over seeds" if run.manifest.get("kind") == "confirm" else "of each run"
+    return f"Validation loss after the last step, nats, {kind}. {'. '.join(parts)}. For comparison: {levels}."
+
+
+@figure(
+    "losses",
+    place=20,
+    title="Loss curves",
+    question="Does it train, and how fast? Of a grid: each recipe's best rate, with the longest warmup. "
+    "Thin: seeds; thick: their median. «ln V»: knows nothing; «unigram»: knows how often tokens come, and "
+    "no context. What rises more than 1 nat above ln V leaves the panel.",
+    needs=needs_losses,
+    words=describe_losses,
+)
 def draw_losses(run: Run, theme: str) -> Figure:
     panels = _panels(run, "loss")
     ceiling = float(run.tables.runs["ln_vocab"].max()) + _OVERSHOOT
@@ -87,12 +80,52 @@ def draw_losses(run: Run, theme: str) -> Figure:
     return draw_panels(panels, frame, recipes_of(run), theme)
 
 
+def describe_grad_norms(run: Run) -> str:
+    panel = _panels(run, "grad_norm")[-1]
+    parts = []
+    for recipe, line in panel.curves.items():
+        shown = line.median[line.drawable]
+        if len(shown):
+            ends = f"{number(shown[0])} at the start, {number(shown[-1])} at the end"
+            parts.append(f"{recipe} {ends}, {number(np.nanmax(line.seeds))} at most")
+    words = "; ".join(parts) or "none is finite"
+    return f"Gradient norm before clipping, {panel.title}, median over seeds, and the largest of any: {words}."
+
+
+@figure(
+    "grad-norms",
+    place=60,
+    title="Gradient norm",
+    question="Does the gradient settle, or spike? Runs as in the loss curves. Thin: peaks of each seed; thick: "
+    "the median of their means.",
+    needs=needs_grad_norms,
+    words=describe_grad_norms,
+)
 def draw_grad_norms(run: Run, theme: str) -> Figure:
     x, y = "step (updates done)", "2-norm before clipping"
     frame = Frame("Gradient norm", x, y, _over_steps(run), height=2.9)
     return draw_panels(_panels(run, "grad_norm"), frame, recipes_of(run), theme)
 
 
+def describe_schedule(run: Run) -> str:
+    runs, different = run.tables.runs, _schedules(run)
+    rows = runs.drop_duplicates(["recipe", "lr", "warmup", "steps"]) if len(different) > 1 else different
+    parts = [
+        f"{row.recipe if len(different) > 1 else 'every run'} {row.lr:g}, {plural(int(row.warmup), 'step')} of warmup, "
+        f"{plural(int(row.steps), 'step')}"
+        for row in rows.itertuples()
+    ]
+    return f"Peak learning rate: {'; '.join(parts)}."
+
+
+@figure(
+    "schedule",
+    place=70,
+    title="Learning rate",
+    question="Which rate was each step made at?",
+    needs=needs_schedule,
+    words=describe_schedule,
+)
 def draw_schedule(run: Run, theme: str) -> Figure:
     top = float(run.tables.training["lr"].max())
     x, y = "step (updates done)", "learning rate"
@@ -179,9 +212,8 @@ def _curve(run: Run, runs: pd.DataFrame, column: str) -> Curve | None:
     x, seeds, lines = table.index.to_numpy(float)[picked], thin.to_numpy(float)[picked], smooth.to_numpy(float)[picked]
     middle = np.median(np.where(np.isfinite(lines), lines, np.inf), axis=1)
     middle[~np.isfinite(middle)] = np.nan
-    low, high = np.fmin.reduce(seeds, axis=1), np.fmax.reduce(seeds, axis=1)
     marks = _evaluations(rows) if column == "loss" else None
-    return Curve(x, middle, low, high, np.full(len(x), np.nan), seeds.T, marks)
+    return Curve(x, middle, seeds.T, np.full(len(x), np.nan), apart=True, marks=marks)
 
 
 def _smooth(table: pd.DataFrame, window: int) -> pd.DataFrame:
@@ -200,17 +232,6 @@ def _evaluations(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return middle.index.to_numpy(float), middle.to_numpy(float)
 
 
-def describe_losses(run: Run) -> str:
-    parts, shown = [], best_runs(run)
-    for n_layer in depths_of(run):
-        own = shown[shown["n_layer"] == n_layer]
-        words = [f"{recipe} {_ending(runs)}" for recipe in recipes_of(run) if len(runs := own[own["recipe"] == recipe])]
-        parts.append(f"{plural(n_layer, 'block')}: {'; '.join(words)}")
-    levels = ", ".join(f"{text} {number(level, 3)}" for text, level in _levels(run))
-    kind = "at each recipe's best rate, median over seeds" if run.manifest.get("kind") == "confirm" else "of each run"
-    return f"Validation loss after the last step, nats, {kind}. {'. '.join(parts)}. For comparison: {levels}."
-
-
 def _ending(runs: pd.DataFrame) -> str:
     lost = int(runs["diverged"].sum())
     finite = runs.loc[~runs["diverged"], "val_loss"]
@@ -219,26 +240,3 @@ def _ending(runs: pd.DataFrame) -> str:
         return f"diverged {rate}"
     gone = f" ({lost} of {plural(len(runs), 'run')} diverged)" if lost else ""
     return f"{number(float(finite.median()), 3)} {rate}{gone}"
-
-
-def describe_grad_norms(run: Run) -> str:
-    panel = _panels(run, "grad_norm")[-1]
-    parts = []
-    for recipe, line in panel.curves.items():
-        shown = line.median[line.drawable]
-        if len(shown):
-            ends = f"{number(shown[0])} at the start, {number(shown[-1])} at the end"
-            parts.append(f"{recipe} {ends}, {number(np.nanmax(line.high))} at most")
-    words = "; ".join(parts) or "none is finite"
-    return f"Gradient norm before clipping, {panel.title}, median over seeds, and the largest of any: {words}."
-
-
-def describe_schedule(run: Run) -> str:
-    runs, different = run.tables.runs, _schedules(run)
-    rows = runs.drop_duplicates(["recipe", "lr", "warmup", "steps"]) if len(different) > 1 else different
-    parts = [
-        f"{row.recipe if len(different) > 1 else 'every run'} {row.lr:g}, {plural(int(row.warmup), 'step')} of warmup, "
-        f"{plural(int(row.steps), 'step')}"
-        for row in rows.itertuples()
-    ]
-    return f"Peak learning rate: {'; '.join(parts)}."

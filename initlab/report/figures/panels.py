@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from initlab.report.figures.data import Curve, Curves
 from initlab.report.theme import (
     MAX_OVERLAID,
     Label,
     Series,
+    block_axis,
     log_axis,
     log_limits,
     new_figure,
@@ -21,6 +23,7 @@ from initlab.report.theme import (
     series,
     short,
     style,
+    unlabelled,
 )
 
 if TYPE_CHECKING:
@@ -71,13 +74,25 @@ class Frame:
     least: float = 0.1
 
 
+def across(axes: Axes, panel: Panel) -> None:
+    xs = np.concatenate([line.x for line in panel.curves.values()]) if panel.curves else np.array([0.0])
+    first, last = int(xs.min()), int(xs.max())
+    block_axis(axes, first, last, most=9 if panel.width > 1.5 else 5)
+    pad = 0.02 * (last - first) + 0.05
+    axes.set_xlim(first - pad, last + pad)
+
+
+def backwards(axes: Axes, panel: Panel) -> None:
+    across(axes, panel)
+    axes.xaxis.set_inverted(True)
+
+
 def draw_panels(panels: Sequence[Panel], frame: Frame, recipes: Sequence[str], theme: str) -> Figure:
     """Overlay the recipes of a run in every panel, or highlight one per panel when they are too many."""
     looks = series(recipes)
     with style(theme) as palette:
-        if len(recipes) <= MAX_OVERLAID:
-            return _overlaid(panels, frame, looks, palette, theme)
-        return _highlighted(panels, frame, looks, palette, theme)
+        shown = _overlaid if len(recipes) <= MAX_OVERLAID else _highlighted
+        return shown(panels, frame, looks, palette)
 
 
 def _limits(panels: Sequence[Panel], frame: Frame) -> tuple[float, float]:
@@ -107,19 +122,16 @@ def _y_axis(axes: Axes, limits: tuple[float, float], frame: Frame) -> None:
         axes.set_ylim(*limits)
 
 
-def _overlaid(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series], palette: Palette, theme: str) -> Figure:
-    figure = new_figure(theme, frame.height, frame.title)
+def _overlaid(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series], palette: Palette) -> Figure:
+    figure = new_figure(frame.height, frame.title)
     columns = math.ceil(len(panels) / frame.rows)
     widths = [panel.width for panel in panels[:columns]]
     grid = figure.subplots(frame.rows, columns, sharey=True, squeeze=False, width_ratios=widths)
     limits = _limits(panels, frame)
     pending = []
     for axes, panel in zip(grid.flat, panels, strict=True):
-        labels = []
-        for recipe, line in panel.curves.items():
-            look = looks[recipe]
-            draw_curve(axes, line, palette[look.token], look.marker)
-            labels.append(_end_label(line, look, panel, limits))
+        draw_curves(axes, panel.curves, looks, palette)
+        labels = [_end_label(line, looks[recipe], panel, limits) for recipe, line in panel.curves.items()]
         labels += _draw_guides(axes, panel, palette)
         axes.set_title(panel.title)
         frame.dress(axes, panel)
@@ -135,15 +147,12 @@ def _overlaid(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series], p
     return figure
 
 
-def _highlighted(
-    panels: Sequence[Panel], frame: Frame, looks: dict[str, Series], palette: Palette, theme: str
-) -> Figure:
+def _highlighted(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series], palette: Palette) -> Figure:
     baseline, *others = looks
     columns = min(4, len(others))
     bands = math.ceil(len(others) / columns)
-    figure = new_figure(theme, 0.4 + 2.05 * bands * len(panels), frame.title)
+    figure = new_figure(0.4 + 2.05 * bands * len(panels), frame.title)
     grid = figure.subplots(bands * len(panels), columns, sharex=True, sharey=True, squeeze=False)
-    _y_axis(grid[0, 0], _limits(panels, frame), frame)
     ends = []
     for cell in range(bands * columns):
         for offset, panel in enumerate(panels):
@@ -167,6 +176,7 @@ def _highlighted(
             if cell == columns - 1:
                 named = [Label(*end, short(baseline), looks[baseline].token)] if end else []
                 ends.append((axes, [*named, *guides]))
+    _y_axis(grid[0, 0], _limits(panels, frame), frame)
     figure.supylabel(frame.y, fontsize=9.5, color=palette["muted"])
     figure.supxlabel(_x_text(panels, frame), fontsize=9.5, color=palette["muted"])
     place_labels(figure, ends, palette, size=8.5)
@@ -176,44 +186,116 @@ def _highlighted(
 def _spotlight(
     axes: Axes, panel: Panel, baseline: str, recipe: str, looks: dict[str, Series], palette: Palette
 ) -> list[Label]:
-    for other, line in panel.curves.items():
-        if other not in (baseline, recipe):
-            keep = np.flatnonzero(line.drawable)
-            keep = keep[:: -(-len(keep) // _FAINT_POINTS) or 1]  # a backdrop: its points would fill the page
-            axes.plot(line.x[keep], line.median[keep], color=palette["faint"], linewidth=0.7, alpha=0.6)
-    for shown in (baseline, recipe):
-        if shown in panel.curves:
-            look = looks[shown]
-            draw_curve(axes, panel.curves[shown], palette[look.token], look.marker, thin=True)
+    draw_backdrop(axes, {name: line for name, line in panel.curves.items() if name not in (baseline, recipe)}, palette)
+    shown = {name: panel.curves[name] for name in (baseline, recipe) if name in panel.curves}
+    draw_curves(axes, shown, looks, palette, thin=True)
     return _draw_guides(axes, panel, palette)
 
 
-def draw_curve(axes: Axes, line: Curve, colour: str, marker: str, *, thin: bool = False) -> None:
-    """Median, seed range, closed form; exact zeros and non-finite values as marks at the edges."""
-    keep = line.drawable
-    gapped = np.where(keep, line.median, np.nan)
-    size = 3.0 if thin else max(2.6, 4.8 - len(line.x) / 40)
-    low = np.where(keep & (line.low > 0), line.low, gapped)
-    high = np.where(keep & np.isfinite(line.high), line.high, gapped)
-    if line.seeds is not None:
-        if len(line.seeds) > 1:
-            axes.plot(line.x, line.seeds.T, color=colour, linewidth=0.6, alpha=0.6)
-    elif (high > low).any():
-        axes.fill_between(line.x, low, high, color=colour, alpha=0.25, linewidth=0)
-    own, width = "None" if line.marks else marker, 1.3 if thin else 1.8
-    every = 1 if line.seeds is None and not thin else math.ceil(len(line.x) / _MOST_MARKERS)
-    axes.plot(line.x, gapped, color=colour, marker=own, markersize=size, markevery=every, linewidth=width)
-    if line.marks:
-        axes.plot(*line.marks, marker, color=colour, markersize=3.6 if thin else 5.5, clip_on=False)
-    theory = np.where(line.expected > 0, line.expected, np.nan)
-    if np.isfinite(theory).any():
-        axes.plot(line.x, theory, color=colour, linestyle=(0, (4, 2.5)), linewidth=1.1)
+def draw_backdrop(axes: Axes, curves: Curves, palette: Palette) -> None:
+    """Draw thin lines without names, of few points each: all of them would fill the page."""
+    import seaborn as sns
+
+    drawn = [line for name, curve in curves.items() for line in _pieces(name, curve)]
+    every = {name: max(1, -(-len(curve.x) // _FAINT_POINTS)) for name, curve in drawn}
+    points = [(name, curve.x[:: every[name]], curve.median[None, :: every[name]]) for name, curve in drawn]
+    if points:
+        grey = {"color": palette["faint"], "linewidth": 0.7, "alpha": 0.7}
+        with unlabelled(axes):
+            sns.lineplot(_tidy(points), x="x", y="y", units="line", estimator=None, legend=False, ax=axes, **grey)
+
+
+def draw_curves(
+    axes: Axes, curves: Curves, looks: Mapping[str, Series], palette: Palette, *, thin: bool = False
+) -> None:
+    """Draw medians, seeds and closed forms; exact zeros and non-finite values as marks at the edges.
+
+    Args:
+        axes: whose scales are still linear, so that medians are those of the values.
+        curves: by recipe.
+        looks: token of the colour and marker of each.
+        palette: of the theme.
+        thin: beside a backdrop, or in a small panel.
+    """
+    lines = [line for recipe, curve in curves.items() for line in _pieces(recipe, curve)]
+    if lines:
+        with unlabelled(axes):
+            _draw_lines(axes, curves, lines, looks, palette, thin)
+    for recipe, curve in curves.items():
+        colour, marker = palette[looks[recipe].token], looks[recipe].marker
+        if curve.marks:
+            axes.plot(*curve.marks, marker, color=colour, markersize=3.6 if thin else 5.5, clip_on=False)
+        _mark_edges(axes, curve, colour)
+
+
+def _draw_lines(
+    axes: Axes,
+    curves: Curves,
+    lines: Sequence[tuple[str, Curve]],
+    looks: Mapping[str, Series],
+    palette: Palette,
+    thin: bool,
+) -> None:
+    import seaborn as sns
+
+    recipes = {line: line.partition(" ")[2] for line, _ in lines}
+    hues = {line: palette[looks[recipe].token] for line, recipe in recipes.items()}
+    longest = max(len(curve.x) for curve in curves.values())
+    apart = any(curve.apart for curve in curves.values())
+    marked = any(curve.marks for curve in curves.values())
+    shared = {"x": "x", "y": "y", "hue": "line", "palette": hues, "legend": False, "ax": axes}
+    whole = [(f"0 {recipe}", curve) for recipe, curve in curves.items()]
+    seeds = _tidy((line, curve.x, curve.seeds) for line, curve in (whole if apart else lines))
+    spread = seeds.groupby(["line", "x"], observed=True, sort=False)["y"].nunique().max() > 1
+    if apart and seeds["seed"].nunique() > 1:
+        sns.lineplot(seeds, units="seed", estimator=None, linewidth=0.6, alpha=0.6, **shared)
+    banded = spread and not apart
+    sns.lineplot(
+        seeds if banded else _tidy((line, curve.x, curve.median[None]) for line, curve in lines),
+        style=None if marked else "line",
+        markers=False if marked else {line: looks[recipe].marker for line, recipe in recipes.items()},
+        dashes=False,
+        estimator="median" if banded else None,
+        errorbar=("pi", 100) if banded else None,  # from the lowest seed to the highest
+        err_kws={"alpha": 0.25, "linewidth": 0} if banded else None,
+        linewidth=1.3 if thin else 1.8,
+        markersize=4.2 if thin else max(3.4, 6.2 - longest / 40),
+        markeredgecolor=palette["bg"],
+        markeredgewidth=0.4,
+        markevery=math.ceil(longest / _MOST_MARKERS) if apart or thin else 1,
+        **shared,
+    )
+    foreseen = _tidy((line, curve.x, np.where(curve.foreseen, curve.expected, np.nan)[None]) for line, curve in lines)
+    if len(foreseen):
+        sns.lineplot(foreseen, estimator=None, linestyle=(0, (4, 2.5)), linewidth=1.1, **shared)
+
+
+def _pieces(recipe: str, curve: Curve) -> list[tuple[str, Curve]]:
+    """The stretches of a line between the points that a log axis can't show, by name; seaborn would join them."""
+    keep = curve.drawable
+    if keep.all():
+        return [(f"0 {recipe}", curve)]
+    stretch = np.cumsum(~keep)
+    places = {f"{number} {recipe}": keep & (stretch == number) for number in np.unique(stretch[keep])}
+    return [(name, curve.only_at(at)) for name, at in places.items()]
+
+
+def _tidy(lines: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> pd.DataFrame:
+    """One row per line, seed and point that is known."""
+    frames = []
+    for line, x, values in lines:
+        seed, at = np.nonzero(np.isfinite(values))
+        frames.append(pd.DataFrame({"line": [line] * len(at), "seed": seed, "x": x[at], "y": values[seed, at]}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _mark_edges(axes: Axes, curve: Curve, colour: str) -> None:
     edge = axes.get_xaxis_transform()
-    for where, y, text in ((line.median == 0, 0.015, "0"), (~np.isfinite(line.median), 0.985, "not finite")):
+    for where, y, text in ((curve.median == 0, 0.015, "0"), (~np.isfinite(curve.median), 0.985, "not finite")):
         if where.any():
-            x = line.x[where]
+            x = curve.x[where]
             axes.plot(x, np.full(len(x), y), "|", color=colour, markersize=7, transform=edge, clip_on=False)
-            if line.only():
+            if curve.only():
                 continue  # its label at the right says so
             side = "bottom" if y < 0.5 else "top"
             axes.text(x[0], y + (0.025 if y < 0.5 else -0.025), text, transform=edge, ha="left", va=side, fontsize=8.5)
@@ -239,5 +321,5 @@ def _draw_guides(axes: Axes, panel: Panel, palette: Palette) -> list[Label]:
 
 
 def _x_text(panels: Sequence[Panel], frame: Frame) -> str:
-    expected = any(np.isfinite(line.expected).any() for panel in panels for line in panel.curves.values())
+    expected = any(line.foreseen.any() for panel in panels for line in panel.curves.values())
     return frame.x + (" · dashed: closed form" if expected else "")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from initlab.judge.theory import Prediction, Setting
-from initlab.report.digest import number
-from initlab.report.theme import Label, block_axis, log_axis, log_limits, new_figure, place_labels, style
+from initlab.judge.words import number
+from initlab.report.theme import Label, block_axis, log_axis, log_limits, new_figure, place_labels, style, unlabelled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def draw_profile(recipe: str, setting: Setting, expected: Prediction, theme: str
     ]
     title = f"{recipe}: expected at init, {L} blocks of {setting.n_embd}, T = {setting.block_size}"
     with style(theme) as palette:
-        figure = new_figure(theme, 3.6, title)
+        figure = new_figure(3.6, title)
         labelled = []
         for axes, (name, lines) in zip(figure.subplots(1, 3), panels, strict=True):
             limits = log_limits(np.concatenate([line[3] for line in lines]))
@@ -62,9 +62,22 @@ def _times(values: np.ndarray) -> str:
 
 def _draw(axes: Axes, line: Line, palette: dict[str, str], low: float) -> Label:
     """One line, and the label of its last point; a value that a log axis can't show is named at the axis' low end."""
+    import seaborn as sns
+
     token, text, x, y = line
     shown = np.where(np.isfinite(y) & (y > 0), y, np.nan)
-    axes.plot(x, shown, color=palette[token], marker="o" if len(x) <= 25 else "", markersize=3.5)
+    with unlabelled(axes):
+        sns.lineplot(
+            x=x,
+            y=shown,
+            estimator=None,
+            color=palette[token],
+            marker="o" if len(x) <= 25 else None,
+            markersize=4.2,
+            markeredgecolor=palette["bg"],
+            markeredgewidth=0.4,
+            ax=axes,
+        )
     if np.isfinite(shown[-1]):
         return Label(float(x[-1]), float(y[-1]), text, token)
     return Label(float(x[-1]), low, f"{text} ({number(y[-1])})", token)

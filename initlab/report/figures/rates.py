@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.outcomes import regrets, run_measures
-from initlab.report.digest import number, plural, recipes_of
-from initlab.report.figures.data import Curve, Curves
-from initlab.report.figures.losses import depths_of, untrained
+from initlab.judge.words import number, plural
+from initlab.report.figures import figure
+from initlab.report.figures.data import Curve, Curves, depths_of, untrained, warmup_text
 from initlab.report.figures.panels import Frame, Panel, draw_panels
 from initlab.report.theme import MAX_OVERLAID, log_axis, log_limits, tick_text
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -31,10 +32,28 @@ def needs_rates(run: Run) -> str:
     return "" if rates > 1 else "needs two or more learning rates, this run has one: --lrs 1e-3,3e-3,1e-2"
 
 
-def warmup_text(steps: int) -> str:
-    return f"warmup {steps}" if steps else "no warmup"
+def describe_rates(run: Run) -> str:
+    best = regrets(run)
+    parts = []
+    for (n_layer, warmup), rows in best.groupby(["n_layer", "warmup"], observed=True):
+        words = [
+            f"{row.recipe} {_best(row.best_loss, row.best_lr)}"
+            for recipe in recipes_of(run)
+            for row in rows[rows["recipe"] == recipe].itertuples()
+        ]
+        parts.append(f"{plural(int(n_layer), 'block')}, {warmup_text(int(warmup))}: {', '.join(words)}")
+    return f"Lowest mean loss over seeds, nats, and the rate it was reached at. {'; '.join(parts)}."
 
 
+@figure(
+    "rates",
+    place=30,
+    title="Loss against learning rate",
+    question="How wide is the valley of rates that work? Thin: seeds; thick: their median. A run that "
+    "diverged counts as ln V; a line that leaves at the top goes there.",
+    needs=needs_rates,
+    words=describe_rates,
+)
 def draw_rates(run: Run, theme: str) -> Figure:
     panels, warmups = _panels(run)
     few = len(recipes_of(run)) <= MAX_OVERLAID
@@ -80,9 +99,8 @@ def _curves(runs: pd.DataFrame, recipes: list[str]) -> Curves:
             continue
         table = own.pivot_table(index="lr", columns="seed", values="loss", observed=True)
         values = table.to_numpy(float)
-        middle, low, high = (getattr(np, f"nan{name}")(values, axis=1) for name in ("median", "min", "max"))
-        x = table.index.to_numpy(float)
-        found[recipe] = Curve(x, middle, low, high, np.full(len(x), np.nan), values.T)
+        middle = np.nanmedian(values, axis=1)
+        found[recipe] = Curve(table.index.to_numpy(float), middle, values.T, np.full(len(table), np.nan), apart=True)
     return found
 
 
@@ -95,19 +113,6 @@ def _across(axes: Axes, panel: Panel) -> None:
     room = axes.get_window_extent().width / 100  # inches, before labels are placed
     if len(rates) <= max(3, 2 * room):
         axes.set_xticks(rates, labels=[tick_text(rate) for rate in rates])
-
-
-def describe_rates(run: Run) -> str:
-    best = regrets(run)
-    parts = []
-    for (n_layer, warmup), rows in best.groupby(["n_layer", "warmup"], observed=True):
-        words = [
-            f"{row.recipe} {_best(row.best_loss, row.best_lr)}"
-            for recipe in recipes_of(run)
-            for row in rows[rows["recipe"] == recipe].itertuples()
-        ]
-        parts.append(f"{plural(int(n_layer), 'block')}, {warmup_text(int(warmup))}: {', '.join(words)}")
-    return f"Lowest mean loss over seeds, nats, and the rate it was reached at. {'; '.join(parts)}."
 
 
 def _best(loss: float, rate: float) -> str:

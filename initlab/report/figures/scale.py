@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.slopes import along, points, slopes
-from initlab.report.digest import plural, recipes_of, signed
-from initlab.report.figures.data import Curve
-from initlab.report.figures.panels import draw_curve
+from initlab.judge.words import plural, signed
+from initlab.report.figures import figure
+from initlab.report.figures.data import Curve, beside
+from initlab.report.figures.panels import draw_curves
 from initlab.report.scale import shown_steps, slope_text
 from initlab.report.theme import (
     MAX_OVERLAID,
@@ -24,6 +25,7 @@ from initlab.report.theme import (
     short,
     style,
 )
+from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -50,8 +52,6 @@ def needs_coord_depth(run: Run) -> str:
 
 
 def _needs(run: Run, axis: str, what: str, option: str) -> str:
-    if run.manifest.get("kind") != "scale":
-        return f"needs models of several {what}, measured after optimizer steps: initlab scale {option}"
     summary = run.tables.summary
     if summary[axis].nunique() < 2:
         return f"needs models of two or more {what}, this run has one: {option}"
@@ -60,20 +60,43 @@ def _needs(run: Run, axis: str, what: str, option: str) -> str:
     return "" if len(finite) else "every variance is zero or not finite"
 
 
-def draw_coord(run: Run, theme: str) -> Figure:
-    return _draw(run, "n_embd", theme)
-
-
-def draw_coord_depth(run: Run, theme: str) -> Figure:
-    return _draw(run, "n_layer", theme)
-
-
 def describe_coord(run: Run) -> str:
     return _describe(run, "n_embd")
 
 
+@figure(
+    "coord",
+    place=100,
+    title="Coord check",
+    question="Does a wider model stay on the scale of a narrow one, before and after each step? Where lines "
+    "are flat, a learning rate found on a small model holds for a large one. A point is the median over seeds "
+    "of the mean over blocks; resid_post is the last block's.",
+    kinds=("scale",),
+    otherwise="needs models of several widths, measured after optimizer steps: initlab scale --widths 64,128,256",
+    needs=needs_coord,
+    words=describe_coord,
+)
+def draw_coord(run: Run, theme: str) -> Figure:
+    return _draw(run, "n_embd", theme)
+
+
 def describe_coord_depth(run: Run) -> str:
     return _describe(run, "n_layer")
+
+
+@figure(
+    "coord-depth",
+    place=110,
+    title="Depth check after steps",
+    question="Does a step move a deep model as far as a shallow one? The change is x after the steps minus x "
+    "at init, on the same batch; where it is flat, a learning rate holds at every depth.",
+    kinds=("scale",),
+    otherwise="needs models of several depths, measured after optimizer steps: initlab scale --depths 2,4,8",
+    needs=needs_coord_depth,
+    words=describe_coord_depth,
+)
+def draw_coord_depth(run: Run, theme: str) -> Figure:
+    return _draw(run, "n_layer", theme)
 
 
 def _points(run: Run, axis: str) -> pd.DataFrame:
@@ -107,15 +130,12 @@ def _shown_recipes(run: Run) -> list[str]:
 def _curve(rows: pd.DataFrame, axis: str) -> Curve | None:
     if rows.empty:
         return None
-    found = {}
-    for size, group in rows.groupby(axis):
-        values = np.exp(group["log_var"].to_numpy(float))
-        finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if len(finite) else (math.nan, math.nan)
-        expected = group["log_expected"].median()
-        found[size] = (np.median(values), low, high, np.exp(expected) if np.isfinite(expected) else math.nan)
-    columns = np.array([found[size] for size in sorted(found)], dtype=float).T
-    return Curve(np.array(sorted(found), dtype=float), *columns)
+    groups = dict(iter(rows.groupby(axis)))
+    sizes = sorted(groups)
+    values = [np.exp(groups[size]["log_var"].to_numpy(float)) for size in sizes]
+    expected = [np.exp(groups[size]["log_expected"].median()) for size in sizes]
+    middle = np.array([np.median(each) for each in values])
+    return Curve(np.array(sizes, dtype=float), middle, beside(values), np.array(expected))
 
 
 def _draw(run: Run, axis: str, theme: str) -> Figure:
@@ -134,7 +154,7 @@ def _draw(run: Run, axis: str, theme: str) -> Figure:
     limits = _limits(lines, curves)
     pending = []
     with style(theme) as palette:
-        figure = new_figure(theme, 0.5 + 1.95 * len(lines), _TITLES[axis])
+        figure = new_figure(0.5 + 1.95 * len(lines), _TITLES[axis])
         grid = figure.subplots(len(lines), len(steps), sharey="row", squeeze=False)
         for row, line in enumerate(lines):
             for column, step in enumerate(steps):
@@ -144,9 +164,9 @@ def _draw(run: Run, axis: str, theme: str) -> Figure:
                     axes.set_visible(False)
                     continue
                 labels = []
+                draw_curves(axes, here, looks, palette)
                 for recipe, curve in here.items():
                     look = looks[recipe]
-                    draw_curve(axes, curve, palette[look.token], look.marker)
                     labels.append(
                         _label(
                             axes,
@@ -169,7 +189,7 @@ def _draw(run: Run, axis: str, theme: str) -> Figure:
             log_axis(first, "y", limits[line])
             first.set_ylabel(_title(line))
             first.tick_params(labelleft=True)
-        dashed = " · dashed: closed form" if any(np.isfinite(curve.expected).any() for curve in curves.values()) else ""
+        dashed = " · dashed: closed form" if any(curve.foreseen.any() for curve in curves.values()) else ""
         figure.supxlabel(
             f"{axis}, log scale · number: exponent of the variance · dotted: exponents 0 and 1{dashed}",
             fontsize=9.5,

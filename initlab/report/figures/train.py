@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from initlab.report.digest import number, plural, recipes_of, view
-from initlab.report.figures.curves import across, backwards
-from initlab.report.figures.data import Curves, by_recipe, missing, stream
-from initlab.report.figures.losses import best_runs, untrained
-from initlab.report.figures.panels import Frame, Panel, draw_panels
+from initlab.judge.words import number, plural
+from initlab.report.figures import figure
+from initlab.report.figures.data import Curves, best_runs, by_recipe, missing, stream, untrained
+from initlab.report.figures.panels import Frame, Panel, across, backwards, draw_panels
+from initlab.report.view import recipes_of, view
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -37,11 +37,36 @@ def _needs(run: Run, kind: str) -> str:
     )
 
 
+def describe_residual(run: Run) -> str:
+    return _describe(run, "activation", "Variance of the residual stream after the last block ÷ at the embedding")
+
+
+@figure(
+    "trained-residual",
+    place=80,
+    title="Residual stream, before and after",
+    question="Does training keep the scales of the init, or bring all recipes to the same ones? The deepest "
+    "model, at each recipe's best rate.",
+    needs=needs_residual,
+    words=describe_residual,
+)
 def draw_residual(run: Run, theme: str) -> Figure:
     frame = Frame("Residual stream, before and after", "after block (0 = embedding)", _WHAT["activation"], across)
     return draw_panels(_panels(run, "activation"), frame, recipes_of(run), theme)
 
 
+def describe_gradient(run: Run) -> str:
+    return _describe(run, "grad", "Variance of the gradient at the embedding ÷ after the last block")
+
+
+@figure(
+    "trained-gradient",
+    place=90,
+    title="Gradient, before and after",
+    question="Does a gradient that was uneven over the blocks even out? Read from left (output) to right (embedding).",
+    needs=needs_gradient,
+    words=describe_gradient,
+)
 def draw_gradient(run: Run, theme: str) -> Figure:
     x = "after block, from the output (left) back to the embedding (0, right)"
     frame = Frame("Gradient, before and after", x, _WHAT["grad"], backwards)
@@ -78,14 +103,6 @@ def _panels(run: Run, kind: str) -> list[Panel]:
     before, after, n_layer = _curves(run, kind)
     blocks, steps = plural(n_layer, "block"), plural(int(run.tables.runs["steps"].max()), "step")
     return [Panel(f"{blocks}, at init", before), Panel(f"after {steps}", after)]
-
-
-def describe_residual(run: Run) -> str:
-    return _describe(run, "activation", "Variance of the residual stream after the last block ÷ at the embedding")
-
-
-def describe_gradient(run: Run) -> str:
-    return _describe(run, "grad", "Variance of the gradient at the embedding ÷ after the last block")
 
 
 def _describe(run: Run, kind: str, what: str) -> str:

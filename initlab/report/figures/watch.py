@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.updates import RULE_OF_THUMB, VECTORS, by_role, update_ratios
-from initlab.report.digest import number, steps_of
+from initlab.judge.words import number
+from initlab.report.figures import figure
 from initlab.report.figures.data import Curve
-from initlab.report.figures.panels import draw_curve
-from initlab.report.theme import Label, block_axis, log_axis, log_limits, new_figure, place_labels, style
+from initlab.report.figures.panels import draw_backdrop, draw_curves
+from initlab.report.theme import Label, Series, block_axis, log_axis, log_limits, new_figure, place_labels, style
+from initlab.report.view import steps_of
 from initlab.rundir import Run
 
 if TYPE_CHECKING:
@@ -26,37 +28,51 @@ _MARKERS = "os^D"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Line:
-    name: str  # empty: not labelled
-    token: str
-    marker: str
+    look: Series | None  # None: one of the thin lines, which have no label
     curve: Curve
 
 
 def needs_watch(run: Run) -> str:
-    if run.manifest.get("kind") != "watch":
-        return "needs a training loop under `initlab.watch`"
     if len(steps_of(run)) < 2:
         return "needs two watched steps or more"
     return "" if _panels(run) else "no variance and no update was recorded"
 
 
+def describe_watch(run: Run) -> str:
+    steps = steps_of(run)
+    parts = []
+    for title, _, lines in _panels(run):
+        named = [(line.look.recipe, line.curve.median) for line in lines if line.look]
+        ends = [f"{name} {number(median[0])} to {number(median[-1])}" for name, median in named]
+        parts.append(f"{title}: {', '.join(ends)}")
+    return f"From step {steps[0]} to step {steps[-1]}. {'. '.join(parts)}."
+
+
+@figure(
+    "watch",
+    place=10,
+    title="Scales over training",
+    question="Do the stream, its gradient and the size of the updates settle, or drift away? "
+    "Thin lines: the blocks between those named.",
+    kinds=("watch",),
+    otherwise="needs a training loop under `initlab.watch`",
+    needs=needs_watch,
+    words=describe_watch,
+)
 def draw_watch(run: Run, theme: str) -> Figure:
     panels = _panels(run)
     steps = steps_of(run)
     with style(theme) as palette:
-        figure = new_figure(theme, 3.3 * len(panels), "Scales over training")
+        figure = new_figure(3.3 * len(panels), "Scales over training")
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         pending: list[tuple[Axes, list[Label]]] = []
         for axes, (title, unit, lines) in zip(grid, panels, strict=True):
-            labels = []
-            for line in lines:
-                if line.name:
-                    draw_curve(axes, line.curve, palette[line.token], line.marker)
-                    end = line.curve.end()
-                    labels += [Label(*end, line.name, line.token)] if end else []
-                else:
-                    between = np.where(line.curve.drawable, line.curve.median, np.nan)
-                    axes.plot(line.curve.x, between, color=palette["faint"], linewidth=0.8, zorder=1)
+            named = {line.look.recipe: line for line in lines if line.look}
+            looks = {name: line.look for name, line in named.items() if line.look}
+            draw_curves(axes, {name: line.curve for name, line in named.items()}, looks, palette)
+            draw_backdrop(axes, {str(at): line.curve for at, line in enumerate(lines) if not line.look}, palette)
+            ends = {name: line.curve.end() for name, line in named.items()}
+            labels = [Label(*end, name, looks[name].token) for name, end in ends.items() if end]
             drawn = np.concatenate([line.curve.median[line.curve.drawable] for line in lines])
             if title == _UPDATES:
                 axes.axhline(RULE_OF_THUMB, color=palette["muted"], linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
@@ -72,16 +88,6 @@ def draw_watch(run: Run, theme: str) -> Figure:
         figure.supxlabel("step (updates done)", fontsize=9.5, color=palette["muted"])
         place_labels(figure, pending, palette, size=9)
     return figure
-
-
-def describe_watch(run: Run) -> str:
-    steps = steps_of(run)
-    parts = []
-    for title, _, lines in _panels(run):
-        named = [line for line in lines if line.name]
-        ends = [f"{line.name} {number(line.curve.median[0])} to {number(line.curve.median[-1])}" for line in named]
-        parts.append(f"{title}: {', '.join(ends)}")
-    return f"From step {steps[0]} to step {steps[-1]}. {'. '.join(parts)}."
 
 
 _UPDATES = "Update / weight, by role"
@@ -131,4 +137,5 @@ def _updates(records: pd.DataFrame) -> list[_Line]:
 
 def _line(rows: pd.DataFrame, column: str, name: str, token: str, marker: str) -> _Line:
     values = rows[column].to_numpy(float)
-    return _Line(name, token, marker, Curve(rows["step"].to_numpy(float), values, values, values, values * np.nan))
+    look = Series(name, token, marker, "") if name else None
+    return _Line(look, Curve(rows["step"].to_numpy(float), values, values[None], values * np.nan))

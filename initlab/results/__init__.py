@@ -1,4 +1,4 @@
-"""What `probe`, `compare`, `scale`, `watch`, `train`, `confirm` and `predict` give back: tables, findings, pictures.
+"""What `probe`, `compare`, `scale`, `watch`, `train` and `confirm` give back: tables, findings, pictures.
 Torch-free, so a saved run loads anywhere."""
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from initlab.judge import Severity
 from initlab.judge import outcomes as judged_training
 from initlab.judge.rules import Finding, chosen, evaluate, worst
 from initlab.judge.slopes import slopes
-from initlab.judge.theory import Prediction, Setting
 from initlab.judge.updates import by_role, update_ratios
 from initlab.recipes import Recipe
-from initlab.report import confirm, console
+from initlab.report import console, markdown
+from initlab.report.document import Document
+from initlab.results.profile import Profile as Profile
 from initlab.rundir import Run, RunDir
 
 if TYPE_CHECKING:
@@ -34,16 +35,20 @@ class Result:
 
     Attributes:
         run: the tables and the manifest that run.json stores.
-        findings: verdict of every rule on every recipe, failures first.
         path: the run's folder, None while it is only in memory.
     """
 
     kind = "run"
+    _judged: tuple[str, ...] = ("findings",)  # what is derived from the rules, and made anew for others
 
     def __init__(self, run: Run, path: Path | None = None):
         self.run = run
         self.path = path
-        self.findings: list[Finding] = evaluate(run, **run.manifest.get("judging", {}))
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """Verdict of every rule on every recipe, failures first; judged when first asked for, and after `judge`."""
+        return evaluate(self.run, **self.run.manifest.get("judging", {}))
 
     def judge(
         self, *, select: Sequence[str] = (), ignore: Sequence[str] = (), limits: Mapping[str, float] | None = None
@@ -62,10 +67,11 @@ class Result:
             ConfigError: an unknown code, or a limit that is none.
         """
         overrides = chosen(select, ignore, limits).overrides
-        self.findings = evaluate(self.run, **overrides)
         self.run.manifest.pop("judging", None)
         if overrides:
             self.run.manifest["judging"] = overrides
+        for name in self._judged:
+            self.__dict__.pop(name, None)
         return self.findings
 
     @property
@@ -123,33 +129,38 @@ class Result:
         return out
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write report.html, figures/*.png and findings.json beside the tables; returns the path of the page.
+        """Write report.html, report.md, figures/*.png and findings.json beside the tables; returns the page's path.
 
         `out` may be left away for a run that was loaded from, or measured into, a folder.
         """
-        from initlab.report import html
+        from initlab.report import files
 
         if out is None and self.path is None:
             raise RunError("this run is only in memory; name a folder: .report('out')")
         folder = self.save(out) if out is not None else self.path
         assert folder is not None
         rundir.note(folder, "judging", self.run.manifest.get("judging"))
-        return html.write_report(self.run, self.findings, folder)
+        return files.write_report(self.document(), folder)
+
+    def document(self) -> Document:
+        """The report as values, which page, terminal and Markdown write."""
+        return Document(self.run, self.findings)
+
+    def markdown(self) -> str:
+        """The report as Markdown, for an issue or a pull request; its pictures are those that `report` writes."""
+        return markdown.text(self.document())
 
     def __repr__(self) -> str:
         return self._text(color=False)
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
-        raise NotImplementedError
+        return console.text(self.document(), width=width, color=color)
 
 
 class Probe(Result):
     """One model, measured once."""
 
     kind = "probe"
-
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        return console.probe_text(self.run, self.findings, width=width, color=color)
 
 
 class Comparison(Result):
@@ -164,9 +175,6 @@ class Comparison(Result):
     def __init__(self, run: Run, path: Path | None = None):
         super().__init__(run, path)
         self.recipes: dict[str, Recipe] = {}
-
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        return console.comparison_text(self.run, self.findings, width=width, color=color)
 
 
 class Watch(Result):
@@ -187,9 +195,6 @@ class Watch(Result):
         """`updates`, all parameters of a role taken together: step, role, update_rms, weight_rms, ratio."""
         return by_role(self.updates)
 
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        return console.watch_text(self.run, self.findings, width=width, color=color)
-
 
 class Scaling(Result):
     """Models of several widths or depths, before and after a few optimizer steps.
@@ -206,13 +211,22 @@ class Scaling(Result):
         self.slopes = slopes(run.tables.records)
         self.modules: str | None = None
 
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        return console.scaling_text(
-            self.run, self.findings, self.slopes, modules=self.modules, width=width, color=color
-        )
+    def document(self) -> Document:
+        """The report as values; its brief shows the sites and modules that `modules` names."""
+        return Document(self.run, self.findings, self.modules)
 
 
-class Training(Result):
+class _Trained(Result):
+    """A run that trained something."""
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """A row per logged step: columns of `initlab.schema.TRAINING`, and its run's recipe, n_layer, peak_lr, warmup
+        and seed."""
+        return judged_training.curves(self.run)
+
+
+class Training(_Trained):
     """Recipes trained, one run each, and measured before the first and after the last step.
 
     `findings` are about the inits; NUM001 to NUM004 are about the trained models too.
@@ -225,36 +239,20 @@ class Training(Result):
         """One row per recipe, with its last val_loss; columns in `initlab.schema.RUNS`."""
         return self.run.tables.runs
 
-    @property
-    def curves(self) -> pd.DataFrame:
-        """A row per logged step: columns of `initlab.schema.TRAINING`, and its run's recipe, n_layer, peak_lr, warmup
-        and seed."""
-        return judged_training.curves(self.run)
 
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        from initlab.report.train_text import training_text
-
-        return training_text(self.run, self.findings, width=width, color=color)
-
-
-class Confirmation(Result):
+class Confirmation(_Trained):
     """Recipes that were probed and then trained; what the probe said stands beside what training did.
 
     What is derived from the tables is made when it is asked for, and once.
     """
 
     kind = "confirm"
+    _judged = ("findings", "outcomes", "rankings")
 
     @cached_property
     def runs(self) -> pd.DataFrame:
         """A row per training run; columns of `initlab.judge.outcomes.run_measures`."""
         return judged_training.run_measures(self.run)
-
-    @cached_property
-    def curves(self) -> pd.DataFrame:
-        """A row per logged step: columns of `initlab.schema.TRAINING`, and its run's recipe, n_layer, peak_lr, warmup
-        and seed."""
-        return judged_training.curves(self.run)
 
     @cached_property
     def regrets(self) -> pd.DataFrame:
@@ -276,15 +274,6 @@ class Confirmation(Result):
         """How well each probe metric ranks recipes by regret; see `initlab.judge.outcomes.rankings`."""
         return judged_training.rankings(self.run)
 
-    def judge(
-        self, *, select: Sequence[str] = (), ignore: Sequence[str] = (), limits: Mapping[str, float] | None = None
-    ) -> list[Finding]:
-        """Judge again by other rules or limits, see `Result.judge`; predictions and their grades follow."""
-        found = super().judge(select=select, ignore=ignore, limits=limits)
-        for name in ("outcomes", "rankings"):
-            self.__dict__.pop(name, None)
-        return found
-
     def report(self, out: str | Path | None = None) -> Path:
         """Write what `Result.report` writes, and regrets, effects, outcomes and rankings as CSV beside it."""
         page = super().report(out)
@@ -293,11 +282,6 @@ class Confirmation(Result):
             text = frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
             rundir.write_whole(page.parent / f"{name}.csv", text.encode())
         return page
-
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        return confirm.confirmation_text(
-            self.run, self.findings, self.regrets, self.effects, self.outcomes, width=width, color=color
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,72 +300,6 @@ class Description:
 
     def __repr__(self) -> str:
         return self.text
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What the closed form expects of a model at init.
-
-    Attributes:
-        recipe: id of what the weights are drawn from.
-        setting: sizes, mean squares of the weights, statistics of the text.
-        expected: everything predicted, by site and block.
-        exact: whether every position was followed by itself.
-    """
-
-    recipe: str
-    setting: Setting
-    expected: Prediction
-    exact: bool
-
-    @property
-    def var(self) -> pd.DataFrame:
-        """One row per site and block: `var`, and `grad_var`, the variance of (B·T)·∂loss/∂x of a mean loss."""
-        rows = [
-            {"layer": layer, "site": site, "var": value, "grad_var": self.expected.grad.get((site, layer), math.nan)}
-            for (site, layer), value in self.expected.var.items()
-        ]
-        return pd.DataFrame(rows).astype({"layer": "Int64"})
-
-    @property
-    def growth(self) -> float:
-        """Variance of the stream after the last block ÷ that of the embedding."""
-        return self.expected.growth
-
-    @property
-    def gradient_ratio(self) -> float:
-        """Variance of the gradient at the embedding ÷ that after the last block."""
-        return self.expected.gradient_ratio
-
-    def plot(self, theme: str = "light") -> Figure:
-        """The profile as a matplotlib Figure; it is returned, never shown. Themes: light, dark."""
-        from initlab.report.figures.predict import draw_profile
-
-        return draw_profile(self.recipe, self.setting, self.expected, theme)
-
-    def save(self, out: str | Path) -> Path:
-        """Write profile.csv, profile.png and profile-dark.png into a folder; returns the folder.
-
-        Raises:
-            RunError: the folder can't be written.
-        """
-        out = Path(out)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            self.var.to_csv(out / "profile.csv", index=False)
-            for theme, name in (("light", "profile.png"), ("dark", "profile-dark.png")):
-                self.plot(theme).savefig(out / name, dpi=150)
-        except OSError as error:
-            raise RunError(f"{out} can't be written: {error.strerror or error}; name another folder") from error
-        return out
-
-    def __repr__(self) -> str:
-        return self._text(color=False)
-
-    def _text(self, *, color: bool, width: int | None = None) -> str:
-        from initlab.report.predict import profile_text
-
-        return profile_text(self.recipe, self.setting, self.expected, exact=self.exact, width=width, color=color)
 
 
 Loaded = Probe | Comparison | Watch | Scaling | Training | Confirmation

@@ -5,8 +5,12 @@ import pytest
 from synthetic import synthetic_findings, synthetic_run
 from variants import variants
 
-from initlab.report import digest
-from initlab.report.console import probe_text
+from initlab.judge.words import listed, number, signed
+from initlab.report import console
+from initlab.report.document import Document
+from initlab.report.facts import shortfall
+from initlab.report.verdict import count_sentence, failing, measured, verdict, where
+from initlab.report.view import exponent_text, overview, recipes_of
 
 
 @pytest.mark.parametrize(
@@ -27,44 +31,44 @@ from initlab.report.console import probe_text
     ],
 )
 def test_number(value, text):
-    assert digest.number(value) == text
+    assert number(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(-0.001, "+0.00"), (0.049, "+0.05"), (-1.0, "-1.00"), (math.nan, "NaN")])
 def test_signed_never_reads_minus_zero(value, text):
-    assert digest.signed(value) == text
+    assert signed(value) == text
 
 
 def test_exponent_text():
-    assert digest.exponent_text(-0.999, 0.021) == "L^-1.00 ± 0.02"
-    assert digest.exponent_text(-0.001, math.nan) == "L^0.00"
+    assert exponent_text(-0.999, 0.021) == "L^-1.00 ± 0.02"
+    assert exponent_text(-0.001, math.nan) == "L^0.00"
 
 
 def test_listed():
-    assert digest.listed(["a"]) == "a"
-    assert digest.listed(["a", "b", "c"]) == "a, b and c"
-    assert digest.listed(["a", "b", "c", "d", "e"]) == "a, b and 3 more"
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+    assert listed(["a", "b", "c", "d", "e"]) == "a, b and 3 more"
 
 
 def test_measured_rounds_to_its_uncertainty():
     finding = synthetic_findings(variants()["usual"])[0]
-    assert digest.measured(finding) == "-1.00 ± 0.02 exponent"
-    assert digest.measured(dataclasses.replace(finding, measured=0.17, uncertainty=None, unit="nats")) == "0.17 nats"
-    assert digest.measured(dataclasses.replace(finding, measured=None)) == ""
+    assert measured(finding) == "-1.00 ± 0.02 exponent"
+    assert measured(dataclasses.replace(finding, measured=0.17, uncertainty=None, unit="nats")) == "0.17 nats"
+    assert measured(dataclasses.replace(finding, measured=None)) == ""
 
 
 def test_where():
     finding = synthetic_findings(variants()["usual"])[0]
-    assert digest.where(finding) == "mlp_out"
-    assert digest.where(dataclasses.replace(finding, layer_first=3)) == "mlp_out, block 3"
-    assert digest.where(dataclasses.replace(finding, layer_first=3, layer_last=11)) == "mlp_out, blocks 3–11"
+    assert where(finding) == "mlp_out"
+    assert where(dataclasses.replace(finding, layer_first=3)) == "mlp_out, block 3"
+    assert where(dataclasses.replace(finding, layer_first=3, layer_last=11)) == "mlp_out, blocks 3–11"
 
 
 def test_failures_are_sorted_by_severity_then_effect():
     base = synthetic_findings(variants()["usual"])[0]
     make = [("warning", 9.0), ("error", 1.0), ("info", 5.0), ("error", 2.0)]
     findings = [dataclasses.replace(base, status="fail", severity=severity, effect=effect) for severity, effect in make]
-    assert [(f.severity, f.effect) for f in digest.failing(findings)] == [
+    assert [(f.severity, f.effect) for f in failing(findings)] == [
         ("error", 2.0),
         ("error", 1.0),
         ("warning", 9.0),
@@ -81,20 +85,20 @@ def test_failures_are_sorted_by_severity_then_effect():
 )
 def test_verdict(case, sentence):
     run = variants()[case]
-    assert digest.verdict(run, synthetic_findings(run)) == sentence
+    assert verdict(run, synthetic_findings(run)) == sentence
 
 
 def test_verdict_without_failures_and_without_findings():
     run = variants()["usual"]
     passes = [f for f in synthetic_findings(run) if f.status != "fail"]
-    assert digest.verdict(run, passes) == "All 3 recipes pass every error and warning check that applies to them."
-    assert digest.verdict(run, []) == "Measured, not judged: no check applies to this run."
+    assert verdict(run, passes) == "All 3 recipes pass every error and warning check that applies to them."
+    assert verdict(run, []) == "Measured, not judged: no check applies to this run."
 
 
 def test_verdict_of_one_recipe_that_fails():
     run = variants()["probe"]
     failed = [dataclasses.replace(f, status="fail") if f.code == "LOG001" else f for f in synthetic_findings(run)]
-    assert digest.verdict(run, failed) == "nanogpt draws 1 warning: logits."
+    assert verdict(run, failed) == "nanogpt draws 1 warning: logits."
 
 
 def test_a_note_on_one_model_is_counted_as_one():
@@ -105,29 +109,29 @@ def test_a_note_on_one_model_is_counted_as_one():
         else f
         for f in synthetic_findings(run)
     ]
-    assert digest.verdict(run, noted) == "nanogpt passes all checks that apply (1/2; 1 note)."
-    assert digest.count_sentence(run, noted).startswith("Found 1 note; 1 check passed")
-    assert "1/1 seed" not in probe_text(run, noted, width=80)
+    assert verdict(run, noted) == "nanogpt passes all checks that apply (1/2; 1 note)."
+    assert count_sentence(run, noted).startswith("Found 1 note; 1 check passed")
+    assert "1/1 seed" not in console.text(Document(run, noted), width=80)
 
 
 def test_overview_of_a_run_that_broke():
-    rows = {row.recipe: row for row in digest.overview(variants()["not finite"], [])}
+    rows = {row.recipe: row for row in overview(variants()["not finite"])}
     assert math.isnan(rows["torch-default"].last_var)
     assert rows["torch-default"].slopes == {}
     assert rows["nanogpt"].slopes["mlp_out"][0] == pytest.approx(-1, abs=0.1)
 
 
 def test_recipes_keep_the_given_order():
-    assert digest.recipes_of(variants()["usual"]) == ["nanogpt", "nanogpt-no-depth-scale", "torch-default"]
+    assert recipes_of(variants()["usual"]) == ["nanogpt", "nanogpt-no-depth-scale", "torch-default"]
 
 
 def test_what_was_not_seen_is_said() -> None:
     run = synthetic_run()
-    assert digest.shortfall(run) == []
+    assert shortfall(run) == []
     coverage = run.tables.coverage
     at = coverage["site"] == "attn_out"
     coverage.loc[at, "fired"] = 0
     coverage.loc[at, "note"] = "not reached by the pass"
-    (sentence,) = digest.shortfall(run)
+    (sentence,) = shortfall(run)
     assert sentence.startswith("Not everything was seen: activation attn_out 0 of ")
     assert sentence.endswith("(not reached by the pass).")

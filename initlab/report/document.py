@@ -1,0 +1,235 @@
+"""The report as values: what the page, the terminal and the Markdown write, and none of them derives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from initlab import schema
+from initlab.judge.outcomes import outcomes
+from initlab.judge.rules import RULES, Finding
+from initlab.judge.slopes import slopes
+from initlab.report import brief, confirm, figures, inventory, scale, train
+from initlab.report.drawings import Drawing
+from initlab.report.facts import facts, header, model_notes, shortfall
+from initlab.report.values import Brief
+from initlab.report.verdict import GLYPHS, count_sentence, failing, measured, questions, tally, verdict, worst
+from initlab.report.view import Overview, overview, recipes_of, steps_of
+from initlab.rundir import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Failures of one rule: what they share once, and a line per recipe."""
+
+    anchor: str
+    lead: Finding
+    findings: list[Finding]
+    evidence: str  # name of the figure that shows it, or empty
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """Scoreboard: one recipe, one question."""
+
+    status: str
+    glyph: str
+    text: str
+    detail: str
+    anchor: str
+
+
+class Document:
+    """Everything that a report says of a run; what takes time is made when a renderer asks for it, and once.
+
+    Args:
+        run: tables and manifest.
+        findings: of all rules.
+        modules: of a scaling run, glob of the sites and modules that its brief shows; None for a selection.
+
+    Attributes:
+        facts: what was run, as pairs of a label and a value.
+        header: what was run, in a line.
+        shortfall: sentences about what is missing or failed.
+        notes: what was found out about the model itself.
+        failing: failures, worst first.
+        counted: how many checks failed, passed and didn't apply.
+        passed: checks that passed.
+        inapplicable: checks that say nothing of this run.
+        questions: columns of the scoreboard.
+        recipe_info: summary and source of each recipe.
+        first_step: the first step that was measured.
+    """
+
+    def __init__(self, run: Run, findings: Sequence[Finding], modules: str | None = None):
+        self.run = run
+        self.findings = findings
+        self.kind = str(run.manifest.get("kind", ""))
+        self.version = str(run.manifest.get("initlab_version", ""))
+        self.command = str(run.manifest.get("command", ""))
+        self.recipes = recipes_of(run)
+        self.baseline = self.recipes[0] if len(self.recipes) > 1 else None
+        self._modules = modules
+        self.facts = facts(run)
+        self.header = header(run)
+        self.shortfall = shortfall(run)
+        self.notes = model_notes(run)
+        self.failing = failing(findings)
+        self.counted = count_sentence(run, findings)
+        self.passed = [finding for finding in findings if finding.status == "pass"]
+        self.inapplicable = [finding for finding in findings if finding.status == "not_applicable"]
+        self.questions = questions(findings)
+        self.recipe_info = run.manifest.get("recipes") or {}
+        self.first_step = steps_of(run)[0]
+
+    @cached_property
+    def verdict(self) -> str:
+        """One sentence: is anything wrong, and with what; of a confirmation, whether the probe had said so."""
+        if self.kind == "confirm":
+            return confirm.verdict(self.run, self.graded)
+        return verdict(self.run, self.findings)
+
+    @cached_property
+    def graded(self) -> pd.DataFrame:
+        """Prediction beside outcome, a row per recipe and depth; empty but of a confirmation."""
+        return outcomes(self.run, self.findings) if self.kind == "confirm" else pd.DataFrame()
+
+    @cached_property
+    def brief(self) -> Brief:
+        """The run in a screenful."""
+        if self.kind == "confirm":
+            return confirm.brief(self.run, self.graded)
+        return brief.brief(self.run, self.findings, self._modules)
+
+    @cached_property
+    def cards(self) -> list[Card]:
+        """Failures, a card for those that have all but the recipe in common."""
+        return _cards(self.failing, {drawing.name for drawing in self.drawings})
+
+    @cached_property
+    def scoreboard(self) -> list[tuple[str, list[Square]]]:
+        """A row of answers per recipe."""
+        return _scoreboard(self.recipes, self.findings, self.cards)
+
+    @cached_property
+    def overview(self) -> list[tuple[Overview, str, str]]:
+        """Key numbers of each recipe, the worst status of its checks, and how many passed."""
+        return [(row, *tally(self.findings, row.recipe)) for row in overview(self.run)]
+
+    @cached_property
+    def trained(self) -> train.Trained | None:
+        """What training says; None where nothing was trained."""
+        return train.trained(self.run, self.graded)
+
+    @cached_property
+    def slope_tables(self) -> list[tuple[scale.SlopeTable, scale.SlopeTable]]:
+        """Per axis of a scaling run, the selection that its brief shows, and all of it."""
+        if self.kind != "scale":
+            return []
+        found = slopes(self.run.tables.records)
+        return list(zip(scale.slope_tables(found), scale.slope_tables(found, every=True), strict=True))
+
+    @cached_property
+    def lost(self) -> list[str]:
+        """Sizes of a scaling run whose models are in no slope."""
+        return scale.lost(self.run) if self.kind == "scale" else []
+
+    @cached_property
+    def drawings(self) -> list[Drawing]:
+        """The figures that this run has data for, in the order of the page; none is drawn before it is asked for."""
+        return [Drawing(spec, self.run) for spec in figures.in_order() if not spec.needs(self.run)]
+
+    @cached_property
+    def undrawn(self) -> list[tuple[str, str]]:
+        """Titles of the other figures, and what the run lacks for them."""
+        return _by_reason([(spec.title, reason) for spec in figures.in_order() if (reason := spec.needs(self.run))])
+
+    @cached_property
+    def recipe_table(self) -> dict[str, Any]:
+        """What each role is drawn from, evaluated."""
+        return inventory.recipe_table(self.run, self.recipes)
+
+    @cached_property
+    def coverage(self) -> dict[str, Any]:
+        """Sites expected and measured."""
+        return inventory.coverage_table(self.run.tables.coverage)
+
+    @cached_property
+    def cells(self) -> dict[str, Any]:
+        """The first rows of the summary, and how many there are."""
+        table = inventory.cell_table(self.run.tables.summary)
+        return {**table, "total": self.run.tables.summary["run_id"].nunique()}
+
+    @cached_property
+    def provenance(self) -> dict[str, list[tuple[str, str]]]:
+        """Data, environment and configuration, as pairs; empty where the run doesn't say."""
+        manifest = self.run.manifest
+        return {
+            "Data behind the batch": inventory.pairs(manifest.get("data") or {}),
+            "Environment": inventory.pairs(manifest.get("environment") or {}),
+            "Configuration": inventory.pairs(manifest["config"]),
+        }
+
+    @cached_property
+    def definitions(self) -> dict[str, dict[str, schema.Column]]:
+        """Columns of the tables that the run has; coverage has a section of its own."""
+        held = {name for name, frame in self.run.tables.items() if len(frame)} | {"records", "heads", "summary"}
+        meanings = self.run.manifest.get("metrics") or {}
+        return {
+            name: schema.TABLES[name]
+            | {
+                column: schema.Column("float64", meanings.get(column, "a statistic of the user's own"))
+                for column in schema.extras(name, frame)
+            }
+            for name, frame in self.run.tables.items()
+            if name in held - {"coverage"}
+        }
+
+
+def _by_reason(skipped: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Figures that lack the same thing are named together."""
+    titles: dict[str, list[str]] = {}
+    for title, reason in skipped:
+        titles.setdefault(reason, []).append(title)
+    return [(", ".join(names), reason) for reason, names in titles.items()]
+
+
+def _cards(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]:
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in findings:
+        same = (finding.code, finding.severity, finding.why, finding.advice, finding.limit, finding.source)
+        groups.setdefault(same, []).append(finding)
+    evidence = {rule.code: rule.evidence for rule in RULES}
+    return [
+        Card(f"finding-{index}", group[0], group, figure if figure in figures_shown else "")
+        for index, group in enumerate(groups.values(), 1)
+        for figure in [evidence.get(group[0].code, "")]
+    ]
+
+
+def _scoreboard(
+    recipes: Sequence[str], findings: Sequence[Finding], cards: Sequence[Card]
+) -> list[tuple[str, list[Square]]]:
+    anchors = {id(finding): card.anchor for card in cards for finding in card.findings}
+    return [
+        (recipe, [_cell(recipe, question, findings, anchors) for question in questions(findings)]) for recipe in recipes
+    ]
+
+
+def _cell(recipe: str, question: str, findings: Sequence[Finding], anchors: dict[int, str]) -> Square:
+    own = [finding for finding in findings if finding.recipe == recipe and finding.question == question]
+    status, glyph = worst(own), GLYPHS[worst(own)]
+    failed = failing(own)
+    if failed:
+        word = {"error": "error", "warning": "warning", "info": "note"}[status]
+        text = word if len(failed) == 1 else f"{len(failed)} failed"
+        return Square(status, glyph, text, measured(failed[0]), anchors[id(failed[0])])
+    passed = [finding for finding in own if finding.status == "pass"]
+    if not passed:
+        return Square(status, glyph, "not judged", "", "")
+    numbers = [text for finding in passed if (text := measured(finding))]
+    return Square(status, glyph, "pass", numbers[0] if len(passed) == 1 and numbers else "", "")

@@ -1,0 +1,45 @@
+"""A figure of one run: drawn at most once, whatever is made of it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from initlab.report.figures import FigureSpec
+from initlab.report.svg import inline_svg, png
+from initlab.rundir import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Drawing:
+    """A figure as it stands in a report.
+
+    Args:
+        spec: of the figure.
+        run: which it can be drawn of.
+    """
+
+    def __init__(self, spec: FigureSpec, run: Run):
+        self.name, self.title, self.question = spec.name, spec.title, spec.question
+        self._spec, self._run = spec, run
+
+    @cached_property
+    def words(self) -> str:
+        """The same in words, with numbers."""
+        return self._spec.words(self._run)
+
+    @cached_property
+    def _figure(self) -> Figure:
+        return self._spec.draw(self._run, "light")
+
+    @cached_property
+    def svg(self) -> str:
+        """An <svg> element in the colours of the page around it."""
+        return inline_svg(self._figure, self.name, self.title, self.words)
+
+    @cached_property
+    def png(self) -> bytes:
+        """A PNG file, light."""
+        return png(self._figure, self.words)

@@ -1,0 +1,55 @@
+"""A document as files: the page, its figures, the same as Markdown, the findings as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from initlab.errors import RunError
+from initlab.report import figures, html, markdown
+from initlab.report.document import Document
+from initlab.rundir import write_whole
+
+
+def write_report(document: Document, out: Path) -> Path:
+    """Write report.html, report.md, figures/*.png and findings.json; every file is whole or not there.
+
+    Args:
+        document: of a run.
+        out: the folder, made where there is none.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        RunError: the folder can't be written.
+    """
+    out = Path(out)
+    pictures = out / "figures"
+    try:
+        pictures.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"report folder {out} can't be written: {error.strerror}; choose another with -o") from error
+    for spec in figures.FIGURES:
+        (pictures / f"{spec.name}.png").unlink(missing_ok=True)  # of an earlier report into the same folder
+    for drawing in document.drawings:
+        write_whole(pictures / f"{drawing.name}.png", drawing.png)
+    judged = {
+        "judging": document.run.manifest.get("judging", {}),
+        "findings": [_json_ready(finding.as_dict()) for finding in document.findings],
+    }
+    findings_text = json.dumps(judged, indent=1, ensure_ascii=False)
+    write_whole(out / "findings.json", f"{findings_text}\n".encode())
+    write_whole(out / "report.md", markdown.text(document).encode())
+    write_whole(out / "report.html", html.page(document).encode())
+    return out / "report.html"
+
+
+def _json_ready(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: they become their names."""
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }

@@ -1,0 +1,98 @@
+"""A document as Markdown: for an issue, a pull request, a notebook's notes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from initlab.judge.rules import Finding
+from initlab.judge.words import plural
+from initlab.report.document import Card, Document
+from initlab.report.values import Cell, Table
+from initlab.report.verdict import GLYPHS, measured, where
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
+
+
+def text(document: Document) -> str:
+    """Write the verdict, the run in a screenful, scoreboard, findings and figures; pictures are those beside it.
+
+    Args:
+        document: of a run.
+    """
+    brief = document.brief
+    parts = [f"# {_plain(document.verdict)}", _plain(document.header)]
+    parts += [f"> ! {_plain(note)}" for note in document.shortfall]
+    parts += [_plain(note) for note in document.notes]
+    for block in brief.blocks:
+        parts += [_plain(block)] if isinstance(block, str) else _table(block)
+    parts += [f"! {_plain(note)}" for note in brief.warnings]
+    parts += [_plain(words) for words in (brief.footer, brief.closing) if words]
+    if document.questions:
+        parts += ["## Scoreboard", *_table(_scoreboard(document))]
+    parts += ["## Findings", _plain(document.counted)]
+    for card in document.cards:
+        parts += _card(card)
+    if document.drawings:
+        parts.append("## Figures")
+    for drawing in document.drawings:
+        parts += [
+            f"### {_plain(drawing.title)}",
+            _plain(drawing.question),
+            f"![{_plain(drawing.title)}](figures/{drawing.name}.png)",
+            _plain(drawing.words),
+        ]
+    if document.undrawn:
+        parts += ["## Not here", "\n".join(f"- {_plain(f'{title}: {reason}')}." for title, reason in document.undrawn)]
+    if document.command:
+        parts += ["## Command", f"```sh\n{document.command}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _scoreboard(document: Document) -> Table:
+    table = Table(("recipe", *document.questions), words=frozenset(range(len(document.questions) + 1)))
+    for recipe, squares in document.scoreboard:
+        name = Cell(recipe, note="(baseline)" if recipe == document.baseline else "")
+        table.add(name, *(Cell(f"{each.glyph} {each.text}", each.status, each.detail) for each in squares))
+    return table
+
+
+def _card(card: Card) -> list[str]:
+    lead = card.lead
+    lines = [f"- {_case(finding, len(card.findings) > 1)}" for finding in card.findings]
+    said = [("measured", measured(lead) if len(card.findings) == 1 else ""), ("limit", lead.limit), ("why", lead.why)]
+    said += [("do", f"**{_plain(lead.advice)}**" if lead.advice else ""), ("basis", lead.basis)]
+    lines += [f"- {label}: {words if label == 'do' else _plain(words)}" for label, words in said if words]
+    severity = "note" if lead.severity == "info" else lead.severity
+    return [f"### {GLYPHS[lead.severity]} {severity} {lead.code} {_plain(lead.name)}", "\n".join(lines)]
+
+
+def _case(finding: Finding, several: bool) -> str:
+    seeds = plural(finding.seeds_total, "seed")
+    about = [
+        f"{finding.seeds_failing}/{seeds}" if finding.seeds_total > 1 else "",
+        where(finding),
+        measured(finding) if several else "",
+    ]
+    known = "; ".join(filter(None, about))
+    name = f"**{_plain(finding.recipe or 'every recipe')}**" + (f" ({_plain(known)})" if known else "")
+    return f"{name}: {_plain(finding.message)}"
+
+
+def _table(table: Table) -> list[str]:
+    if not table.rows:
+        return []
+    rules = [":--" if index in table.words else "--:" for index in range(len(table.heads))]
+    lines = [_row([head.replace("\n", " ") for head in table.heads]), f"| {' | '.join(rules)} |"]
+    lines += [_row([f"{cell.text} {cell.note}".strip() for cell in row]) for row in table.rows]
+    shown = [f"**{_plain(table.title)}**"] if table.title else []
+    return [*shown, "\n".join(lines), *([_plain(table.caption)] if table.caption else [])]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_plain, cells))} |"
+
+
+def _plain(words: str) -> str:
+    """The words as they are: a recipe's name may hold what Markdown takes for markup."""
+    return _SPECIAL.sub(r"\\\1", " ".join(words.split()))

@@ -1,0 +1,57 @@
+"""What a report is made of: tables of cells. A renderer writes them, and derives nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of a table.
+
+    `status` is a key of `verdict.GLYPHS`, and says how it is coloured; `note` stands behind the text, lower.
+    """
+
+    text: str
+    status: str = ""
+    note: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; a head may hold a line break.
+
+    `words` are the columns of words, which start at the left; of a `whole` table no column is left out where room is
+    short: its words are wrapped instead.
+    """
+
+    heads: tuple[str, ...]
+    rows: list[list[Cell]] = field(default_factory=list)
+    title: str = ""
+    caption: str = ""
+    words: frozenset[int] = frozenset({0})
+    whole: bool = False
+
+    def add(self, *cells: str | Cell) -> None:
+        """Add a row; a text is a cell without a status."""
+        self.rows.append([cell if isinstance(cell, Cell) else Cell(cell) for cell in cells])
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """A run in a screenful: what stands between what was run and the verdict.
+
+    Attributes:
+        blocks: tables and sentences, in order.
+        warnings: what the tables leave out.
+        footer: what their heads mean.
+        closing: the same, at the very end.
+        explained: whether the findings are spelled out.
+    """
+
+    blocks: list[Table | str]
+    warnings: list[str] = field(default_factory=list)
+    footer: str = ""
+    closing: str = ""
+    explained: bool = True
