@@ -4,8 +4,10 @@
 
 Sections:
     probe       wall time of a bare forward and backward pass of nanoGPT's 124M, of naive hooks that take five
-                statistics of every module's output and of its gradient, of the internal `measure` (the passes and the
-                tables) and of the public `initlab.probe` (also the theory, the init's facts and the manifest, on a CPU)
+                statistics of every module's output and of its gradient, of the recorded pass of a probe (forward, loss,
+                backward and every statistic, read back), of the internal `measure` (also the tables and the roles of
+                the parameters) and of the public `initlab.probe` (also the theory, the init's facts and the manifest);
+                what the last two add is work of the CPU alone
     memory      the peak of each of these
     kernels     the CUDA kernels of each, counted once by torch.profiler
     train       the trainer's steps against a minimal loop's, tokens/s and share of the GPU's peak
@@ -38,8 +40,11 @@ from torch import Tensor, nn
 
 import initlab
 from initlab import environment
-from initlab.measure.moments import Moments
+from initlab.measure.inputs import of_ids, take_loss
+from initlab.measure.moments import Moments, Preset
 from initlab.measure.probing import Identity, measure
+from initlab.measure.recorder import recording
+from initlab.measure.sites import SiteMap, find_sites
 from initlab.measure.sweeping import DTYPES, empty_model
 from initlab.models.apply import apply_recipe
 from initlab.models.nanogpt import PRESETS, NanoGPTConfig
@@ -133,7 +138,27 @@ def naive(setting: Setting, model: nn.Module, batch: tuple[Tensor, Tensor], dtyp
         torch.stack(taken).cpu()
 
 
+def recorded(
+    setting: Setting, model: nn.Module, batch: tuple[Tensor, Tensor], dtype: str, sites: SiteMap, preset: Preset
+) -> None:
+    inputs = of_ids(model, *batch)
+
+    def forward() -> Any:
+        with setting.autocast(dtype):
+            return inputs.call(model)
+
+    with recording(model, sites, preset) as recorder:
+        loss = take_loss(forward(), inputs, setting.config.vocab_size).loss
+        recorder.close()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        for x in (*model.parameters(), *gradients):
+            recorder.moments.add(x)
+    recorder.moments.read()
+
+
 def ways(setting: Setting, model: nn.Module, batch: tuple[Tensor, Tensor], dtype: str) -> dict[str, Callable[[], Any]]:
+    sites = find_sites(model)
+
     def measured(preset: Any) -> Callable[[], Any]:
         return lambda: measure(model, *batch, IDENTITY, preset=preset, autocast=DTYPES[dtype])
 
@@ -143,6 +168,8 @@ def ways(setting: Setting, model: nn.Module, batch: tuple[Tensor, Tensor], dtype
     return {
         "bare": lambda: bare(setting, model, batch, dtype),
         "naive hooks": lambda: naive(setting, model, batch, dtype),
+        "recorded pass, light": lambda: recorded(setting, model, batch, dtype, sites, "light"),
+        "recorded pass, full": lambda: recorded(setting, model, batch, dtype, sites, "full"),
         "measure, light": measured("light"),
         "measure, full": measured("full"),
         "probe, light": probed("light"),
@@ -406,7 +433,10 @@ def statistics_section(setting: Setting) -> Rows:
 
 
 def sweeps_section(setting: Setting) -> Rows:
-    """Seconds of whole calls; on the CPU `confirm` trains in as many processes as there are cores."""
+    """Seconds of whole calls; on the CPU `confirm` trains in as many processes as there are cores.
+
+    The sizes of `thorough` are meant for a GPU, and run there alone.
+    """
     recipes = ["nanogpt", "xavier"]
     small: dict[str, Any] = {"depths": [2], "seeds": 1} if setting.small else {"depths": [4, 12], "seeds": 2}
     grid: dict[str, Any] = {**small, "lrs": [1e-3], "warmups": [0], "steps": 100}
@@ -418,13 +448,15 @@ def sweeps_section(setting: Setting) -> Rows:
     }
     rows = []
     for name, call in calls.items():
-        for device in dict.fromkeys((str(setting.device), "cpu")):
+        devices = (str(setting.device),) if name.endswith("sizes") else (str(setting.device), "cpu")
+        for device in dict.fromkeys(devices):
             started = time.perf_counter()
             result = call(device)
-            row = {"call": name, "device": device, "seconds": time.perf_counter() - started}
+            row: dict[str, Any] = {"call": name, "device": device, "seconds": time.perf_counter() - started}
             row["failed"] = len(result.run.manifest["failed"])
             runs = result.run.tables.runs
-            row["val_loss"] = float(runs["val_loss"].mean()) if len(runs) else math.nan
+            if len(runs):
+                row["val_loss"] = float(runs["val_loss"].mean())
             rows.append(row)
             show(row)
     return rows

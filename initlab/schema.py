@@ -83,10 +83,10 @@ RECORDS: dict[str, Column] = {
     "abs_mean": Column("float64", "E|x|; NaN in preset `light`"),
     "abs_max": Column("float64", "max |x|"),
     "kurtosis": Column("float64", "excess kurtosis, 0 for a Gaussian; NaN in preset `light`"),
-    "frac_zero": Column("float64", "share that is exactly 0, of a sample above 16384 elements; NaN in `light`"),
+    "frac_zero": Column("float64", "share that is exactly 0, sampled above 16384 elements but on CUDA; NaN in `light`"),
     "frac_nonfinite": Column("float64", "share that is NaN or infinite, exact"),
     **{
-        f"frac_{edge}_{fmt}": Column("float64", f"share of |x| {word} of {fmt}, sampled; NaN in `light`")
+        f"frac_{edge}_{fmt}": Column("float64", f"share of |x| {word} of {fmt}, as frac_zero; NaN in `light`")
         for fmt in FORMATS
         for edge, word in (("under", "nonzero and below the smallest normal"), ("over", "above the largest value"))
     },

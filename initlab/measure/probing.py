@@ -94,9 +94,12 @@ def measure_inputs(
             if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
                 recorder.take(Tap("logits", "(output)", "out"), judged.logits)
             recorder.close()
-            weights = _weights(model, judged.loss, recorder.moments)
+            loss, targets, logits = judged.loss, judged.targets, judged.logits
+            vocab_size = 0 if logits is None else vocabulary(model) or logits.shape[-1]
+            own = _own_logit(logits, inputs.ids)
+            del judged, logits  # as large as the rest together, and not needed by every backward pass
+            weights = _weights(model, loss, recorder.moments)
     values = recorder.moments.read()
-    vocab_size = 0 if judged.logits is None else vocabulary(model) or judged.logits.shape[-1]
     keys = {
         "run_id": identity.run_id,
         "recipe": identity.recipe,
@@ -105,7 +108,7 @@ def measure_inputs(
         "n_layer": sites.n_layer,
         "n_embd": sites.n_embd,
     }
-    shared = {**keys, "n_tokens": inputs.n_tokens, "targets": judged.targets}
+    shared = {**keys, "n_tokens": inputs.n_tokens, "targets": targets}
     records = activation_rows(recorder, values, shared)
     records += weight_rows(weights, values, shared, recipe, first=len(sites.taps))
     ids = inputs.ids
@@ -116,16 +119,16 @@ def measure_inputs(
         "vocab_size": vocab_size,
         "n_params": sum(p.numel() for p in model.parameters()),
         "mode": "train" if model.training else "eval",
-        "loss": float(judged.loss.detach()),
+        "loss": float(loss.detach()),
         "ln_vocab": math.log(vocab_size) if vocab_size else math.nan,
         "logit_std": next((row["std"] for row in records if row["site"] == "logits"), math.nan),
-        "own_logit": own_logit(judged.logits, ids),
+        "own_logit": math.nan if own is None else float(own),
         "repeat_rate": _share_equal(ids, inputs.targets),
         **scalars(recorder),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    if judged.logits is None and inputs.ids is not None:
-        notes.append(f"no logits (B, T, V) in what the model returned: the loss is {judged.targets}")
+    if not vocab_size and inputs.ids is not None:
+        notes.append(f"no logits (B, T, V) in what the model returned: the loss is {targets}")
     coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, [*notes, *inputs.notes, *sites.notes])
     return Tables(
         records=schema.table("records", records),
@@ -182,9 +185,15 @@ def _share_equal(ids: Tensor | None, targets: Tensor | None) -> float:
 
 def own_logit(logits: Tensor | None, ids: Tensor | None) -> float:
     """Mean logit of the token just read."""
+    own = _own_logit(logits, ids)
+    return math.nan if own is None else float(own)
+
+
+def _own_logit(logits: Tensor | None, ids: Tensor | None) -> Tensor | None:
+    """`own_logit`, on the logits' device."""
     if logits is None or ids is None:
-        return math.nan
-    return float(logits.detach().gather(2, ids[..., None]).float().mean())
+        return None
+    return logits.detach().gather(2, ids[..., None]).float().mean()
 
 
 def _weights(model: nn.Module, loss: Tensor, moments: Moments) -> list[dict[str, Any]]:
