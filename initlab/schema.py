@@ -107,11 +107,13 @@ RECORDS: dict[str, Column] = {
     "abs_max": Column("float64", "max |x|", taken="light", degree=1),
     "kurtosis": Column("float64", "excess kurtosis, 0 for a Gaussian; NaN in preset `light`", taken="full"),
     "frac_zero": Column(
-        "float64", "share that is exactly 0, of a sample above 16384 elements; NaN in `light`", taken="full"
+        "float64", "share that is exactly 0, sampled above 16384 elements but on CUDA; NaN in `light`", taken="full"
     ),
     "frac_nonfinite": Column("float64", "share that is NaN or infinite, exact", taken="light"),
     **{
-        f"frac_{edge}_{fmt}": Column("float64", f"share of |x| {word} of {fmt}, sampled; NaN in `light`", taken="full")
+        f"frac_{edge}_{fmt}": Column(
+            "float64", f"share of |x| {word} of {fmt}, as frac_zero; NaN in `light`", taken="full"
+        )
         for fmt in FORMATS
         for edge, word in (("under", "nonzero and below the smallest normal"), ("over", "above the largest value"))
     },

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,6 +43,17 @@ class Attention:
     visible: Tensor
 
 
+@lru_cache(maxsize=8)
+def _keys_seen(T: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Sampled queries (R,), which keys each sees (R, T), and where those are among all R·T.
+
+    Kept, since each block asks for the same, and what is found out on a GPU has to be waited for.
+    """
+    rows = query_rows(T)
+    visible = torch.arange(T, device="cpu") <= rows[:, None]
+    return rows.to(device), visible.to(device), visible.flatten().nonzero().flatten().to(device)
+
+
 def head_statistics(
     qkv: Tensor, n_head: int, also: Callable[[Attention], None] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,13 +71,12 @@ def head_statistics(
     qkv = qkv.detach()[:SEQUENCES]
     B, T, C3 = qkv.shape
     hs = C3 // 3 // n_head
-    rows = query_rows(T).to(qkv.device)
+    rows, visible, places = _keys_seen(T, qkv.device)
     q, k, v = qkv.split(C3 // 3, dim=2)
     q = q[:, rows].float().view(B, -1, n_head, hs).transpose(1, 2)  # (B, nh, R, hs)
     k = k.float().view(B, T, n_head, hs).transpose(1, 2)  # (B, nh, T, hs)
     with torch.autocast(qkv.device.type, enabled=False):  # a fused kernel accumulates in float32 under autocast too
         scores = q @ k.transpose(2, 3) / math.sqrt(hs)  # (B, nh, R, T)
-    visible = torch.arange(T, device=qkv.device) <= rows[:, None]  # (R, T)
     pattern = scores.masked_fill(~visible, -math.inf).softmax(-1)
     entropy = torch.special.entr(pattern).sum(-1)  # (B, nh, R); entr(0) = 0
     seen = visible.sum(-1)  # (R,)
@@ -73,9 +84,7 @@ def head_statistics(
     mean = kept.sum(-1) / seen
     var = ((scores - mean[..., None]).square() * visible).sum(-1) / seen
     per_head = torch.stack([entropy, entropy / seen.log(), var.sqrt()]).mean(dim=(1, 3))  # (3, nh)
-    everywhere = visible.expand_as(scores)
-    found = per_head, scores[everywhere], pattern[everywhere]
     if also is not None:
         v = v.float().view(B, T, n_head, hs).transpose(1, 2)
         also(Attention(q, k, v, scores, pattern, visible))
-    return found
+    return per_head, *(x.flatten(2).index_select(2, places).flatten() for x in (scores, pattern))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from initlab.anatomy.tensors import floats, moved, tensors
 from initlab.errors import ConfigError, ProbeError
+from initlab.measure.moments import compiled_kernels
 
 TOKENS = 1024  # of a batch that is made here
 LONGEST = 1024  # tokens of a sequence that is made here
@@ -259,10 +260,9 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
     if inputs.ids is not None and inputs.targets is not None:
         logits = logits_in(output, inputs.ids, vocab_size)
         if logits is not None:
+            del output, found  # and with them what the model's own loss keeps for its backward pass: as much again
             # Taken here and not from the model, so that it is the same quantity whatever a model calls its loss.
-            wide = logits if logits.dtype == torch.float64 else logits.float()
-            loss = F.cross_entropy(wide.flatten(0, 1), inputs.targets.flatten(), ignore_index=-1)
-            return Judged(loss, inputs.aim, logits)
+            return Judged(_cross_entropy(logits.flatten(0, 1), inputs.targets.flatten()), inputs.aim, logits)
     own = next((t for t in found if t.dim() == 0 and t.requires_grad), None)
     if own is not None:
         return Judged(own, "the model's own loss", None)
@@ -271,6 +271,17 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
             f"the model returned {type(output).__name__} without a floating-point tensor; nothing to measure"
         )
     return Judged(found[0].float().square().mean(), "mean square of the output", None)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the targets that aren't -1, in float32 or wider."""
+    if logits.is_cuda and type(logits) is Tensor and (kernels := compiled_kernels(logits.device)):
+        from initlab.measure.entropies import cross_entropy
+
+        if logits.dtype in kernels.DTYPES:
+            return cross_entropy(logits, targets)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(wide, targets, ignore_index=-1)
 
 
 def logits_in(output: Any, ids: Tensor | None, vocab_size: int | None) -> Tensor | None:

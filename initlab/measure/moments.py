@@ -1,15 +1,18 @@
 """Statistics of one tensor in as few passes as the hardware allows.
 
 On the CPU a sum, a dot product and aminmax are an order of magnitude cheaper than torch.var and friends, which are
-not vectorised over a flat tensor; on CUDA the fused Welford kernel is. Nothing is kept of the tensor. On CUDA
-nothing is read back before `read`, so that a whole probe synchronises once.
+not vectorised over a flat tensor; on CUDA one kernel of our own reads it once (see `initlab.measure.kernels`), and
+where there is no Triton, and on other devices, torch's do. Nothing is kept of the tensor. On a device nothing is read
+back before `read`, so that a whole probe synchronises once.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +23,8 @@ from initlab.schema import FORMATS, RECORDS
 Preset = Literal["light", "full"]
 PRESETS: tuple[Preset, ...] = ("light", "full")
 
-# Fractions come from at most this many elements (standard error of a share p: sqrt(p(1-p)/16384), at most 0.004).
+# Fractions come from at most this many elements (standard error of a share p: sqrt(p(1-p)/16384), at most 0.004), but
+# where our own kernel counts: there they are of all.
 SAMPLE = 16384
 
 _PIECE = 1 << 18  # elements: 1 MiB of float32, which stays in an L2 cache
@@ -32,6 +36,14 @@ _LIGHT = tuple(name for name, column in RECORDS.items() if column.taken == "ligh
 _FULL = tuple(name for name, column in RECORDS.items() if column.taken == "full")
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Of a tensor among those that the kernels read."""
+
+    place: int
+    numel: int
+
+
 class Moments:
     """Collects statistics tensor by tensor; `read` gives them back in the same order.
 
@@ -40,7 +52,8 @@ class Moments:
 
     def __init__(self, preset: Preset = "full"):
         self.preset = preset
-        self._values: list[Tensor | list[float]] = []
+        self._values: list[Tensor | list[float] | _Place] = []
+        self._runs: Any = None  # kernels.Runs, once there is a tensor for it
 
     def add(self, x: Tensor) -> int:
         """Take the statistics of a tensor of any shape and floating dtype; returns its place in `read`.
@@ -50,6 +63,12 @@ class Moments:
         x = x.detach()
         x = x if x.layout == torch.strided else x.to_dense()
         x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+        # a subclass may hold its numbers elsewhere than at its address
+        own = x.device.type == "cuda" and type(x) is Tensor
+        if own and (kernels := compiled_kernels(x.device)) and x.dtype in kernels.DTYPES:
+            self._runs = self._runs or kernels.Runs(self.preset == "full")
+            self._values.append(_Place(self._runs.add(x), x.numel()))
+            return len(self._values) - 1
         x = x.reshape(-1)
         # Squares of fp16 overflow from 256 on, and bf16 reductions are slower than the cast.
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -61,13 +80,28 @@ class Moments:
         names = _LIGHT + (_FULL if self.preset == "full" else ())
         on_device = [value for value in self._values if isinstance(value, Tensor)]
         fetched = iter(torch.stack(on_device).cpu().tolist() if on_device else [])
+        runs = self._runs.read() if self._runs else []
         out = []
         for value in self._values:
-            row = dict(zip(names, next(fetched) if isinstance(value, Tensor) else value, strict=True))
+            if isinstance(value, _Place):
+                found = [float(value.numel), *runs[value.place]]
+            else:
+                found = next(fetched) if isinstance(value, Tensor) else value
+            row = dict(zip(names, found, strict=True))
             row["std"] = math.sqrt(row["var"]) if row["var"] >= 0 else math.nan
             row["rms"] = math.sqrt(row["var"] + row["mean"] * row["mean"]) if row["var"] >= 0 else math.nan
             out.append(row)
         return out
+
+
+@lru_cache
+def compiled_kernels(device: torch.device) -> ModuleType | None:
+    """`initlab.measure.kernels` for a device on which they run."""
+    try:
+        from initlab.measure import kernels
+    except ImportError:  # no Triton
+        return None
+    return kernels if kernels.usable(device) else None
 
 
 def _on_cpu(x: Tensor, preset: Preset) -> list[float]:

@@ -105,10 +105,13 @@ def measure_inputs(
         if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
             recorder.take(Tap("logits", "(output)", "out"), judged.logits)
         recorder.close()
-        weights = _weights(anatomy, judged.loss, recorder.moments)
+        loss, targets, logits = judged.loss, judged.targets, judged.logits
+        vocab_size = 0 if logits is None else vocabulary(model) or logits.shape[-1]
+        own = _own_logit(logits, inputs.ids)
+        del judged, logits  # as large as the rest together, and not needed by every backward pass
+        weights = _weights(anatomy, loss, recorder.moments)
     recorder.moments.raise_first()
     values = recorder.moments.read()
-    vocab_size = 0 if judged.logits is None else vocabulary(model) or judged.logits.shape[-1]
     keys = {
         "run_id": identity.run_id,
         "recipe": identity.recipe,
@@ -117,7 +120,7 @@ def measure_inputs(
         "n_layer": sites.n_layer,
         "n_embd": sites.n_embd,
     }
-    shared = {**keys, "n_tokens": inputs.n_tokens, "targets": judged.targets}
+    shared = {**keys, "n_tokens": inputs.n_tokens, "targets": targets}
     records = activation_rows(recorder, values, shared)
     records += weight_rows(weights, values, shared, recipe, first=len(sites.taps))
     ids = inputs.ids
@@ -128,16 +131,16 @@ def measure_inputs(
         "vocab_size": vocab_size,
         "n_params": sum(p.numel() for p in model.parameters()),
         "mode": "train" if model.training else "eval",
-        "loss": float(judged.loss.detach()),
+        "loss": float(loss.detach()),
         "ln_vocab": math.log(vocab_size) if vocab_size else math.nan,
         "logit_std": next((row["std"] for row in records if row["site"] == "logits"), math.nan),
-        "own_logit": own_logit(judged.logits, ids),
+        "own_logit": math.nan if own is None else float(own),
         "repeat_rate": _share_equal(ids, inputs.targets),
         **scalars(recorder),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    if judged.logits is None and inputs.ids is not None:
-        notes.append(f"no logits (B, T, V) in what the model returned: the loss is {judged.targets}")
+    if not vocab_size and inputs.ids is not None:
+        notes.append(f"no logits (B, T, V) in what the model returned: the loss is {targets}")
     notes = [*notes, *inputs.notes, *sites.notes, *recorder.moments.notes]
     coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, notes)
     return Tables(
@@ -213,9 +216,15 @@ def _share_equal(ids: Tensor | None, targets: Tensor | None) -> float:
 
 def own_logit(logits: Tensor | None, ids: Tensor | None) -> float:
     """Mean logit of the token just read."""
+    own = _own_logit(logits, ids)
+    return math.nan if own is None else float(own)
+
+
+def _own_logit(logits: Tensor | None, ids: Tensor | None) -> Tensor | None:
+    """`own_logit`, on the logits' device."""
     if logits is None or ids is None:
-        return math.nan
-    return float(logits.detach().gather(2, ids[..., None]).float().mean())
+        return None
+    return logits.detach().gather(2, ids[..., None]).float().mean()
 
 
 def _weights(anatomy: Anatomy, loss: Tensor, moments: Measurements) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -237,16 +238,18 @@ def sum_factors(total: Tensor, token: Tensor, position: Tensor) -> tuple[float, 
     except RuntimeError:  # of another width, or of another order of dimensions
         return None
     stride = max(1, total.numel() // 4096) | 1  # odd, so that it meets all channels
-    flat = [x.reshape(-1)[::stride].double().cpu() for x in (total, token, position)]
+    # NumPy's arithmetic doesn't wake torch's threads, which takes longer than all of it
+    flat = torch.stack([x.reshape(-1)[::stride].double() for x in (total, token, position)]).cpu().numpy()
     kept = flat[0] != 0
-    target, terms = flat[0][kept], torch.stack(flat[1:], dim=1)[kept]
-    if len(target) < 16 or not bool(target.isfinite().all() & terms.isfinite().all()):
+    target, terms = flat[0][kept], flat[1:, kept].T
+    if len(target) < 16 or not (np.isfinite(target).all() and np.isfinite(terms).all()):
         return None
-    solved = torch.linalg.lstsq(terms, target).solution
+    solved = np.linalg.lstsq(terms, target, rcond=None)[0]
     rest = target - terms @ solved
-    if not bool(rest.norm() <= 0.01 * target.norm()):  # 16-bit sums round by less
+    size = 0.01 * np.linalg.norm(target)
+    if not np.linalg.norm(rest) <= size:  # 16-bit sums round by less
         return None
-    seen = (terms[:, 1] * solved[1]).norm() > 0.01 * target.norm()
+    seen = np.linalg.norm(terms[:, 1] * solved[1]) > size
     return float(solved[0]), float(solved[1]) if seen else 0.0
 
 
