@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from initlab.api.scale import scale
     from initlab.api.train import train
     from initlab.api.watch import watch
+    from initlab.engines.base import engine
     from initlab.errors import InitlabError
+    from initlab.judge.rules.base import rule
     from initlab.measure.statistics import statistic
     from initlab.models.config import NanoGPTConfig
     from initlab.models.nanogpt import NanoGPT
     from initlab.options import RunOptions, Text
+    from initlab.recipes.registry import recipe
+    from initlab.report.figures import figure
     from initlab.results import Comparison, Confirmation, Probe, Scaling, Training, Watch, load
     from initlab.results.profile import Profile
 
@@ -43,10 +47,14 @@ _HOME = {
     "compare": "initlab.api.compare",
     "confirm": "initlab.api.confirm",
     "describe_init": "initlab.api.describe_init",
+    "engine": "initlab.engines.base",
+    "figure": "initlab.report.figures",
     "fix": "initlab.api.fix",
     "load": "initlab.results",
     "predict": "initlab.api.predict",
     "probe": "initlab.api.probe",
+    "recipe": "initlab.recipes.registry",
+    "rule": "initlab.judge.rules.base",
     "scale": "initlab.api.scale",
     "statistic": "initlab.measure.statistics",
     "train": "initlab.api.train",
@@ -72,10 +80,14 @@ __all__ = [
     "compare",
     "confirm",
     "describe_init",
+    "engine",
+    "figure",
     "fix",
     "load",
     "predict",
     "probe",
+    "recipe",
+    "rule",
     "scale",
     "statistic",
     "train",
