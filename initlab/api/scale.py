@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
-from initlab.api.compare import expect_cell
 from initlab.api.manifest import new_manifest
 from initlab.api.run import estimate, in_turn, run_cells
 from initlab.api.side_by_side import SideBySide
@@ -131,11 +130,8 @@ def scale(
 
         tables = stepping.measure_steps(cell, config, make, inputs, make_optimizer)
         first = tables.at_step(0)
-        if subject.sized(cell.recipe) is not None:
-            ((model, made, described),) = read
-            side.expect(of(model), first, made, described)
-        elif side.corpus is not None:
-            expect_cell(first, cell, config, subject.recipes[cell.recipe], side.corpus, side.described)
+        ((model, made, described),) = read
+        side.expect(cell.recipe, of(model), first, made, described)
         rest = [tables.at_step(step) for step in tables.summary["step"] if step]
         return Tables.concat([first, *(Tables(part.records, part.heads, part.summary) for part in rest)])
 
