@@ -61,8 +61,8 @@ def scale(
         recipes: one or several recipes, or functions that make models of their own, as `compare` takes them.
         model: what recipes are drawn into, as `compare` takes it, but for a torch.nn.Module, which has one size.
             Default: NanoGPT with heads of 64 and sequences of 64 tokens.
-        widths, depths: n_embd and n_layer; two or more of one of them. Default: 64, 128, 256 and a config's n_layer,
-            else 4.
+        widths, depths: n_embd and n_layer; two or more of one of them. Default: 64, 128, 256, with several depths 64
+            alone; and a config's n_layer, else 4.
         steps: of the optimizer, on one batch.
         seeds: draws of weights and text; with 3 or more the intervals are useful.
         lr: default 0.01 where several widths are given (rather large, as mup advises), else 0.001.
@@ -96,8 +96,9 @@ def scale(
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
     if isinstance(model, nn.Module):
         raise ConfigError(f"a {type(model).__name__} has one size; give a function of n_embd and n_layer that makes it")
-    widths = WIDTHS if widths is None and isinstance(model, NanoGPTConfig) else widths
-    subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, WIDTHS))
+    usual = WIDTHS[:1] if isinstance(depths, Sequence) and len(depths) > 1 else WIDTHS
+    widths = usual if widths is None and isinstance(model, NanoGPTConfig) else widths
+    subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, usual))
     side = SideBySide(subject, text, batch=batch)
     own = optimizer if callable(optimizer) else None
     lr = (WIDTH_LR if len(subject.widths) > 1 else DEPTH_LR) if lr is None else lr

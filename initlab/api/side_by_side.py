@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,11 +225,13 @@ def _try(maker: Maker, model: nn.Module, inputs: Inputs) -> None:
     """Run a model once. Raises ProbeError where it can't read the batch that was made for it."""
     import torch
 
+    from initlab.anatomy.restoring import copied
     from initlab.measure.inputs import tensors
 
     try:
         with torch.no_grad():
-            inputs.to(next(model.parameters()).device).call(model)
+            args, kwargs = copied((inputs.args, inputs.kwargs))  # a forward may write into them
+            replace(inputs, args=args, kwargs=kwargs).to(next(model.parameters()).device).call(model)
     except Exception as error:
         shapes = " and ".join(str(tuple(each.shape)) for each in tensors((inputs.args, inputs.kwargs)))
         raise ProbeError(
