@@ -12,6 +12,7 @@ import torch
 import initlab
 from initlab import rundir
 from initlab.api import run
+from initlab.api.side_by_side import SideBySide
 from initlab.errors import ConfigError, DataError, ProbeError, RecipeError, RunError
 from initlab.recipes import Constant, Normal, Recipe, Role, registry
 
@@ -102,17 +103,15 @@ def test_repr_is_readable(comparison):
 
 def test_cells_are_written_as_they_finish_and_resumed(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    from initlab.measure import sweep
+    measured, real = [], SideBySide.measure
 
-    measured, real = [], sweep.measure_cell
-
-    def interrupted(cell, *rest):
+    def interrupted(self, sweep, cell):
         if len(measured) == 3:
             raise KeyboardInterrupt
         measured.append(cell.run_id)
-        return real(cell, *rest)
+        return real(self, sweep, cell)
 
-    monkeypatch.setattr(sweep, "measure_cell", interrupted)
+    monkeypatch.setattr(SideBySide, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(["nanogpt", "zero-out"], **SMALL, out=out)
     partial = initlab.load(out)
@@ -121,7 +120,8 @@ def test_cells_are_written_as_they_finish_and_resumed(tmp_path, monkeypatch):
     partial.report()
 
     resumed = []
-    monkeypatch.setattr(sweep, "measure_cell", lambda cell, *rest: (resumed.append(cell.run_id), real(cell, *rest))[1])
+    noted = lambda self, sweep, cell: (resumed.append(cell.run_id), real(self, sweep, cell))[1]  # noqa: E731
+    monkeypatch.setattr(SideBySide, "measure", noted)
     whole = compare(["nanogpt", "zero-out"], **SMALL, out=out)
     assert whole.run.complete and len(resumed) == 5 and not set(resumed) & set(measured)
     fresh = compare(["nanogpt", "zero-out"], **SMALL)

@@ -67,7 +67,7 @@ def room(module: str) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-TORCH_FREE = [name for name in MODULES if room(name) not in TORCH_HALF | {"__main__"}]
+TORCH_FREE = [name for name in MODULES if room(name) not in TORCH_HALF | {"__main__"}] + ["initlab.models.config"]
 
 
 def imported(source: str, module: str, modules: set[str]) -> Iterator[str]:

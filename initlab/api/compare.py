@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
 from initlab.api.manifest import new_manifest
 from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
-from initlab.judge import theory
 from initlab.models.config import NanoGPTConfig
 from initlab.options import RunOptions, Text, checked
-from initlab.recipes import Recipe
 from initlab.results import Comparison
-from initlab.schema import Tables
 
 if TYPE_CHECKING:
-    from initlab.corpus import Corpus
     from initlab.drawing.subject import Model
-    from initlab.measure.sweep import Cell, SweepConfig
+    from initlab.measure.sweep import Cell
 
 MODEL = NanoGPTConfig(n_embd=384, n_head=6, block_size=256)
 DEPTHS, WIDTHS = (4, 8, 16), (384,)
@@ -95,18 +92,12 @@ def compare(
     cells = sweep.cells()
     manifest = new_manifest("compare", config, side.evaluated(sweep), side.described, [cell.run_id for cell in cells])
 
-    def measure(cell: Cell) -> Tables:
-        if subject.sized(cell.recipe) is not None:
-            return measured_as_made(cell, sweep, side)
-        assert side.corpus is not None
-        return measured(cell, sweep, subject.recipes[cell.recipe], side.corpus, side.described)
-
     def seconds(todo: Sequence[Cell]) -> float:
         rate = matmul_rate(sweep.device, max(sweep.widths) or 64, side.tokens) if todo else 1.0
         return estimate(sum(side.work(cell, sweep) for cell in todo), rate, todo)
 
     options: dict[str, Any] = {"engine": run.engine, "jobs": run.jobs or 1, "device": sweep.device, "cells": len(cells)}
-    with measuring(measure, **options) as results:
+    with measuring(partial(side.measure, sweep), **options) as results:
         found, path = run_cells(
             cells,
             manifest,
@@ -120,50 +111,3 @@ def compare(
     comparison = Comparison(found, path)
     comparison.recipes = subject.recipes
     return comparison
-
-
-def measured(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus, described: dict[str, Any]) -> Tables:
-    """One cell, with what the closed form predicts beside it."""
-    from initlab.measure.sweep import measure_cell
-
-    tables = measure_cell(cell, sweep, recipe, corpus)
-    expect_cell(tables, cell, sweep, recipe, corpus, described)
-    return tables
-
-
-def expect_cell(
-    tables: Tables, cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus, described: dict[str, Any]
-) -> None:
-    """Fill in what the closed form expects of a cell, from its recipe and sizes and the batch it was measured with."""
-    from initlab.measure.sweep import SIZES
-
-    config = cell.config(sweep)
-    size = {name: getattr(config, name) for name in SIZES}
-    parameters = theory.nanogpt_parameters(**size, bias=config.bias, tied=config.tie_weights)
-    dims = dict(zip(parameters["module"], parameters["dims"], strict=True))
-    _, targets = corpus.batch(sweep.batch_size, config.block_size, cell.seed)
-    wiring = theory.Wiring(activation=config.activation, dropout=config.dropout)
-    theory.expect(tables, wiring, described, targets.numpy(), recipe=recipe, dims=dims)
-
-
-def measured_as_made(cell: Cell, sweep: SweepConfig, side: SideBySide) -> Tables:
-    """Measure one cell that isn't a NanoGPT of a config, in the mode it is made in."""
-    from initlab.drawing.subject import seeded
-    from initlab.measure.probe import Identity, look, measure_inputs
-    from initlab.measure.sweep import DTYPES
-
-    started = time.perf_counter()
-    options: dict[str, Any] = {"preset": sweep.preset, "recipe": side.subject.recipes.get(cell.recipe)}
-    identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed)
-    autocast = DTYPES[sweep.dtype]
-    with seeded(cell.seed, sweep.device):
-        model = side.subject.make(cell.recipe, cell.n_layer, cell.n_embd, cell.seed, sweep.device)
-        inputs, described = side.inputs(cell.recipe, model, cell.seed)
-        anatomy = look(model, inputs, seed=cell.seed, autocast=autocast)
-        tables = measure_inputs(model, inputs, identity, anatomy=anatomy, autocast=autocast, **options)
-        side.expect(anatomy, tables, inputs, described)
-    for frame in (tables.records, tables.summary, tables.heads):  # a model without a stream has no size of its own
-        for name, size in (("n_layer", cell.n_layer), ("n_embd", cell.n_embd)):
-            frame[name] = frame[name].mask(frame[name] == 0, size)
-    tables.summary["seconds"] = round(time.perf_counter() - started, 3)
-    return tables

@@ -5,24 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
-from initlab.api.compare import measured
 from initlab.api.manifest import new_manifest
 from initlab.api.run import Results, in_turn, run_cells
+from initlab.api.side_by_side import SideBySide
 from initlab.engines import choose
 from initlab.errors import ProbeError, RecipeError
 from initlab.models.config import NanoGPTConfig, refuse_other_models
 from initlab.options import RunOptions, Text, checked
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
-from initlab.recipes.tabulating import evaluate
 from initlab.results import Comparison, Confirmation
 
 if TYPE_CHECKING:
     from initlab.measure.sweep import Cell
-    from initlab.schema import Tables
 
 
 def confirm(
@@ -80,7 +79,7 @@ def confirm(
     import torch
 
     from initlab.drawing.loading import choose_device
-    from initlab.drawing.subject import check_list
+    from initlab.drawing.subject import Subject, check_list
     from initlab.training.data import load_split
     from initlab.training.execution import Execution
     from initlab.training.protocol import GRIDS, GridConfig, TrainingCell, grid_values
@@ -88,6 +87,8 @@ def confirm(
     started = time.perf_counter()
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
     refuse_other_models(model, "confirm trains")
+    like = recipes.run.manifest["config"] if isinstance(recipes, Comparison) else {}
+    refuse_other_models(like.get("model"), "confirm trains")
     entries = _recipes_of(recipes)
     for name, value in (("depths", depths), ("lrs", lrs), ("warmups", warmups)):
         if value is not None:
@@ -97,8 +98,6 @@ def confirm(
         dtype = "bfloat16" if thorough and chosen.startswith("cuda") else "float32"
     kind = "thorough" if thorough else "quick"
     if model is None:
-        like = recipes.run.manifest["config"] if isinstance(recipes, Comparison) else {}
-        refuse_other_models(like.get("model"), "confirm trains")
         shared = ("bias", "activation", "tie_weights")
         model = replace(GRIDS[kind]["model"], **{name: like[name] for name in shared if name in like})
     elif depths is None:
@@ -127,20 +126,19 @@ def confirm(
     probes, runs = grid.cells(), grid.runs()
     made, jobs = choose(run.engine, run.jobs, chosen, len(runs))
     described = split.describe()
-    kinds = {"bias": model.bias, "tied": model.tie_weights}
-    evaluated = {id: evaluate(entry, grid.sizes(), **kinds) for id, entry in entries.items()}
+    subject = Subject({**entries}, None, grid.model, grid.depths, grid.widths)
+    side = SideBySide(subject, text, rows=grid.batch_size, corpus=split.train, described=described)
     config = grid.as_dict() | {key: described[key] for key in ("label", "tokenizer", "sha256")}
     config["versions"] = f"initlab {__version__}, torch {torch.__version__}"  # a table of two compares nothing
     ids = [cell.run_id for cell in (*probes, *runs)]
-    manifest = new_manifest("confirm", config, evaluated, described, ids)
+    manifest = new_manifest("confirm", config, side.evaluated(grid), described, ids)
     manifest["environment"]["jobs"] = jobs
     with Execution(grid, entries, split, made, jobs) as execution:
 
-        def measure(cell: Cell) -> Tables:
-            return measured(cell, grid, entries[cell.recipe], split.train, described)
-
         def results(cells: Sequence[Cell]) -> Results:
-            yield from in_turn(measure)([cell for cell in cells if not isinstance(cell, TrainingCell)])
+            yield from in_turn(partial(side.measure, grid))(
+                [cell for cell in cells if not isinstance(cell, TrainingCell)]
+            )
             yield from execution.results([cell for cell in cells if isinstance(cell, TrainingCell)])
 
         found, path = run_cells(

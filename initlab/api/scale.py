@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
-from initlab.api.compare import expect_cell
 from initlab.api.manifest import new_manifest
 from initlab.api.run import estimate, in_turn, run_cells
 from initlab.api.side_by_side import SideBySide
@@ -62,8 +61,8 @@ def scale(
         recipes: one or several recipes, or functions that make models of their own, as `compare` takes them.
         model: what recipes are drawn into, as `compare` takes it, but for a torch.nn.Module, which has one size.
             Default: NanoGPT with heads of 64 and sequences of 64 tokens.
-        widths, depths: n_embd and n_layer; two or more of one of them. Default: 64, 128, 256 and a config's n_layer,
-            else 4.
+        widths, depths: n_embd and n_layer; two or more of one of them. Default: 64, 128, 256, with several depths 64
+            alone; and a config's n_layer, else 4.
         steps: of the optimizer, on one batch.
         seeds: draws of weights and text; with 3 or more the intervals are useful.
         lr: default 0.01 where several widths are given (rather large, as mup advises), else 0.001.
@@ -97,8 +96,9 @@ def scale(
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
     if isinstance(model, nn.Module):
         raise ConfigError(f"a {type(model).__name__} has one size; give a function of n_embd and n_layer that makes it")
-    widths = WIDTHS if widths is None and isinstance(model, NanoGPTConfig) else widths
-    subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, WIDTHS))
+    usual = WIDTHS[:1] if isinstance(depths, Sequence) and len(depths) > 1 else WIDTHS
+    widths = usual if widths is None and isinstance(model, NanoGPTConfig) else widths
+    subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, usual))
     side = SideBySide(subject, text, batch=batch)
     own = optimizer if callable(optimizer) else None
     lr = (WIDTH_LR if len(subject.widths) > 1 else DEPTH_LR) if lr is None else lr
@@ -131,11 +131,8 @@ def scale(
 
         tables = stepping.measure_steps(cell, config, make, inputs, make_optimizer)
         first = tables.at_step(0)
-        if subject.sized(cell.recipe) is not None:
-            ((model, made, described),) = read
-            side.expect(of(model), first, made, described)
-        elif side.corpus is not None:
-            expect_cell(first, cell, config, subject.recipes[cell.recipe], side.corpus, side.described)
+        ((model, made, described),) = read
+        side.expect(cell.recipe, of(model), first, made, described)
         rest = [tables.at_step(step) for step in tables.summary["step"] if step]
         return Tables.concat([first, *(Tables(part.records, part.heads, part.summary) for part in rest)])
 

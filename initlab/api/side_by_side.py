@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,22 +47,33 @@ class SideBySide:
         text: what its models read; NanoGPTs, sequences of their block_size.
         rows: sequences in a batch of NanoGPTs, where the text says nothing.
         batch: in place of a text, for models that aren't NanoGPTs of a config.
+        corpus: in place of loading the text, for NanoGPTs of a config that knows its vocabulary.
+        described: what a manifest says of the corpus.
 
     Raises:
         ConfigError, DataError: the text or the batch can't be used.
     """
 
-    def __init__(self, subject: Subject, text: Text, *, rows: int = 4, batch: Any = None):
+    def __init__(
+        self,
+        subject: Subject,
+        text: Text,
+        *,
+        rows: int = 4,
+        batch: Any = None,
+        corpus: Corpus | None = None,
+        described: dict[str, Any] | None = None,
+    ):
         if batch is not None and subject.config is not None:
             raise ConfigError("batch= is for models of functions; NanoGPTs drawn from recipes read `text`")
         self.subject = subject
         self.text = text
         self.batch = batch
         self.rows = rows if text.batch_size is None else text.batch_size
-        self.corpus: Corpus | None = None
+        self.corpus = corpus
         self._loaded: dict[tuple[str, str | None, int | None], Corpus] = {}
-        self.seen = _Surveyed()
-        if subject.config is not None:
+        self.seen = _Surveyed(described=described or {})
+        if subject.config is not None and corpus is None:
             config = config_at(subject.config, min(subject.depths), min(subject.widths))
             self.corpus = self.load(text.data, text.tokenizer, config.vocab_size)
             subject.read(self.corpus.vocab_size)
@@ -164,11 +176,34 @@ class SideBySide:
             return cell.flops(sweep)
         return 6.0 * self.seen.counts[maker, cell.n_layer, cell.n_embd] * TOKENS
 
-    def expect(self, anatomy: Anatomy, tables: Tables, inputs: Inputs, described: dict[str, Any]) -> None:
-        """Fill in `expected_*` in place from the weights as found, where the closed form knows the model.
+    def measure(self, sweep: SweepConfig, cell: Cell) -> Tables:
+        """Make, draw and measure the model of a cell, in the mode it is made in, and fill in what is expected of it."""
+        from initlab.drawing.subject import seeded
+        from initlab.measure.probe import Identity, look, measure_inputs
+        from initlab.measure.sweep import DTYPES
+
+        started = time.perf_counter()
+        name, autocast = cell.recipe, DTYPES[sweep.dtype]
+        options: dict[str, Any] = {"preset": sweep.preset, "recipe": self.subject.recipes.get(name)}
+        identity = Identity(run_id=cell.run_id, recipe=name, seed=cell.seed)
+        with seeded(cell.seed, sweep.device):
+            model = self.subject.make(name, cell.n_layer, cell.n_embd, cell.seed, sweep.device)
+            inputs, described = self.inputs(name, model, cell.seed)
+            anatomy = look(model, inputs, seed=cell.seed, autocast=autocast)
+            tables = measure_inputs(model, inputs, identity, anatomy=anatomy, autocast=autocast, **options)
+            self.expect(name, anatomy, tables, inputs, described)
+        for frame in (tables.records, tables.summary, tables.heads):  # a model without a stream has no size of its own
+            for column, size in (("n_layer", cell.n_layer), ("n_embd", cell.n_embd)):
+                frame[column] = frame[column].mask(frame[column] == 0, size)
+        tables.summary["seconds"] = round(time.perf_counter() - started, 3)
+        return tables
+
+    def expect(self, name: str, anatomy: Anatomy, tables: Tables, inputs: Inputs, described: dict[str, Any]) -> None:
+        """Fill in `expected_*` in place: of NanoGPTs what the recipe implies, of others what their own weights imply.
 
         Args:
-            anatomy: of the model.
+            name: of the recipe or function.
+            anatomy: of its model.
             tables: of its first step.
             inputs, described: what it read.
         """
@@ -180,19 +215,23 @@ class SideBySide:
         if wiring is None or own_size(anatomy) != (summary["n_layer"], summary["n_embd"]):
             return
         targets = None if inputs.targets is None else inputs.targets.cpu().numpy()
-        discovered = anatomy.layout != "nanogpt"
-        theory.expect(tables, theory.Wiring(**wiring), described, targets, discovered=discovered)
+        recipe = self.subject.recipes[name] if self.subject.sized(name) is None else None
+        dims = None if recipe is None else anatomy.dims
+        known: dict[str, Any] = {"recipe": recipe, "dims": dims, "discovered": anatomy.layout != "nanogpt"}
+        theory.expect(tables, theory.Wiring(**wiring), described, targets, **known)
 
 
 def _try(maker: Maker, model: nn.Module, inputs: Inputs) -> None:
     """Run a model once. Raises ProbeError where it can't read the batch that was made for it."""
     import torch
 
+    from initlab.anatomy.restoring import copied
     from initlab.measure.inputs import tensors
 
     try:
         with torch.no_grad():
-            inputs.to(next(model.parameters()).device).call(model)
+            args, kwargs = copied((inputs.args, inputs.kwargs))  # a forward may write into them
+            replace(inputs, args=args, kwargs=kwargs).to(next(model.parameters()).device).call(model)
     except Exception as error:
         shapes = " and ".join(str(tuple(each.shape)) for each in tensors((inputs.args, inputs.kwargs)))
         raise ProbeError(

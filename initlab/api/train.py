@@ -255,7 +255,7 @@ class _Job:
 
     def drawn(self, id: str) -> NanoGPT:
         from initlab.drawing.apply import apply_recipe
-        from initlab.measure.sweep import empty_model
+        from initlab.models.nanogpt import empty_model
 
         model = empty_model(self.sizes, self.config.device)
         apply_recipe(model, self.entries[id], self.config.seed)

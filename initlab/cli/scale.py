@@ -53,13 +53,11 @@ def add(commands: Commands) -> None:
 
 
 def _scale(options: argparse.Namespace) -> int:
-    from initlab.api.scale import DEPTHS, MODEL, WIDTHS, scale
-    from initlab.models.config import NanoGPTConfig
+    from initlab.api.scale import MODEL, scale
 
     set_threads(options)
     out = Path(options.out) if options.out else default_out("scale")
     options.folder = out
-    one_width = options.depths and len(options.depths) > 1
     default = MODEL
     if options.head_size is not None:
         if options.n_head is not None or options.model is not None:
@@ -67,13 +65,12 @@ def _scale(options: argparse.Namespace) -> int:
         default = replace(MODEL, n_embd=options.head_size, n_head=1)
     model = model_of(options, default)
     model = default if model is None and default is not MODEL else model
-    usual = DEPTHS if isinstance(model, NanoGPTConfig) and options.model is None else None
     with Progress(out, "scale") as progress:
         result = scale(
             options.subjects,
             model=model,
-            widths=options.widths or (WIDTHS[:1] if one_width else None),
-            depths=options.depths or usual,
+            widths=options.widths,
+            depths=options.depths,
             steps=options.steps,
             seeds=options.seeds,
             lr=options.lr,

@@ -8,17 +8,10 @@ from typing import Any, get_args
 
 import torch
 
-from initlab.anatomy.look import of
-from initlab.corpus import Corpus
-from initlab.drawing.apply import apply_recipe
 from initlab.drawing.subject import check_axis, check_sizes
 from initlab.errors import ConfigError
 from initlab.measure.moments import PRESETS, Preset
-from initlab.measure.probe import Identity, measure
 from initlab.models.config import Configs, NanoGPTConfig, config_at
-from initlab.models.nanogpt import empty_model
-from initlab.recipes import Recipe
-from initlab.schema import Tables
 
 SIZES = ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")
 OPTIONS = ("n_head", "block_size", "vocab_size", "bias", "activation", "tie_weights", "dropout")
@@ -106,20 +99,6 @@ class Cell:
         d, T = self.n_embd, config.block_size
         weights = self.n_layer * (12 * d * d + 2 * d * T) + (config.vocab_size or 0) * d
         return 6.0 * weights * T * sweep.batch_size
-
-
-def measure_cell(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus) -> Tables:
-    """Build, draw and measure one cell; the batch depends on the seed alone, so recipes see the same text."""
-    started = time.perf_counter()
-    model = empty_model(cell.config(sweep), sweep.device)
-    anatomy = of(model)
-    apply_recipe(model, recipe, cell.seed, anatomy=anatomy)
-    idx, targets = corpus.batch(sweep.batch_size, model.config.block_size, cell.seed)
-    identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed)
-    options: dict[str, Any] = {"preset": sweep.preset, "recipe": recipe, "autocast": DTYPES[sweep.dtype]}
-    tables = measure(model, idx, targets, identity, anatomy=anatomy, **options)
-    tables.summary["seconds"] = round(time.perf_counter() - started, 3)
-    return tables
 
 
 def matmul_rate(device: str, n_embd: int, tokens: int, dtype: torch.dtype | None = None) -> float:

@@ -95,8 +95,9 @@ def refuse_other_models(model: Any, what: str) -> None:
         what: begins the sentence: the command and its verb.
     """
     if model is not None and not isinstance(model, NanoGPTConfig):
+        shown = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
         raise ConfigError(
-            f"model is {model!r:.80}; {what} NanoGPTs of a NanoGPTConfig alone, other models can't be yet: "
+            f"model is {shown}; {what} NanoGPTs of a NanoGPTConfig alone, other models can't be yet: "
             "compare and scale take any"
         )
 

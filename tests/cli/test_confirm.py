@@ -101,7 +101,7 @@ def test_the_help_names_the_defaults_that_are_used(capsys):
             vars(grid["model"]).get(name, grid.get(name)) for grid in (GRIDS["quick"], GRIDS["thorough"])
         )
         assert f"{option}({quick};thorough:{thorough})" in shown
-    assert f"width({GRIDS['quick']['widths'][0]};thorough:{GRIDS['thorough']['widths'][0]})" in shown
+    assert f"width({GRIDS['quick']['model'].n_embd};thorough:{GRIDS['thorough']['model'].n_embd})" in shown
     assert GRIDS["quick"]["lrs"] == GRIDS["thorough"]["lrs"] == (1e-3, 3e-3, 1e-2)
     assert GRIDS["quick"]["seeds"] == GRIDS["thorough"]["seeds"] == 3
 

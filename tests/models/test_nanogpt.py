@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from initlab.errors import CheckpointError, ConfigError
-from initlab.models.config import ACTIVATIONS, PRESETS, NanoGPTConfig
+from initlab.models.config import ACTIVATIONS, PRESETS, NanoGPTConfig, heads
 from initlab.models.nanogpt import NanoGPT
 
 TINY = NanoGPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=48, block_size=16)
@@ -140,6 +140,22 @@ def test_presets() -> None:
 def test_config_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         TINY.n_layer = 3  # type: ignore[misc]
+
+
+def test_heads_keep_their_size_at_another_width_or_have_the_next_smaller_that_divides_it() -> None:
+    config = NanoGPTConfig(n_layer=2, n_embd=64, n_head=4)
+    assert config.resized() == config and config.resized(n_layer=5) == replace(config, n_layer=5)
+    assert [config.resized(n_embd=width).n_head for width in (32, 64, 256, 24, 36)] == [2, 4, 16, 2, 3]
+    assert [heads(width) for width in (768, 1600, 384, 100, 32, 7)] == [12, 25, 6, 2, 1, 1]
+    with pytest.raises(ConfigError, match="n_embd 97 has no divisor between 16 and 64 for a head size; give n_head"):
+        heads(97)
+    with pytest.raises(ConfigError, match=r"n_embd is 32\.0; expected a positive integer"):
+        config.resized(n_embd=32.0)  # type: ignore[arg-type]
+
+
+def test_a_vocabulary_that_nobody_gave_is_gpt2s() -> None:
+    model = build(NanoGPTConfig(n_layer=1, n_embd=8, n_head=1, block_size=4))
+    assert model.config.vocab_size == model.lm_head.out_features == 50304
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+"""What commands are told beside their model."""
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+import initlab
+from initlab.errors import ConfigError
+from initlab.options import RunOptions, Text, checked
+
+
+def test_they_are_frozen_and_say_what_they_cannot_use() -> None:
+    assert Text("my.txt") == Text(data="my.txt") and initlab.RunOptions() == RunOptions(device="auto")
+    with pytest.raises(FrozenInstanceError):
+        Text().data = "other.txt"  # type: ignore[misc]
+    for wrong in (0, 2.5, True, "4"):
+        with pytest.raises(ConfigError, match=f"batch_size is {wrong!r}; expected a whole number from 1 on"):
+            Text(batch_size=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=f"jobs is {wrong!r}; expected a whole number from 1 on"):
+            RunOptions(jobs=wrong)  # type: ignore[arg-type]
+
+
+def test_another_kind_of_value_is_refused_with_an_example() -> None:
+    with pytest.raises(ConfigError, match=r"text is 'my.txt'; expected Text, as in text=initlab.Text\(data="):
+        checked("text", "my.txt", Text)
+    assert checked("run", RunOptions(jobs=2), RunOptions).jobs == 2
