@@ -61,8 +61,9 @@ def measured(axis: str, text: Path, seeds: int) -> initlab.Scaling:
         if axis == "n_embd"
         else {"widths": (64,), "depths": (2, 4, 8, 16, 32), "lr": 1e-3, "steps": 10}
     )
-    options = {"head_size": 16, "block_size": 64, "batch_size": 4, "tokenizer": "char", "stats": "full"}
-    return initlab.scale("nanogpt", data=text, seeds=seeds, device="cpu", **sizes, **options)
+    model = initlab.NanoGPTConfig(n_embd=64, n_head=4, block_size=64)  # heads of 16 at every width
+    read, run = initlab.Text(text, "char", batch_size=4), initlab.RunOptions(device="cpu")
+    return initlab.scale("nanogpt", model=model, text=read, seeds=seeds, stats="full", run=run, **sizes)
 
 
 def rows(axis: str, result: initlab.Scaling) -> list[dict[str, object]]:

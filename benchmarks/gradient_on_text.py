@@ -22,8 +22,8 @@ from initlab.corpus import Corpus, load_corpus
 from initlab.drawing.apply import apply_recipe
 from initlab.judge import theory
 from initlab.measure.probe import Identity, measure
-from initlab.measure.sweep import default_heads, empty_model
-from initlab.models.nanogpt import NanoGPTConfig
+from initlab.models.config import NanoGPTConfig, heads
+from initlab.models.nanogpt import empty_model
 from initlab.recipes import registry
 
 RECIPES = ("nanogpt", "nanogpt-no-depth-scale")
@@ -33,7 +33,7 @@ TOLD = ("whole text", "this batch's targets", "the tokens themselves")
 
 def one(recipe: str, corpus: Corpus, seed: int) -> list[float]:
     """Variance of the gradient at the embedding ÷ after the last block: measured, then predicted as in TOLD."""
-    n_head, V = default_heads(N_EMBD), corpus.vocab_size
+    n_head, V = heads(N_EMBD), corpus.vocab_size
     model = empty_model(NanoGPTConfig(n_layer=N_LAYER, n_head=n_head, n_embd=N_EMBD, block_size=T, vocab_size=V), "cpu")
     apply_recipe(model, registry.get(recipe), seed)
     ids, targets = corpus.batch(B, T, seed)

@@ -91,9 +91,11 @@ def ours(data: Path, folder: Path, device: str, seed: int, steps: int) -> dict[s
 def train_ours(data: Path, device: str, seed: int, steps: int) -> dict[str, Any]:
     import torch
 
-    from initlab.models.nanogpt import PRESETS, NanoGPT
+    from initlab.models.config import PRESETS
+    from initlab.models.nanogpt import NanoGPT
+    from initlab.training.config import TrainConfig
     from initlab.training.data import load_split
-    from initlab.training.trainer import TrainConfig, train
+    from initlab.training.trainer import train
 
     cpu = device == "cpu"
     shared: dict[str, Any] = {"steps": steps, "seed": seed, "device": device}

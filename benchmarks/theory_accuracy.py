@@ -31,8 +31,8 @@ from initlab.corpus import Corpus, load_corpus
 from initlab.drawing.apply import apply_recipe
 from initlab.judge import theory
 from initlab.measure.probe import Identity, measure
-from initlab.measure.sweep import default_heads, empty_model
-from initlab.models.nanogpt import NanoGPTConfig
+from initlab.models.config import NanoGPTConfig, heads
+from initlab.models.nanogpt import empty_model
 from initlab.recipes import registry
 
 RECIPES = ("nanogpt", "nanogpt-no-depth-scale", "torch-default", "out-x0.02", "out-xsqrt2overL", "out-xinvsqrtL")
@@ -46,7 +46,7 @@ KEYS = ["data", "recipe", "n_embd", "n_layer"]
 def measure_cell(recipe: str, n_embd: int, n_layer: int, corpus: Corpus, data: str, seed: int) -> list[dict[str, Any]]:
     """A row per quantity of one model, with its prediction: in groups of positions, and of this batch's own tokens."""
     config = NanoGPTConfig(
-        n_layer=n_layer, n_head=default_heads(n_embd), n_embd=n_embd, block_size=T, vocab_size=corpus.vocab_size
+        n_layer=n_layer, n_head=heads(n_embd), n_embd=n_embd, block_size=T, vocab_size=corpus.vocab_size
     )
     model = empty_model(config, "cpu")
     apply_recipe(model, registry.get(recipe), seed)

@@ -22,9 +22,9 @@ import torch
 
 from initlab import environment
 from initlab.drawing.apply import apply_recipe
-from initlab.measure.sweep import empty_model
 from initlab.measure.watch.steps import StepRecorder
-from initlab.models.nanogpt import NanoGPTConfig
+from initlab.models.config import NanoGPTConfig
+from initlab.models.nanogpt import empty_model
 from initlab.recipes import registry
 
 SETTINGS = {

@@ -6,7 +6,10 @@ python examples/02_compare.py
 import initlab
 
 comparison = initlab.compare(
-    ["nanogpt", "nanogpt-no-depth-scale", "zero-out"], depths=[2, 4, 8], widths=[128], seeds=2, block_size=64
+    ["nanogpt", "nanogpt-no-depth-scale", "zero-out"],
+    model=initlab.NanoGPTConfig(n_embd=128, n_head=2, block_size=64),
+    depths=[2, 4, 8],
+    seeds=2,
 )
 print(comparison)
 

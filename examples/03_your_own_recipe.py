@@ -24,4 +24,5 @@ def by_layer(role: Role, dims: Dims) -> Distribution:
 
 
 if __name__ == "__main__":
-    print(initlab.compare(["nanogpt", by_layer], depths=[2, 4, 8], widths=[128], seeds=2, block_size=64))
+    model = initlab.NanoGPTConfig(n_embd=128, n_head=2, block_size=64)
+    print(initlab.compare(["nanogpt", by_layer], model=model, depths=[2, 4, 8], seeds=2))

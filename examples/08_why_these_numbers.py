@@ -43,7 +43,11 @@ print(f"   and 0.02·√(768/n_embd) keeps the {bend(768 * sigma**2):.1%} at eve
 # %% Every block adds two writes to the stream, and nothing takes any away
 depths = [2, 8, 32]
 c = initlab.compare(
-    ["nanogpt-no-depth-scale", "nanogpt"], depths=depths, widths=[128], seeds=2, block_size=64, batch_size=2
+    ["nanogpt-no-depth-scale", "nanogpt"],
+    model=initlab.NanoGPTConfig(n_embd=128, n_head=2, block_size=64),
+    depths=depths,
+    seeds=2,
+    text=initlab.Text(batch_size=2),
 )
 first, last = c.at("embed"), c.at("resid_post", layer=-1)
 keys = ["recipe", "n_layer", "seed"]

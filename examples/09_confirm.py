@@ -8,10 +8,11 @@ more apart, in about ten minutes on two cores; reports/recipes-trained holds its
 
 import initlab
 
-c = initlab.compare(["nanogpt-width-matched", "torch-default"], depths=[2], widths=[64], seeds=1, block_size=64)
+model = initlab.NanoGPTConfig(n_layer=2, n_embd=64, n_head=1, block_size=64)
+c = initlab.compare(["nanogpt-width-matched", "torch-default"], model=model, seeds=1)
 print(c)
 
-r = initlab.confirm(c, depths=[2], n_embd=64, lrs=[3e-3], warmups=[40], seeds=3, steps=200)  # out="runs/b" resumes
+r = initlab.confirm(c, depths=[2], lrs=[3e-3], warmups=[40], seeds=3, steps=200)  # smaller models, of confirm's own
 print(r)
 
 print("Differences in validation loss, nats: a verdict only where the interval leaves out 0")

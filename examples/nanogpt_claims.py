@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +34,37 @@ VARIANTS = ["nanogpt", "nanogpt-no-depth-scale", "out-x0.02", "out-xsqrt2overL",
 OTHERS = ["std-0.02-over-sqrt-d", "nanogpt-width-matched", "torch-default"]
 WIDE = ["nanogpt", "nanogpt-no-depth-scale", "out-x0.02", "zero-out", "torch-default"]
 GLYPHS = {"holds": "✓", "holds with a condition": "◐", "does not hold": "✗", "undecided": "?"}
-GRID: dict[str, Any] = {"lrs": (1e-3, 3e-3), "warmups": (0, 40), "steps": 150, "n_embd": 64}
+GRID: dict[str, Any] = {"lrs": (1e-3, 3e-3), "warmups": (0, 40), "steps": 150}
+NANOGPT = initlab.NanoGPTConfig(n_embd=128, n_head=2, block_size=128)
+TRAINED = initlab.NanoGPTConfig(n_embd=64, n_head=4, block_size=64)
 
 
 def gather(out: Path, *, quick: bool) -> Evidence:
     """Measure and train everything that the claims are judged by."""
     depths, seeds = ((2, 4), 1) if quick else ((4, 12, 24, 48), 3)
     wide_depths, width = ((2, 4), 192) if quick else ((4, 12, 48), 768)
-    small: dict[str, Any] = {"block_size": 128, "batch_size": 2}
+    text = initlab.Text(batch_size=2)
 
     def measured(name: str, recipes: list[str], **options: Any) -> initlab.Comparison:
         with Progress(out / name, name) as progress:
-            return initlab.compare(recipes, out=out / name, progress=progress, **options)
+            run = initlab.RunOptions(out=out / name, progress=progress)
+            return initlab.compare(recipes, text=text, run=run, **{"model": NANOGPT, **options})
 
     def trained(name: str, recipes: list[str], **options: Any) -> Confirmation:
         with Progress(out / name, name) as progress:
-            return initlab.confirm(recipes, out=out / name, progress=progress, **GRID, **options)
+            run = initlab.RunOptions(out=out / name, progress=progress)
+            return initlab.confirm(recipes, run=run, **GRID, **options)
 
-    narrow = measured("narrow", VARIANTS + OTHERS, depths=depths, widths=(128,), seeds=seeds, **small)
-    wide = measured("wide", WIDE, depths=wide_depths, widths=(width,), seeds=min(seeds, 2), **small)
+    narrow = measured("narrow", VARIANTS + OTHERS, depths=depths, widths=(128,), seeds=seeds)
+    wide = measured("wide", WIDE, depths=wide_depths, widths=(width,), seeds=min(seeds, 2))
     kinds = {
         name: measured(
-            name, ["nanogpt"], depths=depths[:2], widths=(width // 2,), seeds=seeds, activation=name, **small
+            name,
+            ["nanogpt"],
+            model=replace(NANOGPT, activation=name),
+            depths=depths[:2],
+            widths=(width // 2,),
+            seeds=seeds,
         )
         for name in ("gelu", "relu", "silu")
     }
@@ -63,7 +72,8 @@ def gather(out: Path, *, quick: bool) -> Evidence:
         return Evidence(narrow, wide, kinds)
     grid = trained("training", VARIANTS + OTHERS, depths=(4, 24), seeds=4)
     by_activation = {
-        name: trained(f"training-{name}", ["nanogpt"], depths=(4,), seeds=5, activation=name) for name in kinds
+        name: trained(f"training-{name}", ["nanogpt"], model=replace(TRAINED, activation=name), depths=(4,), seeds=5)
+        for name in kinds
     }
     return Evidence(narrow, wide, kinds, grid, by_activation)
 

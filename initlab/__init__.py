@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from initlab.api.watch import watch
     from initlab.errors import InitlabError
     from initlab.measure.statistics import statistic
-    from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+    from initlab.models.config import NanoGPTConfig
+    from initlab.models.nanogpt import NanoGPT
+    from initlab.options import RunOptions, Text
     from initlab.results import Comparison, Confirmation, Probe, Scaling, Training, Watch, load
     from initlab.results.profile import Profile
 
@@ -28,10 +30,12 @@ _HOME = {
     "Confirmation": "initlab.results",
     "InitlabError": "initlab.errors",
     "NanoGPT": "initlab.models.nanogpt",
-    "NanoGPTConfig": "initlab.models.nanogpt",
+    "NanoGPTConfig": "initlab.models.config",
     "Probe": "initlab.results",
     "Profile": "initlab.results.profile",
+    "RunOptions": "initlab.options",
     "Scaling": "initlab.results",
+    "Text": "initlab.options",
     "Training": "initlab.results",
     "Watch": "initlab.results",
     "apply_recipe": "initlab.api.apply_recipe",
@@ -57,7 +61,9 @@ __all__ = [
     "NanoGPTConfig",
     "Probe",
     "Profile",
+    "RunOptions",
     "Scaling",
+    "Text",
     "Training",
     "Watch",
     "__version__",

@@ -6,10 +6,12 @@ import math
 import os
 import platform
 import subprocess
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+COMMAND: ContextVar[str] = ContextVar("command", default="")  # as it was typed, where a command line runs
 _PACKAGES = ("torch", "numpy", "pandas", "tiktoken")
 
 

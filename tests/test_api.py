@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,18 @@ from initlab.api import run
 from initlab.errors import ConfigError, DataError, ProbeError, RecipeError, RunError
 from initlab.recipes import Constant, Normal, Recipe, Role, registry
 
-SMALL = {"depths": (2, 4), "widths": (32,), "seeds": 2, "block_size": 16, "batch_size": 2, "data": "uniform"}
+TINY = initlab.NanoGPTConfig(n_layer=2, n_embd=32, n_head=1, block_size=16)
+UNIFORM = initlab.Text("uniform", batch_size=2)
+SMALL = {"model": TINY, "depths": (2, 4), "seeds": 2, "text": UNIFORM}
+
+
+def compare(recipes, *, out=None, progress=None, **options):
+    return initlab.compare(recipes, run=initlab.RunOptions(out=out, progress=progress), **options)
 
 
 @pytest.fixture(scope="module")
 def comparison():
-    return initlab.compare(["nanogpt", "zero-out"], **SMALL)
+    return compare(["nanogpt", "zero-out"], **SMALL)
 
 
 def test_compare_fills_every_cell(comparison):
@@ -32,7 +39,7 @@ def test_compare_fills_every_cell(comparison):
 
 
 def test_same_seed_same_tables(comparison):
-    again = initlab.compare(["nanogpt", "zero-out"], **SMALL)
+    again = compare(["nanogpt", "zero-out"], **SMALL)
     pd.testing.assert_frame_equal(again.records, comparison.records)
     pd.testing.assert_frame_equal(again.heads, comparison.heads)
     columns = [column for column in comparison.summary if column != "seconds"]
@@ -45,8 +52,11 @@ def test_recipes_are_compared_on_the_same_draw_and_text(comparison):
 
 
 def test_branch_write_exponents():
-    found = initlab.compare(
-        ["nanogpt", "nanogpt-no-depth-scale"], depths=(4, 8, 16), widths=(128,), seeds=3, block_size=64, batch_size=2
+    found = compare(
+        ["nanogpt", "nanogpt-no-depth-scale"],
+        model=initlab.NanoGPTConfig(n_embd=128, n_head=2, block_size=64),
+        depths=(4, 8, 16),
+        text=initlab.Text(batch_size=2),
     )
     from initlab.judge.rules.depth import depth_exponents
 
@@ -104,7 +114,7 @@ def test_cells_are_written_as_they_finish_and_resumed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sweep, "measure_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        initlab.compare(["nanogpt", "zero-out"], **SMALL, out=out)
+        compare(["nanogpt", "zero-out"], **SMALL, out=out)
     partial = initlab.load(out)
     assert partial.summary["run_id"].tolist() == measured
     assert not partial.run.complete and partial.run.manifest["finished"] is None
@@ -112,9 +122,9 @@ def test_cells_are_written_as_they_finish_and_resumed(tmp_path, monkeypatch):
 
     resumed = []
     monkeypatch.setattr(sweep, "measure_cell", lambda cell, *rest: (resumed.append(cell.run_id), real(cell, *rest))[1])
-    whole = initlab.compare(["nanogpt", "zero-out"], **SMALL, out=out)
+    whole = compare(["nanogpt", "zero-out"], **SMALL, out=out)
     assert whole.run.complete and len(resumed) == 5 and not set(resumed) & set(measured)
-    fresh = initlab.compare(["nanogpt", "zero-out"], **SMALL)
+    fresh = compare(["nanogpt", "zero-out"], **SMALL)
     pd.testing.assert_frame_equal(whole.records, fresh.records, rtol=1e-8)
 
 
@@ -122,7 +132,7 @@ def test_another_run_in_the_folder_is_refused(comparison, tmp_path):
     comparison.save(tmp_path / "run")
     before = (tmp_path / "run" / "records.csv").read_bytes()
     with pytest.raises(RunError, match="holds another run") as caught:
-        initlab.compare(["nanogpt"], **SMALL, out=tmp_path / "run")
+        compare(["nanogpt"], **SMALL, out=tmp_path / "run")
     assert "recipes" in str(caught.value)
     assert (tmp_path / "run" / "records.csv").read_bytes() == before
 
@@ -134,7 +144,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on(tmp_path):
         return Constant(1.0) if role == Role.NORM_GAIN else Normal(0.02)
 
     recipe = Recipe(id="picky", family="user", summary="", source="test", rule=picky)
-    result = initlab.compare([recipe], **SMALL, out=tmp_path / "run")
+    result = compare([recipe], **SMALL, out=tmp_path / "run")
     assert set(result.run.manifest["failed"]) == {"picky-L4-d32-s0", "picky-L4-d32-s1"}
     assert "not for deep models" in result.run.manifest["failed"]["picky-L4-d32-s0"]
     assert (result.summary["n_layer"] == 2).all()
@@ -149,7 +159,7 @@ def test_only_failing_cells_is_an_error():
 
     recipe = Recipe(id="never", family="user", summary="", source="test", rule=never)
     with pytest.raises(ProbeError, match="every one of 2 cells failed; the first"):
-        initlab.compare([recipe], **SMALL | {"depths": (4,)})
+        compare([recipe], **SMALL | {"depths": (4,)})
 
 
 def test_a_recipe_that_fails_at_its_ends_is_refused_before_anything_is_written(tmp_path):
@@ -157,7 +167,7 @@ def test_a_recipe_that_fails_at_its_ends_is_refused_before_anything_is_written(t
         return Normal(-1.0 if dims.layer == 3 else 0.02)
 
     with pytest.raises(RecipeError, match="broken"):
-        initlab.compare([broken], **SMALL, out=tmp_path / "run")
+        compare([broken], **SMALL, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -166,29 +176,28 @@ def test_a_recipe_that_fails_at_its_ends_is_refused_before_anything_is_written(t
     [
         ({"recipes": ["nanogtp"]}, RecipeError, "did you mean nanogpt"),
         ({"recipes": []}, ConfigError, "recipes is empty"),
-        ({"recipes": ["nanogpt", "nanogpt"]}, ConfigError, "'nanogpt' more than once"),
-        ({"recipes": "nanogpt"}, ConfigError, r"recipes is 'nanogpt'; expected a list"),
+        ({"recipes": ["nanogpt", "nanogpt"]}, ConfigError, "'nanogpt' was given more than once"),
+        ({"recipes": 3}, RecipeError, "recipe is 3; expected an id"),
+        ({"model": "gpt2"}, ConfigError, "model is 'gpt2'; expected a NanoGPTConfig, a function of n_layer and n_embd"),
+        ({"text": "my.txt"}, ConfigError, r"text is 'my.txt'; expected Text, as in text=initlab.Text\(data="),
+        ({"run": "runs/a"}, ConfigError, r"run is 'runs/a'; expected RunOptions, as in run=initlab.RunOptions\(out="),
         ({"depths": 4}, ConfigError, "depths is 4; expected a list"),
         ({"depths": (4.0,)}, ConfigError, "depths holds 4.0; expected whole numbers"),
         ({"seeds": 2.5}, ConfigError, "seeds is 2.5"),
-        ({"n_head": 0}, ConfigError, "n_head is 0"),
-        ({"device": "meta"}, ConfigError, "unknown device 'meta'"),
+        ({"run": initlab.RunOptions(device="meta")}, ConfigError, "unknown device 'meta'"),
         ({"depths": ()}, ConfigError, "depths is empty"),
         ({"depths": (0,)}, ConfigError, "n_layer"),
         ({"widths": (97,)}, ConfigError, "give n_head"),
-        ({"widths": (32,), "n_head": 3}, ConfigError, "n_head"),
         ({"seeds": 0}, ConfigError, "seeds is 0"),
-        ({"batch_size": 0}, ConfigError, "batch_size is 0"),
         ({"stats": "fast"}, ConfigError, "known: light, full"),
         ({"dtype": "int8"}, ConfigError, "known: float32"),
-        ({"device": "tpu9"}, ConfigError, "expected auto, cpu, cuda or cuda:N"),
-        ({"activation": "tanh"}, ConfigError, "activation"),
-        ({"data": "no/such/file.txt"}, DataError, "no/such/file.txt"),
-        ({"block_size": 10**7, "data": "docstrings"}, DataError, "10000000"),
+        ({"run": initlab.RunOptions(device="tpu9")}, ConfigError, "expected auto, cpu, cuda or cuda:N"),
+        ({"text": initlab.Text("no/such/file.txt")}, DataError, "no/such/file.txt"),
+        ({"model": replace(TINY, block_size=10**7), "text": initlab.Text()}, DataError, "10000000"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(changes, error, message, tmp_path):
-    arguments = {"recipes": ["nanogpt"], **SMALL, "out": tmp_path / "run"} | changes
+    arguments = {"recipes": ["nanogpt"], **SMALL, "run": initlab.RunOptions(out=tmp_path / "run")} | changes
     with pytest.raises(error, match=message):
         initlab.compare(**arguments)
     assert not (tmp_path / "run").exists()
@@ -204,7 +213,7 @@ def test_progress_is_told_everything():
         def advance(self, work, text):
             calls.append((work, text))
 
-    initlab.compare(["nanogpt"], **SMALL, progress=Progress())
+    compare(["nanogpt"], **SMALL, progress=Progress())
     (work, cells, seconds), *steps = calls
     assert cells == 4 and seconds > 0
     assert sum(amount for amount, _ in steps) == pytest.approx(work)
@@ -268,7 +277,7 @@ def test_apply_recipe_leaves_an_unknown_recipe_without_effect(model):
 
 
 def test_activations_of_a_probe_are_predicted_from_its_weights(model):
-    probe = initlab.probe(model, batch_size=8)
+    probe = initlab.probe(model, text=initlab.Text(batch_size=8))
     rows = probe.at("resid_post")
     np.testing.assert_allclose(rows["var"], rows["expected_var"], rtol=0.25)  # n_embd 64: far from wide
 
@@ -276,7 +285,7 @@ def test_activations_of_a_probe_are_predicted_from_its_weights(model):
 @pytest.mark.parametrize("name", registry.all_recipes())
 def test_every_recipe_runs_and_starts_as_its_closed_form_says(name):
     # the slack of rule LOG002 at a width where the theory is meant to hold
-    result = initlab.compare([name], depths=(2,), widths=(256,), seeds=2, block_size=64, batch_size=4)
+    result = compare([name], model=initlab.NanoGPTConfig(n_layer=2, n_embd=256, n_head=4, block_size=64), seeds=2)
     assert not [f.message for f in result.findings if f.code in ("LOG002", "NUM001") and f.status != "pass"]
     assert set(result.run.manifest["failed"]) == set()
 
@@ -307,11 +316,11 @@ def test_another_models_probe_isnt_taken_for_this_one(model, tmp_path):
 def test_text_that_was_asked_for_is_never_replaced():
     small = initlab.NanoGPT(initlab.NanoGPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=65))
     with pytest.raises(DataError, match="has 256 ids as bytes, the model 65; use a tokenizer that fits"):
-        initlab.probe(small, tokenizer="bytes")
+        initlab.probe(small, text=initlab.Text(tokenizer="bytes"))
 
 
 def test_uniform_ids_span_the_models_vocabulary(model):
-    probe = initlab.probe(model, data="uniform")
+    probe = initlab.probe(model, text=initlab.Text("uniform"))
     assert probe.run.manifest["data"]["vocab_size"] == 300
     assert probe.run.manifest["data"]["sum_p2"] == pytest.approx(1 / 300)
 
@@ -336,7 +345,7 @@ def test_dropout_is_in_the_closed_form():
     initlab.apply_recipe(model, "xavier", seed=0)
     for mode, off in (("train", False), ("eval", True)):
         getattr(model, mode)()
-        probe = initlab.probe(model, batch_size=16)
+        probe = initlab.probe(model, text=initlab.Text(batch_size=16))
         rows = probe.at("resid_post")
         np.testing.assert_allclose(rows["var"], rows["expected_var"], rtol=0.15)
         assert probe.run.manifest["config"]["mode"] == mode
@@ -349,7 +358,7 @@ def test_norm_gains_are_in_the_closed_form(model):
         for name, p in model.named_parameters():
             if ".ln_" in name and name.endswith("weight"):
                 p.fill_(2.0)
-    probe = initlab.probe(model, batch_size=8)
+    probe = initlab.probe(model, text=initlab.Text(batch_size=8))
     for site in ("ln_1", "mlp_pre", "final_norm"):
         rows = probe.at(site)
         np.testing.assert_allclose(rows["var"], rows["expected_var"], rtol=0.1)
@@ -424,7 +433,12 @@ def test_one_unscaled_projection_is_found():
             return Normal(0.02)
         return registry.get("nanogpt")(role, dims)
 
-    found = initlab.compare([attention_unscaled], depths=(2, 4, 8), widths=(128,), seeds=2, block_size=64)
+    found = compare(
+        attention_unscaled,
+        model=initlab.NanoGPTConfig(n_embd=128, n_head=2, block_size=64),
+        depths=(2, 4, 8),
+        seeds=2,
+    )
     finding = next(f for f in found.findings if f.code == "RES001")
     assert finding.status == "fail" and finding.site == "attn_out"
     assert finding.advice.startswith("divide the std of attn.c_proj.weight by")

@@ -20,12 +20,14 @@ ORDER = (
     "schema",
     "rundir",
     "environment",
+    "options",
     "recipes",
     "corpus",
     "models",
     "anatomy",
     "drawing",
     "measure",
+    "engines",
     "training",
     "judge",
     "report",
@@ -35,7 +37,7 @@ ORDER = (
     "__init__",
     "__main__",
 )
-TORCH_HALF = {"corpus", "models", "anatomy", "drawing", "measure", "training"}
+TORCH_HALF = {"corpus", "models", "anatomy", "drawing", "measure", "engines", "training"}
 SHOWING_HALF = {"judge", "report", "results"}
 PUBLIC_FUNCTIONS = {
     "apply_recipe",

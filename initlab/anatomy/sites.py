@@ -16,7 +16,7 @@ from torch import nn
 from initlab.anatomy.stacks import stored_weight
 from initlab.anatomy.stream import Block, Stack
 from initlab.errors import SiteError
-from initlab.models.nanogpt import ACTIVATIONS
+from initlab.models.config import ACTIVATIONS
 from initlab.recipes import Role
 
 

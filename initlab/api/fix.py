@@ -123,7 +123,7 @@ def fix(
         apply: change the model at once, as `proposal.apply()` does.
         seed: of the batch, and of what is drawn.
         select, ignore, limits: which findings there are, as `Result.judge` takes them.
-        options: data, tokenizer, batch_size and dtype, as `probe` takes them.
+        options: text, dtype and sites, as `probe` takes them.
 
     Returns:
         Proposal: `.rows` (role, parameters, std found and proposed, how, why), `.before` and `.after` (probes),
@@ -205,13 +205,15 @@ def _search(
     model: nn.Module, look: _Look, measure: Callable[[nn.Module], Probe], declared: Recipe | None, seed: int
 ) -> tuple[list[Change], _Look] | None:
     """The best of: changes role by role; the nearest recipe; nanogpt. None where none of them helps."""
+    from initlab.drawing.apply import copied
+
     nearest = declared.id if declared else matching.reference_of(look.rows)
 
     def tried(changes: list[Change], twin: nn.Module) -> _Look:
         _apply(twin, changes, declared, seed)
         return _Look(twin, measure(twin), declared, look.counted, look)
 
-    twin, seen, changes = _copied(model), look, list[Change]()
+    twin, seen, changes = copied(model), look, list[Change]()
     for _ in range(ROUNDS):
         taken = {(change.role, change.stack, change.code) for change in changes}
         new = mending.propose(seen.problems, seen.described(nearest))
@@ -227,11 +229,11 @@ def _search(
         about, rest = mending.toward_the_reference(look.problems, look.described(reference))
         left = look.problems
         if about:
-            candidates.append((about, tried(about, _copied(model))))
+            candidates.append((about, tried(about, copied(model))))
             left = candidates[-1][1].problems
         if left and rest:
             whole = about + [replace(change, code=left[0].code) for change in rest]
-            candidates.append((whole, tried(whole, _copied(model))))
+            candidates.append((whole, tried(whole, copied(model))))
     better = [each for each in candidates if each[1].score < look.score]
     return min(better, key=lambda each: (each[1].score, len({change.role for change in each[0]})), default=None)
 
@@ -246,18 +248,6 @@ def _apply(model: nn.Module, changes: Sequence[Change], declared: Recipe | None,
             known = declared is not None and change.recipe == declared.id
             source = declared if known and declared is not None else registry.get(change.recipe)
             apply_recipe(model, source, seed, only=change.names)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    from initlab.drawing.apply import copied
-
-    try:
-        return copied(model)
-    except Exception as error:  # whatever a user's module holds: locks, files, tensors of a graph
-        raise ConfigError(
-            f"{type(model).__name__} can't be copied ({type(error).__name__}: {error}); fix tries its changes on a "
-            "copy.deepcopy, which needs a model without open files, locks and tensors of a graph"
-        ) from error
 
 
 def _refuse_trained(model: nn.Module, found: Probe) -> None:

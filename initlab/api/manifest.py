@@ -11,18 +11,18 @@ from initlab.results import json_ready, now
 
 def new_manifest(
     kind: str,
-    command: str,
     config: dict[str, Any],
     recipes: dict[str, Any],
     described: dict[str, Any],
     cells: list[str],
 ) -> dict[str, Any]:
+    """Begin a run's manifest; its command is the command line's, where one runs."""
     return json_ready(
         {
             "schema_version": schema.SCHEMA_VERSION,
             "initlab_version": __version__,
             "kind": kind,
-            "command": command or f"initlab.{kind}(…)",
+            "command": environment.COMMAND.get() or f"initlab.{kind}(…)",
             "created": now(),
             "finished": None,
             "seconds": 0.0,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from initlab.errors import ConfigError
 from initlab.judge import activations, theory
 from initlab.judge.activations import Activation
+from initlab.models.config import NanoGPTConfig, refuse_other_models
+from initlab.options import Text, checked
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.results import Profile
@@ -21,36 +23,34 @@ MOST_EXACT = 4096  # positions; the matrices of one block take 40 T^2 bytes
 def predict(
     recipe: str | Recipe | Rule = "nanogpt",
     *,
-    n_layer: int = 12,
-    n_embd: int = 768,
-    n_head: int | None = None,
-    block_size: int = 1024,
-    vocab_size: int | None = None,
-    bias: bool = True,
-    tie_weights: bool = True,
-    activation: Activation = "gelu",
-    data: str = "uniform",
+    model: NanoGPTConfig | None = None,
+    n_layer: int | None = None,
+    n_embd: int | None = None,
+    activation: Activation | None = None,
+    text: Text = Text("uniform"),
     sum_p2: float | None = None,
     repeat_rate: float | None = None,
     same_target: float | None = None,
     exact: bool = False,
 ) -> Profile:
-    """The expected profile of a NanoGPT at init, from its recipe and sizes alone; nothing is built or drawn.
+    """Predict the profile of a NanoGPT at init, from its recipe and sizes alone; nothing is built or drawn.
 
     Takes about 1 ms a block with positions in groups, which is within 0.1 % of every position by itself (`exact`).
     Exact costs O(n_layer·T²): 4 s of one x86 core and 0.7 GB for 48 blocks at T = 1024.
 
     Args:
         recipe: id, `file.py:name`, Recipe, or function `(role, dims) -> distribution`.
-        n_layer, n_embd, n_head: blocks, width, heads (default: heads of 64); n_head only matters to recipes that ask.
-        block_size: tokens in a sequence, T; attention averages over up to so many.
-        vocab_size: default 50304 (GPT-2's, padded), 256 for docstrings.
-        activation: a name (initlab.judge.activations.NAMES), or an elementwise function of a numpy array.
-        data: `uniform` random tokens, or `docstrings`: the bytes of Python's documentation, as `compare` reads them.
-        sum_p2, repeat_rate: of your text, in place of `data`'s: chance that two tokens are equal, and share of tokens
+        model: sizes and options; attention averages over up to block_size tokens. Default: GPT-2's. Without a
+            vocab_size the vocabulary is 50304 (GPT-2's, padded), 256 for docstrings.
+        n_layer, n_embd: blocks and width, in place of the model's; heads keep their size.
+        activation: in place of the model's: also one that NanoGPT lacks (initlab.judge.activations.NAMES), or an
+            elementwise function of a numpy array.
+        text: `uniform` random tokens, or `docstrings`: the bytes of Python's documentation, as `compare` reads them.
+        sum_p2, repeat_rate: of your text, in place of those: chance that two tokens are equal, and share of tokens
             equal to the one before; `initlab.corpus.load_corpus(...).statistics()` has both.
         same_target: chance that two positions of one sequence are to predict the same token, which text repeats more
             often than any two of its tokens are equal; `probe` and others count it in their batch. Default: sum_p2.
+        exact: follow every position by itself.
 
     Returns:
         Profile: variances of every site and of the gradient, and the scalars of the first step.
@@ -63,30 +63,22 @@ def predict(
         >>> initlab.predict("nanogpt", n_layer=48, n_embd=1600).growth  # GPT-2 XL
     """
     entry = registry.get(recipe)
+    refuse_other_models(model, "predict expects")
+    data = str(checked("text", text, Text).data)
     if data not in TEXTS:
         raise ConfigError(
             f"no statistics of the text {data!r}; known: {', '.join(TEXTS)}; for another text give sum_p2 and "
             "repeat_rate"
         )
     vocabulary, equal, repeated = TEXTS[data]
-    sizes = {
-        "n_layer": n_layer,
-        "n_embd": n_embd,
-        "n_head": max(n_embd // 64, 1) if n_head is None and isinstance(n_embd, int) else n_head,
-        "block_size": block_size,
-        "vocab_size": vocabulary if vocab_size is None else vocab_size,
-    }
-    for name, value in sizes.items():
-        lowest = 2 if name == "vocab_size" else 1
-        if type(value) is not int or value < lowest:
-            raise ConfigError(f"{name} is {value!r}; expected a whole number from {lowest} on")
-    if n_head is not None and n_embd % n_head:
-        raise ConfigError(f"n_embd {n_embd} can't be split evenly over n_head {n_head}")
+    config = (model or NanoGPTConfig()).resized(n_layer=n_layer, n_embd=n_embd)
+    V, block_size = vocabulary if config.vocab_size is None else config.vocab_size, config.block_size
+    if V < 2:
+        raise ConfigError(f"vocab_size is {V}; expected a whole number from 2 on")
     if exact and block_size > MOST_EXACT:
         raise ConfigError(
             f"exact=True follows block_size² pairs of positions; {block_size} is above {MOST_EXACT}, leave exact out"
         )
-    V = sizes["vocab_size"]
     sum_p2 = sum_p2 if sum_p2 is not None else 1 / V if equal is None else equal
     repeat_rate = repeat_rate if repeat_rate is not None else 1 / V if repeated is None else repeated
     shares = [("sum_p2", sum_p2, 1 / V), ("repeat_rate", repeat_rate, 0.0)]
@@ -94,8 +86,18 @@ def predict(
     for name, share, least in shares:
         if not least * (1 - 1e-9) <= share <= 1:
             raise ConfigError(f"{name} is {share:g}; expected a share from {least:g} to 1 (vocab_size is {V})")
+    activation = config.activation if activation is None else activation
     activations.check(activation)
-    text = theory.TextStatistics(block_size=block_size, sum_p2=sum_p2, repeat_rate=repeat_rate, same_target=same_target)
-    parameters = theory.nanogpt_parameters(**sizes, bias=bias, tied=tie_weights)
-    setting = theory.setting_of(parameters, theory.Wiring(activation=activation), text, entry)
+    read = theory.TextStatistics(block_size=block_size, sum_p2=sum_p2, repeat_rate=repeat_rate, same_target=same_target)
+    parameters = theory.nanogpt_parameters(
+        n_layer=config.n_layer,
+        n_embd=config.n_embd,
+        n_head=config.n_head,
+        block_size=block_size,
+        vocab_size=V,
+        bias=config.bias,
+        tied=config.tie_weights,
+    )
+    wiring = theory.Wiring(activation=activation, dropout=config.dropout)
+    setting = theory.setting_of(parameters, wiring, read, entry)
     return Profile(entry.id, setting, theory.predict(setting, exact=exact), exact)

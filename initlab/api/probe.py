@@ -7,12 +7,12 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.manifest import new_manifest
 from initlab.errors import ConfigError, ProbeError
 from initlab.judge import SEVERITIES, Severity, matching, rules, theory
+from initlab.options import Text, checked
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
@@ -33,16 +33,13 @@ def probe(
     batch: Any = None,
     *,
     recipe: str | Recipe | Rule | None = None,
-    data: str | Path = "docstrings",
-    tokenizer: str | None = None,
-    batch_size: int | None = None,
+    text: Text = Text(),
     seed: int = 0,
     stats: str = "full",
     dtype: str = "float32",
     sites: Sites | None = None,
     modules: Any = None,
     metrics: Metrics = None,
-    command: str = "",
 ) -> Probe:
     """Measure forward and backward scale at every site of one model, whatever it is.
 
@@ -56,14 +53,13 @@ def probe(
             eagerly, through the original with the same parameters.
         batch: token ids (B, T), whose targets are the next tokens; (ids, targets), -1 where there is no target; a
             tuple of arguments; a dict of keyword arguments; or a loader of any of these. Default: about 1024 tokens of
-            `data` for a model with a vocabulary, else Gaussian inputs in the shape of its first layer.
+            `text` for a model with a vocabulary, else Gaussian inputs in the shape of its first layer.
         recipe: id of the recipe that the model should have been drawn from. With it, predictions answer «was it
             initialised as intended?»; without, they follow from the weights' own scale and answer «does it behave
             as its weights imply?» Predictions exist for nanoGPT's layout and, without a recipe, for transformers'
             GPT-2, Llama, Mistral and Qwen2.
-        data, tokenizer: text for the default batch; see `initlab.corpus.load_corpus`. A vocabulary too small for it
-            is a DataError where either was named, and gets uniform random ids where neither was.
-        batch_size: sequences of the default batch.
+        text: for the default batch. A vocabulary too small for it is a DataError where its data or tokenizer was named,
+            and gets uniform random ids where neither was.
         seed: of the default batch and of dropout.
         stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
         dtype: `bfloat16` or `float16` run the forward pass under autocast.
@@ -77,7 +73,6 @@ def probe(
         metrics: statistics beside the usual ones: a dict from columns to functions of a tensor
             (`{"p99": lambda x: x.abs().float().quantile(0.99)}`), names of registered ones (`["abs_median"]`) or
             `file.py:name`. Each becomes a column of `records`, or `heads`; see `initlab.statistic`.
-        command: kept in the manifest; for the command line.
 
     Returns:
         Probe. Variances are over every element of a tensor; gradients are of a mean loss, so they scale as 1/(B·T).
@@ -109,7 +104,7 @@ def probe(
     inside, _ = unwrap(model)
     sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
     modules = list(modules) if isinstance(modules, Iterator) else modules
-    making: dict[str, Any] = {"data": data, "tokenizer": tokenizer, "batch_size": batch_size, "seed": seed}
+    making: dict[str, Any] = {"text": checked("text", text, Text), "seed": seed}
     with random_state_kept(inside):  # a loader that shuffles draws from it
         inputs, described = inputs_for(inside, batch, **making)
     label = entry.id if entry else "as-found"
@@ -189,7 +184,7 @@ def probe(
     if statistics:
         config["metrics"] = [each.name for each in statistics]
     recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
-    manifest = new_manifest("probe", command, config, recipes, described, [identity.run_id])
+    manifest = new_manifest("probe", config, recipes, described, [identity.run_id])
     if statistics:
         manifest["metrics"] = meanings(statistics)
     if not step:

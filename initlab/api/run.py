@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from initlab import rundir
-from initlab.errors import InitlabError, ProbeError, RunError
+from initlab.engines import Failed, choose
+from initlab.errors import ProbeError
+from initlab.options import Progress
 from initlab.results import now
 from initlab.rundir import Run, RunDir
 from initlab.schema import Tables
@@ -20,16 +23,6 @@ if TYPE_CHECKING:
 
 # each cell with its tables, or with the text of what went wrong
 Results = Generator["tuple[Cell, Tables | str]", None, None]
-
-
-class Progress(Protocol):
-    """Told how a run advances; the command line draws it."""
-
-    def start(self, work: float, cells: int, seconds: float) -> None:
-        """Before the first cell: all work, in any unit, the number of cells, and an estimate of the seconds."""
-
-    def advance(self, work: float, text: str) -> None:
-        """After each cell."""
 
 
 class BySteps:
@@ -65,9 +58,13 @@ def run_cells(
     """Measure every cell that isn't in `out` yet.
 
     Args:
+        cells: of the whole run, those that are done among them.
         manifest: of the whole run; another run in the folder is refused.
-        results: measures the cells it is given, in any order; see `in_turn`.
-        work: of one cell, in any unit; seconds: an estimate for several.
+        results: measures the cells it is given, in any order; see `measuring`.
+        work: of one cell, in any unit.
+        seconds: an estimate for several cells.
+        out: the run's folder; None keeps everything in memory.
+        progress: told about every cell.
         started: time.perf_counter() at the start of the command.
 
     Raises:
@@ -108,20 +105,43 @@ def run_cells(
     return Run(Tables.concat(parts), manifest), None
 
 
+@contextmanager
+def measuring(
+    measure: Callable[[Cell], Tables], *, engine: str, jobs: int | None, device: str, cells: int
+) -> Iterator[Callable[[Sequence[Cell]], Results]]:
+    """Let an engine measure cells, as `run_cells` takes them; it is closed at the end.
+
+    Args:
+        measure: of a cell; it is sent once to each place where cells are measured, with what it refers to.
+        engine, jobs, device, cells: as `initlab.engines.choose` takes them.
+
+    Raises:
+        ConfigError: no such engine, or jobs that it can't make.
+    """
+    made, jobs = choose(engine, jobs, device, cells)
+    with made({"measure": measure}, jobs) as started:
+
+        def results(cells: Sequence[Cell]) -> Results:
+            for index, found in started.run([partial(_measured, cell) for cell in cells]):
+                yield cells[index], found.text if isinstance(found, Failed) else found
+
+        yield results
+
+
+def _measured(cell: Cell, measure: Callable[[Cell], Tables]) -> Tables:
+    return measure(cell)
+
+
 def in_turn(measure: Callable[[Cell], Tables]) -> Callable[[Sequence[Cell]], Results]:
-    """The cells one after another, in this process, as `run_cells` takes them."""
-    import torch
+    """Measure cells one after another in this process, as `run_cells` takes them.
+
+    Args:
+        measure: of a cell.
+    """
 
     def results(cells: Sequence[Cell]) -> Results:
-        for cell in cells:
-            try:
-                tables = measure(cell)
-            except RunError:  # what can't be written for this cell can't for the next
-                raise
-            except (InitlabError, torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                yield cell, f"{type(error).__name__}: {error}"
-            else:
-                yield cell, tables
+        with measuring(measure, engine="here", jobs=1, device="", cells=len(cells)) as here:
+            yield from here(cells)
 
     return results
 

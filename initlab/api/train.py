@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from initlab import __version__, schema
 from initlab.api.manifest import new_manifest
 from initlab.api.metrics_file import MetricsFile, run_folder
-from initlab.api.run import BySteps, Progress, in_turn, run_cells
+from initlab.api.run import BySteps, in_turn, run_cells
 from initlab.errors import ConfigError, RunError
 from initlab.judge import theory
+from initlab.models.config import PRESETS, NanoGPTConfig, refuse_other_models
+from initlab.options import RunOptions, Text, checked
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from initlab.measure.sweep import Cell
-    from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+    from initlab.models.nanogpt import NanoGPT
+    from initlab.training.config import TrainConfig
     from initlab.training.data import Split
     from initlab.training.distributed import World
-    from initlab.training.trainer import LossScale, TrainConfig, Trained
+    from initlab.training.trainer import LossScale, TrainResult
 
 MEASURED_TOKENS = 4096  # of the batch that the model is measured on, before and after
 PASSES = 1.5  # seconds of a step over those of its matrix products alone, at the rate of a bare one
@@ -40,42 +43,34 @@ def train(
     recipes: str | Recipe | Rule | Sequence[str | Recipe | Rule],
     *,
     preset: str = "shakespeare-cpu",
-    config: NanoGPTConfig | None = None,
-    data: str | Path = "docstrings",
-    tokenizer: str | None = None,
-    vocab_size: int | None = None,
+    model: NanoGPTConfig | None = None,
+    text: Text = Text(),
     seed: int = 0,
-    device: str = "auto",
     watch_every: int = 0,
     checkpoint_every: int | None = None,
-    out: str | Path | None = None,
-    progress: Progress | None = None,
-    command: str = "",
+    run: RunOptions = RunOptions(),
     **settings: Any,
 ) -> Training:
     """Train NanoGPTs drawn from init recipes, one after another, on the same batches.
 
     Each model is measured before its first and after its last step. Started by torchrun, the processes train each
     model together, and the first of them measures, writes and is told of progress; the others return a Training
-    without tables. A run over several machines needs `out` on a disk that all of them see.
+    without tables. A run over several machines needs `run.out` on a disk that all of them see.
 
     Args:
-        recipes: as `compare` takes them; the first is the baseline.
+        recipes: one or several; the first is the baseline.
         preset: `shakespeare-cpu`, `shakespeare` or `gpt2`: sizes and training settings of nanoGPT.
-        config: sizes instead of the preset's. Either way the vocabulary is the data's.
-        data, tokenizer, vocab_size: as `load_corpus` takes them; the last tenth of the text is for evaluation. A
-            folder with nanoGPT's train.bin and val.bin is used as it is.
+        model: sizes and options instead of the preset's; without a vocab_size the text's.
+        text: the last tenth is for evaluation; a folder with nanoGPT's train.bin and val.bin is used as it is. Its
+            batch_size is that of a micro-batch, default the preset's.
         seed: of weights, batches and dropout.
-        device: `auto` is CUDA where there is a GPU, else the CPU.
         watch_every: steps from one that is recorded by `watch` to the next, into runs/<run>/watch; 0: never.
         checkpoint_every: steps from one checkpoint to the next, runs/<run>/ckpt.pt; default: with every evaluation.
-        out: folder for tables, run.json, and per recipe runs/<run>/ with metrics.csv, which grows as the run does. The
-            same call with the same folder resumes, to the same losses. None keeps everything in memory.
-        progress: told about steps as they are made.
-        command: kept in the manifest; for the command line.
-        settings: instead of the preset's: steps, lr, warmup, schedule, min_lr, batch_size, grad_accum, betas,
-            weight_decay, grad_clip, eval_every, eval_batches, log_every, dtype, compile; see
-            `initlab.training.trainer.TrainConfig`. None is the preset's; fewer steps alone keep its share of warmup.
+        run: device, folder and progress, told about steps as they are made. The folder holds tables, run.json, and per
+            recipe runs/<run>/ with metrics.csv, which grows as the run does; the same call resumes, to the same losses.
+        settings: instead of the preset's: steps, lr, warmup, schedule, min_lr, grad_accum, betas, weight_decay,
+            grad_clip, eval_every, eval_batches, log_every, dtype, compile; see
+            `initlab.training.config.TrainConfig`. None is the preset's; fewer steps alone keep its share of warmup.
 
     Returns:
         Training: `.runs` (a row per recipe), `.curves` (a row per logged step). A run whose loss stops being finite
@@ -83,7 +78,7 @@ def train(
 
     Raises:
         RecipeError, ConfigError, DataError: an argument can't be used; nothing was trained.
-        RunError: `out` can't be written (what was, is kept and readable) or holds another run.
+        RunError: `run.out` can't be written (what was, is kept and readable) or holds another run.
         ProbeError: every recipe failed, as with too little memory, or with a checkpoint that can't be used. A single
             one is recorded in the manifest and the rest goes on.
     """
@@ -91,28 +86,28 @@ def train(
 
     from initlab.drawing.loading import choose_device
     from initlab.training import distributed
+    from initlab.training.config import settings_of
     from initlab.training.data import load_split
-    from initlab.training.settings import settings_of
 
     started = time.perf_counter()
-    given = [recipes] if isinstance(recipes, str | Recipe) or callable(recipes) else recipes
-    entries = [registry.get(name) for name in given]
-    repeated = sorted({entry.id for entry in entries if sum(entry.id == other.id for other in entries) > 1})
-    if repeated or not entries:
-        raise ConfigError(f"recipe {repeated[0]!r} was given more than once" if repeated else "recipes is empty")
+    text, run = checked("text", text, Text), checked("run", run, RunOptions)
+    refuse_other_models(model, "train trains")
+    entries = registry.several(recipes)
     for name, value in (("watch_every", watch_every), ("checkpoint_every", checkpoint_every or 0)):
         if type(value) is not int or value < 0:
             raise ConfigError(f"{name} is {value!r}; expected a whole number of steps, or 0 for never")
-    device = choose_device(device)
-    planned = settings_of(preset, device, {**settings, "seed": seed})
-    split = load_split(data, tokenizer, vocab_size)
-    sizes = _sizes(preset, config, split)
+    if "batch_size" in settings:
+        raise ConfigError("batch_size is the text's: text=initlab.Text(batch_size=…)")
+    device, out = choose_device(run.device), run.out
+    planned = settings_of(preset, device, {**settings, "batch_size": text.batch_size, "seed": seed})
+    split = load_split(text.data, text.tokenizer, None if model is None else model.vocab_size)
+    sizes = replace(PRESETS[preset] if model is None else model, vocab_size=split.vocab_size)
     split.check(sizes.block_size)
     if out is None and watch_every:
-        raise ConfigError("watch_every needs a folder to record into; name one with out=")
+        raise ConfigError("watch_every needs a folder to record into: run=initlab.RunOptions(out=…)")
     with distributed.joined(device) as (world, place):
         job = _Job(
-            {entry.id: entry for entry in entries},
+            entries,
             sizes,
             replace(planned, device=place),
             split,
@@ -121,17 +116,18 @@ def train(
             checkpoint_every=planned.eval_every if checkpoint_every is None else checkpoint_every,
         )
         size = job.size
-        evaluated = {entry.id: evaluate(entry, [size], bias=sizes.bias, tied=sizes.tie_weights) for entry in entries}
+        kinds = {"bias": sizes.bias, "tied": sizes.tie_weights}
+        evaluated = {id: evaluate(entry, [size], **kinds) for id, entry in entries.items()}
         kept = job.as_dict() | {"trained_as": preset, "device": device}
         kept |= {key: job.described.get(key) for key in ("label", "tokenizer", "sha256", "sha256_val")}
         kept["versions"] = f"initlab {__version__}, torch {torch.__version__}"
         cells = job.cells()
-        manifest = new_manifest("train", command, kept, evaluated, job.described, [cell.run_id for cell in cells])
+        manifest = new_manifest("train", kept, evaluated, job.described, [cell.run_id for cell in cells])
         if not world.first:
             job.follow()
             return Training(Run(Tables(), manifest))
-        told = BySteps(progress) if progress is not None else None
-        run, path = run_cells(
+        told = BySteps(run.progress) if run.progress is not None else None
+        found, path = run_cells(
             cells,
             manifest,
             in_turn(lambda cell: job.train(cell, None if out is None else Path(out), told)),
@@ -142,15 +138,7 @@ def train(
             started=started,
         )
         world.told(None)
-    return Training(run, path)
-
-
-def _sizes(preset: str, config: NanoGPTConfig | None, split: Split) -> NanoGPTConfig:
-    from initlab.models.nanogpt import PRESETS, NanoGPTConfig
-
-    if config is not None and not isinstance(config, NanoGPTConfig):
-        raise ConfigError(f"config is {config!r:.80}; expected a NanoGPTConfig")
-    return replace(PRESETS[preset] if config is None else config, vocab_size=split.vocab_size)
+    return Training(found, path)
 
 
 class _Job:
@@ -255,7 +243,7 @@ class _Job:
             "steps_done": trained.steps_done,
             "tokens": trained.tokens,
             "n_params": model.num_params(),
-            "ln_vocab": math.log(self.sizes.vocab_size),
+            "ln_vocab": math.log(self.split.vocab_size),
             "unigram_loss": self.described["unigram_loss"],
             "first_loss": trained.first_loss,
             "val_loss": trained.val_loss,
@@ -279,10 +267,10 @@ class _Job:
         checkpoint: Path | None,
         on_row: Callable[[dict[str, Any]], None] | None = None,
         folder: Path | None = None,
-    ) -> Trained:
+    ) -> TrainResult:
         from initlab.training import trainer
 
-        def watched(model: nn.Module, scale: LossScale, start_step: int) -> trainer.Watcher:
+        def watched(model: nn.Module, scale: LossScale, start_step: int) -> trainer.StepWatch:
             from initlab.api.watch import watch
 
             place = None if folder is None else folder / "watch"

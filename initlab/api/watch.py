@@ -120,7 +120,7 @@ def watch(
     data = {"label": "the training loop's batches", "targets": TARGETS}
     if statistics:
         config["metrics"] = [each.name for each in statistics]
-    manifest = new_manifest("watch", "", config, {}, data, [])
+    manifest = new_manifest("watch", config, {}, data, [])
     if statistics:
         manifest["metrics"] = meanings(statistics)
     if _rank():

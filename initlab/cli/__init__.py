@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from initlab import __version__
 from initlab.cli import compare, confirm, fix, predict, probe, recipes, report, rules, scale, train
 from initlab.cli.common import kept
+from initlab.environment import COMMAND
 from initlab.errors import InitlabError
 
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.run is None:
         described.print_help()
         return 2
-    options.command_line = shlex.join(["initlab", *arguments])
+    command = COMMAND.set(shlex.join(["initlab", *arguments]))
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader (head, less) has gone; Python would complain again when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        COMMAND.reset(command)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,14 +8,17 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES
+from initlab.options import RunOptions, Text
 
 if TYPE_CHECKING:
+    from initlab.models.config import NanoGPTConfig
     from initlab.results import Result
 
     # what add_subparsers gives; argparse has no public name for it
@@ -25,36 +28,69 @@ _T = TypeVar("_T")
 
 
 def add_models(parser: argparse.ArgumentParser, *, block_size: int | str, batch_size: int | str) -> None:
-    """Options of the NanoGPTs that a command makes. A text is only shown: the default is up to the function called."""
+    """Options of the NanoGPTs that a command makes, and of their batches; the defaults are the called function's."""
     parser.add_argument("--n-head", type=int, metavar="N", help="attention heads at every width")
-    for name, metavar, what, default in (
-        ("--block-size", "T", "tokens in a sequence", block_size),
-        ("--batch-size", "B", "sequences", batch_size),
-    ):
-        given = default if isinstance(default, int) else None
-        parser.add_argument(name, type=int, default=given, metavar=metavar, help=f"{what} ({default})")
+    parser.add_argument("--block-size", type=int, metavar="T", help=f"tokens in a sequence ({block_size})")
+    parser.add_argument("--batch-size", type=int, metavar="B", help=f"sequences ({batch_size})")
     parser.add_argument("--vocab-size", type=int, metavar="V", help="the tokenizer's, unless --data needs it")
-    parser.add_argument("--activation", default="gelu", help="gelu, gelu_tanh, relu, relu2 or silu (gelu)")
+    parser.add_argument("--activation", help="gelu, gelu_tanh, relu, relu2 or silu (gelu)")
     parser.add_argument("--no-bias", action="store_true", help="no bias in linear layers and norms")
     parser.add_argument("--untied", action="store_true", help="lm_head with weights of its own")
 
 
-def of_models(options: argparse.Namespace) -> dict[str, Any]:
-    """What a command is told of the NanoGPTs that it makes, their text, and where they run."""
-    return {
-        "n_head": options.n_head,
-        "block_size": options.block_size,
-        "batch_size": options.batch_size,
-        "vocab_size": options.vocab_size,
-        "bias": not options.no_bias,
-        "activation": options.activation,
-        "tie_weights": not options.untied,
-        "data": options.data,
-        "tokenizer": options.tokenizer,
-        "dtype": options.dtype,
-        "device": options.device,
-        "command": options.command_line,
-    }
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """What recipes are drawn into."""
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="draw recipes into it: file.py:function or package.module:function, of n_layer and n_embd, that returns a "
+        "torch.nn.Module; a preset (shakespeare, shakespeare-cpu, gpt2); ckpt.pt (NanoGPT)",
+    )
+
+
+def nanogpt_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of NanoGPTConfig that were given."""
+    given = {name: getattr(options, name) for name in ("n_head", "block_size", "vocab_size", "activation")}
+    given |= {"bias": False if options.no_bias else None, "tie_weights": False if options.untied else None}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def model_of(options: argparse.Namespace, default: NanoGPTConfig) -> Any:
+    """The model to draw recipes into, None where nothing was said of it. Raises ConfigError.
+
+    Args:
+        default: the NanoGPTs that the options change.
+    """
+    from initlab.models.config import PRESETS
+
+    given = nanogpt_options(options)
+    if options.model in PRESETS:
+        return replace(PRESETS[options.model], **{"vocab_size": None, **given})
+    if options.model is not None:
+        if given:
+            raise ConfigError(f"{next(iter(given))} is an option of NanoGPTs; {options.model} has its own")
+        from initlab.drawing.loading import load_maker
+
+        return load_maker(options.model)
+    n_head = given.pop("n_head", None)
+    if n_head is None:
+        return replace(default, **given) if given else None
+
+    def nanogpt(n_layer: int, n_embd: int) -> NanoGPTConfig:
+        return replace(default, **given, n_layer=n_layer, n_embd=n_embd, n_head=n_head)
+
+    return nanogpt
+
+
+def text_of(options: argparse.Namespace) -> Text:
+    """The text to read."""
+    return Text(options.data, options.tokenizer, options.batch_size)
+
+
+def run_of(options: argparse.Namespace, progress: Progress) -> RunOptions:
+    """Where and how to run."""
+    places = {name: getattr(options, name) for name in ("jobs", "engine") if hasattr(options, name)}
+    return RunOptions(device=options.device, out=progress.out, progress=progress, **places)
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:

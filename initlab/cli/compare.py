@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from initlab.cli.common import (
     Progress,
     add_measuring,
+    add_model,
     add_models,
     default_out,
+    model_of,
     numbers,
-    of_models,
     overrides,
+    run_of,
     set_threads,
     show,
+    text_of,
 )
 
 if TYPE_CHECKING:
@@ -26,37 +29,56 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     compare = commands.add_parser(
         "compare",
-        help="measure init recipes side by side on NanoGPT, across depths",
-        description="Measure init recipes side by side on NanoGPT, over depths, widths and seeds, on real text.",
+        help="measure inits side by side on one model, across depths",
+        description="Measure inits of NanoGPT, or of a model of yours, side by side, over depths, widths and seeds, on "
+        "real text.",
     )
-    compare.add_argument("recipes", nargs="+", metavar="RECIPE", help="id (see `initlab recipes`) or file.py:name")
-    compare.add_argument("--depths", type=numbers, default=(4, 8, 16), metavar="L,L,…", help="n_layer (4,8,16)")
     compare.add_argument(
-        "--n-embd", type=numbers, default=(384,), metavar="D,D,…", help="widths (384); heads of 64 unless --n-head"
+        "recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="id (see `initlab recipes`), file.py:recipe, or file.py:function of n_layer and n_embd that makes a model "
+        "with an init of its own",
+    )
+    add_model(compare)
+    compare.add_argument("--depths", type=numbers, metavar="L,L,…", help="n_layer (4,8,16)")
+    compare.add_argument(
+        "--n-embd", "--widths", type=numbers, metavar="D,D,…", help="widths (384); heads of 64 unless --n-head"
     )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of weights and text (3)")
     add_models(compare, block_size=256, batch_size=4)
     add_measuring(compare, fail_on="never")
     compare.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    compare.add_argument("--jobs", type=int, default=1, metavar="N", help="models at a time, in a process each (1)")
+    compare.add_argument(
+        "--engine",
+        default="auto",
+        metavar="NAME",
+        help="where to measure: here, processes or another's (auto)",
+    )
     compare.set_defaults(run=_compare)
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from initlab.api.compare import compare
+    from initlab.api.compare import DEPTHS, MODEL, compare
+    from initlab.models.config import NanoGPTConfig
 
     set_threads(options)
     overrides(options)
     out = Path(options.out) if options.out else default_out("compare")
     options.folder = out
+    model = model_of(options, MODEL)
+    usual = DEPTHS if isinstance(model, NanoGPTConfig) and options.model is None else None
     with Progress(out, "compare") as progress:
         result = compare(
             options.recipes,
-            depths=options.depths,
+            model=model,
+            depths=options.depths or usual,
             widths=options.n_embd,
             seeds=options.seeds,
+            text=text_of(options),
             stats=options.stats,
-            out=out,
-            progress=progress,
-            **of_models(options),
+            dtype=options.dtype,
+            run=run_of(options, progress),
         )
     return show(result, options, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,13 @@ from initlab.cli.common import (
     add_saving,
     add_text,
     default_out,
+    nanogpt_options,
     numbers,
-    of_models,
     overrides,
     rates,
+    run_of,
     show,
+    text_of,
 )
 
 if TYPE_CHECKING:
@@ -53,35 +56,41 @@ def add(commands: Commands) -> None:
     confirm.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     add_dtype(confirm, default=None, otherwise="float32; --thorough on a GPU: bfloat16")
     confirm.add_argument("--jobs", type=int, metavar="N", help="runs at a time (the cores; on a GPU: 1)")
+    confirm.add_argument(
+        "--engine", default="auto", metavar="NAME", help="where runs are made: here, processes or another's (auto)"
+    )
     add_saving(confirm, fail_on="never")
     confirm.set_defaults(run=_confirm)
 
 
 def _confirm(options: argparse.Namespace) -> int:
     from initlab.api.confirm import confirm
+    from initlab.training.protocol import GRIDS
 
     # must be set before torch is loaded, for what is measured in this process; see cli.common.set_threads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     overrides(options)
     out = Path(options.out) if options.out else default_out("confirm")
     options.folder = out
+    grid = GRIDS["thorough" if options.thorough else "quick"]
+    model = grid["model"].resized(n_embd=options.n_embd) if options.n_head is None else grid["model"]
+    sizes = nanogpt_options(options) | ({} if options.n_embd is None else {"n_embd": options.n_embd})
     with Progress(out, "confirm", "measure or train") as progress:
         result = confirm(
             options.recipes,
-            depths=options.depths,
+            model=replace(model, **sizes),
+            depths=options.depths or grid["depths"],
             lrs=options.lrs,
             warmups=options.warmups,
             seeds=options.seeds,
             steps=options.steps,
-            n_embd=options.n_embd,
             schedule=options.schedule,
             weight_decay=options.weight_decay,
             grad_clip=options.grad_clip,
             eval_every=options.eval_every,
+            text=text_of(options),
+            dtype=options.dtype,
             thorough=options.thorough,
-            jobs=options.jobs,
-            out=out,
-            progress=progress,
-            **of_models(options),
+            run=run_of(options, progress),
         )
     return show(result, options, out)

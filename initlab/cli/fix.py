@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import add_output, overrides, set_threads
+from initlab.cli.common import add_output, overrides, set_threads, text_of
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES
 
@@ -58,9 +58,7 @@ def _fix(options: argparse.Namespace) -> int:
         model,
         recipe=options.recipe,
         seed=options.seed,
-        data=options.data,
-        tokenizer=options.tokenizer,
-        batch_size=options.batch_size,
+        text=text_of(options),
         **judging,
     )
     saved = target is not None and bool(proposal.changes)

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from initlab.cli.common import use_color
+from initlab.options import Text
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -46,20 +47,24 @@ def add(commands: Commands) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     from initlab.api.predict import predict
+    from initlab.models.config import NanoGPTConfig, heads
     from initlab.report.predict import scalars
     from initlab.results import json_ready
 
-    profile = predict(
-        options.recipe,
+    model = NanoGPTConfig(
         n_layer=options.n_layer,
         n_embd=options.n_embd,
-        n_head=options.n_head,
+        n_head=options.n_head or heads(options.n_embd),
         block_size=options.block_size,
         vocab_size=options.vocab_size,
         bias=not options.no_bias,
         tie_weights=not options.untied,
+    )
+    profile = predict(
+        options.recipe,
+        model=model,
         activation=options.activation,
-        data=options.data,
+        text=Text(options.data),
         sum_p2=options.sum_p2,
         repeat_rate=options.repeat_rate,
         exact=options.exact,

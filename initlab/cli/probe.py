@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from initlab.cli.common import add_measuring, default_out, names, overrides, set_threads, show
+from initlab.cli.common import add_measuring, default_out, names, overrides, set_threads, show, text_of
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -70,16 +70,13 @@ def _probe(options: argparse.Namespace) -> int:
     result = probe(
         model,
         recipe=options.recipe or drawn,
-        data=options.data,
-        tokenizer=options.tokenizer,
-        batch_size=options.batch_size,
+        text=text_of(options),
         seed=options.seed,
         stats=options.stats,
         dtype=options.dtype,
         sites=options.blocks,
         modules=options.modules,
         metrics=options.metrics,
-        command=options.command_line,
     )
     result.save(out)
     return show(result, options, out)

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import inspect
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from initlab.cli.common import Progress, add_measuring, add_models, default_out, numbers, of_models, set_threads, show
+from initlab.cli.common import (
+    Progress,
+    add_measuring,
+    add_model,
+    add_models,
+    default_out,
+    model_of,
+    numbers,
+    run_of,
+    set_threads,
+    show,
+    text_of,
+)
+from initlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -24,10 +37,9 @@ def add(commands: Commands) -> None:
     scale.add_argument(
         "subjects", nargs="+", metavar="RECIPE", help="id, file.py:recipe, or file.py:function of n_embd and n_layer"
     )
-    scale.add_argument(
-        "--widths", type=numbers, default=None, metavar="D,D,…", help="n_embd (64,128,256; with --depths alone: 64)"
-    )
-    scale.add_argument("--depths", type=numbers, default=None, metavar="L,L,…", help="n_layer (4)")
+    add_model(scale)
+    scale.add_argument("--widths", type=numbers, metavar="D,D,…", help="n_embd (64,128,256; with --depths alone: 64)")
+    scale.add_argument("--depths", type=numbers, metavar="L,L,…", help="n_layer (4)")
     scale.add_argument("--steps", type=int, default=3, metavar="N", help="of the optimizer, on one batch (3)")
     scale.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of weights and text (3)")
     scale.add_argument("--lr", type=float, metavar="X", help="0.01 with several widths (large on purpose), else 0.001")
@@ -41,36 +53,35 @@ def add(commands: Commands) -> None:
 
 
 def _scale(options: argparse.Namespace) -> int:
-    from initlab.api.scale import scale
+    from initlab.api.scale import DEPTHS, MODEL, WIDTHS, scale
+    from initlab.models.config import NanoGPTConfig
 
     set_threads(options)
     out = Path(options.out) if options.out else default_out("scale")
     options.folder = out
-    widths = options.widths or ((64,) if options.depths and len(options.depths) > 1 else (64, 128, 256))
+    one_width = options.depths and len(options.depths) > 1
+    default = MODEL
+    if options.head_size is not None:
+        if options.n_head is not None or options.model is not None:
+            raise ConfigError("--head-size is of NanoGPTs of every width, and leaves no choice of --n-head and --model")
+        default = replace(MODEL, n_embd=options.head_size, n_head=1)
+    model = model_of(options, default)
+    model = default if model is None and default is not MODEL else model
+    usual = DEPTHS if isinstance(model, NanoGPTConfig) and options.model is None else None
     with Progress(out, "scale") as progress:
         result = scale(
-            [_subject(name) for name in options.subjects],
-            widths=widths,
-            depths=options.depths or (4,),
+            options.subjects,
+            model=model,
+            widths=options.widths or (WIDTHS[:1] if one_width else None),
+            depths=options.depths or usual,
             steps=options.steps,
             seeds=options.seeds,
             lr=options.lr,
             optimizer=options.optimizer,
-            head_size=options.head_size,
+            text=text_of(options),
             stats=options.stats,
-            out=out,
-            progress=progress,
-            **of_models(options),
+            dtype=options.dtype,
+            run=run_of(options, progress),
         )
     result.modules = options.modules
     return show(result, options, out)
-
-
-def _subject(name: str) -> Any:
-    """A function that makes models, where that is what file.py:name holds; else a recipe's name."""
-    from initlab.recipes import registry
-
-    if ".py:" not in name:
-        return name
-    rule = registry.get(name).rule
-    return rule if {"n_embd", "n_layer"} & set(inspect.signature(rule).parameters) else name

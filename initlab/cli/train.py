@@ -7,15 +7,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import Progress, add_output, default_out, set_threads, show
+from initlab.cli.common import Progress, add_output, default_out, run_of, set_threads, show, text_of
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
-    from initlab.models.nanogpt import NanoGPTConfig
+    from initlab.models.config import NanoGPTConfig
 
 _SIZES = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
 _SETTINGS = (
-    *("steps", "lr", "warmup", "schedule", "min_lr", "batch_size", "grad_accum", "weight_decay", "grad_clip"),
+    *("steps", "lr", "warmup", "schedule", "min_lr", "grad_accum", "weight_decay", "grad_clip"),
     *("eval_every", "eval_batches", "log_every", "dtype", "compile"),
 )
 
@@ -97,17 +97,12 @@ def _train(options: argparse.Namespace) -> int:
             result = train(
                 options.recipes,
                 preset=options.preset,
-                config=_sizes(options),
-                data=options.data,
-                tokenizer=options.tokenizer,
-                vocab_size=options.vocab_size,
+                model=_sizes(options),
+                text=text_of(options),
                 seed=options.seed,
-                device=options.device,
                 watch_every=options.watch_every,
                 checkpoint_every=options.checkpoint_every,
-                out=out,
-                progress=progress,
-                command=options.command_line,
+                run=run_of(options, progress),
                 **{name: getattr(options, name) for name in _SETTINGS},
             )
     except (ConfigError, DataError, RecipeError):
@@ -120,7 +115,8 @@ def _train(options: argparse.Namespace) -> int:
 def _sizes(options: argparse.Namespace) -> NanoGPTConfig:
     from dataclasses import replace
 
-    from initlab.models.nanogpt import PRESETS
+    from initlab.models.config import PRESETS
 
     changes: dict[str, Any] = {name: getattr(options, name) for name in _SIZES}
-    return replace(PRESETS[options.preset], **{name: value for name, value in changes.items() if value is not None})
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(PRESETS[options.preset], vocab_size=options.vocab_size, **given)

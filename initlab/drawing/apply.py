@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.roles import Parameter
-from initlab.errors import RecipeError
+from initlab.errors import ConfigError, RecipeError
 from initlab.recipes import (
     Constant,
     Dims,
@@ -85,13 +85,21 @@ def portable(recipe: Recipe, model: nn.Module) -> Recipe:
         RecipeError: the recipe or the model can't be used.
     """
     table: dict[tuple[Role, Dims], Distribution] = {}
-    for found in of(model).all_parameters():
-        for dims in [dims for _, dims in found.parts] or [found.dims]:
-            value = recipe(found.role, dims)
-            # a user's numbers may be of numpy or torch, and a formula's text isn't needed to draw
-            numbers = {field.name: float(getattr(value, field.name)) for field in fields(value)}
-            table[found.role, dims] = type(value)(**numbers)  # type: ignore[arg-type]
+    for role, dims in asked(model):
+        value = recipe(role, dims)
+        # a user's numbers may be of numpy or torch, and a formula's text isn't needed to draw
+        numbers = {field.name: float(getattr(value, field.name)) for field in fields(value)}
+        table[role, dims] = type(value)(**numbers)  # type: ignore[arg-type]
     return replace(recipe, rule=_Table(table))
+
+
+def asked(model: nn.Module) -> list[tuple[Role, Dims]]:
+    """List what a recipe is asked for, to be drawn into a model. Raises RecipeError where a parameter has no role."""
+    return [
+        (found.role, dims)
+        for found in of(model).all_parameters()
+        for dims in ([dims for _, dims in found.parts] or [found.dims])
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +121,14 @@ def rescale(model: nn.Module, names: Collection[str], factor: float) -> None:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Copy a model deeply; the copy counts as drawn from a recipe where the model does."""
-    twin = copy.deepcopy(model)
+    """Copy a model deeply; the copy counts as drawn from a recipe where the model does. Raises ConfigError."""
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:  # whatever a user's module holds: locks, files, tensors of a graph
+        raise ConfigError(
+            f"{type(model).__name__} can't be copied ({type(error).__name__}: {error}); changes are tried on a "
+            "copy.deepcopy, which needs a model without open files, locks and tensors of a graph"
+        ) from error
     if was_applied(model):
         _APPLIED.add(twin)
     return twin

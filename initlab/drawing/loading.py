@@ -15,7 +15,8 @@ from torch import nn
 from initlab.corpus import load_corpus
 from initlab.drawing.apply import apply_recipe
 from initlab.errors import ConfigError
-from initlab.models.nanogpt import PRESETS, NanoGPT
+from initlab.models.config import PRESETS
+from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import registry
 
 
@@ -45,7 +46,7 @@ def load_model(
     if name in PRESETS:
         drawn = registry.get(recipe or "nanogpt")
         needed = 0 if data == "uniform" else load_corpus(data, tokenizer).vocab_size
-        changes: dict[str, Any] = {**sizes, "vocab_size": max(needed, PRESETS[name].vocab_size)}
+        changes: dict[str, Any] = {**sizes, "vocab_size": max(needed, PRESETS[name].vocab_size or 0)}
         config = replace(PRESETS[name], **changes)
         model = NanoGPT(config)
         apply_recipe(model, drawn, seed)
@@ -83,7 +84,35 @@ def choose_device(name: str) -> str:
     return name
 
 
+def load_maker(name: str) -> Any:
+    """Load what `file.py:name` or `package.module:name` is, uncalled, or a checkpoint's model.
+
+    Raises:
+        ConfigError: there is no such thing, or it can't be imported.
+        CheckpointError: as its loader says.
+    """
+    if ":" in name:
+        return _imported(name)
+    if name.endswith((".pt", ".pth", ".ckpt")):
+        return NanoGPT.from_checkpoint(name)
+    raise ConfigError(
+        f"unknown model {name!r}; expected a preset ({', '.join(PRESETS)}), file.py:function, package.module:function "
+        "or a checkpoint ckpt.pt"
+    )
+
+
 def _from_factory(name: str) -> nn.Module:
+    found = _imported(name)
+    try:
+        model = found if isinstance(found, nn.Module) else found()
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"model {name!r} can't be made: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+def _imported(name: str) -> Any:
     location, _, attribute = name.rpartition(":")
     if location.endswith(".py") and not Path(location).is_file():
         raise ConfigError(
@@ -100,12 +129,8 @@ def _from_factory(name: str) -> nn.Module:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(location)
-        found = getattr(module, attribute)
-        model = found if isinstance(found, nn.Module) else found()
+        return getattr(module, attribute)
     except (Exception, SystemExit) as error:
         raise ConfigError(f"model {name!r} can't be made: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(folder))
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
-    return model

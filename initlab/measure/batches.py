@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from initlab.corpus import load_corpus
+from initlab.corpus import Corpus, load_corpus
 from initlab.errors import ConfigError, DataError
 from initlab.measure import inputs as making
 from initlab.measure.inputs import Inputs
+from initlab.options import Text
 
 
 def inputs_for(
     model: nn.Module,
     batch: Any,
     *,
-    data: str | Path,
-    tokenizer: str | None,
-    batch_size: int | None,
+    text: Text,
     seed: int,
     T: int | None = None,
+    load: Callable[..., Corpus] = load_corpus,
 ) -> tuple[Inputs, dict[str, Any]]:
     """The call to measure, and what it was made of, for the manifest.
 
     Args:
+        batch: the caller's, see `inputs.of_batch`; None: one is made.
+        text: for a model with a vocabulary.
+        seed: of what is drawn.
+        load: in place of load_corpus, so that a text that many models read is read once.
         T: tokens of each sequence that is made here; None: as many as the model declares, at most 1024.
 
     Raises:
@@ -44,17 +48,17 @@ def inputs_for(
     if vocab_size is None:
         made = making.for_vectors(model, seed)
         return made, {"label": "Gaussian inputs", "targets": "none", "sum_p2": math.nan}
-    chosen = data != "docstrings" or tokenizer is not None
-    corpus = load_corpus(data, tokenizer, vocab_size if data == "uniform" else None)
+    chosen = text.data != "docstrings" or text.tokenizer is not None
+    corpus = load(text.data, text.tokenizer, vocab_size if text.data == "uniform" else None)
     if corpus.vocab_size > vocab_size and chosen:
         raise DataError(
             f"{corpus.label} has {corpus.vocab_size} ids as {corpus.tokenizer}, the model {vocab_size}; use a "
             "tokenizer that fits (--tokenizer char), the model's own ids (a .bin file), or --data uniform"
         )
     if corpus.vocab_size > vocab_size:
-        corpus = load_corpus("uniform", vocab_size=vocab_size)
+        corpus = load("uniform", None, vocab_size)
     T = making.longest(model) if T is None else T
-    ids, targets = corpus.batch(making.TOKENS // T or 1 if batch_size is None else batch_size, T, seed)
+    ids, targets = corpus.batch(making.TOKENS // T or 1 if text.batch_size is None else text.batch_size, T, seed)
     return making.of_ids(model, ids, targets), corpus.describe()
 
 

@@ -6,8 +6,7 @@ Every model is made for the check and every optimizer belongs to it: nothing tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from initlab import schema
-from initlab.anatomy.unwrapping import eagerly, unwrap
+from initlab.anatomy.unwrapping import eagerly
+from initlab.drawing.subject import seeded
 from initlab.errors import ConfigError, InitlabError, ProbeError
 from initlab.measure.inputs import Inputs, floats, take_loss, vocabulary
 from initlab.measure.moments import Moments, Preset
 from initlab.measure.probe import Identity, measure_inputs, untouched
-from initlab.measure.sweep import DTYPES, Cell, SweepConfig, default_heads
+from initlab.measure.sweep import DTYPES, Cell, SweepConfig
 from initlab.schema import Tables
 
 MakeModel = Callable[[Cell], nn.Module]
@@ -35,22 +35,15 @@ _KEPT_TOKENS = 256  # evenly spaced, of the tensors whose change is followed: th
 class ScaleConfig(SweepConfig):
     """What a scale run measures: the widths at the smallest depth, and the depths at the smallest width."""
 
-    functions: tuple[str, ...] = ()  # ids, among `recipes`, of what makes models of its own and not NanoGPTs
-    sources: tuple[str, ...] = ()  # hash of the source of each function, and of an optimizer that is one
     steps: int = 3
     optimizer: str = "adamw"
     lr: float = 1e-2
-    head_size: int | None = None  # None: 64, or the next smaller divisor of n_embd
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 0:
             raise ConfigError(f"steps is {self.steps!r}; expected a whole number from 0 on")
         if not (isinstance(self.lr, int | float) and 0 < self.lr < float("inf")):
             raise ConfigError(f"lr is {self.lr!r}; expected a positive number")
-        if self.head_size is not None and (type(self.head_size) is not int or self.head_size < 1):
-            raise ConfigError(f"head_size is {self.head_size!r}; expected a whole number from 1 on")
-        if self.head_size is not None and self.n_head is not None:
-            raise ConfigError("n_head and head_size were both given; expected one: the other follows from the width")
         SweepConfig.__post_init__(self)
         if len(self.widths) < 2 and len(self.depths) < 2:
             raise ConfigError(
@@ -70,24 +63,6 @@ class ScaleConfig(SweepConfig):
             for recipe in self.recipes
         ]
 
-    def sizes(self) -> list[dict[str, int]]:
-        """The sizes that recipes are evaluated for."""
-        measured = {(cell.n_layer, cell.n_embd) for cell in self.cells()}
-        return [size for size in SweepConfig.sizes(self) if (size["n_layer"], size["n_embd"]) in measured]
-
-    def heads(self, n_embd: int) -> int:
-        """Attention heads at a width. Raises ConfigError where head_size doesn't divide it."""
-        if self.head_size is None:
-            return self.n_head or default_heads(n_embd)
-        if n_embd % self.head_size:
-            raise ConfigError(f"n_embd {n_embd} isn't a multiple of head_size {self.head_size}")
-        return n_embd // self.head_size
-
-    def _check_cells(self) -> None:
-        for cell in self.cells():
-            if cell.recipe not in self.functions:
-                cell.config(self)
-
 
 def own_optimizer(name: str, lr: float) -> MakeOptimizer:
     """AdamW or SGD without weight decay, so that a step is the gradient's alone.
@@ -103,33 +78,6 @@ def own_optimizer(name: str, lr: float) -> MakeOptimizer:
     if name == "sgd":
         return lambda model: torch.optim.SGD(_trained(model), lr=lr)
     raise ConfigError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}, or a function of the model")
-
-
-def call_maker(name: str, function: Callable[..., Any], *, n_embd: int, n_layer: int, by_name: bool) -> nn.Module:
-    """A fresh model of the user's function.
-
-    Raises:
-        ProbeError: it raised (chained), or returned something that can't be measured.
-    """
-    shown = f"{name}(n_embd={n_embd}, n_layer={n_layer})"
-    try:
-        made = function(n_embd=n_embd, n_layer=n_layer) if by_name else function(n_embd, n_layer)
-    except InitlabError:
-        raise
-    except Exception as error:
-        raise ProbeError(f"{shown} raised {type(error).__name__}: {error}") from error
-    if not isinstance(made, nn.Module):
-        raise ProbeError(f"{shown} returned {type(made).__name__}; expected a torch.nn.Module")
-    return unwrap(made)[0]
-
-
-@contextmanager
-def seeded(seed: int, device: str) -> Iterator[None]:
-    """Random numbers from a seed, the caller's random state untouched."""
-    devices = [torch.device(device).index or 0] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.manual_seed(seed)
-        yield
 
 
 def measure_steps(

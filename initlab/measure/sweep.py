@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 import torch
@@ -12,13 +11,17 @@ import torch
 from initlab.anatomy.look import of
 from initlab.corpus import Corpus
 from initlab.drawing.apply import apply_recipe
+from initlab.drawing.subject import check_axis, check_sizes
 from initlab.errors import ConfigError
 from initlab.measure.moments import PRESETS, Preset
 from initlab.measure.probe import Identity, measure
-from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.models.config import Configs, NanoGPTConfig, config_at
+from initlab.models.nanogpt import empty_model
 from initlab.recipes import Recipe
 from initlab.schema import Tables
 
+SIZES = ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")
+OPTIONS = ("n_head", "block_size", "vocab_size", "bias", "activation", "tie_weights", "dropout")
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -27,45 +30,33 @@ class SweepConfig:
     """What a sweep measures. Lists are in the order given; the first recipe is the baseline of the report."""
 
     recipes: tuple[str, ...]
-    depths: tuple[int, ...] = (4, 8, 16)
-    widths: tuple[int, ...] = (384,)
+    model: Configs | None  # of the NanoGPTs that recipes are drawn into; None: of another kind
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
     seeds: int = 3  # seeds 0 .. seeds-1, each a draw of the weights and a batch of the data
-    n_head: int | None = None  # None: heads of 64, or of the next smaller divisor of n_embd
-    block_size: int = 256
     batch_size: int = 4  # sequences
-    vocab_size: int = 256
-    bias: bool = True
-    activation: str = "gelu"
-    tie_weights: bool = True
     preset: Preset = "full"
     dtype: str = "float32"  # others: the forward pass runs under autocast
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("recipes", "depths", "widths"):
-            check_axis(name, getattr(self, name))
+        check_axis("recipes", self.recipes)
         for name in ("depths", "widths"):
-            wrong = [value for value in getattr(self, name) if type(value) is not int]
-            if wrong:
-                raise ConfigError(f"{name} holds {wrong[0]!r}; expected whole numbers")
-        for name in ("seeds", "batch_size", "n_head"):
+            check_sizes(name, getattr(self, name))
+        for name in ("seeds", "batch_size"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
+            if type(value) is not int or value < 1:
                 raise ConfigError(f"{name} is {value!r}; expected a whole number from 1 on")
         if self.preset not in get_args(Preset):
             raise ConfigError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
-        self._check_cells()
+        self.sizes()  # refuses what contradicts itself before anything is measured
 
-    def _check_cells(self) -> None:
-        """Refuse sizes that contradict each other before anything is measured."""
-        for cell in self.cells():
-            cell.config(self)
-
-    def heads(self, n_embd: int) -> int:
-        """Attention heads at a width."""
-        return self.n_head or default_heads(n_embd)
+    def config(self, n_layer: int, n_embd: int) -> NanoGPTConfig:
+        """Resize the NanoGPT that recipes are drawn into. Raises ConfigError on sizes that contradict each other."""
+        assert self.model is not None
+        return config_at(self.model, n_layer, n_embd)
 
     def cells(self) -> list[Cell]:
         """Every cell, shallow models first, recipes side by side, so that an interrupted sweep still compares."""
@@ -77,23 +68,19 @@ class SweepConfig:
             for recipe in self.recipes
         ]
 
-    def sizes(self) -> list[dict[str, int]]:
-        """The sizes that recipes are evaluated for."""
-        return [
-            {
-                "n_layer": n_layer,
-                "n_embd": n_embd,
-                "n_head": self.heads(n_embd),
-                "block_size": self.block_size,
-                "vocab_size": self.vocab_size,
-            }
-            for n_embd in self.widths
-            for n_layer in sorted(self.depths)
-        ]
+    def sizes(self) -> list[dict[str, Any]]:
+        """List the sizes that recipes are evaluated for, as `gpt_dims` takes them; none where no NanoGPT is made."""
+        places = dict.fromkeys((cell.n_layer, cell.n_embd) for cell in self.cells()) if self.model else {}
+        return [{name: getattr(self.config(*place), name) for name in SIZES} for place in places]
 
     def as_dict(self) -> dict[str, Any]:
-        """The config as JSON-ready values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Flatten the config into JSON-ready values; an option of NanoGPTs that widths differ in is a list."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
+        configs = [self.config(min(self.depths), n_embd) for n_embd in self.widths] if self.model else []
+        for name in OPTIONS if configs else ():
+            found = list(dict.fromkeys(getattr(config, name) for config in configs))
+            values[name] = found if len(found) > 1 else found[0]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,55 +98,14 @@ class Cell:
 
     def config(self, sweep: SweepConfig) -> NanoGPTConfig:
         """The model's config. Raises ConfigError on sizes that contradict each other."""
-        return NanoGPTConfig(
-            n_layer=self.n_layer,
-            n_embd=self.n_embd,
-            n_head=sweep.heads(self.n_embd),
-            block_size=sweep.block_size,
-            vocab_size=sweep.vocab_size,
-            bias=sweep.bias,
-            activation=sweep.activation,
-            tie_weights=sweep.tie_weights,
-        )
+        return sweep.config(self.n_layer, self.n_embd)
 
     def flops(self, sweep: SweepConfig) -> float:
         """Floating-point operations of one forward and backward pass: 6 a weight and token, and the attention."""
-        d, T = self.n_embd, sweep.block_size
-        weights = self.n_layer * (12 * d * d + 2 * d * T) + sweep.vocab_size * d
+        config = self.config(sweep)
+        d, T = self.n_embd, config.block_size
+        weights = self.n_layer * (12 * d * d + 2 * d * T) + (config.vocab_size or 0) * d
         return 6.0 * weights * T * sweep.batch_size
-
-
-def check_axis(name: str, values: Sequence[Any]) -> None:
-    """Refuse an axis of a sweep that is empty or holds a value twice. Raises ConfigError."""
-    if not values:
-        raise ConfigError(f"{name} is empty; give at least one")
-    repeated = [value for value in values if values.count(value) > 1]
-    if repeated:
-        raise ConfigError(f"{name} has {repeated[0]!r} more than once")
-
-
-def default_heads(n_embd: int) -> int:
-    """Heads of 64 (nanoGPT's size), or of the largest smaller divisor of n_embd.
-
-    Raises:
-        ConfigError: no head size between 16 and 64 divides n_embd.
-    """
-    if n_embd < 1:
-        raise ConfigError(f"n_embd is {n_embd}; expected at least 1")
-    size = max(size for size in range(1, 65) if n_embd % size == 0)
-    if size < min(16, n_embd):
-        raise ConfigError(f"n_embd {n_embd} has no divisor between 16 and 64 for a head size; give n_head")
-    return n_embd // size
-
-
-def empty_model(config: NanoGPTConfig, device: str | torch.device) -> NanoGPT:
-    """A NanoGPT with uninitialised weights: building on the meta device draws nothing, so no random state is used."""
-    with torch.device("meta"):
-        model = NanoGPT(config)
-    model.to_empty(device=device)
-    if config.tie_weights:  # to_empty allocates each name by itself
-        model.lm_head.weight = model.transformer.wte.weight
-    return model
 
 
 def measure_cell(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus) -> Tables:
@@ -168,7 +114,7 @@ def measure_cell(cell: Cell, sweep: SweepConfig, recipe: Recipe, corpus: Corpus)
     model = empty_model(cell.config(sweep), sweep.device)
     anatomy = of(model)
     apply_recipe(model, recipe, cell.seed, anatomy=anatomy)
-    idx, targets = corpus.batch(sweep.batch_size, sweep.block_size, cell.seed)
+    idx, targets = corpus.batch(sweep.batch_size, model.config.block_size, cell.seed)
     identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed)
     options: dict[str, Any] = {"preset": sweep.preset, "recipe": recipe, "autocast": DTYPES[sweep.dtype]}
     tables = measure(model, idx, targets, identity, anatomy=anatomy, **options)

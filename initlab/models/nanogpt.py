@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from numbers import Integral
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from initlab.errors import CheckpointError, ConfigError
+from initlab.models.config import ACTIVATIONS, GPT2_VOCAB, NanoGPTConfig
 
 
 class ReLU2(nn.Module):
@@ -29,71 +29,14 @@ class ReLU2(nn.Module):
         return F.relu(x).square()
 
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,  # exact erf, nanoGPT's since 594068e
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),  # OpenAI's GPT-2
     "relu": nn.ReLU,
     "relu2": ReLU2,
     "silu": nn.SiLU,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class NanoGPTConfig:
-    """Sizes and options of a NanoGPT; the defaults are nanoGPT's GPTConfig.
-
-    Args:
-        block_size: longest sequence, tokens.
-        vocab_size: rows of the token embedding; 50304 is GPT-2's 50257 padded to a multiple of 64.
-        n_layer: blocks.
-        n_head: attention heads; must divide n_embd.
-        n_embd: width of the residual stream.
-        dropout: probability, in [0, 1).
-        bias: biases in every Linear and LayerNorm; the head never has one. train.py sets False.
-        activation: one of ACTIVATIONS.
-        tie_weights: the head is the token embedding.
-
-    Raises:
-        ConfigError: a size isn't a positive integer, n_head doesn't divide n_embd, or an option is unknown.
-    """
-
-    block_size: int = 1024
-    vocab_size: int = 50304
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    dropout: float = 0.0
-    bias: bool = True
-    activation: str = "gelu"
-    tie_weights: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; expected a positive integer")
-        if self.n_embd % self.n_head:
-            divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
-            n_head = min(divisors, key=lambda n: abs(n - self.n_head))
-            n_embd = max(1, round(self.n_embd / self.n_head)) * self.n_head
-            raise ConfigError(
-                f"n_embd {self.n_embd} can't be split evenly over n_head {self.n_head}; "
-                f"nearest that fit: n_head {n_head}, or n_embd {n_embd}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout!r}; expected a probability of at least 0 and below 1")
-        if self.activation not in ACTIVATIONS:
-            raise ConfigError(f"unknown activation {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
-
-
-PRESETS: dict[str, NanoGPTConfig] = {
-    # README "I only have a macbook"; config/train_shakespeare_char.py; train.py
-    "shakespeare-cpu": NanoGPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65, bias=False),
-    "shakespeare": NanoGPTConfig(
-        n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65, dropout=0.2, bias=False
-    ),
-    "gpt2": NanoGPTConfig(bias=False),
-}
+assert _ACTIVATIONS.keys() == set(ACTIVATIONS)
 
 
 class CausalSelfAttention(nn.Module):
@@ -123,7 +66,7 @@ class MLP(nn.Module):
     def __init__(self, config: NanoGPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = ACTIVATIONS[config.activation]()  # nanoGPT's name, whatever the activation
+        self.gelu = _ACTIVATIONS[config.activation]()  # nanoGPT's name, whatever the activation
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -169,18 +112,19 @@ class NanoGPT(nn.Module):
 
     def __init__(self, config: NanoGPTConfig) -> None:
         super().__init__()
-        self.config = config
+        vocab_size = config.vocab_size or GPT2_VOCAB
+        self.config = replace(config, vocab_size=vocab_size)
         self.iter_num = 0  # optimizer steps behind the weights; from_checkpoint reads it
         self.transformer = Transformer(
             {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wte": nn.Embedding(vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.block_size, config.n_embd),
                 "drop": nn.Dropout(config.dropout),
                 "h": nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
                 "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
             }
         )
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if config.tie_weights:
             # This way round: nanoGPT 43b37fd undid the reverse, which left the head at Embedding's default N(0, 1).
             self.transformer.wte.weight = self.lm_head.weight
@@ -277,6 +221,16 @@ class NanoGPT(nn.Module):
         model.load_state_dict(weights)
         model.iter_num = iter_num
         return model
+
+
+def empty_model(config: NanoGPTConfig, device: str | torch.device) -> NanoGPT:
+    """Build a NanoGPT with uninitialised weights: on the meta device nothing is drawn, so no random state is used."""
+    with torch.device("meta"):
+        model = NanoGPT(config)
+    model.to_empty(device=device)
+    if config.tie_weights:  # to_empty allocates each name by itself
+        model.lm_head.weight = model.transformer.wte.weight
+    return model
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
-from initlab.errors import RecipeError
+from initlab.errors import ConfigError, RecipeError
 from initlab.recipes.base import Recipe, Rule
 from initlab.registry import Registry
 
@@ -42,7 +43,7 @@ def get(name: str | Recipe | Rule) -> Recipe:
     """
     known = all_recipes()
     if isinstance(name, str) and ".py:" in name:
-        name = _from_file(name)
+        name = of_file(name, RECIPES.from_file(name))
     if inspect.isfunction(name) and name.__name__ != "<lambda>":  # a recipe needs a name to be shown by
         name = _wrapped(name, name.__name__, f"{name.__module__}.{name.__qualname__}")
     if isinstance(name, Recipe):
@@ -60,12 +61,39 @@ def get(name: str | Recipe | Rule) -> Recipe:
     )
 
 
-def _from_file(name: str) -> Recipe:
-    location, _, attribute = name.rpartition(":")
-    found = RECIPES.from_file(name)
+def several(given: Any) -> dict[str, Recipe]:
+    """Find one recipe or several, by id in the order given.
+
+    Args:
+        given: a recipe as `get` takes it, or a sequence of these.
+
+    Raises:
+        ConfigError: no recipe, or one more than once.
+        RecipeError: as `get` raises it.
+    """
+    found: dict[str, Recipe] = {}
+    for item in listed(given):
+        entry = get(item)
+        if entry.id in found:
+            raise ConfigError(f"recipe {entry.id!r} was given more than once")
+        found[entry.id] = entry
+    return found
+
+
+def listed(given: Any) -> list[Any]:
+    """Wrap one recipe or model function into a list; take a sequence as it is. Raises ConfigError on an empty one."""
+    alone = isinstance(given, str | Recipe) or callable(given) or not isinstance(given, Sequence)
+    if not alone and not given:
+        raise ConfigError("recipes is empty; give at least one")
+    return [given] if alone else list(given)
+
+
+def of_file(name: str, found: Any) -> Recipe:
+    """Make a recipe of what `file.py:name` holds. Raises RecipeError where that is neither a Recipe nor a function."""
     if isinstance(found, Recipe):
         return found
     if not callable(found):
+        location, _, attribute = name.rpartition(":")
         raise RecipeError(f"recipe {name!r}: {location} has no function or Recipe named {attribute!r}")
     return _wrapped(found, name, name)
 

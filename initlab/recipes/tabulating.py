@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from initlab.recipes.base import Dims, Recipe, Role
+from initlab.recipes.base import Dims, Distribution, Recipe, Role
 
 
 def gpt_dims(
@@ -64,20 +65,45 @@ def evaluate(
         for role in roles:
             dims = gpt_dims(role, **size, tied=tied)
             last = size["n_layer"] - 1
-            values = {layer: recipe(role, replace(dims, layer=layer)) for layer in (0, last)}
-            if values[0] == values[last]:
-                values = {0: values[0]}
-            rows += [
-                {
-                    "role": role.value,
-                    "n_layer": size["n_layer"],
-                    "n_embd": size["n_embd"],
-                    "layer": layer,
-                    "distribution": value.kind,
-                    "mean": float(value.mean),
-                    "std": float(value.std),  # a user's may be of numpy or torch
-                    "formula": value.formula,
-                }
-                for layer, value in values.items()
-            ]
+            rows += _rows(recipe, ((role, replace(dims, layer=layer)) for layer in (0, last)))
+    return _described(recipe, rows)
+
+
+def evaluate_places(recipe: Recipe, places: Iterable[tuple[Role, Dims]]) -> dict[str, Any]:
+    """Evaluate a recipe as `evaluate` does, for the parameters of models as they are.
+
+    Args:
+        places: role and sizes of every parameter, model by model.
+
+    Raises:
+        RecipeError: the recipe has no answer for one of them.
+    """
+    by_size: dict[tuple[int, int, Role], list[tuple[Role, Dims]]] = {}
+    for role, dims in places:
+        if dims.layer in (0, dims.n_layer - 1):
+            by_size.setdefault((dims.n_layer, dims.n_embd, role), []).append((role, dims))
+    return _described(recipe, [row for found in by_size.values() for row in _rows(recipe, found)])
+
+
+def _rows(recipe: Recipe, places: Iterable[tuple[Role, Dims]]) -> list[dict[str, Any]]:
+    """A row for each distribution, with the first block that has it."""
+    values: dict[Distribution, tuple[Role, Dims]] = {}
+    for role, dims in places:
+        values.setdefault(recipe(role, dims), (role, dims))
+    return [
+        {
+            "role": role.value,
+            "n_layer": dims.n_layer,
+            "n_embd": dims.n_embd,
+            "layer": dims.layer,
+            "distribution": value.kind,
+            "mean": float(value.mean),
+            "std": float(value.std),  # a user's may be of numpy or torch
+            "formula": value.formula,
+        }
+        for value, (role, dims) in values.items()
+    ]
+
+
+def _described(recipe: Recipe, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"summary": recipe.summary, "family": recipe.family, "source": recipe.source, "rows": rows}

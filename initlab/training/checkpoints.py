@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from initlab.errors import CheckpointError, RunError
-from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.models.config import NanoGPTConfig
+from initlab.models.nanogpt import NanoGPT
 
 _OURS = {"activation": "gelu", "tie_weights": True}  # fields that nanoGPT's GPTConfig lacks, and what it does instead
 
@@ -35,6 +36,12 @@ def save(
     config: dict[str, Any],
 ) -> None:
     """Write a whole checkpoint or leave the one before: nanoGPT's keys, and `initlab` with what else a run needs.
+
+    Args:
+        path: of the file.
+        model, optimizer, scaler: whose states are kept.
+        state: of the run.
+        config: said of the run; `restore` refuses another's.
 
     Raises:
         RunError: the disk is full, or the folder can't be written.
@@ -68,7 +75,7 @@ def save(
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """torch's writer hides a full disk behind a RuntimeError about positions in the file."""
+    """Find the disk's own error: torch's writer hides a full disk behind a RuntimeError about positions in the file."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
@@ -82,6 +89,11 @@ def restore(
     config: dict[str, Any],
 ) -> State:
     """Put a checkpoint's weights and optimizer state in their place; nothing in the file is executed.
+
+    Args:
+        path: of the file.
+        model, optimizer, scaler: whose states are overwritten.
+        config: of this run, which must be the file's.
 
     Raises:
         CheckpointError: the file can't be read, wasn't written by `save`, or is of another model, other data or other

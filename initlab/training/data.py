@@ -33,16 +33,28 @@ class Split:
 
     @property
     def vocab_size(self) -> int:
-        """Rows a model's embedding needs."""
+        """Count the rows that a model's embedding needs."""
         return self.train.vocab_size
 
     def check(self, block_size: int) -> None:
-        """Raises DataError where a part is too short for one window of block_size tokens and the token after it."""
+        """Refuse a part that is too short for one window and the token after it.
+
+        Args:
+            block_size: tokens in a window.
+
+        Raises:
+            DataError: one is.
+        """
         for corpus in (self.train, self.val):
             corpus.draw(1, block_size, np.random.default_rng(0))
 
     def batch(self, batch_size: int, block_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Random windows of the training part, a function of (seed, step) alone: a run goes on where it was left.
+        """Draw windows of the training part, a function of (seed, step) alone: a run goes on where it was left.
+
+        Args:
+            batch_size: B, windows.
+            block_size: T, tokens in a window.
+            seed, step: not negative.
 
         Returns:
             (idx, targets), int64 CPU tensors (B, T); targets[:, i] is the token after idx[:, i].
@@ -56,13 +68,18 @@ class Split:
         return self.train.draw(batch_size, block_size, np.random.default_rng((seed, step)))
 
     def evaluation(self, batches: int, batch_size: int, block_size: int) -> list[tuple[Tensor, Tensor]]:
-        """Windows of the validation part, always the same ones. Raises as `batch` does."""
+        """Draw windows of the validation part, always the same ones. Raises as `batch` does.
+
+        Args:
+            batches: how many (idx, targets).
+            batch_size, block_size: of each.
+        """
         rng = np.random.default_rng(EVALUATION_SEED)
         return [self.val.draw(batch_size, block_size, rng) for _ in range(batches)]
 
     @cached_property
     def unigram_loss(self) -> float:
-        """Cross entropy of predicting the training part's token frequencies on the validation part, nats.
+        """Compute the cross entropy of predicting the training part's token frequencies on the validation part, nats.
 
         What a model reaches that has learnt how frequent tokens are and nothing else: runs that fail to train settle
         there. Each id counts once more than it was seen, so that an id of the validation part alone costs no infinite
@@ -78,15 +95,19 @@ class Split:
         return float(-(wanted * np.log(p)).sum() / wanted.sum())
 
     def describe(self) -> dict[str, Any]:
-        """All that a run's manifest should say of its data, ready for JSON; statistics are of the training part."""
+        """Gather what a run's manifest should say of its data, ready for JSON; statistics are of the training part."""
         parts = {"n_tokens": self.train.n_tokens, "n_tokens_val": self.val.n_tokens}
         return self.described | parts | self.train.statistics() | {"unigram_loss": self.unigram_loss}
 
 
 def split(corpus: Corpus, val_share: float = 0.1) -> Split:
-    """The first part of a corpus to train on and the rest to evaluate on, as nanoGPT's prepare.py cuts its texts.
+    """Cut a corpus into a first part to train on and the rest to evaluate on, as nanoGPT's prepare.py does.
 
     Random ids have no end, so both parts are the whole.
+
+    Args:
+        corpus: to cut.
+        val_share: of the tokens, to evaluate on.
 
     Raises:
         ConfigError: val_share isn't between 0 and 1.
@@ -114,7 +135,11 @@ def split(corpus: Corpus, val_share: float = 0.1) -> Split:
 def load_split(
     data: str | Path = "docstrings", tokenizer: str | None = None, vocab_size: int | None = None, val_share: float = 0.1
 ) -> Split:
-    """`load_corpus`, in two parts; a folder with nanoGPT's train.bin and val.bin has its own, which stay on disk.
+    """Load a corpus in two parts; a folder with nanoGPT's train.bin and val.bin has its own, which stay on disk.
+
+    Args:
+        data, tokenizer, vocab_size: as `load_corpus` takes them.
+        val_share: as `split` takes it.
 
     Raises:
         DataError: as load_corpus; also where one of the two files is missing.

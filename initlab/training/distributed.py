@@ -25,18 +25,26 @@ class World:
 
     @property
     def first(self) -> bool:
-        """The process that writes and speaks."""
+        """Say whether this is the process that writes and speaks."""
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes of a tensor that each of them holds; the tensor is overwritten."""
+        """Average a tensor over the processes.
+
+        Args:
+            values: one that each of them holds; it is overwritten.
+        """
         if self.size > 1:
             dist.all_reduce(values)
             values /= self.size
         return values
 
     def told(self, value: Any = None) -> Any:
-        """What the first process passes in, on every process; the others wait for it."""
+        """Return on every process what the first one passes in; the others wait for it.
+
+        Args:
+            value: of the first process.
+        """
         if self.size == 1:
             return value
         said = [value]
@@ -44,9 +52,13 @@ class World:
         return said[0]
 
     def share(self, batch_size: int, grad_accum: int) -> tuple[int, int]:
-        """(micro-batches, rows in each) of a process, of a step of batch_size * grad_accum rows.
+        """Divide a step of batch_size * grad_accum rows: (micro-batches, rows in each) of a process.
 
         nanoGPT divides the micro-batches over the processes; where there are too few, their rows are divided too.
+
+        Args:
+            batch_size: rows of a micro-batch.
+            grad_accum: micro-batches of a step.
 
         Raises:
             ConfigError: the rows can't be shared out evenly.
@@ -62,7 +74,7 @@ class World:
 
 
 def current() -> World:
-    """The process group that was joined, or a world of one."""
+    """Return the process group that was joined, or a world of one."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()
@@ -71,6 +83,9 @@ def current() -> World:
 @contextmanager
 def joined(device: str) -> Iterator[tuple[World, str]]:
     """Join the other processes that torchrun started, if it did, and leave them at the end.
+
+    Args:
+        device: what was asked for; where it is CUDA, each process has a GPU of its own.
 
     Yields:
         the world, and the device of this process: on CUDA the GPU of its LOCAL_RANK.

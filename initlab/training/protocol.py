@@ -16,13 +16,15 @@ from typing import Any
 
 from initlab import schema
 from initlab.drawing.apply import apply_recipe
+from initlab.drawing.subject import check_axis
 from initlab.errors import ConfigError
 from initlab.measure.probe import Identity, measure
-from initlab.measure.sweep import DTYPES, Cell, SweepConfig, check_axis, empty_model
-from initlab.models.nanogpt import NanoGPT
+from initlab.measure.sweep import DTYPES, Cell, SweepConfig
+from initlab.models.config import NanoGPTConfig
+from initlab.models.nanogpt import NanoGPT, empty_model
 from initlab.recipes import Recipe
 from initlab.schema import Tables
-from initlab.training.configuring import Schedule, TrainConfig
+from initlab.training.config import Schedule, TrainConfig
 from initlab.training.data import Split
 from initlab.training.trainer import train
 
@@ -35,25 +37,21 @@ _TIMED_STEPS = 5
 # thorough: the depths at which a scaled residual branch can be told from an unscaled one, for a GPU.
 GRIDS: dict[str, dict[str, Any]] = {
     "quick": {
+        "model": NanoGPTConfig(n_embd=64, n_head=4, block_size=64),
         "depths": (4, 16),
-        "widths": (64,),
-        "n_head": 4,
         "lrs": (1e-3, 3e-3, 1e-2),
         "warmups": (0, 40),
         "seeds": 3,
         "steps": 150,
-        "block_size": 64,
         "batch_size": 8,
     },
     "thorough": {
+        "model": NanoGPTConfig(n_embd=128, n_head=4, block_size=128),
         "depths": (6, 24, 48),
-        "widths": (128,),
-        "n_head": 4,
         "lrs": (1e-3, 3e-3, 1e-2),
         "warmups": (0, 50),
         "seeds": 3,
         "steps": 300,
-        "block_size": 128,
         "batch_size": 16,
     },
 }
@@ -94,8 +92,6 @@ class GridConfig(SweepConfig):
         check_axis("lrs", [f"{lr:g}" for lr in self.lrs])  # as they are named in a run's id
         check_axis("warmups", self.warmups)
         SweepConfig.__post_init__(self)
-        if len(self.widths) != 1:
-            raise ConfigError(f"widths holds {len(self.widths)} values; a grid is trained at one width")
         if type(self.steps) is int and 0 < self.steps <= max(self.warmups):
             raise ConfigError(
                 f"warmups holds {max(self.warmups)} for runs of {self.steps} steps; expected fewer, or the peak rate "
@@ -104,7 +100,7 @@ class GridConfig(SweepConfig):
         self.runs()[0].training(self)
 
     def runs(self) -> list[TrainingCell]:
-        """Every run: shallow models first, then seed by seed, recipes side by side, so that a part still compares."""
+        """List the runs: shallow models first, then seed by seed, recipes side by side, so that a part compares."""
         return [
             TrainingCell(recipe, n_layer, n_embd, seed, lr, warmup)
             for n_embd in self.widths
@@ -128,7 +124,11 @@ class TrainingCell(Cell):
         return f"{self.recipe}-L{self.n_layer}-d{self.n_embd}-s{self.seed}-lr{self.lr:g}-w{self.warmup}"
 
     def training(self, grid: GridConfig) -> TrainConfig:
-        """How the model is trained. Raises ConfigError on settings that can't be used."""
+        """Say how the model is trained. Raises ConfigError on settings that can't be used.
+
+        Args:
+            grid: of the run.
+        """
         return TrainConfig(
             steps=grid.steps,
             lr=self.lr,
@@ -147,15 +147,23 @@ class TrainingCell(Cell):
         )
 
     def passes(self, grid: GridConfig) -> float:
-        """Forward and backward passes over one batch that the run is worth; an evaluation is forward alone."""
+        """Count the forward and backward passes over one batch that the run is worth; an evaluation is forward alone.
+
+        Args:
+            grid: of the run.
+        """
         evaluations = 2 + (grid.steps // grid.eval_every if grid.eval_every else 0)
         return grid.steps + evaluations * grid.eval_batches / 3
 
 
 def grid_values(name: str, **given: Any) -> dict[str, Any]:
-    """A grid of GRIDS with what is given in place of its own; None is not given.
+    """Take a grid of GRIDS with what is given in place of its own; None is not given.
 
     A warmup is a share of a run: with other steps alone, the grid's own warmups keep their shares.
+
+    Args:
+        name: of GRIDS.
+        given: fields of GridConfig.
     """
     preset = dict(GRIDS[name])
     steps = given.get("steps")
@@ -163,11 +171,18 @@ def grid_values(name: str, **given: Any) -> dict[str, Any]:
         shares = [warmup / preset["steps"] for warmup in preset["warmups"]]
         preset["warmups"] = tuple(dict.fromkeys(round(share * steps) for share in shares))
     found = {key: value for key, value in given.items() if value is not None}
-    return preset | {key: tuple(value) if isinstance(value, Sequence) else value for key, value in found.items()}
+    preset |= {key: tuple(value) if isinstance(value, Sequence) else value for key, value in found.items()}
+    return preset | {"widths": (preset["model"].n_embd,)}
 
 
 def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Split) -> Tables:
     """Draw a model, train it and measure it once.
+
+    Args:
+        cell: the run.
+        grid: it is of.
+        recipe: whose weights are drawn.
+        split: the text.
 
     Returns:
         training (a row a step), runs (one row), summary (one row) and records: the model after the last step, on the
@@ -191,7 +206,7 @@ def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Spli
         "steps_done": trained.steps_done,
         "tokens": trained.tokens,
         "n_params": sum(p.numel() for p in model.parameters()),
-        "ln_vocab": math.log(model.config.vocab_size),
+        "ln_vocab": math.log(split.vocab_size),
         "unigram_loss": split.unigram_loss,
         "first_loss": trained.first_loss,
         "val_loss": trained.val_loss,
@@ -203,7 +218,7 @@ def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Spli
 
 
 def _trained_model(model: NanoGPT, cell: TrainingCell, grid: GridConfig, split: Split, step: int) -> Tables:
-    (idx, targets) = split.evaluation(1, grid.batch_size, grid.block_size)[0]
+    (idx, targets) = split.evaluation(1, grid.batch_size, model.config.block_size)[0]
     identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed, step=step)
     found = measure(model, idx, targets, identity, preset="light", autocast=DTYPES[grid.dtype])
     # a run that ended before its first update is the fresh model, which has been measured already
@@ -212,11 +227,19 @@ def _trained_model(model: NanoGPT, cell: TrainingCell, grid: GridConfig, split: 
 
 
 def seconds_a_pass(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Split) -> float:
-    """How long a step of the run takes here and now: the median of a few."""
+    """Time a step of the run, here and now: the median of a few.
+
+    Args:
+        cell, grid, recipe, split: as `train_cell` takes them.
+    """
     model = empty_model(cell.config(grid), grid.device)
     apply_recipe(model, recipe, cell.seed)
     config = replace(cell.training(grid), steps=_TIMED_STEPS, warmup=0, eval_every=0, eval_batches=1)
     trained = train(model, split, config)
     rates = [row["tokens_per_second"] for row in trained.rows]
     known = [rate for rate in rates if rate is not None and math.isfinite(rate)]
-    return grid.batch_size * grid.block_size / statistics.median(known) if known else trained.seconds / _TIMED_STEPS
+    return (
+        grid.batch_size * model.config.block_size / statistics.median(known)
+        if known
+        else trained.seconds / _TIMED_STEPS
+    )

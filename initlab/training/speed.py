@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from initlab.models.nanogpt import NanoGPTConfig
+    from initlab.models.config import NanoGPTConfig
 
 # Dense bf16 FLOP/s with fp32 accumulation, by what torch.cuda.get_device_name holds as a word; the first that fits
 # counts. NVIDIA's data sheets, without sparsity.
@@ -33,24 +33,35 @@ BF16_PEAKS: dict[str, float] = {
 
 
 def flops_per_token(c: NanoGPTConfig) -> float:
-    """Operations of a forward and backward pass per token, as nanoGPT's estimate_mfu: 6N + 12 L H Q T.
+    """Count the operations of a forward and backward pass per token, as nanoGPT's estimate_mfu: 6N + 12 L H Q T.
 
     N counts what multiplies a token: no position embeddings, and one matrix of tokens, whether tied or not; Q is the
     head size. See appendix B of PaLM (arXiv:2204.02311).
+
+    Args:
+        c: the model's sizes.
     """
     norms = (2 * c.n_layer + 1) * c.n_embd * (1 + c.bias)
     biases = 9 * c.n_layer * c.n_embd if c.bias else 0
-    weights = 12 * c.n_layer * c.n_embd**2 + c.vocab_size * c.n_embd
+    weights = 12 * c.n_layer * c.n_embd**2 + (c.vocab_size or 0) * c.n_embd
     return 6.0 * (weights + norms + biases) + 12.0 * c.n_layer * c.n_embd * c.block_size
 
 
 def peak_flops(device: torch.device) -> float:
-    """bf16 FLOP/s of a GPU by its data sheet; NaN for other devices and unknown GPUs."""
+    """Look up the bf16 FLOP/s of a GPU in its data sheet; NaN for other devices and unknown GPUs.
+
+    Args:
+        device: where a model is trained.
+    """
     if device.type != "cuda":
         return math.nan
     return named_peak(torch.cuda.get_device_name(device))
 
 
 def named_peak(name: str) -> float:
-    """`peak_flops` of a GPU by the name that torch gives it."""
+    """Look up `peak_flops` of a GPU by name.
+
+    Args:
+        name: that torch gives it.
+    """
     return next((peak for part, peak in BF16_PEAKS.items() if re.search(rf"\b{part}\b", name)), math.nan)

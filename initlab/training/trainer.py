@@ -16,20 +16,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from initlab.errors import ConfigError
+from initlab.measure.sweep import DTYPES
 from initlab.models.nanogpt import NanoGPT
 from initlab.training import checkpoints, distributed
-from initlab.training.configuring import DTYPES, TrainConfig
+from initlab.training.config import TrainConfig
 from initlab.training.data import Split
 from initlab.training.speed import flops_per_token, peak_flops
 
-__all__ = ["LossScale", "TrainConfig", "Trained", "Watcher", "train"]
-
-Row = dict[str, Any]
+TrainingRow = dict[str, Any]
 # Settings that change how a run is computed, but not which run it is.
 _NOT_THE_RUN = ("device", "compile")
 
 
-class Watcher(Protocol):
+class StepWatch(Protocol):
     """What `initlab.watch` returns: a context manager that is told of every update."""
 
     def __enter__(self) -> Self: ...
@@ -50,7 +49,7 @@ class LossScale:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainResult:
     """What came of a run.
 
     Attributes:
@@ -64,7 +63,7 @@ class Trained:
         seconds: wall time, evaluations and runs that were resumed among it.
     """
 
-    rows: list[Row]
+    rows: list[TrainingRow]
     first_loss: float
     val_loss: float
     steps_done: int
@@ -77,11 +76,11 @@ def train(
     split: Split,
     config: TrainConfig,
     *,
-    on_row: Callable[[Row], None] | None = None,
+    on_row: Callable[[TrainingRow], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
-    watcher: Callable[[nn.Module, LossScale, int], Watcher] | None = None,
-) -> Trained:
+    watcher: Callable[[nn.Module, LossScale, int], StepWatch] | None = None,
+) -> TrainResult:
     """Train a model in place, in the current process group if one was joined.
 
     The batch of step k is a function of (config.seed, k), and so is dropout's random state (and of the rank), so a
@@ -95,9 +94,10 @@ def train(
     Args:
         model: on any device, moved to config.device; its mode is kept.
         split: windows of model.config.block_size tokens are drawn from it.
+        config: how the model is trained.
         on_row: called by the first process with each row as it comes; those of the runs that are resumed come first.
-        checkpoint: file to go on from if it is there; written after every checkpoint_every updates (0: never in
-            between) and after the last one.
+        checkpoint: file to go on from if it is there; written in between and after the last update.
+        checkpoint_every: updates from one to the next; 0: none in between.
         watcher: makes a watch of (the model as the loop calls it, the scale of its loss, updates done before); its
             `step(loss)` is called after each update.
 
@@ -107,9 +107,10 @@ def train(
         CheckpointError: the checkpoint can't be read, or is of another run.
         RunError: the checkpoint can't be written; the one before is kept.
     """
-    if split.vocab_size > model.config.vocab_size:
+    rows = model.lm_head.out_features
+    if split.vocab_size > rows:
         raise ConfigError(
-            f"the data's vocabulary is {split.vocab_size} and the model's {model.config.vocab_size}; build the model "
+            f"the data's vocabulary is {split.vocab_size} and the model's {rows}; build the model "
             "with a vocab_size of at least the data's"
         )
     split.check(model.config.block_size)
@@ -126,7 +127,7 @@ def train(
 class _Run:
     """A run in progress."""
 
-    def __init__(self, model: NanoGPT, split: Split, config: TrainConfig, on_row: Callable[[Row], None] | None):
+    def __init__(self, model: NanoGPT, split: Split, config: TrainConfig, on_row: Callable[[TrainingRow], None] | None):
         self.world = distributed.current()
         self.micros, self.micro_rows = self.world.share(config.batch_size, config.grad_accum)
         self.device = torch.device(config.device)
@@ -150,7 +151,7 @@ class _Run:
         self.step_tokens = config.batch_size * config.grad_accum * model.config.block_size
         self.peak_share = flops_per_token(model.config) / (peak_flops(self.device) * self.world.size)
         self.evaluated = split.evaluation(config.eval_batches, config.batch_size, model.config.block_size)
-        self.rows: list[Row] = []
+        self.rows: list[TrainingRow] = []
         self.best = math.inf
         self.unseen: list[Tensor] = []  # (loss, gradient norm) of the steps since the last look, on the device
         self.timed: tuple[float, int] | None = None  # when the last row came, and its step
@@ -168,8 +169,8 @@ class _Run:
         self,
         checkpoint: Path | None,
         checkpoint_every: int,
-        watcher: Callable[[nn.Module, LossScale, int], Watcher] | None,
-    ) -> Trained:
+        watcher: Callable[[nn.Module, LossScale, int], StepWatch] | None,
+    ) -> TrainResult:
         steps = self.config.steps
         started = time.perf_counter()
         first = 0
@@ -200,7 +201,7 @@ class _Run:
                 if checkpoint is not None:
                     self.save(checkpoint, steps, time.perf_counter() - started)
             val_loss = self.rows[-1]["val_loss"]
-        return Trained(
+        return TrainResult(
             rows=self.rows,
             first_loss=self.rows[0]["val_loss"],
             val_loss=val_loss if math.isfinite(val_loss) else math.nan,
@@ -209,7 +210,7 @@ class _Run:
             seconds=time.perf_counter() - started,
         )
 
-    def update(self, step: int, watch: Watcher | None, *, look: bool) -> int | None:
+    def update(self, step: int, watch: StepWatch | None, *, look: bool) -> int | None:
         """One update; the step of a loss or gradient that isn't finite, where one was seen, else None."""
         evaluates = step == 0 or (self.config.eval_every > 0 and step % self.config.eval_every == 0)
         val_loss = self.evaluate() if evaluates else math.nan
@@ -289,10 +290,10 @@ class _Run:
 
     def autocast(self) -> torch.autocast:
         dtype = DTYPES[self.config.dtype]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def there(self, ids: Tensor) -> Tensor:
-        """A batch on the device, on its way while the CPU goes on."""
+        """Send a batch to the device; it is on its way while the CPU goes on."""
         return ids if self.device.type == "cpu" else ids.pin_memory().to(self.device, non_blocking=True)
 
     def speed(self, step: int) -> float:
@@ -313,8 +314,8 @@ class _Run:
         if self.timed is not None:
             self.timed = (self.timed[0] + time.perf_counter() - started, self.timed[1])
 
-    def row(self, step: int, tokens_per_second: float = math.nan, **measured: float) -> Row:
-        """A row of the table `training`; what wasn't measured is NaN."""
+    def row(self, step: int, tokens_per_second: float = math.nan, **measured: float) -> TrainingRow:
+        """Make a row of the table `training`; what wasn't measured is NaN."""
         unmeasured = dict.fromkeys(("lr", "loss", "val_loss", "grad_norm"), math.nan)
         return (
             {"step": step, "tokens": step * self.step_tokens}
@@ -323,13 +324,13 @@ class _Run:
             | {"tokens_per_second": tokens_per_second, "mfu": tokens_per_second * self.peak_share}
         )
 
-    def keep(self, row: Row) -> None:
+    def keep(self, row: TrainingRow) -> None:
         self.rows.append(row)
         if self.on_row is not None and self.world.first:
             self.on_row(row)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same, in nanoGPT's place for it: the settings, and the data."""
+        """Gather what makes two runs the same, in nanoGPT's place for it: the settings, and the data."""
         named = ("tokenizer", "vocab_size", "n_tokens", "sha256", "sha256_val", "val_share")
         settings = {key: value for key, value in self.config.as_dict().items() if key not in _NOT_THE_RUN}
         return settings | {f"data {name}": self.split.described.get(name) for name in named}

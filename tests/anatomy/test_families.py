@@ -48,7 +48,9 @@ def test_predictions_of_foreign_models_hold(name, changes):
     parts = []
     for seed in range(4):
         torch.manual_seed(seed)
-        probe = initlab.probe(build(name, **changes).eval(), data="uniform", batch_size=2, seed=seed, stats="light")
+        probe = initlab.probe(
+            build(name, **changes).eval(), text=initlab.Text("uniform", batch_size=2), seed=seed, stats="light"
+        )
         records = probe.records[probe.records["expected_var"].notna()]
         parts.append(records.assign(layer=records["layer"].astype(float).fillna(-1)))
     records = pd.concat(parts)
@@ -66,7 +68,7 @@ def test_predictions_of_foreign_models_hold(name, changes):
 
 def test_dropout_leaves_the_stream_and_hides_the_writes():
     torch.manual_seed(0)
-    probe = initlab.probe(build("GPT2").train(), data="uniform", batch_size=4, stats="light")
+    probe = initlab.probe(build("GPT2").train(), text=initlab.Text("uniform", batch_size=4), stats="light")
     stream = probe.at("resid_post")
     assert (stream["var"] / stream["expected_var"]).to_numpy() == pytest.approx(1, rel=0.1)
     assert probe.at("mlp_out")["expected_var"].isna().all()
@@ -77,7 +79,7 @@ def test_a_trained_model_is_not_compared_with_an_init():
     model = build("Llama")
     with torch.no_grad():
         model.model.norm.weight[0] = 1.1
-    assert initlab.probe(model, data="uniform", stats="light").records["expected_var"].isna().all()
+    assert initlab.probe(model, text=initlab.Text("uniform"), stats="light").records["expected_var"].isna().all()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """`initlab.confirm`, used as a user would."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
 import initlab
 from initlab import rundir
@@ -12,8 +14,13 @@ from initlab.errors import ConfigError, DataError, ProbeError, RecipeError, RunE
 from initlab.recipes import Normal, Recipe, Role, registry
 from initlab.training import execution
 
-TINY = {"depths": (1,), "n_embd": 16, "n_head": 2, "block_size": 8, "batch_size": 2, "steps": 3, "jobs": 1}
+MODEL = initlab.NanoGPTConfig(n_layer=1, n_embd=16, n_head=2, block_size=8)
+TINY = {"model": MODEL, "text": initlab.Text(batch_size=2), "steps": 3}
 SMALL = TINY | {"lrs": (1e-3, 1e-2), "warmups": (0, 2), "seeds": 2}
+
+
+def confirm(recipes, *, jobs=1, out=None, progress=None, **options):
+    return initlab.confirm(recipes, run=initlab.RunOptions(jobs=jobs, out=out, progress=progress), **options)
 
 
 class Counting:
@@ -34,7 +41,7 @@ class Counting:
 
 @pytest.fixture(scope="module")
 def confirmation():
-    return initlab.confirm(["nanogpt", "zero-out"], **SMALL)
+    return confirm(["nanogpt", "zero-out"], **SMALL)
 
 
 def test_every_cell_is_measured_and_every_run_trained(confirmation):
@@ -61,9 +68,7 @@ def test_the_manifest_holds_the_whole_grid_and_the_data(confirmation):
 
 def test_the_findings_are_those_of_compare(confirmation):
     # on the same models and text; what a trained model looks like is not judged
-    compared = initlab.compare(
-        ["nanogpt", "zero-out"], depths=(1,), widths=(16,), seeds=2, n_head=2, block_size=8, batch_size=2
-    )
+    compared = initlab.compare(["nanogpt", "zero-out"], model=MODEL, seeds=2, text=TINY["text"])
     keys = [(f.code, f.recipe, f.status) for f in compared.findings]
     assert sorted(keys) == sorted((f.code, f.recipe, f.status) for f in confirmation.findings)
 
@@ -71,11 +76,11 @@ def test_the_findings_are_those_of_compare(confirmation):
 def test_a_run_that_was_interrupted_goes_on_where_it_was(confirmation, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt) as interrupt:
-        initlab.confirm(["nanogpt", "zero-out"], **SMALL, out=out, progress=Counting(stop=7))
+        confirm(["nanogpt", "zero-out"], **SMALL, out=out, progress=Counting(stop=7))
     assert interrupt.value.__notes__ == [f"what was finished is kept in {out}; the same call resumes"]
     assert len(rundir.load(out).tables.runs) == 7 - 4  # readable, four of them measured at init
     rest = Counting()
-    resumed = initlab.confirm(["nanogpt", "zero-out"], **SMALL, out=out, progress=rest)
+    resumed = confirm(["nanogpt", "zero-out"], **SMALL, out=out, progress=rest)
     assert rest.planned == len(rest.cells) == 20 - 7
     assert rest.work == pytest.approx(0, abs=1)
     assert rest.seconds > 0
@@ -83,15 +88,15 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(confirmation, tmp_path)
     whole = confirmation.run.tables.runs[columns].astype({"run_id": str, "recipe": str})
     pd.testing.assert_frame_equal(resumed.run.tables.runs[columns].astype({"run_id": str, "recipe": str}), whole)
     nothing = Counting()
-    loaded = initlab.confirm(["nanogpt", "zero-out"], **SMALL, out=out, progress=nothing)
+    loaded = confirm(["nanogpt", "zero-out"], **SMALL, out=out, progress=nothing)
     assert nothing.planned == 0 and nothing.seconds == 0 and len(loaded.run.tables.runs) == 16
     assert isinstance(initlab.load(out), initlab.Confirmation)
 
 
 def test_another_grid_in_the_same_folder_is_refused(tmp_path):
-    initlab.confirm(["nanogpt"], **TINY, lrs=(1e-3,), warmups=(0,), seeds=1, out=tmp_path / "run")
+    confirm(["nanogpt"], **TINY, lrs=(1e-3,), warmups=(0,), seeds=1, out=tmp_path / "run")
     with pytest.raises(RunError, match=r"holds another run \(lrs: \[0.001\] there, \[0.003\] now\)"):
-        initlab.confirm(["nanogpt"], **TINY, lrs=(3e-3,), warmups=(0,), seeds=1, out=tmp_path / "run")
+        confirm(["nanogpt"], **TINY, lrs=(3e-3,), warmups=(0,), seeds=1, out=tmp_path / "run")
 
 
 def failing(at):
@@ -110,10 +115,10 @@ def test_a_run_that_fails_is_recorded_and_tried_again(tmp_path, monkeypatch):
     grid = TINY | {"lrs": (1e-3, 1e-2), "warmups": (0,), "seeds": 1}
     with monkeypatch.context() as patch:
         patch.setattr(execution, "train_cell", failing("nanogpt-L1-d16-s0-lr0.01"))
-        found = initlab.confirm(["nanogpt", "zero-out"], **grid, out=tmp_path / "run")
+        found = confirm(["nanogpt", "zero-out"], **grid, out=tmp_path / "run")
     assert found.run.manifest["failed"] == {"nanogpt-L1-d16-s0-lr0.01-w0": "MemoryError: out of memory"}
     assert len(found.run.tables.runs) == 3 and not found.run.complete
-    again = initlab.confirm(["nanogpt", "zero-out"], **grid, out=tmp_path / "run")
+    again = confirm(["nanogpt", "zero-out"], **grid, out=tmp_path / "run")
     assert again.run.manifest["failed"] == {} and again.run.complete
     assert json.loads((tmp_path / "run" / "run.json").read_text())["failed"] == {}
 
@@ -121,7 +126,7 @@ def test_a_run_that_fails_is_recorded_and_tried_again(tmp_path, monkeypatch):
 def test_when_nothing_can_be_trained_it_is_an_error(monkeypatch):
     monkeypatch.setattr(execution, "train_cell", failing("nanogpt"))
     with pytest.raises(ProbeError, match=r"every one of 2 runs failed; the first: MemoryError: out of memory"):
-        initlab.confirm(["nanogpt"], **TINY, lrs=(1e-3, 1e-2), warmups=(0,), seeds=1)
+        confirm(["nanogpt"], **TINY, lrs=(1e-3, 1e-2), warmups=(0,), seeds=1)
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_finished(tmp_path, monkeypatch):
@@ -136,13 +141,13 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_finished(tmp_path, monkeypa
     grid = TINY | {"lrs": (1e-3, 1e-2), "warmups": (0,), "seeds": 2}
     with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left"):
         patch.setattr(rundir.RunDir, "append", full)
-        initlab.confirm(["nanogpt"], **grid, out=tmp_path / "run")
+        confirm(["nanogpt"], **grid, out=tmp_path / "run")
     assert len(rundir.load(tmp_path / "run").tables.runs) == 1
-    assert initlab.confirm(["nanogpt"], **grid, out=tmp_path / "run").run.complete
+    assert confirm(["nanogpt"], **grid, out=tmp_path / "run").run.complete
 
 
 def test_a_rate_that_diverges_does_not_stop_the_sweep():
-    found = initlab.confirm(["nanogpt"], **TINY, lrs=(1e30, 1e-3), warmups=(0,), seeds=1)
+    found = confirm(["nanogpt"], **TINY, lrs=(1e30, 1e-3), warmups=(0,), seeds=1)
     runs = found.run.tables.runs.set_index("lr")
     assert np.isnan(runs.loc[1e30, "val_loss"]) and np.isfinite(runs.loc[1e-3, "val_loss"])
     assert found.run.manifest["failed"] == {}
@@ -156,25 +161,30 @@ def small_everywhere(role: Role, dims):
 
 def test_recipes_are_taken_from_a_comparison(tmp_path):
     compared = initlab.compare(
-        ["nanogpt", small_everywhere], depths=(1,), widths=(32,), seeds=1, block_size=8, batch_size=2, bias=False
+        ["nanogpt", small_everywhere], model=replace(MODEL, bias=False), seeds=1, text=TINY["text"]
     )
-    grid = TINY | {"lrs": (1e-3,), "warmups": (0,), "seeds": 1}
-    found = initlab.confirm(compared, **grid)
+    grid = {"depths": (1,), "text": TINY["text"], "steps": 3, "lrs": (1e-3,), "warmups": (0,), "seeds": 1}
+    found = confirm(compared, **grid)
     assert found.run.manifest["config"]["recipes"] == ["nanogpt", "small_everywhere"]
     assert found.run.manifest["config"]["bias"] is False
-    assert found.run.manifest["config"]["widths"] == [16]
+    assert found.run.manifest["config"]["widths"] == [64]
     assert len(found.run.tables.runs) == 2
     compared.save(tmp_path / "run")
     with pytest.raises(RecipeError, match=r"'small_everywhere' of the comparison was a function.*pass the recipes"):
-        initlab.confirm(initlab.load(tmp_path / "run"), **grid)
+        confirm(initlab.load(tmp_path / "run"), **grid)
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"recipes": "nanogpt"}, ConfigError, "recipes is 'nanogpt'; expected a list"),
+        ({"recipes": 3}, RecipeError, "recipe is 3; expected an id"),
+        (
+            {"model": nn.Linear(2, 2)},
+            ConfigError,
+            "confirm trains NanoGPTs of a NanoGPTConfig alone, other models can't",
+        ),
         ({"recipes": []}, ConfigError, "recipes is empty"),
-        ({"recipes": ["nanogpt", "nanogpt"]}, ConfigError, "recipes has 'nanogpt' more than once"),
+        ({"recipes": ["nanogpt", "nanogpt"]}, ConfigError, "recipe 'nanogpt' was given more than once"),
         ({"recipes": ["nanogtp"]}, RecipeError, "did you mean nanogpt"),
         ({"lrs": 1e-3}, ConfigError, r"lrs is 0.001; expected a list, as in \[0.001, 0.003, 0.01\]"),
         ({"lrs": ()}, ConfigError, "lrs is empty"),
@@ -183,18 +193,14 @@ def test_recipes_are_taken_from_a_comparison(tmp_path):
         ({"warmups": 5}, ConfigError, "warmups is 5; expected a list"),
         ({"steps": -1}, ConfigError, "steps is -1; expected a whole number from 1 on"),
         ({"depths": 4}, ConfigError, "depths is 4; expected a list"),
-        ({"n_embd": "wide"}, ConfigError, "n_embd is 'wide'; expected a whole number"),
-        ({"n_embd": (16,)}, ConfigError, r"n_embd is \(16,\); expected a whole number"),
-        ({"jobs": 0}, ConfigError, "jobs is 0; expected a whole number from 1 on"),
-        ({"block_size": 10**7}, DataError, "need at least 10000001"),
-        ({"data": "no-such-file.txt"}, DataError, "no data at no-such-file.txt"),
-        ({"device": "tpu"}, ConfigError, "unknown device 'tpu'"),
+        ({"model": replace(MODEL, block_size=10**7)}, DataError, "need at least 10000001"),
+        ({"text": initlab.Text("no-such-file.txt")}, DataError, "no data at no-such-file.txt"),
+        ({"run": initlab.RunOptions(device="tpu")}, ConfigError, "unknown device 'tpu'"),
         ({"schedule": "step"}, ConfigError, "unknown schedule 'step'"),
-        ({"activation": "tanh"}, ConfigError, "unknown activation 'tanh'"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(changes, error, message, tmp_path):
-    given = TINY | {"recipes": ["nanogpt"], "out": tmp_path / "run"} | changes
+    given = TINY | {"recipes": ["nanogpt"], "run": initlab.RunOptions(out=tmp_path / "run")} | changes
     with pytest.raises(error, match=message):
         initlab.confirm(**given)
     assert not (tmp_path / "run").exists()
@@ -203,25 +209,25 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(changes, e
 def test_a_recipe_that_has_no_answer_is_refused_before_anything_is_written(tmp_path):
     deep = Recipe(id="deep", family="user", summary="", source="here", rule=lambda role, dims: None)
     with pytest.raises(RecipeError, match="recipe deep returned None"):
-        initlab.confirm([deep], **TINY, out=tmp_path / "run")
+        confirm([deep], **TINY, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_workers_train_what_this_process_trains(tmp_path):
     grid = TINY | {"lrs": (1e-3,), "warmups": (0,), "seeds": 2, "out": tmp_path / "run"}
-    apart = initlab.confirm([small_everywhere], **grid | {"jobs": 2})
+    apart = confirm([small_everywhere], **grid | {"jobs": 2})
     assert apart.run.manifest["environment"]["jobs"] == 2
-    here = initlab.confirm([small_everywhere], **grid | {"out": None})
+    here = confirm([small_everywhere], **grid | {"out": None})
     losses = [f.run.tables.training.sort_values(["run_id", "step"])["loss"].to_numpy() for f in (apart, here)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
     # the same folder, with another number of jobs: nothing is left to do
-    assert initlab.confirm([small_everywhere], **grid).run.tables.runs.equals(apart.run.tables.runs)
+    assert confirm([small_everywhere], **grid).run.tables.runs.equals(apart.run.tables.runs)
 
 
 @pytest.mark.slow
 def test_a_minute_of_training_tells_torchs_default_from_nanogpt():
-    found = initlab.confirm(
-        ["nanogpt", "torch-default"], depths=(4,), lrs=(3e-3,), warmups=(20,), seeds=3, steps=150, n_embd=64
+    found = confirm(
+        ["nanogpt", "torch-default"], depths=(4,), lrs=(3e-3,), warmups=(20,), seeds=3, steps=150, jobs=None
     )
     losses = found.run.tables.runs.pivot_table(index="seed", columns="recipe", values="val_loss", observed=True)
     gaps = losses["torch-default"] - losses["nanogpt"]

@@ -21,7 +21,7 @@ from initlab.errors import ConfigError, RecipeError
 from initlab.recipes import Constant, Dims, Distribution, Normal, Role
 
 SIZES = {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 256, "block_size": 64}
-QUICK: dict[str, Any] = {"data": "uniform", "batch_size": 4}
+QUICK: dict[str, Any] = {"text": initlab.Text("uniform", batch_size=4)}
 
 
 def nanogpt(recipe: str = "nanogpt", **changes: Any) -> initlab.NanoGPT:

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from initlab.cli import main
 from initlab.corpus import load_corpus
 from initlab.errors import ConfigError, RecipeError, RunError
 from initlab.recipes import Constant, Normal, Role
+
+SHORT = initlab.NanoGPTConfig(n_embd=128, n_head=2, block_size=64)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +50,10 @@ def test_attention_is_as_measured():
     config = initlab.NanoGPTConfig(n_layer=3, n_head=6, n_embd=384, block_size=128, vocab_size=256)
     model = initlab.NanoGPT(config)
     initlab.apply_recipe(model, "torch-default", seed=0)
-    heads = initlab.probe(model, data="uniform", batch_size=4).heads.groupby("layer")[["logit_std", "entropy_frac"]]
-    profile = initlab.predict("torch-default", n_layer=3, n_embd=384, block_size=128, vocab_size=256)
+    heads = initlab.probe(model, text=initlab.Text("uniform", batch_size=4)).heads.groupby("layer")[
+        ["logit_std", "entropy_frac"]
+    ]
+    profile = initlab.predict("torch-default", model=config)
     np.testing.assert_allclose(heads.mean()["logit_std"], profile.expected.score_std, rtol=0.08)
     # how far below 1: rows sampled evenly, 0.01 apart in all
     np.testing.assert_allclose(heads.mean()["entropy_frac"], profile.expected.entropy_frac, atol=0.003)
@@ -80,19 +85,21 @@ def test_text_statistics_are_those_of_the_corpus():
 
 
 def test_what_is_given_counts():
-    base = initlab.predict(n_layer=2, n_embd=128, block_size=64, vocab_size=256)
+    model = initlab.NanoGPTConfig(n_layer=2, n_embd=128, n_head=2, block_size=64)
+    bytes_ = replace(model, vocab_size=256)
+    base = initlab.predict(model=bytes_)
     assert base.setting.sum_p2 == base.setting.repeat_rate == 1 / 256
-    text = initlab.predict(n_layer=2, n_embd=128, block_size=64, data="docstrings")
+    text = initlab.predict(model=model, text=initlab.Text("docstrings"))
     assert (text.setting.vocab_size, text.setting.sum_p2) == (256, 0.0553)
     assert text.expected.token_cosine > base.expected.token_cosine
-    own = initlab.predict(n_layer=2, n_embd=128, block_size=64, vocab_size=256, sum_p2=0.0553, repeat_rate=0.033)
+    own = initlab.predict(model=bytes_, sum_p2=0.0553, repeat_rate=0.033)
     assert own.expected == text.expected
-    exact = initlab.predict(n_layer=2, n_embd=128, block_size=64, vocab_size=256, exact=True)
+    exact = initlab.predict(model=bytes_, exact=True)
     assert exact.growth == pytest.approx(base.growth, rel=1e-3) and exact.growth != base.growth
-    untied = initlab.predict(n_layer=2, n_embd=128, vocab_size=256, tie_weights=False)
+    untied = initlab.predict(model=replace(bytes_, tie_weights=False))
     assert untied.expected.own_logit == 0
-    tanh = initlab.predict(n_layer=2, n_embd=128, vocab_size=256, activation="tanh")
-    by_function = initlab.predict(n_layer=2, n_embd=128, vocab_size=256, activation=np.tanh)
+    tanh = initlab.predict(model=bytes_, activation="tanh")
+    by_function = initlab.predict(model=bytes_, activation=np.tanh)
     assert tanh.growth == pytest.approx(by_function.growth, rel=1e-9) and tanh.growth != base.growth
 
 
@@ -102,7 +109,8 @@ def test_a_recipe_of_ones_own_that_draws_blocks_differently():
             return Constant(0.0)
         return Constant(1.0) if role == Role.NORM_GAIN else Normal(0.02)
 
-    var = initlab.predict(late, n_layer=2, n_embd=64, vocab_size=64, bias=False).var.set_index(["site", "layer"])["var"]
+    model = initlab.NanoGPTConfig(n_layer=2, n_embd=64, n_head=1, vocab_size=64, bias=False)
+    var = initlab.predict(late, model=model).var.set_index(["site", "layer"])["var"]
     assert var["resid_post", 0] == var["resid_pre", 0] < var["resid_post", 1]
 
 
@@ -125,19 +133,23 @@ def lambda_std(std):
 
 
 def test_where_the_softmax_is_far_from_uniform_the_profile_says_so():
-    assert "Attention logits reach std 2.0" in repr(initlab.predict("kaiming", n_layer=2, n_embd=128, block_size=64))
+    assert "Attention logits reach std 2.0" in repr(initlab.predict("kaiming", model=SHORT, n_layer=2))
     for fine in ("nanogpt", "xavier"):
-        assert "Attention logits reach" not in repr(initlab.predict(fine, n_layer=2, n_embd=128, block_size=64))
+        assert "Attention logits reach" not in repr(initlab.predict(fine, model=SHORT, n_layer=2))
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"n_layer": 0}, ConfigError, "n_layer is 0; expected a whole number from 1 on"),
-        ({"n_embd": 64.0}, ConfigError, r"n_embd is 64.0; expected a whole number"),
-        ({"vocab_size": 1}, ConfigError, "vocab_size is 1; expected a whole number from 2 on"),
-        ({"n_embd": 100, "n_head": 3}, ConfigError, "n_embd 100 can't be split evenly over n_head 3"),
-        ({"data": "wikipedia"}, ConfigError, "no statistics of the text 'wikipedia'; known: uniform, docstrings"),
+        ({"n_layer": 0}, ConfigError, "n_layer is 0; expected a positive integer"),
+        ({"n_embd": 64.0}, ConfigError, r"n_embd is 64.0; expected a positive integer"),
+        ({"model": replace(SHORT, vocab_size=1)}, ConfigError, "vocab_size is 1; expected a whole number from 2 on"),
+        ({"model": torch.nn.Linear(2, 2)}, ConfigError, "predict expects NanoGPTs of a NanoGPTConfig alone"),
+        (
+            {"text": initlab.Text("wikipedia")},
+            ConfigError,
+            "no statistics of the text 'wikipedia'; known: uniform, docstrings",
+        ),
         ({"sum_p2": 1e-9}, ConfigError, "sum_p2 is 1e-09; expected a share from 1.98791e-05 to 1"),
         ({"repeat_rate": 1.5}, ConfigError, "repeat_rate is 1.5; expected a share from 0 to 1"),
         ({"activation": "swoosh"}, ConfigError, "no moments for activation 'swoosh'"),
@@ -148,7 +160,11 @@ def test_where_the_softmax_is_far_from_uniform_the_profile_says_so():
         ),
         ({"activation": lambda x: 1.0}, ConfigError, r"activation <lambda> gives shape \(\) for .*elementwise"),
         ({"recipe": lambda_std(1e200)}, RecipeError, r"Normal\(std=1e\+200\) for role token_embed; expected finite"),
-        ({"block_size": 100_000, "exact": True}, ConfigError, "100000 is above 4096, leave exact out"),
+        (
+            {"model": replace(SHORT, block_size=100_000), "exact": True},
+            ConfigError,
+            "100000 is above 4096, leave exact out",
+        ),
         ({"recipe": "nanogtp"}, RecipeError, "did you mean nanogpt"),
     ],
 )
@@ -158,7 +174,7 @@ def test_what_cannot_be_used_is_said(arguments, error, message):
 
 
 def test_saved_as_table_and_pictures(tmp_path):
-    profile = initlab.predict("nanogpt", n_layer=3, n_embd=128, block_size=64)
+    profile = initlab.predict("nanogpt", model=SHORT, n_layer=3)
     folder = profile.save(tmp_path / "a" / "b")
     assert {path.name for path in folder.iterdir()} == {"profile.csv", "profile.png", "profile-dark.png"}
     table = pd.read_csv(folder / "profile.csv")
@@ -170,7 +186,7 @@ def test_saved_as_table_and_pictures(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["nanogpt", "zero-out"])
 def test_the_figure_says_how_much_and_names_zeros(recipe):
-    figure = initlab.predict(recipe, n_layer=3, n_embd=128, block_size=64).plot("dark")
+    figure = initlab.predict(recipe, model=SHORT, n_layer=3).plot("dark")
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert [axes.get_yscale() for axes in figure.axes] == ["log"] * 3
     assert ("MLP (0)" in texts) is (recipe == "zero-out")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,14 @@ from initlab import cli
 from initlab.errors import ConfigError, ProbeError, RecipeError, RunError
 from initlab.report import figures
 
-SMALL = {"block_size": 16, "batch_size": 2, "data": "uniform", "seeds": 2}
+NANOGPT = initlab.NanoGPTConfig(n_layer=4, n_embd=16, n_head=1, block_size=32)  # heads of 16
+SMALL = {"text": initlab.Text("uniform", batch_size=2), "seeds": 2}
+TINY = SMALL | {"model": replace(NANOGPT, block_size=16)}
 BATCH = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+
+
+def scale(recipes, *, out=None, **options):
+    return initlab.scale(recipes, run=initlab.RunOptions(out=out), **options)
 
 
 def standard(n_embd, n_layer):
@@ -49,7 +56,7 @@ def only(result, code):
 
 def test_nanogpt_grows_with_width_as_published():
     """EleutherAI/nanoGPT-mup: standard parametrisation explodes with width; at init, slopes are the closed form's."""
-    result = initlab.scale("nanogpt", widths=(64, 128, 256), depths=(2,), head_size=16, block_size=32, steps=3)
+    result = scale("nanogpt", model=NANOGPT, widths=(64, 128, 256), depths=(2,), steps=3)
     fits = result.slopes.set_index(["kind", "site", "step"])
     for site in ("q", "mlp_pre", "logits"):
         row = fits.loc[("activation", site, 0)]
@@ -63,9 +70,9 @@ def test_nanogpt_grows_with_width_as_published():
 
 
 def test_a_model_in_mup_is_flat_where_the_standard_one_grows():
-    result = initlab.scale(standard, widths=(64, 128, 256), depths=(2,), batch=BATCH, steps=3)
+    result = scale(standard, widths=(64, 128, 256), depths=(2,), batch=BATCH, steps=3)
     assert only(result, "SCL001").status == "fail"
-    result = initlab.scale(mup, widths=(64, 128, 256), depths=(2,), batch=BATCH, steps=3, optimizer=mup_adam)
+    result = scale(mup, widths=(64, 128, 256), depths=(2,), batch=BATCH, steps=3, optimizer=mup_adam)
     assert only(result, "SCL001").status != "fail"
     hidden = result.slopes[result.slopes["module"].isin(["2", "4"]) & (result.slopes["step"] == 3)]
     assert len(hidden) == 2 and (hidden["slope"].abs() < 0.3).all()
@@ -73,7 +80,7 @@ def test_a_model_in_mup_is_flat_where_the_standard_one_grows():
 
 def test_updates_grow_with_depth():
     """C.4's depth check: the stream's change has an exponent of 1 and more, whatever the depth scaling of the init."""
-    result = initlab.scale("nanogpt", widths=(64,), depths=(2, 4, 8), block_size=32, head_size=16, steps=1)
+    result = scale("nanogpt", model=NANOGPT, widths=(64,), depths=(2, 4, 8), steps=1)
     fits = result.slopes.set_index(["kind", "site", "step"])
     assert fits.loc[("activation", "resid_post", 0), "verdict"] == "flat"
     assert fits.loc[("change", "resid_post", 1), "slope"] > 1.0
@@ -82,13 +89,13 @@ def test_updates_grow_with_depth():
 
 
 def test_two_seeds_of_a_small_run_say_what_they_can_not_tell():
-    result = initlab.scale(["nanogpt"], widths=(16, 32), depths=(1,), steps=1, **{**SMALL, "seeds": 1})
+    result = scale(["nanogpt"], widths=(16, 32), depths=(1,), steps=1, **{**TINY, "seeds": 1})
     found = only(result, "SCL001")
     assert found.status == "not_applicable" and "needs more --seeds" in found.message
 
 
 def test_rates_that_diverge_are_recorded_and_nothing_is_fitted():
-    result = initlab.scale(["nanogpt"], widths=(16, 32), depths=(1,), steps=3, lr=1e30, **SMALL)
+    result = scale(["nanogpt"], widths=(16, 32), depths=(1,), steps=3, lr=1e30, **TINY)
     assert set(result.summary["step"]) == {0, 1}
     after = result.slopes[(result.slopes["step"] == 1) & (result.slopes["site"] == "logits")]
     assert after["slope"].isna().all() and (after["n"] == 0).all()
@@ -98,16 +105,16 @@ def test_rates_that_diverge_are_recorded_and_nothing_is_fitted():
 
 
 def test_a_saved_run_loads_and_the_same_command_resumes_it(tmp_path):
-    options = {"widths": (16, 32), "depths": (1, 2), "steps": 1, **SMALL}
-    first = initlab.scale(["nanogpt", standard], out=tmp_path / "a", **options)
+    options = {"widths": (16, 32), "depths": (1, 2), "steps": 1, **TINY}
+    first = scale(["nanogpt", standard], out=tmp_path / "a", **options)
     assert len(first.run.manifest["cells"]) == 12
     loaded = initlab.load(tmp_path / "a")
     assert type(loaded) is initlab.Scaling
     assert str(loaded) == str(first)
-    again = initlab.scale(["nanogpt", standard], out=tmp_path / "a", **options)
+    again = scale(["nanogpt", standard], out=tmp_path / "a", **options)
     assert len(again.summary) == len(first.summary) == 24
     with pytest.raises(RunError, match="steps: 1 there, 2 now"):
-        initlab.scale(["nanogpt", standard], out=tmp_path / "a", **{**options, "steps": 2})
+        scale(["nanogpt", standard], out=tmp_path / "a", **{**options, "steps": 2})
     page = loaded.report().read_text()
     assert 'id="slopes"' in page and 'id="fig-coord"' in page and 'id="fig-coord-depth"' in page
     for name in ("coord", "coord-depth"):
@@ -121,13 +128,13 @@ def test_a_function_with_another_source_is_another_run(tmp_path):
     def made(n_embd, n_layer):
         return standard(n_embd, n_layer)
 
-    initlab.scale(made, out=tmp_path / "a", **options)
+    scale(made, out=tmp_path / "a", **options)
 
     def made(n_embd, n_layer):
         return mup(n_embd, n_layer)
 
     with pytest.raises(RunError, match="sources"):
-        initlab.scale(made, out=tmp_path / "a", **options)
+        scale(made, out=tmp_path / "a", **options)
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on():
@@ -139,32 +146,34 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on():
             raise ValueError("out of luck")
         return standard(n_embd, n_layer)
 
-    result = initlab.scale(flaky, widths=(16, 32), depths=(1,), steps=1, **SMALL)
+    result = scale(flaky, widths=(16, 32), depths=(1,), steps=1, **SMALL)
     (failed,) = result.run.manifest["failed"].values()
-    assert failed == "ProbeError: flaky(n_embd=32, n_layer=1) raised ValueError: out of luck"
+    assert failed == "ProbeError: flaky(n_layer=1, n_embd=32) raised ValueError: out of luck"
     assert result.summary["run_id"].nunique() == 3
 
 
 @pytest.mark.parametrize(
     ("subject", "error", "message"),
     [
-        ([], ConfigError, "can't be scaled; expected recipes"),
-        (3, ConfigError, "3 can't be scaled"),
+        ([], ConfigError, "recipes is empty"),
+        (3, RecipeError, "recipe is 3; expected an id"),
         (["nanogpt", "nanogpt"], ConfigError, "'nanogpt' was given more than once"),
         ("nanogtp", RecipeError, "did you mean nanogpt"),
         (lambda n_embd, n_layer: nn.Linear(3, 4), ProbeError, "made 16 parameters at n_embd 16 and 16 at 32"),
         (lambda n_embd, n_layer: 3, ProbeError, "returned int; expected a torch.nn.Module"),
-        (lambda a: 3, ConfigError, "expected n_embd and n_layer"),
+        (lambda n_layer, n_embd, a: 3, ProbeError, r"lambda\(n_layer=1, n_embd=16\) raised TypeError"),
     ],
 )
 def test_bad_subjects(subject, error, message):
     with pytest.raises(error, match=message):
-        initlab.scale(subject, widths=(16, 32), depths=(1,), **SMALL)
+        scale(subject, widths=(16, 32), depths=(1,), **SMALL)
 
 
 def test_a_batch_is_refused_with_recipes():
     with pytest.raises(ConfigError, match="batch= is for models of functions"):
-        initlab.scale("nanogpt", batch=BATCH)
+        scale("nanogpt", batch=BATCH)
+    with pytest.raises(ConfigError, match="a Linear has one size; give a function"):
+        scale("nanogpt", model=nn.Linear(2, 2))
 
 
 def test_command(capsys, tmp_path):
@@ -173,7 +182,7 @@ def test_command(capsys, tmp_path):
         "def make(n_embd, n_layer):\n"
         "    return nn.Sequential(nn.Embedding(256, n_embd), nn.Linear(n_embd, 256))\n"
     )
-    small = ["--steps", "1", "--seeds", "2", "--block-size", "16", "--batch-size", "2", "--data", "uniform"]
+    small = ["--steps", "1", "--seeds", "2", "--batch-size", "2", "--data", "uniform"]
     command = ["scale", "nanogpt", f"{tmp_path / 'mine.py'}:make", "--widths", "16,32", "--depths", "1", *small]
     assert cli.main([*command, "--no-report", "-o", str(tmp_path / "a")]) == 0
     shown = capsys.readouterr()

@@ -17,17 +17,16 @@ from disks import file_limit
 
 import initlab
 from initlab.errors import ConfigError, DataError, ProbeError, RunError
-from initlab.models.nanogpt import PRESETS, NanoGPT
+from initlab.models.config import PRESETS
+from initlab.models.nanogpt import NanoGPT
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(initlab.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-SIZES = replace(PRESETS["shakespeare-cpu"], n_layer=2, n_head=2, n_embd=16, block_size=16)
+SIZES = replace(PRESETS["shakespeare-cpu"], n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=31)
 SHORT = {
-    "config": SIZES,
-    "data": "uniform",
-    "vocab_size": 31,
+    "model": SIZES,
+    "text": initlab.Text("uniform", batch_size=4),
     "steps": 6,
     "warmup": 2,
-    "batch_size": 4,
     "eval_every": 3,
     "eval_batches": 2,
 }
@@ -38,10 +37,14 @@ ARGUMENTS = [
 ]
 
 
+def train(recipes, *, out=None, progress=None, **options):
+    return initlab.train(recipes, run=initlab.RunOptions(out=out, progress=progress), **options)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "train"
-    result = initlab.train(["nanogpt", "torch-default"], **SHORT, watch_every=2, out=out)
+    result = train(["nanogpt", "torch-default"], **SHORT, watch_every=2, out=out)
     return result, out
 
 
@@ -53,7 +56,7 @@ def test_the_tables_hold_a_run_a_recipe(trained):
     assert (runs["steps_done"] == 6).all() and (runs["tokens"] == 6 * 4 * 16).all()
     assert (runs["ln_vocab"] - math.log(31)).abs().max() < 1e-8
     assert (runs["unigram_loss"] - math.log(31)).abs().max() < 1e-8
-    assert (runs["n_params"] == NanoGPT(replace(SIZES, vocab_size=31)).num_params()).all()
+    assert (runs["n_params"] == NanoGPT(SIZES).num_params()).all()
     curves = result.curves
     assert list(curves.loc[curves["recipe"] == "nanogpt", "step"]) == list(range(7))
     last = curves[curves["step"] == 6].set_index("recipe")
@@ -120,15 +123,15 @@ def test_the_text_says_what_came_of_it(trained):
 
 def test_the_same_call_resumes_and_another_refuses(trained):
     result, out = trained
-    again = initlab.train(["nanogpt", "torch-default"], **SHORT, watch_every=2, out=out)
+    again = train(["nanogpt", "torch-default"], **SHORT, watch_every=2, out=out)
     pd.testing.assert_frame_equal(again.curves, result.curves)
     with pytest.raises(RunError, match=r"holds another run \(steps: 6 there, 7 now\)"):
-        initlab.train(["nanogpt", "torch-default"], **SHORT | {"steps": 7}, watch_every=2, out=out)
+        train(["nanogpt", "torch-default"], **SHORT | {"steps": 7}, watch_every=2, out=out)
 
 
 def test_without_a_folder_everything_is_in_memory(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = initlab.train("nanogpt", **SHORT)
+    result = train("nanogpt", **SHORT)
     assert list(tmp_path.iterdir()) == []
     first = trained[0].curves
     first = first.loc[first["recipe"] == "nanogpt", "loss"]
@@ -138,41 +141,11 @@ def test_without_a_folder_everything_is_in_memory(trained, tmp_path, monkeypatch
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path):
-    result = initlab.train(["nanogpt", "xavier"], **SHORT | {"lr": 1e30, "warmup": 0}, out=tmp_path / "out")
+    result = train(["nanogpt", "xavier"], **SHORT | {"lr": 1e30, "warmup": 0}, out=tmp_path / "out")
     assert result.runs["val_loss"].isna().all()
     assert (result.runs["steps_done"] < 6).all()
     assert result.run.manifest["failed"] == {}
     assert str(result).count("diverged after 1 step of 6.") == 2
-
-
-def test_presets_bring_nanogpts_settings(tmp_path):
-    from initlab.training.settings import SETTINGS, settings_of
-
-    laptop = settings_of("shakespeare-cpu", "cpu", {})
-    assert (laptop.steps, laptop.lr, laptop.warmup, laptop.batch_size, laptop.betas) == (
-        2000,
-        1e-3,
-        100,
-        12,
-        (0.9, 0.99),
-    )
-    assert (laptop.eval_every, laptop.eval_batches, laptop.min_lr, laptop.weight_decay) == (250, 20, 0.1, 0.1)
-    assert (laptop.dtype, laptop.compile) == ("float32", False)
-    small = settings_of("shakespeare", "cpu", {"lr": 3e-4, "steps": None})
-    assert (small.steps, small.lr, small.batch_size, small.eval_batches) == (5000, 3e-4, 64, 200)
-    large = settings_of("gpt2", "cpu", {})
-    assert (large.batch_size * large.grad_accum * PRESETS["gpt2"].block_size, large.warmup) == (491_520, 2000)
-    assert (large.lr, large.lr_at(large.steps), large.betas) == (6e-4, pytest.approx(6e-5), (0.9, 0.95))
-    assert set(SETTINGS) == set(PRESETS)
-
-
-def test_a_short_run_is_not_all_warmup():
-    from initlab.training.settings import settings_of
-
-    short = settings_of("shakespeare-cpu", "cpu", {"steps": 40})
-    assert (short.warmup, short.lr_at(2)) == (2, 1e-3)
-    assert settings_of("shakespeare-cpu", "cpu", {"steps": 4000}).warmup == 100
-    assert settings_of("shakespeare-cpu", "cpu", {"steps": 40, "warmup": 7}).warmup == 7
 
 
 def test_bad_input_is_refused_before_anything_is_written(tmp_path):
@@ -184,18 +157,20 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path):
         ({"warmup": 6}, ConfigError, "warmup is 6 for a run of 6 steps; expected fewer"),
         ({"watch_every": -1}, ConfigError, "watch_every is -1"),
         ({"seed": -1}, ConfigError, "seed is -1"),
-        ({"config": {"n_layer": 2}}, ConfigError, "expected a NanoGPTConfig"),
-        ({"data": tmp_path / "none.txt", "vocab_size": None}, DataError, "no data at"),
+        ({"model": {"n_layer": 2}}, ConfigError, "train trains NanoGPTs of a NanoGPTConfig alone, other models can't"),
+        ({"batch_size": 3}, ConfigError, r"batch_size is the text's: text=initlab.Text\(batch_size="),
+        ({"text": initlab.Text(tmp_path / "none.txt")}, DataError, "no data at"),
     ):
         with pytest.raises(kind, match=text):
-            initlab.train(["nanogpt"], **SHORT | change, out=out)
+            train(["nanogpt"], **SHORT | change, out=out)
     with pytest.raises(ConfigError, match="'nanogpt' was given more than once"):
-        initlab.train(["nanogpt", "nanogpt"], **SHORT, out=out)
+        train(["nanogpt", "nanogpt"], **SHORT, out=out)
+    whole = replace(SIZES, vocab_size=None)
     (tmp_path / "short.txt").write_text("to be or not", encoding="utf-8")
     with pytest.raises(DataError, match=r"short\.txt \(training part\) holds 10 tokens"):
-        initlab.train(["nanogpt"], **SHORT | {"data": tmp_path / "short.txt", "vocab_size": None}, out=out)
+        train(["nanogpt"], **SHORT | {"text": initlab.Text(tmp_path / "short.txt"), "model": whole}, out=out)
     with pytest.raises(ConfigError, match="watch_every needs a folder"):
-        initlab.train(["nanogpt"], **SHORT, watch_every=1)
+        train(["nanogpt"], **SHORT, watch_every=1)
     assert not out.exists()
 
 
@@ -203,24 +178,24 @@ def test_a_disk_that_fills_up_ends_the_run_with_whole_files_and_it_goes_on(tmp_p
     out = tmp_path / "out"
     options = SHORT | {"steps": 200, "eval_every": 0}
     with file_limit(9000), pytest.raises(RunError, match=r"could not write .*metrics\.csv: File too large; its rows"):
-        initlab.train(["nanogpt", "xavier"], **options, out=out)
+        train(["nanogpt", "xavier"], **options, out=out)
     metrics = (out / "runs" / "nanogpt-L2-d16-s0" / "metrics.csv").read_text(encoding="utf-8")
     assert metrics.endswith("\n")
     assert pd.read_csv(out / "runs" / "nanogpt-L2-d16-s0" / "metrics.csv")["step"].is_monotonic_increasing
-    result = initlab.train(["nanogpt", "xavier"], **options, out=out)
+    result = train(["nanogpt", "xavier"], **options, out=out)
     assert result.runs["steps_done"].tolist() == [200, 200]
 
 
 def test_a_checkpoint_that_cannot_be_used_fails_its_own_recipe(tmp_path):
     out = tmp_path / "out"
     folder = out / "runs" / "nanogpt-L2-d16-s0"
-    initlab.train(["nanogpt"], **SHORT, out=out)
+    train(["nanogpt"], **SHORT, out=out)
     initlab.rundir.RunDir(out, {}).forget(["nanogpt-L2-d16-s0"])
     (folder / "ckpt.pt").write_bytes(b"x")
     with pytest.raises(ProbeError, match=r"ckpt\.pt can't be read as a checkpoint"):
-        initlab.train(["nanogpt"], **SHORT, out=out)
+        train(["nanogpt"], **SHORT, out=out)
     (folder / "ckpt.pt").unlink()
-    assert initlab.train(["nanogpt"], **SHORT, out=out).runs["steps_done"].tolist() == [6]
+    assert train(["nanogpt"], **SHORT, out=out).runs["steps_done"].tolist() == [6]
 
 
 def start(out, *arguments, steps=250):
@@ -262,8 +237,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_numbers(tmp_path):
     assert "Traceback" not in said
     torch.set_num_threads(1)
     options = SHORT | {"steps": 250, "eval_every": 50}
-    resumed = initlab.train(["nanogpt"], **options, out=out)
-    whole = initlab.train(["nanogpt"], **options)
+    resumed = train(["nanogpt"], **options, out=out)
+    whole = train(["nanogpt"], **options)
     for name in ("step", "loss", "val_loss", "grad_norm", "lr", "tokens"):
         np.testing.assert_allclose(resumed.curves[name], whole.curves[name], rtol=1e-8, err_msg=name)
     assert len(pd.read_csv(metrics)) == 251
@@ -280,7 +255,7 @@ def test_torchrun_trains_as_one_process_and_the_first_one_speaks(tmp_path):
     assert done.stdout.count("val loss") == 1
     assert done.stderr.count("models to train") == 1
     two = initlab.load(tmp_path / "two").curves
-    one = initlab.train(["nanogpt", "xavier"], **SHORT | {"steps": 8, "eval_every": 4}).curves
+    one = train(["nanogpt", "xavier"], **SHORT | {"steps": 8, "eval_every": 4}).curves
     for name in ("step", "loss", "val_loss", "grad_norm"):
         np.testing.assert_allclose(two[name], one[name], rtol=1e-5)
     refused = subprocess.run(

@@ -67,9 +67,11 @@ def test_options_reach_the_grid(capsys, tmp_path):
         ("nanogpt --lrs 0", "lrs holds 0.0; expected learning rates above 0"),
         ("nanogpt --lrs ,", "lrs is empty"),
         ("nanogpt --lrs 1e-3,0.001", "lrs has '0.001' more than once"),
-        ("nanogpt nanogpt", "recipes has 'nanogpt' more than once"),
+        ("nanogpt nanogpt", "recipe 'nanogpt' was given more than once"),
         ("nanogpx", "did you mean nanogpt"),
         ("nanogpt --jobs 0", "jobs is 0"),
+        ("nanogpt --engine proceses", "unknown engine 'proceses'; did you mean processes"),
+        ("nanogpt --engine here --jobs 2", "engine 'here' makes one call at a time"),
         ("nanogpt --block-size 5000000", "need at least 5000001"),
     ],
 )
@@ -95,7 +97,10 @@ def test_the_help_names_the_defaults_that_are_used(capsys):
         quick, thorough = (",".join(map(str, GRIDS[grid][name])) for grid in ("quick", "thorough"))
         assert f"{option}({quick};thorough:{thorough})" in shown
     for name, option in (("steps", "ineachrun"), ("block_size", "tokensinasequence"), ("batch_size", "sequences")):
-        assert f"{option}({GRIDS['quick'][name]};thorough:{GRIDS['thorough'][name]})" in shown
+        quick, thorough = (
+            vars(grid["model"]).get(name, grid.get(name)) for grid in (GRIDS["quick"], GRIDS["thorough"])
+        )
+        assert f"{option}({quick};thorough:{thorough})" in shown
     assert f"width({GRIDS['quick']['widths'][0]};thorough:{GRIDS['thorough']['widths'][0]})" in shown
     assert GRIDS["quick"]["lrs"] == GRIDS["thorough"]["lrs"] == (1e-3, 3e-3, 1e-2)
     assert GRIDS["quick"]["seeds"] == GRIDS["thorough"]["seeds"] == 3
@@ -112,7 +117,8 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_resumes(tmp_path, capsys):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (out / "runs.csv").exists():
         time.sleep(0.05)
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    started = ["pgrep", "-f", "-P", str(process.pid), "LokyProcess"]  # not the tracker of their semaphores
+    workers = subprocess.run(started, capture_output=True, text=True).stdout.split()
     assert len(workers) == 2
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)

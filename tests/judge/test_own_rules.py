@@ -65,7 +65,7 @@ def wide_embedding(case, rows):
         return case.passed(f"std {std:.3f}", measured=std)
     return case.failed(f"The embedding has std {std:.3f}", severity="error", measured=std, effect=1.0)
 '''
-QUICK: dict[str, Any] = {"data": "uniform", "batch_size": 2}
+QUICK: dict[str, Any] = {"text": initlab.Text("uniform", batch_size=2)}
 
 
 @pytest.fixture

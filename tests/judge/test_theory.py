@@ -10,8 +10,8 @@ import initlab
 from initlab.drawing.apply import apply_recipe
 from initlab.judge import theory
 from initlab.measure.probe import Identity, measure
-from initlab.measure.sweep import empty_model
-from initlab.models.nanogpt import NanoGPTConfig
+from initlab.models.config import NanoGPTConfig
+from initlab.models.nanogpt import empty_model
 from initlab.recipes import registry
 from initlab.schema import Tables
 
@@ -160,8 +160,8 @@ def test_weights_and_recipe_predict_the_same(recipe, bias, tied):
         )
     )
     initlab.apply_recipe(model, recipe, seed=0)
-    by_weights = initlab.probe(model, data="uniform").records
-    by_recipe = initlab.probe(model, data="uniform", recipe=recipe).records
+    by_weights = initlab.probe(model, text=initlab.Text("uniform")).records
+    by_recipe = initlab.probe(model, text=initlab.Text("uniform"), recipe=recipe).records
     forward = by_recipe["kind"] == "activation"
     np.testing.assert_allclose(by_weights[forward]["expected_var"], by_recipe[forward]["expected_var"], rtol=0.05)
     weights = by_recipe[by_recipe["kind"] == "weight"]

@@ -10,12 +10,14 @@ from initlab.corpus import load_corpus
 from initlab.drawing.apply import apply_recipe
 from initlab.errors import ConfigError, ProbeError
 from initlab.measure.inputs import of_ids
-from initlab.measure.steps import ScaleConfig, call_maker, measure_steps, own_optimizer
-from initlab.measure.sweep import empty_model
+from initlab.measure.steps import ScaleConfig, measure_steps, own_optimizer
+from initlab.models.config import NanoGPTConfig
+from initlab.models.nanogpt import empty_model
 from initlab.recipes import registry
 
 CORPUS = load_corpus("uniform", vocab_size=32)
-SIZES = {"block_size": 8, "batch_size": 2, "vocab_size": 32, "preset": "light"}
+MODEL = NanoGPTConfig(n_embd=32, n_head=1, block_size=8, vocab_size=32)
+SIZES = {"model": MODEL, "batch_size": 2, "preset": "light"}
 
 
 def config(**more):
@@ -122,19 +124,9 @@ def test_cells_are_the_widths_at_the_smallest_depth_and_the_depths_at_the_smalle
         ({"widths": (64,)}, r"a slope needs two widths or more \(--widths 64,128,256\)"),
         ({"steps": -1}, "steps is -1"),
         ({"lr": 0.0}, "lr is 0.0; expected a positive number"),
-        ({"head_size": 0}, "head_size is 0"),
-        ({"head_size": 12}, "n_embd 16 isn't a multiple of head_size 12"),
-        ({"head_size": 16, "n_head": 1}, "n_head and head_size were both given"),
-        ({"n_head": 3}, "n_embd 16 can't be split evenly over n_head 3"),
+        ({"widths": (16, 37)}, "n_embd 37 has no divisor between 8 and 32 for a head size"),
     ],
 )
 def test_what_contradicts_itself_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         config(**options)
-
-
-def test_what_makes_no_model_is_refused():
-    with pytest.raises(ProbeError, match=r"f\(n_embd=4, n_layer=2\) returned int; expected a torch.nn.Module"):
-        call_maker("f", lambda n_embd, n_layer: 3, n_embd=4, n_layer=2, by_name=True)
-    with pytest.raises(ProbeError, match=r"f\(n_embd=4, n_layer=2\) raised ZeroDivisionError"):
-        call_maker("f", lambda a, b: 1 / 0, n_embd=4, n_layer=2, by_name=False)

@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from initlab.errors import CheckpointError, ConfigError
-from initlab.models.nanogpt import ACTIVATIONS, PRESETS, NanoGPT, NanoGPTConfig
+from initlab.models.config import ACTIVATIONS, PRESETS, NanoGPTConfig
+from initlab.models.nanogpt import NanoGPT
 
 TINY = NanoGPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=48, block_size=16)
 

@@ -10,8 +10,9 @@ from disks import file_limit
 from initlab.corpus import Corpus
 from initlab.errors import RunError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.training.config import TrainConfig
 from initlab.training.data import split
-from initlab.training.trainer import TrainConfig, train
+from initlab.training.trainer import train
 
 SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=16, bias=False)
 CONFIG = TrainConfig(steps=8, lr=1e-2, batch_size=2, eval_batches=2)

@@ -20,9 +20,10 @@ import numpy as np, torch
 from pathlib import Path
 from initlab.corpus import Corpus
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.training.config import TrainConfig
 from initlab.training.data import split
 from initlab.training.distributed import joined
-from initlab.training.trainer import TrainConfig, train
+from initlab.training.trainer import train
 
 walk = np.random.default_rng(0).integers(-1, 2, 4000).cumsum() % 16
 parts = split(Corpus("walk", "none", 16, walk.astype("<u2"), "0" * 64, "all tokens"))

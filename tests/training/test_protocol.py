@@ -7,11 +7,13 @@ import pytest
 
 from initlab.corpus import load_corpus
 from initlab.errors import ConfigError
+from initlab.models.config import NanoGPTConfig
 from initlab.recipes import Constant, Normal, Recipe, Role, registry
 from initlab.training import data, protocol
 from initlab.training.protocol import GRIDS, GridConfig, TrainingCell, seconds_a_pass, train_cell
 
-TINY = {"depths": (1,), "widths": (16,), "n_head": 2, "block_size": 8, "batch_size": 2, "eval_batches": 2}
+MODEL = NanoGPTConfig(n_embd=16, n_head=2, block_size=8, vocab_size=256)
+TINY = {"model": MODEL, "depths": (1,), "widths": (16,), "batch_size": 2, "eval_batches": 2}
 
 
 def tiny(**changes):
@@ -63,9 +65,7 @@ def test_runs_come_so_that_a_part_still_compares():
         ({"warmups": (0, 3)}, "warmups holds 3 for runs of 3 steps; expected fewer"),
         ({"steps": 0}, "steps is 0; expected a whole number from 1 on"),
         ({"steps": 2.5}, "steps is 2.5"),
-        ({"widths": (16, 32)}, "widths holds 2 values"),
         ({"seeds": 0}, "seeds is 0"),
-        ({"n_head": 3}, "n_embd 16 can't be split evenly over n_head 3"),
         ({"schedule": "linear"}, "unknown schedule 'linear'"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
@@ -78,13 +78,13 @@ def test_a_grid_that_cannot_be_trained_is_refused(changes, message):
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_grids_that_are_shipped_can_be_trained(name):
-    grid = GridConfig(recipes=("nanogpt",), **GRIDS[name])
+    grid = GridConfig(recipes=("nanogpt",), **protocol.grid_values(name))
     assert 0 in grid.warmups and len(grid.warmups) > 1 and grid.seeds >= 3
 
 
 def test_a_warmup_that_is_not_given_is_a_share_of_the_steps():
     quick = GRIDS["quick"]
-    assert protocol.grid_values("quick", lrs=None, depths=[2]) == quick | {"depths": (2,)}
+    assert protocol.grid_values("quick", lrs=None, depths=[2]) == quick | {"depths": (2,), "widths": (64,)}
     assert protocol.grid_values("quick", steps=15)["warmups"] == (0, 4)
     assert protocol.grid_values("thorough", steps=600)["warmups"] == (0, 100)
     assert protocol.grid_values("quick", steps=1)["warmups"] == (0,)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from initlab.models.nanogpt import PRESETS, NanoGPT, NanoGPTConfig
+from initlab.models.config import PRESETS, NanoGPTConfig
+from initlab.models.nanogpt import NanoGPT
 from initlab.training.speed import flops_per_token, named_peak, peak_flops
 
 

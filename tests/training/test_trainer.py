@@ -15,9 +15,9 @@ import torch
 from initlab.corpus import Corpus
 from initlab.errors import CheckpointError, ConfigError, DataError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.training.config import TrainConfig
 from initlab.training.data import Split, split
-from initlab.training.schedules import learning_rate
-from initlab.training.trainer import LossScale, TrainConfig, Trained, train
+from initlab.training.trainer import LossScale, TrainResult, train
 
 SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=16, bias=False)
 CONFIG = TrainConfig(steps=12, lr=1e-2, warmup=3, batch_size=4, eval_every=5, eval_batches=2)
@@ -35,27 +35,8 @@ def fresh(config: NanoGPTConfig = SIZES, seed: int = 1) -> NanoGPT:
         return NanoGPT(config)
 
 
-def column(trained: Trained, name: str) -> list[float]:
+def column(trained: TrainResult, name: str) -> list[float]:
     return [row[name] for row in trained.rows]
-
-
-def nanogpt_lr(it: int, learning_rate: float, warmup_iters: int, lr_decay_iters: int, min_lr: float) -> float:
-    """get_lr of karpathy/nanoGPT's train.py at 3adf61e."""
-    if it < warmup_iters:
-        return learning_rate * (it + 1) / (warmup_iters + 1)
-    if it > lr_decay_iters:
-        return min_lr
-    decay_ratio = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
-    coeff = 0.5 * (1.0 + math.cos(math.pi * decay_ratio))
-    return min_lr + coeff * (learning_rate - min_lr)
-
-
-@pytest.mark.parametrize("warmup", [0, 100])
-def test_the_schedule_is_nanogpts(warmup: int) -> None:
-    for step in (0, 1, 50, 99, 100, 101, 1000, 1999, 2000, 2001):
-        ours = learning_rate(step, lr=1e-3, warmup=warmup, steps=2000, min_lr=0.1)
-        assert ours == pytest.approx(nanogpt_lr(step, 1e-3, warmup, 2000, 1e-4), rel=1e-12)
-    assert learning_rate(1999, lr=1e-3, warmup=warmup, steps=2000, min_lr=0.1, schedule="constant") == 1e-3
 
 
 def test_a_run_learns_and_says_what_it_did(parts: Split) -> None:

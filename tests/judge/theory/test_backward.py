@@ -14,8 +14,8 @@ from initlab.drawing.apply import apply_recipe
 from initlab.errors import ConfigError
 from initlab.judge import theory
 from initlab.measure.probe import Identity, measure
-from initlab.measure.sweep import empty_model
-from initlab.models.nanogpt import NanoGPTConfig
+from initlab.models.config import NanoGPTConfig
+from initlab.models.nanogpt import empty_model
 from initlab.recipes import registry
 from initlab.schema import Tables
 
@@ -165,7 +165,7 @@ def test_nothing_is_expected_of_attention_that_is_too_steep_for_the_theory():
     for recipe in ("kaiming", "xavier"):
         model = empty_model(NanoGPTConfig(n_layer=2, n_head=2, n_embd=128, block_size=64, vocab_size=64), "cpu")
         apply_recipe(model, registry.get(recipe), 0)
-        found[recipe] = initlab.probe(model, data="uniform", batch_size=4)
+        found[recipe] = initlab.probe(model, text=initlab.Text("uniform", batch_size=4))
     steep, fine = found["kaiming"], found["xavier"]
     assert steep.at("attn_out")["expected_var"].isna().all() and fine.at("attn_out")["expected_var"].notna().all()
     assert steep.at("mlp_out")["expected_var"].notna().all() and steep.at("resid_post")["expected_var"].notna().all()

@@ -1,6 +1,7 @@
 """One door: whichever command measures or predicts a model, the closed form expects the same of it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,22 +49,23 @@ def test_every_command_expects_the_same_of_a_model(recipe, monkeypatch):
         training_data, "load_split", lambda *args: training_data.Split(corpus, corpus, corpus.describe())
     )
     sizes = initlab.NanoGPTConfig(**SIZES)
-    options = {"batch_size": B, "steps": 1, "warmup": 0, "eval_every": 0, "eval_batches": 1}
-    compared = initlab.compare([recipe], depths=[3], widths=[128], seeds=1, block_size=64, batch_size=B)
+    text = initlab.Text(batch_size=B)
+    options = {"text": text, "steps": 1, "warmup": 0, "eval_every": 0, "eval_batches": 1}
+    compared = initlab.compare(recipe, model=sizes, seeds=1, text=text)
     targets = corpus.batch(B, 64, 0)[1].numpy()
     found = {
         "compare": compared,
-        "probe": initlab.probe(drawn(recipe), recipe=recipe, batch_size=B),
-        "scale": initlab.scale([recipe], widths=[64, 128], depths=[3], steps=1, seeds=1, batch_size=B),
-        "train": initlab.train(recipe, config=sizes, device="cpu", **options),
+        "probe": initlab.probe(drawn(recipe), recipe=recipe, text=text),
+        "scale": initlab.scale(recipe, model=sizes, widths=[64, 128], steps=1, seeds=1, text=text),
+        "train": initlab.train(recipe, model=sizes, run=initlab.RunOptions(device="cpu"), **options),
     }
     found = {name: expected(result) for name, result in found.items()}
-    text = {
+    statistics = {
         "sum_p2": corpus.statistics()["sum_p2"],
         "repeat_rate": compared.summary["repeat_rate"].item(),
         "same_target": theory.equal_pairs(targets),
     }
-    profile = initlab.predict(recipe, **SIZES, vocab_size=256, **text).expected
+    profile = initlab.predict(recipe, model=replace(sizes, vocab_size=256), **statistics).expected
     found["predict"] = {
         (kind, site, -1.0 if layer is None else float(layer)): value
         for kind, values, over in (("activation", profile.var, 1), ("grad", profile.grad, targets.size**2))
@@ -85,15 +87,16 @@ def test_norm_gains_may_depend_on_the_block():
             return Constant(1 / math.sqrt(dims.layer + 1))
         return Constant(0.0) if role in (Role.NORM_BIAS, Role.BIAS) else Normal(0.02)
 
-    options = {"depths": [12], "widths": [256], "seeds": 4, "block_size": 64, "data": "uniform", "stats": "light"}
-    comparison = initlab.compare([fading], **options)
+    sizes = initlab.NanoGPTConfig(n_layer=12, n_embd=256, n_head=4, block_size=64)
+    uniform = initlab.Text("uniform", batch_size=4)
+    comparison = initlab.compare(fading, model=sizes, seeds=4, text=uniform, stats="light")
     records = comparison.records[comparison.records["kind"] == "activation"]
     ends = [records[records["site"] == "embed"], records[(records["site"] == "resid_post") & (records["layer"] == 11)]]
     growth = {key: (ends[1][key].to_numpy() / ends[0][key].to_numpy()).mean() for key in ("var", "expected_var")}
     assert growth["expected_var"] == pytest.approx(growth["var"], rel=0.04)  # standard error of the mean: 1.7 %
-    sizes = {"n_layer": 12, "n_embd": 256, "block_size": 64, "vocab_size": 256}
-    assert initlab.predict(fading, **sizes).growth == pytest.approx(growth["expected_var"], rel=0.01)
-    probe = initlab.probe(drawn(fading, n_layer=12, n_embd=256, n_head=4), recipe=fading, data="uniform")
+    profile = initlab.predict(fading, model=replace(sizes, vocab_size=256))
+    assert profile.growth == pytest.approx(growth["expected_var"], rel=0.01)
+    probe = initlab.probe(drawn(fading, n_layer=12, n_embd=256, n_head=4), recipe=fading, text=initlab.Text("uniform"))
     for result in (comparison, probe):
         judged = {f.code: f.status for f in result.findings}
         assert judged["RES002"] == judged["RES003"] == "pass"

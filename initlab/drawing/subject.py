@@ -1,0 +1,316 @@
+"""What a command measures side by side: recipes drawn into models of many sizes, and models with inits of their own."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from initlab.anatomy.look import Anatomy, of
+from initlab.anatomy.unwrapping import unwrap
+from initlab.drawing.apply import apply_recipe, copied
+from initlab.errors import ConfigError, InitlabError, ProbeError
+from initlab.models.config import Configs, NanoGPTConfig, config_at
+from initlab.models.nanogpt import NanoGPT, empty_model
+from initlab.recipes import Recipe, registry
+
+ModelFunction = Callable[..., Any]
+Model = NanoGPTConfig | ModelFunction | nn.Module
+Axes = tuple[Sequence[int] | None, Sequence[int] | None]  # depths and widths
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """A function of the user's that makes models, or copies of one model.
+
+    Attributes:
+        name: how it is shown.
+        function: called by name with what it takes.
+        takes: of n_layer and n_embd, those that it takes.
+        source: its name and a hash of its source, so that a run isn't resumed with another one.
+    """
+
+    name: str
+    function: ModelFunction
+    takes: tuple[str, ...]
+    source: str
+
+    def __call__(self, n_layer: int, n_embd: int) -> nn.Module | NanoGPTConfig:
+        """Make a model, or the config of one.
+
+        Raises:
+            ProbeError: the function raised (chained), or returned neither.
+        """
+        sizes = {name: value for name, value in (("n_layer", n_layer), ("n_embd", n_embd)) if name in self.takes}
+        shown = f"{self.name}({', '.join(f'{name}={value}' for name, value in sizes.items())})"
+        try:
+            made = self.function(**sizes)
+        except InitlabError:
+            raise
+        except Exception as error:
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in str(error):
+                raise ProbeError(f"{shown} needs more memory than there is; give smaller sizes") from error
+            raise ProbeError(f"{shown} raised {type(error).__name__}: {error}") from error
+        if not isinstance(made, nn.Module | NanoGPTConfig):
+            raise ProbeError(f"{shown} returned {type(made).__name__}; expected a torch.nn.Module")
+        return unwrap(made)[0] if isinstance(made, nn.Module) else made
+
+    def module(self, n_layer: int, n_embd: int) -> nn.Module:
+        """Make a model; of a config, with NanoGPT's own init. Raises ProbeError as a call does."""
+        made = self(n_layer, n_embd)
+        return NanoGPT(made) if isinstance(made, NanoGPTConfig) else made
+
+
+@dataclass(slots=True)
+class Subject:
+    """Recipes with the model that they are drawn into, and functions that make models of their own.
+
+    Attributes:
+        items: a recipe, or what makes models with an init of their own, by name; the first is the baseline.
+        base: makes the models that recipes are drawn into; None where these are NanoGPTs, or where there are none.
+        config: of the NanoGPTs that recipes are drawn into, at (n_layer, n_embd); None where there are none.
+        depths, widths: n_layer and n_embd to make.
+    """
+
+    items: dict[str, Recipe | Maker]
+    base: Maker | None
+    config: Configs | None
+    depths: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """What is drawn, by id."""
+        return {name: item for name, item in self.items.items() if isinstance(item, Recipe)}
+
+    @property
+    def makers(self) -> list[Maker]:
+        """Everything that makes models which aren't NanoGPTs of `config`."""
+        return [item for item in (self.base, *self.items.values()) if isinstance(item, Maker)]
+
+    def sized(self, name: str) -> Maker | None:
+        """What makes the models of an item; None for NanoGPTs of `config`."""
+        item = self.items[name]
+        return item if isinstance(item, Maker) else self.base
+
+    def make(self, name: str, n_layer: int, n_embd: int, seed: int, device: str) -> nn.Module:
+        """Make the model of an item on a device, with its recipe drawn into it.
+
+        Args:
+            name: of `items`.
+            n_layer, n_embd: its size.
+            seed: of the draw; a function's own init follows torch's global random state, which is the caller's.
+            device: where it is put.
+
+        Raises:
+            ProbeError: a function can't make it.
+            RecipeError: the recipe can't be drawn into it.
+        """
+        item, maker = self.items[name], self.sized(name)
+        model: nn.Module
+        if maker is not None:
+            model = maker.module(n_layer, n_embd)
+        else:
+            assert self.config is not None
+            model = empty_model(config_at(self.config, n_layer, n_embd), device)
+        if isinstance(item, Recipe):
+            apply_recipe(model, item, seed)
+        return model.to(device)
+
+    def read(self, vocab_size: int) -> None:
+        """Give the NanoGPTs a text's vocabulary."""
+        config = self.config
+        if isinstance(config, NanoGPTConfig):
+            self.config = replace(config, vocab_size=vocab_size)
+        elif config is not None:
+            self.config = lambda n_layer, n_embd: replace(config(n_layer, n_embd), vocab_size=vocab_size)
+
+
+def subject_of(given: Any, model: Any, axes: Axes, default: NanoGPTConfig, sizes: Axes) -> Subject:
+    """Sort out what a command was given.
+
+    Args:
+        given: one or several of: recipes as `registry.get` takes them; functions that make models, with a parameter
+            n_layer or n_embd, or with none at all; `file.py:name` of either.
+        model: what recipes are drawn into; None: NanoGPTs of the default config.
+        axes: depths and widths as they were given; None: a config's and a module's own, else those of `sizes`.
+        default: the config without a model.
+        sizes: depths and widths of a function's models, and without a model.
+
+    Raises:
+        ConfigError: something was given twice, is no model, or has a size of its own beside those that were given.
+        RecipeError: an unknown recipe.
+        ProbeError: a function can't make a model.
+    """
+    subject = Subject(_items(given), None, None)
+    if model is not None and not subject.recipes:
+        raise ConfigError(
+            f"a model to draw recipes into was given, but no recipe: {_listed(subject.items)} "
+            f"{'make' if len(subject.items) > 1 else 'makes'} models with an init of their own"
+        )
+    if isinstance(model, NanoGPTConfig):
+        subject.config = model
+    elif isinstance(model, nn.Module):
+        inside = unwrap(model)[0]
+        shapes = [(name, tuple(parameter.shape)) for name, parameter in inside.named_parameters()]
+        name = type(inside).__name__
+        subject.base = Maker(name, functools.partial(copied, inside), (), f"{name} {_hash(str(shapes))}")
+    elif callable(model):
+        subject.base = _maker(_name(model), model)
+    elif model is not None:
+        raise ConfigError(
+            f"model is {model!r:.80}; expected a NanoGPTConfig, a function of n_layer and n_embd, or a torch.nn.Module"
+        )
+    elif subject.recipes:
+        subject.config = default
+    with torch.random.fork_rng(devices=[]):
+        subject.depths, subject.widths = _axes(subject, axes, sizes, model)
+        base = subject.base
+        if base is not None and isinstance(base(min(subject.depths), min(subject.widths)), NanoGPTConfig):
+            subject.config, subject.base = functools.partial(_config, base), None
+    return subject
+
+
+@contextmanager
+def seeded(seed: int, device: str) -> Iterator[None]:
+    """Draw random numbers from a seed, the caller's random state untouched."""
+    devices = [torch.device(device).index or 0] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        torch.manual_seed(seed)
+        yield
+
+
+def check_list(name: str, values: Any, example: str = "[4, 8, 16]") -> None:
+    """Refuse one value, or a text, where a list belongs. Raises ConfigError."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ConfigError(f"{name} is {values!r}; expected a list, as in {example}")
+
+
+def check_axis(name: str, values: Sequence[Any]) -> None:
+    """Refuse an axis of a sweep that is empty or holds a value twice. Raises ConfigError."""
+    if not values:
+        raise ConfigError(f"{name} is empty; give at least one")
+    repeated = [value for value in values if values.count(value) > 1]
+    if repeated:
+        raise ConfigError(f"{name} has {repeated[0]!r} more than once")
+
+
+def check_sizes(name: str, values: Any) -> None:
+    """Refuse what is no list of different whole numbers. Raises ConfigError."""
+    check_list(name, values)
+    check_axis(name, values)
+    wrong = [value for value in values if type(value) is not int]
+    if wrong:
+        raise ConfigError(f"{name} holds {wrong[0]!r}; expected whole numbers")
+
+
+def makes_models(item: Any) -> bool:
+    """Whether a function makes models: it has a parameter n_layer or n_embd, or none at all; a recipe has two."""
+    if isinstance(item, Recipe) or not callable(item):
+        return False
+    parameters = _parameters(item)
+    return bool({"n_layer", "n_embd"} & set(parameters)) or all(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """Name a function, with a hash of its source where that is known."""
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    try:
+        return f"{name} {_hash(inspect.getsource(function))}"
+    except (OSError, TypeError):
+        return name
+
+
+def _items(given: Any) -> dict[str, Recipe | Maker]:
+    items: dict[str, Recipe | Maker] = {}
+    whole = registry.listed(given)
+    for place, item in enumerate(whole):
+        file = item if isinstance(item, str) and ".py:" in item else None
+        found = registry.RECIPES.from_file(file) if file else item
+        if isinstance(found, nn.Module):
+            raise ConfigError(
+                f"a {type(found).__name__} was given among recipes: it has one size and one draw; give the function "
+                "that makes it, draw recipes into it by model=, or measure it by initlab.probe"
+            )
+        new: Recipe | Maker
+        if makes_models(found):
+            name = _name(found)
+            new = _maker(file if file and name in items else name, found)
+        else:
+            new = registry.get(registry.of_file(file, found) if file else found)
+        name = new.name if isinstance(new, Maker) else new.id
+        if name in items or (file and file in whole[:place]):
+            raise ConfigError(f"{name!r} was given more than once; rename one of them")
+        items[name] = new
+    return items
+
+
+def _axes(subject: Subject, axes: Axes, sizes: Axes, model: Any) -> list[tuple[int, ...]]:
+    """The depths and widths: of those that nothing takes, the model's own."""
+    names, found = ("n_layer", "n_embd"), dict[str, tuple[int, ...]]()
+    makers = subject.makers
+    taken = names if subject.config is not None else {name for maker in makers for name in maker.takes}
+    for axis, word, values, usual in zip(names, ("depths", "widths"), axes, sizes, strict=True):
+        if values is not None:
+            check_sizes(word, values)
+        if values is not None and axis not in taken:
+            raise ConfigError(
+                f"{word} was given, but {_listed(m.name for m in makers)} takes no {axis}; leave {word} out, or give a "
+                f"function of {axis}"
+            )
+        if axis in taken:
+            own = (getattr(model, axis),) if isinstance(model, NanoGPTConfig) else usual
+            found[axis] = tuple((own or ()) if values is None else values)
+    if len(found) < len(names):
+        whole = own_size(of(makers[0].module(*(min(found.get(axis, (0,))) for axis in names))))
+        found = {axis: found.get(axis, (size,)) for axis, size in zip(names, whole, strict=True)}
+    return [found[axis] for axis in names]
+
+
+def own_size(anatomy: Anatomy) -> tuple[int, int]:
+    """Tell blocks and width by the parameters' roles; 0 where they don't say."""
+    dims = [parameter.dims for parameter in anatomy.parameters]
+    return max((each.n_layer for each in dims), default=0), dims[0].n_embd if dims else 0
+
+
+def _config(base: Maker, n_layer: int, n_embd: int) -> NanoGPTConfig:
+    made = base(n_layer, n_embd)
+    if not isinstance(made, NanoGPTConfig):
+        raise ProbeError(f"{base.name} returned {type(made).__name__} after a NanoGPTConfig; expected one kind")
+    return made
+
+
+def _maker(name: str, function: ModelFunction) -> Maker:
+    parameters = _parameters(function)
+    whole = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    takes = tuple(axis for axis in ("n_layer", "n_embd") if axis in parameters or whole)
+    if not takes and any(p.default is p.empty for p in parameters.values()):
+        raise ConfigError(f"{name}({', '.join(parameters)}) can't make models of a size; expected n_embd and n_layer")
+    return Maker(name, function, takes, source_of(function))
+
+
+def _name(function: ModelFunction) -> str:
+    function = getattr(function, "func", function)  # of functools.partial
+    return getattr(function, "__name__", type(function).__name__).strip("<>")
+
+
+def _parameters(function: ModelFunction) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _listed(names: Any) -> str:
+    return " and ".join(names)

@@ -1,0 +1,125 @@
+"""What an engine is, and the open list of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
+
+from initlab.environment import cores
+from initlab.errors import ConfigError, RunError
+from initlab.registry import Registry
+
+Call = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """In place of a result: what the call raised, or what its worker died of."""
+
+    text: str
+
+
+class Engine(ABC):
+    """Makes independent calls. A context manager: leaving it ends what it started.
+
+    Calls are partial objects of functions that can be imported, so that an engine may also look at what it is given:
+    which calls are alike, and how large. Several runs may follow each other; what was started for one is kept for the
+    next.
+
+    Args:
+        shared: keyword arguments of every call, sent once to each place where calls are made.
+        jobs: calls at a time.
+    """
+
+    one_at_a_time: ClassVar[bool] = False
+
+    def __init__(self, shared: Mapping[str, Any], jobs: int = 1):
+        self.shared = dict(shared)
+        self.jobs = jobs
+
+    @abstractmethod
+    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        """Make the calls, begun in order, and yield (index, result) as they finish.
+
+        A call that raises, or whose place is lost, yields Failed and the others go on. A RunError ends the run: what
+        can't be written for this call can't for the next.
+
+        Args:
+            calls: each is called with what is shared.
+
+        Raises:
+            RunError: a call raised it, or nothing can be started.
+        """
+
+    def close(self) -> None:  # noqa: B027  # most have nothing to end
+        """End what was started, also in the middle of a call."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+ENGINES: Registry[type[Engine]] = Registry("engine", ("initlab.engines.here", "initlab.engines.processes"))
+Made = TypeVar("Made", bound=type[Engine])
+
+
+def engine(name: str) -> Callable[[Made], Made]:
+    """Add an engine by decorating its class.
+
+    Args:
+        name: what `engine=` and `--engine` call it.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+
+    def wrap(made: Made) -> Made:
+        ENGINES.add(name, made, made.__module__)
+        return made
+
+    return wrap
+
+
+def choose(name: str, jobs: int | None, device: str, calls: int) -> tuple[type[Engine], int]:
+    """Find an engine by name, and how many calls it makes at a time.
+
+    Args:
+        name: of ENGINES, or `auto`: `processes` where several calls are made at a time, else `here`.
+        jobs: calls at a time; None: the cores on a CPU, 1 on a GPU.
+        device: where the models of the calls are.
+        calls: how many there are; more jobs than that are not needed.
+
+    Raises:
+        ConfigError: no such engine, or jobs that it can't make.
+    """
+    if jobs is not None and (type(jobs) is not int or jobs < 1):
+        raise ConfigError(f"jobs is {jobs!r}; expected a whole number from 1 on")
+    known = None if name == "auto" else ENGINES.get(name)
+    if known is not None and known.one_at_a_time:
+        if jobs not in (None, 1):
+            raise ConfigError(f"jobs is {jobs} and engine {name!r} makes one call at a time; expected another engine")
+        return known, 1
+    most = min(jobs or (1 if device.startswith("cuda") else cores()), max(calls, 1))
+    return known or ENGINES.get("processes" if most > 1 else "here"), most
+
+
+def outcome(call: Call, shared: Mapping[str, Any]) -> Any:
+    """Make a call; return its result, or Failed with what it raised.
+
+    Args:
+        call: of an engine.
+        shared: its keyword arguments.
+
+    Raises:
+        RunError: the call raised it.
+    """
+    try:
+        return call(**shared)
+    except RunError:
+        raise
+    except (Exception, SystemExit) as error:
+        return Failed(f"{type(error).__name__}: {error}")

@@ -1,0 +1,85 @@
+"""What commands are told beside their model: the text to read, and where and how to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from initlab.errors import ConfigError
+
+_T = TypeVar("_T")
+
+
+class Progress(Protocol):
+    """Told how a run advances; the command line draws it."""
+
+    def start(self, work: float, cells: int, seconds: float) -> None:
+        """Before the first cell: all work, in any unit, the number of cells, and an estimate of the seconds."""
+
+    def advance(self, work: float, text: str) -> None:
+        """After each cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The text that models read.
+
+    Args:
+        data: `docstrings` (Python's own), `uniform` (random ids), a UTF-8 file, a folder of .txt and .md, or nanoGPT's
+            .bin; see `initlab.corpus.load_corpus`.
+        tokenizer: `bytes` (the default), `char`, or the name of a tiktoken encoding such as `gpt2`.
+        batch_size: sequences in a batch. Default: the command's own number for NanoGPTs, for other models about 1024
+            tokens.
+
+    Raises:
+        ConfigError: batch_size isn't a positive whole number.
+    """
+
+    data: str | Path = "docstrings"
+    tokenizer: str | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_no_count("batch_size", self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """Where and how a run is made.
+
+    Args:
+        device: `auto` is CUDA where there is a GPU, else the CPU.
+        jobs: models of `compare`, or training runs of `confirm`, at the same time. Default: 1 for compare; for confirm
+            the cores on a CPU, 1 on a GPU.
+        engine: where they are made: `processes`, each with one thread, `here`, one after another in this process, or
+            one that a package adds (`initlab.engines`). `auto`: `processes` for several at a time, else `here`.
+        out: folder for tables and run.json, written as each cell finishes; the same call with the same folder
+            resumes. None keeps everything in memory.
+        progress: told about every cell.
+
+    Raises:
+        ConfigError: jobs isn't a positive whole number.
+    """
+
+    device: str = "auto"
+    jobs: int | None = None
+    engine: str = "auto"
+    out: str | Path | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_no_count("jobs", self.jobs)
+
+
+def checked(name: str, value: Any, kind: type[_T]) -> _T:
+    """Return the value of a keyword. Raises ConfigError where it is of another kind."""
+    if not isinstance(value, kind):
+        example = f"{name}=initlab.{kind.__name__}({'data=' if kind is Text else 'out='}'…')"
+        raise ConfigError(f"{name} is {value!r:.80}; expected {kind.__name__}, as in {example}")
+    return value
+
+
+def _refuse_no_count(name: str, value: Any) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ConfigError(f"{name} is {value!r}; expected a whole number from 1 on")
