@@ -89,7 +89,7 @@ def _recipe_table(run: Run, findings: Sequence[Finding]) -> Table:
             " ".join(signed(row.slopes[site][0]) if site in row.slopes else "–" for site in BRANCHES),
             _or_dash(row.grad_ratio),
             "–" if row.excess_loss is None else signed(row.excess_loss, 3),
-            Cell(f"{GLYPHS[status]} {checks}", status),
+            Cell(checks, status, glyph=GLYPHS[status]),
         )
     return table
 

@@ -12,12 +12,10 @@ from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE, effects, regret
 from initlab.judge.words import listed, plural, signed
 from initlab.report.facts import progress
 from initlab.report.values import Brief, Cell, Table
-from initlab.report.verdict import GLYPHS
+from initlab.report.verdict import GLYPHS, status_of
 from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
-_GRADES = {"agreed": "pass", "missed": "error", "false alarm": "warning", "undecided": "not_applicable"}
-_STATUS = {"healthy": "pass", "not probed": "not_applicable"}  # of a prediction that is no severity
 _DID = {"diverges": ("diverges", "diverge"), "stuck": ("is stuck", "are stuck"), "trains worse": ("trains worse",) * 2}
 _MOST_UNSEPARATED = 4  # that are named; effects.csv has them all
 
@@ -149,10 +147,10 @@ def _outcome_table(graded: pd.DataFrame) -> Table:
     table = Table(heads, words=frozenset({0, 2, 3, 4}), whole=True)
     previous = None
     for row in graded.to_dict("records"):
-        status = _STATUS.get(row["predicted"], row["predicted"])
-        said = Cell(f"{GLYPHS[status]} {row['predicted']}", status, row["codes"])
+        status = status_of(row["predicted"])
+        said = Cell(row["predicted"], status, row["codes"], GLYPHS[status])
         layers = "" if row["n_layer"] == previous else str(row["n_layer"])
-        table.add(row["recipe"], layers, said, row["outcome"], Cell(row["grade"], _GRADES[row["grade"]]))
+        table.add(row["recipe"], layers, said, row["outcome"], Cell(row["grade"], status_of(row["grade"])))
         previous = row["n_layer"]
     return table
 

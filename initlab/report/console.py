@@ -81,11 +81,11 @@ def _rich(table: Table) -> RichTable:
 
 
 def _longest(table: Table, index: int) -> int:
-    return max((len(f"{row[index].text} {row[index].note}") for row in table.rows), default=0) if index else 0
+    return max((len(f"{row[index].marked} {row[index].note}") for row in table.rows), default=0) if index else 0
 
 
 def _styled(cell: Cell) -> Any:
-    text = Text(cell.text, style=STYLES.get(cell.status, "bold" if cell.strong else ""))
+    text = Text(cell.marked, style=STYLES.get(cell.status, "bold" if cell.strong else ""))
     if cell.note:
         text.append(f" {cell.note}", style="not bold default" if cell.status else "dim")
     return text

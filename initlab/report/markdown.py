@@ -11,7 +11,7 @@ from initlab.report.document import Card, Document
 from initlab.report.values import Cell, Table
 from initlab.report.verdict import GLYPHS, measured, where
 
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
+_SPECIAL = re.compile(r"([\\`*\[\]<>|~#]|(?<!\w)_|_(?!\w))")  # n_layer is a word
 
 
 def text(document: Document) -> str:
@@ -28,6 +28,10 @@ def text(document: Document) -> str:
         parts += [_plain(block)] if isinstance(block, str) else _table(block)
     parts += [f"! {_plain(note)}" for note in brief.warnings]
     parts += [_plain(words) for words in (brief.footer, brief.closing) if words]
+    if document.trained:
+        parts += ["## What training says", _plain(document.trained.sentence)]
+        for table in document.trained.tables:
+            parts += _table(table)
     if document.questions:
         parts += ["## Scoreboard", *_table(_scoreboard(document))]
     parts += ["## Findings", _plain(document.counted)]
@@ -53,7 +57,7 @@ def _scoreboard(document: Document) -> Table:
     table = Table(("recipe", *document.questions), words=frozenset(range(len(document.questions) + 1)))
     for recipe, squares in document.scoreboard:
         name = Cell(recipe, note="(baseline)" if recipe == document.baseline else "")
-        table.add(name, *(Cell(f"{each.glyph} {each.text}", each.status, each.detail) for each in squares))
+        table.add(name, *(Cell(each.text, each.status, each.detail, each.glyph) for each in squares))
     return table
 
 
@@ -84,8 +88,9 @@ def _table(table: Table) -> list[str]:
         return []
     rules = [":--" if index in table.words else "--:" for index in range(len(table.heads))]
     lines = [_row([head.replace("\n", " ") for head in table.heads]), f"| {' | '.join(rules)} |"]
-    lines += [_row([f"{cell.text} {cell.note}".strip() for cell in row]) for row in table.rows]
+    lines += [_row([f"{cell.marked} {cell.note}".strip() for cell in row]) for row in table.rows]
     shown = [f"**{_plain(table.title)}**"] if table.title else []
+    shown += [_plain(table.note)] if table.note else []
     return [*shown, "\n".join(lines), *([_plain(table.caption)] if table.caption else [])]
 
 

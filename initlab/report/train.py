@@ -11,57 +11,14 @@ import pandas as pd
 
 from initlab.judge import outcomes as judged
 from initlab.judge.words import listed, number, plural, signed, trimmed
+from initlab.report.values import Cell, Table
+from initlab.report.verdict import GLYPHS, status_of
 from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
 KINDS = ("confirm", "train")
-# class of the page and glyph, by what a prediction, a grade or a verdict is called
-MARKS = {
-    "error": ("error", "✗"),
-    "warning": ("warning", "!"),
-    "healthy": ("pass", "✓"),
-    "agreed": ("pass", "✓"),
-    "missed": ("error", "✗"),
-    "false alarm": ("warning", "!"),
-    "better": ("pass", "✓"),
-    "worse": ("error", "✗"),
-}
-_OTHER = ("not_applicable", "–")
-_MOST_OPEN = 8  # rows of a table that isn't folded
 _MOST_NAMED = 4  # separated comparisons, in the line of a folded table
 _MOST_RUNS = 60  # rows of the table of runs; the CSV file has them all
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a table: of a recipe or, with a `head`, of something else."""
-
-    cells: list[str]
-    recipe: str = ""
-    head: str = ""
-    small: str = ""  # what the head means
-    verdict: str = ""  # a word of MARKS, after the cells
-    needed: str = ""  # seeds, beside the verdict
-
-    @property
-    def look(self) -> tuple[str, str]:
-        """Class and glyph of the verdict."""
-        return look(self.verdict)
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of the page."""
-
-    title: str
-    heads: list[str]
-    rows: list[Row]
-    note: str = ""
-    summary: str = ""  # what its fold is called
-
-    @property
-    def folded(self) -> bool:
-        return len(self.rows) > _MOST_OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +96,8 @@ def _outcome(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def look(word: str) -> tuple[str, str]:
-    """Class and glyph that go with a word."""
-    return MARKS.get(word, _OTHER)
+    """Class of the page, and glyph, that go with a word."""
+    return status_of(word), GLYPHS[status_of(word)]
 
 
 def _scope(run: Run, runs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -191,7 +148,17 @@ def _span(value: float, low: float, high: float) -> str:
 
 def _effects(run: Run) -> list[Table]:
     found = judged.effects(run)
-    heads = ["blocks", "warmup", "difference, nats (interval)", "p", "p, Holm", "seeds", "verdict", "seeds needed"]
+    heads = (
+        "recipe",
+        "blocks",
+        "warmup",
+        "difference, nats (interval)",
+        "p",
+        "p, Holm",
+        "seeds",
+        "verdict",
+        "seeds needed",
+    )
     tables = []
     for question, meaning in judged.QUESTIONS.items():
         own, gains = found[found["question"] == question], question == "warmup"
@@ -204,13 +171,15 @@ def _effects(run: Run) -> list[Table]:
                 *(number(row[name]) if math.isfinite(row[name]) else "" for name in ("p", "p_holm")),
                 str(row["seeds"]),
             ]
-            rows.append(Row(cells, str(row["recipe"]), verdict=row["verdict"], needed=_needed(row)))
+            status = status_of(row["verdict"])
+            verdict = Cell(row["verdict"], status, glyph=GLYPHS[status])
+            rows.append([Cell(str(row["recipe"])), *map(Cell, cells), verdict, Cell(_needed(row))])
         sure = [row for row in _by_recipe(run, own) if row["verdict"] != "not separated"]
         versus = f" Baseline: {own['versus'].iloc[0]}." if len(own) and question != "warmup" else ""
         words = [f"{row['recipe']} {row['verdict']}{' with it' * gains} ({_at(row)})" for row in sure]
         named = f": {listed(words, _MOST_NAMED)}" if words else ""
         summary = f"{plural(len(rows), 'comparison')}, {len(sure)} separated{named}"
-        tables.append(Table(_TITLES[question], heads, rows, f"{_capital(meaning)}.{versus}", summary))
+        tables.append(Table(heads, rows, _TITLES[question], f"{_capital(meaning)}.{versus}", summary))
     return tables
 
 
@@ -236,7 +205,7 @@ def _capital(text: str) -> str:
 
 
 def _regrets(run: Run) -> Table:
-    heads = ["blocks", "warmup", "regret, nats (interval)", "sensitivity", "best rate", "loss there"]
+    heads = ("recipe", "blocks", "warmup", "regret, nats (interval)", "sensitivity", "best rate", "loss there")
     rows = []
     for row in _by_recipe(run, judged.regrets(run)):
         known = math.isfinite(row["regret"])
@@ -249,12 +218,12 @@ def _regrets(run: Run) -> Table:
             f"{row['best_loss']:.3f}" if known else "–",
             *(f"{row[name]} of {row['runs']}" if row[name] else "0" for name in ("diverged", "stuck")),
         ]
-        rows.append(Row(cells, str(row["recipe"])))
+        rows.append([Cell(str(row["recipe"])), *map(Cell, cells)])
     note = (
         f"Regret: {judged.DEFINITIONS['regret']}. Sensitivity: {judged.DEFINITIONS['sensitivity']}. "
         "So read sensitivity beside «stuck», never alone."
     )
-    return Table("Regret and sensitivity", [*heads, "diverged", "stuck"], rows, note, plural(len(rows), "row"))
+    return Table((*heads, "diverged", "stuck"), rows, "Regret and sensitivity", note, plural(len(rows), "row"))
 
 
 def _rankings(run: Run) -> Table:
@@ -267,11 +236,11 @@ def _rankings(run: Run) -> Table:
         own = found[found["metric"] == metric]
         at = {int(row["depth"]): row for row in own.to_dict("records")}
         cells = [_rank(at[depth]) if depth in at else "–" for depth in depths]
-        rows.append(Row(cells, head=str(metric), small=meanings.get(str(metric), "")))
+        rows.append([Cell(str(metric), note=meanings.get(str(metric), "")), *map(Cell, cells)])
     heads = [f"{plural(depth, 'block')} held out" if len(depths) > 1 else plural(depth, "block") for depth in depths]
     count = int(found["recipes"].max()) if len(found) else 0
     note = f"{judged.RANKING_DEFINITION.replace('`', '')}. Here: {plural(count, 'recipe')}."
-    return Table("Which probe metrics rank recipes?", heads, rows, note, plural(len(rows), "metric"))
+    return Table(("metric", *heads), rows, "Which probe metrics rank recipes?", note, plural(len(rows), "metric"))
 
 
 def _rank(row: dict[str, Any]) -> str:
@@ -308,10 +277,10 @@ def _runs(run: Run, runs: pd.DataFrame) -> Table:
             *(["–" if math.isnan(mfu) else f"{mfu:.0%}"] if shows_mfu else []),
             number(row["seconds"]),
         ]
-        rows.append(Row(cells, str(row["recipe"])))
+        rows.append([Cell(str(row["recipe"])), *map(Cell, cells)])
     more = f" The first {len(rows)} of {len(runs)}; all are in runs.csv." if len(runs) > len(rows) else ""
     note = f"Losses are of the validation batches, nats. What the columns mean is defined below.{more}"
-    return Table("Every training run", heads, rows, note, plural(len(runs), "run"))
+    return Table(("recipe", *heads), rows, "Every training run", note, plural(len(runs), "run"))
 
 
 def _broken(run: Run, runs: pd.DataFrame) -> list[str]:

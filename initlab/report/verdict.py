@@ -15,7 +15,21 @@ from initlab.rundir import Run
 
 GLYPHS = {"error": "✗", "warning": "!", "info": "i", "pass": "✓", "not_applicable": "–"}
 QUESTIONS = ("Width", "Updates", "Init", "Depth", "Embedding", "Attention", "Logits", "Gradient", "Numerics")
+# of what a prediction, a grade or a comparison is called
+_STATUS = {
+    "healthy": "pass",
+    "agreed": "pass",
+    "better": "pass",
+    "missed": "error",
+    "worse": "error",
+    "false alarm": "warning",
+}
 STEPPED_QUESTIONS = ("Width", "Updates")
+
+
+def status_of(word: str) -> str:
+    """Give a word of training its status; one that decides nothing is not applicable."""
+    return _STATUS.get(word, word if word in GLYPHS else "not_applicable")
 
 
 def failing(findings: Sequence[Finding]) -> list[Finding]:

@@ -25,7 +25,7 @@ def test_it_holds_verdict_tables_findings_and_figures(usual):
     assert "| recipe | residual var embed → last | depth exp. attn   mlp |".replace("   ", " ") in text
     assert "| nanogpt (baseline) |" in text
     assert "| nanogpt-no-depth-scale | ✗ error" in text  # of the scoreboard
-    assert "### ✗ error DEP001 " in text and "- do: **Scale the std of attn.c\\_proj.weight" in text
+    assert "### ✗ error DEP001 " in text and "- do: **Scale the std of attn.c_proj.weight" in text
     assert "![Depth check](figures/depth.png)" in text and usual.drawings[0].words[:40] in text
     assert text.count("\n# ") == 0 and text.endswith("\n") and "\n\n\n" not in text
 
