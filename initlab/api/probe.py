@@ -13,7 +13,7 @@ from initlab.api.manifest import new_manifest
 from initlab.errors import ConfigError, ProbeError
 from initlab.judge import SEVERITIES, Severity, matching, rules, theory
 from initlab.options import Text, checked
-from initlab.recipes import Recipe, registry
+from initlab.recipes import Recipe, Role, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
 from initlab.results import Probe, now
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from initlab.anatomy.declared import Sites
     from initlab.anatomy.look import Anatomy
+    from initlab.measure.inputs import Inputs
     from initlab.measure.statistics import Metrics
 
 
@@ -84,7 +85,6 @@ def probe(
         RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
         ConfigError: also where a statistic raised, or returned something else than it should.
     """
-    from initlab.anatomy.families import architecture
     from initlab.anatomy.filters import chosen_modules
     from initlab.anatomy.restoring import random_state_kept
     from initlab.anatomy.unwrapping import unwrap
@@ -104,88 +104,51 @@ def probe(
     inside, _ = unwrap(model)
     sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
     modules = list(modules) if isinstance(modules, Iterator) else modules
-    making: dict[str, Any] = {"text": checked("text", text, Text), "seed": seed}
-    with random_state_kept(inside):  # a loader that shuffles draws from it
-        inputs, described = inputs_for(inside, batch, **making)
     label = entry.id if entry else "as-found"
     step = getattr(inside, "iter_num", 0)
     step = step if isinstance(step, int) else 0
     identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
+    making: dict[str, Any] = {"text": checked("text", text, Text), "seed": seed}
 
-    def measured() -> tuple[Anatomy, set[str] | None, Tables]:
+    def measured(inputs: Inputs) -> tuple[Anatomy, set[str] | None, Tables]:
         anatomy = look(model, inputs, seed=seed, autocast=DTYPES[dtype], declared=sites)
         chosen = None if modules is None else chosen_modules(anatomy, modules)
         options: dict[str, Any] = {"preset": stats, "recipe": entry, "autocast": DTYPES[dtype], "chosen": chosen}
         tables = measure_inputs(model, inputs, identity, anatomy=anatomy, statistics=statistics, **options)
         return anatomy, chosen, tables
 
+    with random_state_kept(inside):  # a loader that shuffles draws from it
+        inputs, described = inputs_for(inside, batch, **making)
     try:
-        anatomy, chosen, tables = measured()
+        anatomy, chosen, tables = measured(inputs)
     except ProbeError as error:
         if batch is not None or inputs.ids is None or not isinstance(error.__cause__, IndexError):
             raise
         # some position tables keep rows for other uses (ProphetNet, I-BERT), which no config says
-        T = inputs.ids.shape[1]
-        inputs, described = inputs_for(inside, batch, **making, T=max(2, T // 2))
-        note = (
-            f"sequences of {max(2, T // 2)} tokens: with {T}, which the model declares, its forward raised IndexError"
-        )
-        inputs = replace(inputs, notes=(note,))
-        anatomy, chosen, tables = measured()
-    summary = tables.summary.iloc[0]
-    roles = set(tables.records["role"].dropna())
-    tied, bias = "unembed" not in roles, "bias" in roles
-    known = anatomy.layout == "nanogpt"
-    size: dict[str, Any] = {
-        "n_layer": int(summary["n_layer"]),
-        "n_embd": int(summary["n_embd"]),
-        "n_head": int(summary["n_head"]),
-        "block_size": int(summary["block_size"]),
-        "vocab_size": int(summary["vocab_size"]),
-    }
-    wiring = None if step else architecture(anatomy, size["block_size"])  # the closed form is about init
-    theory.expect(
-        tables,
-        None if wiring is None else theory.Wiring(**wiring),
-        described,
-        None if inputs.targets is None else inputs.targets.cpu().numpy(),
-        recipe=entry,
-        dims=anatomy.dims if entry and known else None,
-        discovered=not known,
-    )
+        T = max(2, inputs.ids.shape[1] // 2)
+        note = f"sequences of {T} tokens: with {inputs.ids.shape[1]}, which the model declares, its forward raised "
+        inputs, described = inputs_for(inside, batch, **making, T=T)
+        inputs = replace(inputs, notes=(note + "IndexError",))
+        anatomy, chosen, tables = measured(inputs)
+    wiring = _expect(tables, anatomy, inputs, described, entry)
     if chosen is not None:  # only now: the closed form needs every weight
-        rows = tables.records
-        parameter = ~rows["kind"].isin(["activation", "grad"])
-        owner = rows["module"].mask(parameter, rows["module"].str.rpartition(".")[0])
-        tables.records = rows[owner.isin(chosen)].reset_index(drop=True)
-    config = {
-        "model": type(inside).__name__,
-        "recipes": [label],
-        "depths": [size["n_layer"]],
-        "widths": [size["n_embd"]],
-        "seeds": 1,
-        "seed": seed,
-        "n_head": size["n_head"],
-        "block_size": size["block_size"],
-        "batch_size": inputs.ids.shape[0] if inputs.ids is not None else inputs.n_tokens,
-        "vocab_size": size["vocab_size"],
-        "bias": bias,
-        "activation": None if wiring is None else wiring["activation"],
-        "tie_weights": tied,
-        "mode": str(summary["mode"]),
-        "step": step,
+        _keep(tables, chosen)
+    config = _config(tables, anatomy, inputs)
+    config |= {
+        "activation": None if wiring is None else wiring.activation,
         "preset": stats,
         "dtype": _dtype(inside, dtype),
-        "device": str(next(inside.parameters()).device),
         "sites": _text(sites, inside),
         "modules": _text(modules, inside),
-        "fingerprint": _fingerprint(tables),
     }
-    if statistics:
-        config["metrics"] = [each.name for each in statistics]
-    recipes = {label: evaluate(entry, [size], bias=bias, tied=tied)} if entry and known else {}
+    recipes = {}
+    if entry and anatomy.layout == "nanogpt":
+        size = {name: config[name] for name in ("n_head", "block_size", "vocab_size")}
+        size |= {"n_layer": config["depths"][0], "n_embd": config["widths"][0]}
+        recipes = {label: evaluate(entry, [size], bias=config["bias"], tied=config["tie_weights"])}
     manifest = new_manifest("probe", config, recipes, described, [identity.run_id])
     if statistics:
+        manifest["config"]["metrics"] = [each.name for each in statistics]
         manifest["metrics"] = meanings(statistics)
     if not step:
         manifest["init"] = _init_facts(anatomy, declared=entry is not None)
@@ -206,9 +169,13 @@ def assert_healthy(
     """Fail a test when signal propagation at init is broken; the message is the findings.
 
     Args:
-        model, batch, options: as `probe` takes them.
+        model: as `probe` takes it.
+        batch: as `probe` takes it.
         fail_on: the lowest severity that fails: `error`, `warning` or `info`.
-        select, ignore, limits: which rules count and by which limits, as `Result.judge` takes them.
+        select: codes of the rules that count, or their beginnings; nothing selected is all of them.
+        ignore: codes of those that don't.
+        limits: numbers by code, as `Result.judge` takes them.
+        **options: of `probe`.
 
     Returns:
         The probe, for further assertions.
@@ -228,6 +195,60 @@ def assert_healthy(
         lines = [f"{f.severity} {f.code} {f.name}: {f.message}\n  help: {f.advice}" for f in broken]
         raise AssertionError("\n".join([f"{type(model).__name__} isn't healthy at init:", *lines]))
     return found
+
+
+def _expect(
+    tables: Tables, anatomy: Anatomy, inputs: Inputs, described: dict[str, Any], recipe: Recipe | None
+) -> theory.Wiring | None:
+    """Fill in what the closed form expects of the model; what it was told beside the weights, None without a form."""
+    from initlab.anatomy.families import architecture
+
+    cell = tables.summary.iloc[0]
+    known = anatomy.layout == "nanogpt"
+    found = None if cell["step"] else architecture(anatomy, int(cell["block_size"]))  # the closed form is about init
+    wiring = None if found is None else theory.Wiring(**found)
+    theory.expect(
+        tables,
+        wiring,
+        described,
+        None if inputs.targets is None else inputs.targets.cpu().numpy(),
+        recipe=recipe,
+        dims=anatomy.dims if recipe and known else None,
+        discovered=not known,
+    )
+    return wiring
+
+
+def _keep(tables: Tables, chosen: set[str]) -> None:
+    """Drop the records of other modules, and of parameters that other modules hold."""
+    rows = tables.records
+    parameter = ~rows["kind"].isin(["activation", "grad"])
+    owner = rows["module"].mask(parameter, rows["module"].str.rpartition(".")[0])
+    tables.records = rows[owner.isin(chosen)].reset_index(drop=True)
+
+
+def _config(tables: Tables, anatomy: Anatomy, inputs: Inputs) -> dict[str, Any]:
+    """What makes two probes the same, of the model and of its batch."""
+    cell = tables.summary.iloc[0]
+    roles = {parameter.role for parameter in anatomy.parameters}
+    return {
+        "model": type(anatomy.model).__name__,
+        "recipes": [str(cell["recipe"])],
+        "depths": [int(cell["n_layer"])],
+        "widths": [int(cell["n_embd"])],
+        "seeds": 1,
+        "seed": int(cell["seed"]),
+        "n_head": int(cell["n_head"]),
+        "block_size": int(cell["block_size"]),
+        "batch_size": inputs.ids.shape[0] if inputs.ids is not None else inputs.n_tokens,
+        "vocab_size": int(cell["vocab_size"]),
+        "bias": Role.BIAS in roles,
+        "tie_weights": Role.UNEMBED not in roles,
+        "mode": str(cell["mode"]),
+        "step": int(cell["step"]),
+        "device": str(next(anatomy.model.parameters()).device),
+        "fingerprint": _fingerprint(tables),
+    }
 
 
 def _init_facts(anatomy: Anatomy, *, declared: bool) -> dict[str, Any]:
