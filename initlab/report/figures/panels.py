@@ -200,7 +200,7 @@ def draw_backdrop(axes: Axes, curves: Curves, palette: Palette) -> None:
     every = {name: max(1, -(-len(curve.x) // _FAINT_POINTS)) for name, curve in drawn}
     points = [(name, curve.x[:: every[name]], curve.median[None, :: every[name]]) for name, curve in drawn]
     if points:
-        grey = {"color": palette["faint"], "linewidth": 0.7, "alpha": 0.7}
+        grey = {"color": palette["faint"], "linewidth": 0.8, "alpha": 0.8}
         with unlabelled(axes):
             sns.lineplot(_tidy(points), x="x", y="y", units="line", estimator=None, legend=False, ax=axes, **grey)
 
@@ -259,7 +259,7 @@ def _draw_lines(
         errorbar=("pi", 100) if banded else None,  # from the lowest seed to the highest
         err_kws={"alpha": 0.25, "linewidth": 0} if banded else None,
         linewidth=1.3 if thin else 1.8,
-        markersize=4.2 if thin else max(3.4, 6.2 - longest / 40),
+        markersize=4.4 if thin else max(3.4, 6.6 - longest / 40),
         markeredgecolor=palette["bg"],
         markeredgewidth=0.4,
         markevery=math.ceil(longest / _MOST_MARKERS) if apart or thin else 1,
