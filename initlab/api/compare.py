@@ -48,8 +48,9 @@ def compare(
             n_embd that returns a torch.nn.Module (or a NanoGPTConfig), called with those of the two that it takes; or
             a torch.nn.Module, which is copied. Default: NanoGPT with heads of 64, sequences of 256 tokens, and the
             text's vocabulary.
-        depths, widths: n_layer and n_embd to sweep. Default: a config's and a module's own; else 4, 8, 16 and 384. A
-            module, or a function that doesn't take them, has its own alone.
+        depths: n_layer to sweep. Default: a config's and a module's own; else 4, 8, 16. A module, or a function that
+            doesn't take it, has its own alone.
+        widths: n_embd to sweep, likewise; else 384.
         seeds: draws of weights and text.
         batch: for models that aren't NanoGPTs of a config, as `probe` takes it, at every seed. Default: made of the
             text.

@@ -122,7 +122,9 @@ def fix(
         recipe: what the model should have been drawn from; then INI001 is judged and mended too.
         apply: change the model at once, as `proposal.apply()` does.
         seed: of the batch, and of what is drawn.
-        select, ignore, limits: which findings there are, as `Result.judge` takes them.
+        select: codes of the rules that count, as `Result.judge` takes them.
+        ignore: codes of those that don't.
+        limits: by code, likewise.
         options: text, dtype and sites, as `probe` takes them.
 
     Returns:

@@ -42,12 +42,14 @@ def predict(
         recipe: id, `file.py:name`, Recipe, or function `(role, dims) -> distribution`.
         model: sizes and options; attention averages over up to block_size tokens. Default: GPT-2's. Without a
             vocab_size the vocabulary is 50304 (GPT-2's, padded), 256 for docstrings.
-        n_layer, n_embd: blocks and width, in place of the model's; heads keep their size.
+        n_layer: blocks, in place of the model's.
+        n_embd: width, in place of the model's; heads keep their size.
         activation: in place of the model's: also one that NanoGPT lacks (initlab.judge.activations.NAMES), or an
             elementwise function of a numpy array.
         text: `uniform` random tokens, or `docstrings`: the bytes of Python's documentation, as `compare` reads them.
-        sum_p2, repeat_rate: of your text, in place of those: chance that two tokens are equal, and share of tokens
-            equal to the one before; `initlab.corpus.load_corpus(...).statistics()` has both.
+        sum_p2: of your text, in place of those: chance that two tokens are equal, as
+            `initlab.corpus.load_corpus(...).statistics()` has it.
+        repeat_rate: likewise, share of tokens equal to the one before.
         same_target: chance that two positions of one sequence are to predict the same token, which text repeats more
             often than any two of its tokens are equal; `probe` and others count it in their batch. Default: sum_p2.
         exact: follow every position by itself.

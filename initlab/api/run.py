@@ -113,7 +113,10 @@ def measuring(
 
     Args:
         measure: of a cell; it is sent once to each place where cells are measured, with what it refers to.
-        engine, jobs, device, cells: as `initlab.engines.choose` takes them.
+        engine: name, see `initlab.engines.choose`.
+        jobs: cells at a time; None: the engine's own number.
+        device: where the models are.
+        cells: how many there are.
 
     Raises:
         ConfigError: no such engine, or jobs that it can't make.

@@ -61,8 +61,8 @@ def scale(
         recipes: one or several recipes, or functions that make models of their own, as `compare` takes them.
         model: what recipes are drawn into, as `compare` takes it, but for a torch.nn.Module, which has one size.
             Default: NanoGPT with heads of 64 and sequences of 64 tokens.
-        widths, depths: n_embd and n_layer; two or more of one of them. Default: 64, 128, 256, with several depths 64
-            alone; and a config's n_layer, else 4.
+        widths: n_embd; two or more of these or of the depths. Default: 64, 128, 256, with several depths 64 alone.
+        depths: n_layer. Default: a config's own, else 4.
         steps: of the optimizer, on one batch.
         seeds: draws of weights and text; with 3 or more the intervals are useful.
         lr: default 0.01 where several widths are given (rather large, as mup advises), else 0.001.

@@ -205,7 +205,8 @@ class SideBySide:
             name: of the recipe or function.
             anatomy: of its model.
             tables: of its first step.
-            inputs, described: what it read.
+            inputs: what it was measured on.
+            described: the text that they are of.
         """
         from initlab.anatomy.families import architecture
         from initlab.drawing.subject import own_size

@@ -56,9 +56,10 @@ def nanogpt_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def model_of(options: argparse.Namespace, default: NanoGPTConfig) -> Any:
-    """The model to draw recipes into, None where nothing was said of it. Raises ConfigError.
+    """Find the model to draw recipes into, None where nothing was said of it. Raises ConfigError.
 
     Args:
+        options: as they were parsed.
         default: the NanoGPTs that the options change.
     """
     from initlab.models.config import PRESETS

@@ -29,12 +29,15 @@ def load_model(
     data: str = "docstrings",
     tokenizer: str | None = None,
 ) -> tuple[nn.Module, str | None]:
-    """A preset drawn from a recipe, a nanoGPT checkpoint, or what `file.py:factory` or `package.module:factory` makes.
+    """Load a preset drawn from a recipe, a nanoGPT checkpoint, or what `file.py:factory` or `package:factory` makes.
 
     Args:
+        name: one of these.
         sizes: n_layer, n_embd, n_head of a preset, instead of its own.
         recipe: what a preset is drawn from; default nanogpt.
-        data, tokenizer: the text that will be read; a preset's vocabulary grows to hold it.
+        seed: of a preset's draw.
+        data: the text that will be read; a preset's vocabulary grows to hold it.
+        tokenizer: of that text.
 
     Returns:
         the model, and the id of the recipe that it was drawn from here, None for other models.

@@ -105,7 +105,8 @@ class Subject:
 
         Args:
             name: of `items`.
-            n_layer, n_embd: its size.
+            n_layer: its depth.
+            n_embd: its width.
             seed: of the draw; a function's own init follows torch's global random state, which is the caller's.
             device: where it is put.
 

@@ -227,11 +227,13 @@ def check(activation: Activation) -> None:
 
 
 def moments(activation: Activation, s1: Array | float, s2: Array | float, k: Array | float) -> tuple[Array, Array]:
-    """E f(z1) f(z2) and E f'(z1) f'(z2) for jointly Gaussian z1, z2 of variances s1, s2 and covariance k.
+    """Compute E f(z1) f(z2) and E f'(z1) f'(z2) for jointly Gaussian z1, z2 of variances s1, s2 and covariance k.
 
     Args:
         activation: a name, or an elementwise function of a float64 array.
-        s1, s2, k: arrays broadcast. With s1 = s2 = k it is E f^2 and E f'^2.
+        s1: variance of z1; the three arrays broadcast.
+        s2: variance of z2.
+        k: their covariance. With s1 = s2 = k it is E f^2 and E f'^2.
 
     Raises:
         ConfigError: unknown activation, or a function that isn't elementwise or not finite.

@@ -56,9 +56,10 @@ def same_draws(rows: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[list[
 
 
 def mismatches(rows: Sequence[dict[str, Any]], recipes: Sequence[str] | None = None) -> list[str]:
-    """Sentences on what doesn't fit the recipe that the model was meant to have.
+    """Say what doesn't fit the recipe that the model was meant to have, in sentences.
 
     Args:
+        rows: of `initlab.drawing.describe.describe`.
         recipes: what was meant, ids among those described; of several the closest. None: the recipe that fits most
             roles, or nanogpt where the model's own code scales by depth and its weights aren't scaled.
 

@@ -24,9 +24,10 @@ def inputs_for(
     T: int | None = None,
     load: Callable[..., Corpus] = load_corpus,
 ) -> tuple[Inputs, dict[str, Any]]:
-    """The call to measure, and what it was made of, for the manifest.
+    """Make the call to measure, and say what it was made of, for the manifest.
 
     Args:
+        model: whose forward is called.
         batch: the caller's, see `inputs.of_batch`; None: one is made.
         text: for a model with a vocabulary.
         seed: of what is drawn.

@@ -66,7 +66,8 @@ class NanoGPTConfig:
         """Change depth and width; heads keep their size, or have the largest smaller one that divides the width.
 
         Args:
-            n_layer, n_embd: None: as they are.
+            n_layer: None: as it is.
+            n_embd: None: as it is.
 
         Raises:
             ConfigError: a size isn't a positive integer, or no head size from a quarter of its own on divides n_embd.

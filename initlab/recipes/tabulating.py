@@ -50,7 +50,10 @@ def evaluate(
     A recipe that draws blocks differently has a row for the first block and one for the last.
 
     Args:
+        recipe: any.
         sizes: n_layer, n_embd, n_head, block_size and vocab_size of each.
+        bias: the model has biases.
+        tied: its head is the token embedding.
         special: also the roles that a GPT lacks, where the recipe tells them apart: an MLP's gate, which is otherwise
             drawn as the projection beside it, and an experts' router, otherwise as queries are.
     """
@@ -73,6 +76,7 @@ def evaluate_places(recipe: Recipe, places: Iterable[tuple[Role, Dims]]) -> dict
     """Evaluate a recipe as `evaluate` does, for the parameters of models as they are.
 
     Args:
+        recipe: any.
         places: role and sizes of every parameter, model by model.
 
     Raises:

@@ -56,7 +56,8 @@ class Result:
         """Judge again by other rules or limits, without measuring again; also what `report` and `save` then write.
 
         Args:
-            select, ignore: codes or prefixes of codes (`GRD`); nothing selected is every rule.
+            select: codes or prefixes of codes (`GRD`); nothing selected is every rule.
+            ignore: codes or prefixes of those to leave out.
             limits: by code (`{"EMB001": 0.05}`, its first limit) or code and name (`{"EMB001.error": 0.001}`); see
                 `initlab rules CODE`. What isn't given is as the rule has it, whatever was given before.
 

@@ -39,7 +39,9 @@ def save(
 
     Args:
         path: of the file.
-        model, optimizer, scaler: whose states are kept.
+        model: whose weights are kept.
+        optimizer: whose state is.
+        scaler: whose state is.
         state: of the run.
         config: said of the run; `restore` refuses another's.
 
@@ -92,7 +94,9 @@ def restore(
 
     Args:
         path: of the file.
-        model, optimizer, scaler: whose states are overwritten.
+        model: whose weights are overwritten.
+        optimizer: whose state is.
+        scaler: whose state is.
         config: of this run, which must be the file's.
 
     Raises:

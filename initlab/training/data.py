@@ -54,7 +54,8 @@ class Split:
         Args:
             batch_size: B, windows.
             block_size: T, tokens in a window.
-            seed, step: not negative.
+            seed: of the run, not negative.
+            step: of it, not negative.
 
         Returns:
             (idx, targets), int64 CPU tensors (B, T); targets[:, i] is the token after idx[:, i].
@@ -72,7 +73,8 @@ class Split:
 
         Args:
             batches: how many (idx, targets).
-            batch_size, block_size: of each.
+            batch_size: B, windows in each.
+            block_size: T, tokens in a window.
         """
         rng = np.random.default_rng(EVALUATION_SEED)
         return [self.val.draw(batch_size, block_size, rng) for _ in range(batches)]
@@ -138,7 +140,9 @@ def load_split(
     """Load a corpus in two parts; a folder with nanoGPT's train.bin and val.bin has its own, which stay on disk.
 
     Args:
-        data, tokenizer, vocab_size: as `load_corpus` takes them.
+        data: as `load_corpus` takes it.
+        tokenizer: as `load_corpus` takes it.
+        vocab_size: as `load_corpus` takes it.
         val_share: as `split` takes it.
 
     Raises:

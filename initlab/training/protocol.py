@@ -230,7 +230,10 @@ def seconds_a_pass(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: 
     """Time a step of the run, here and now: the median of a few.
 
     Args:
-        cell, grid, recipe, split: as `train_cell` takes them.
+        cell: the run.
+        grid: its settings.
+        recipe: drawn into its model.
+        split: what it reads.
     """
     model = empty_model(cell.config(grid), grid.device)
     apply_recipe(model, recipe, cell.seed)

@@ -30,12 +30,15 @@ Site = tuple[str, int | None]
 def gradients(
     setting: Setting, grid: Grid, trace: Trace, own_logit: float, same: float | Array, same_target: float | Array
 ) -> dict[Site, float]:
-    """Mean square of d(sum of the positions' losses)/dx by site; divide by N^2 for a mean loss over N tokens.
+    """Follow the mean square of d(sum of the positions' losses)/dx by site; over N^2 for a mean loss of N tokens.
 
     Args:
+        setting: of the model.
+        grid: groups of positions.
         trace: of `follow` with `backward`.
         own_logit: mean logit of the token just read.
-        same, same_target: probability that two positions hold the same token, or are to predict the same one.
+        same: probability that two positions hold the same token.
+        same_target: that they are to predict the same one.
     """
     d, scale, kept = setting.n_embd, setting.residual_scale**2, 1 - setting.dropout
     at_logits, between = _at_logits(setting, grid, trace, own_logit, same, same_target)

@@ -70,7 +70,8 @@ def annotate(
     Where attention is too steep for the theory, that are what attention gives, how alike positions are, and gradients.
 
     Args:
-        records, summary: tables of `initlab.schema`, of cells of one size.
+        records: table of `initlab.schema`, of cells of one size.
+        summary: of the same cells.
         prediction: of their setting.
         with_target: share of the row's n_tokens over which the loss is a mean; the others get no gradient of their own.
     """

@@ -56,6 +56,8 @@ def follow(setting: Setting, grid: Grid, same: float | Array, *, backward: bool 
     """Follow the state through the blocks.
 
     Args:
+        setting: of the model.
+        grid: groups of positions.
         same: probability that two positions hold the same token, a number or one for each pair, (G, G).
         backward: keep what `backward` needs: one (G, G) matrix in float32 for the MLP and one for q, of each block.
     """

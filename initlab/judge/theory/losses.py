@@ -10,12 +10,13 @@ from initlab.judge.theory.positions import Array
 
 
 def first_loss(*, vocab_size: int, spread: float, own_logit: float, repeat_rate: float) -> float:
-    """Expected cross entropy, in nats, of independent Gaussian logits of which the token just read has its own mean.
+    """Compute the expected cross entropy, nats, of independent Gaussian logits; the token just read has its own mean.
 
     Exact for any spread, by E ln S = integral of (e^-t - E e^-tS) dt/t with t = e^-u: E e^-tS is the product over the
     tokens of E exp(-e^(x-u)).
 
     Args:
+        vocab_size: logits of a position.
         spread: variance of the logits around their means.
         own_logit: mean logit of the token just read; d·σ²/√q for a tied head, 0 for an untied one.
         repeat_rate: probability that the target is that token.

@@ -68,7 +68,9 @@ def nanogpt_parameters(
     """List the parameters of a NanoGPT, without building it, as `setting_of` takes them for a recipe.
 
     Args:
-        n_layer, n_embd, n_head: blocks, width, heads.
+        n_layer: blocks.
+        n_embd: width.
+        n_head: heads.
         block_size: tokens; rows of the position table.
         vocab_size: rows of the token table.
         bias: of the linear layers and norms; the head never has one.

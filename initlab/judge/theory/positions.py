@@ -76,10 +76,11 @@ class Grid:
         return np.asarray(once if values.ndim == 1 else once @ seen_by.T)
 
     def attend(self, v: Array, between: Array, squares: Array, kept: float = 1.0) -> tuple[Array, Array]:
-        """Causal attention: position i averages the i values up to its own, unequally.
+        """Average by causal attention: position i takes the i values up to its own, unequally.
 
         Args:
-            v, between: mean squares and mean products of the values.
+            v: mean squares of the values, (G,).
+            between: their mean products, (G, G).
             squares: (G,), sum of the squared attention weights of a query; see `peakedness`.
             kept: share of the attention weights that dropout keeps.
         """

@@ -77,6 +77,7 @@ def predict(
     softmax favours keys independently of the query, and late positions are grouped (unless `exact`).
 
     Args:
+        setting: of the model and its text.
         exact: every position in a group of its own: O(n_layer T^2) time, and 8 n_layer T^2 bytes for the way back.
         ids: (T,), the tokens of one sequence instead of the text's `sum_p2`; needs `exact`.
         targets: (T,), what the positions of `ids` are to predict.

@@ -115,13 +115,14 @@ class Measurements:
     def _call(
         self, entry: Statistic, given: Tensor | Attention, where: str, shape: tuple[int, ...], expected: str
     ) -> Tensor | None:
-        """What a statistic returns, in float64; None, and an error noted, where it isn't what it should be.
+        """Call a statistic; its value in float64, None, and an error noted, where it isn't what it should be.
 
         Args:
             entry: the statistic.
             given: what its function gets. The first time it is a copy: one that writes into it is found out on that.
             where: what it is of, for errors.
-            shape, expected: of the value, and in words.
+            shape: of the value.
+            expected: the same in words.
         """
         if entry.name not in self._tried:
             self._tried.add(entry.name)
