@@ -1,4 +1,4 @@
-"""What a probe costs beside a bare forward and backward pass of the same model.
+"""What a probe costs beside a bare forward and backward pass of the same model: `initlab.probe(model, batch).findings`.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/probe_overhead.py [--write]
 
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+import initlab
 from initlab import environment
 from initlab.drawing.apply import apply_recipe
-from initlab.measure.probe import Identity, measure
 from initlab.models.config import NanoGPTConfig
 from initlab.models.nanogpt import empty_model
 from initlab.recipes import registry
@@ -28,7 +28,6 @@ SETTINGS = {
     "12 × 384, batch 4×256": ({"n_layer": 12, "n_head": 6, "n_embd": 384, "block_size": 256}, 4),
     "12 × 768, batch 2×512": ({"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 512}, 2),
 }
-IDENTITY = Identity(run_id="benchmark", recipe="nanogpt", seed=0)
 
 
 def bare(model: torch.nn.Module, idx: torch.Tensor, targets: torch.Tensor) -> None:
@@ -44,10 +43,10 @@ def run(rounds: int) -> list[dict[str, object]]:
         idx, targets = torch.randint(256, (2, batch_size, sizes["block_size"])).unbind(0)
         ways = {
             "bare": lambda m=model, i=idx, t=targets: bare(m, i, t),
-            "light": lambda m=model, i=idx, t=targets: measure(m, i, t, IDENTITY, preset="light"),
-            "full": lambda m=model, i=idx, t=targets: measure(m, i, t, IDENTITY, preset="full"),
+            "light": lambda m=model, i=idx, t=targets: initlab.probe(m, (i, t), stats="light").findings,
+            "full": lambda m=model, i=idx, t=targets: initlab.probe(m, (i, t), stats="full").findings,
         }
-        records = {way: len(measure(model, idx, targets, IDENTITY, preset=way).records) for way in ("light", "full")}
+        records = {way: len(initlab.probe(model, (idx, targets), stats=way).records) for way in ("light", "full")}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for round_ in range(rounds + 1):
             for way in list(ways)[:: 1 if round_ % 2 else -1]:
