@@ -92,7 +92,7 @@ def test_gradient_ratios_of_the_gpt2_family():
     for (n_embd, n_layer), (ratio, more) in {(768, 12): (86, 0.02), (1600, 48): (354, 0.06)}.items():
         setting = setting_of(
             "nanogpt",
-            NanoGPTConfig(n_layer=n_layer, n_head=n_embd // 64, n_embd=n_embd),
+            NanoGPTConfig(n_layer=n_layer, n_head=n_embd // 64, n_embd=n_embd, vocab_size=50304),
             {"sum_p2": 1 / 50304, "repeat_rate": 1 / 50304},
         )
         grad = theory.predict(setting).grad
