@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torchless import WITHOUT_TORCH
 
 import initlab
 from initlab.api.predict import TEXTS
@@ -212,7 +213,7 @@ def test_command(capsys, tmp_path):
 
 def test_needs_no_torch(tmp_path):
     code = (
-        "import sys; sys.modules['torch'] = None\nfrom initlab.cli import main\n"
+        f"{WITHOUT_TORCH}from initlab.cli import main\n"
         f"sys.exit(main(['predict', '--n-layer', '2', '-o', {str(tmp_path)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

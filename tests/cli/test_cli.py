@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchless import WITHOUT_TORCH
 
 import initlab
 from initlab import cli
@@ -68,19 +69,6 @@ def test_report_renders_again(compared, capsys, tmp_path):
     assert code == 0
     assert (tmp_path / "copy" / "report.html").read_bytes() == (out / "report.html").read_bytes()
     assert stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1]
-
-
-# as where it isn't installed: scipy takes a module that is None for one that is there
-WITHOUT_TORCH = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] == "torch":
-            raise ImportError("torch is blocked")
-
-sys.meta_path.insert(0, Blocker())
-"""
 
 
 def test_report_needs_no_torch(compared, tmp_path):
