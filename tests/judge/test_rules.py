@@ -35,7 +35,8 @@ def stream(slope, write=1e-3, embed=1e-3, depths=(4, 16)):
     rows = []
     for L in depths:
         rows.append({"n_layer": L, "site": "embed", "kind": "activation", "var": embed})
-        rows.append({"n_layer": L, "site": "mlp_out", "kind": "weight", "role": "mlp_out", "std": 0.02, "var": 4e-4})
+        weight = {"n_layer": L, "site": "mlp_out", "kind": "weight", "role": "mlp_out", "std": 0.02, "var": 4e-4}
+        rows.append(weight | {"module": "transformer.h.0.mlp.c_proj.weight"})
         for site in ("attn_out", "mlp_out"):
             value = {"n_layer": L, "site": site, "kind": "activation", "var": write * (L / 4) ** slope}
             rows += [value | {"layer": layer} for layer in range(L)]
@@ -459,11 +460,46 @@ def test_one_unscaled_branch_is_enough_and_is_named():
     rows += [row for row in stream(0.0) if row["site"] == "attn_out"]
     rows += [
         {"n_layer": L, "site": "attn_out", "kind": "weight", "role": "attn_out", "std": 0.02, "var": 4e-4}
+        | {"module": "transformer.h.0.attn.c_proj.weight"}
         for L in (4, 16)
     ]
     (finding,) = verdicts(run_of(rows), "RES001")
     assert finding.status == "fail" and finding.site == "attn_out"
     assert "attn.c_proj.weight" in finding.advice and "mlp.c_proj.weight" not in finding.advice
+
+
+@pytest.mark.parametrize(("scaled", "status"), [(True, "pass"), (False, "fail")])
+def test_a_write_whose_input_isnt_on_record_is_judged_by_its_weights(scaled: bool, status: str) -> None:
+    rows = []
+    for L in (4, 16):
+        std = 0.02 / math.sqrt(2 * L) if scaled else 0.02
+        # attention averages less away where positions are more alike: its write grows although the weights don't
+        rows += [
+            row | {"var": 1e-3 * (L / 4) ** 0.3} if row["site"] == "attn_out" else row
+            for row in stream(-1.0, depths=(L,))
+        ]
+        rows.append(
+            {
+                "n_layer": L,
+                "site": "attn_out",
+                "kind": "weight",
+                "role": "attn_out",
+                "module": "tower.0.mix.merge.weight",
+            }
+            | {"std": std, "rms": std, "var": std**2}
+        )
+    (finding,) = verdicts(run_of(rows), "RES001")
+    assert finding.status == status
+    if not scaled:
+        assert "0.02 → 0.0035" in finding.advice and "mix.merge.weight" in finding.advice
+        assert finding.measured == pytest.approx(0.0) and "c_proj" not in finding.advice
+
+
+def test_a_branch_scaled_in_the_forward_pass_is_no_unscaled_one() -> None:
+    rows = stream(-1.0)  # what is written falls, though the weights don't
+    rows += [row | {"rms": 0.02} for row in rows if row["kind"] == "weight"]
+    (finding,) = verdicts(run_of(rows), "RES001")
+    assert finding.status == "pass"
 
 
 def test_growing_writes_get_other_advice_and_factors():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,11 @@ def family(modules: pd.Series) -> pd.Series:
     """`h.*.mlp.c_fc` of `h.3.mlp.c_fc`: the same module of every block."""
     named: pd.Series = modules.astype(str).str.replace(r"\.\d+(?=\.|$)", ".*", regex=True)
     return named
+
+
+def in_block(parameter: str) -> str:
+    """Name a parameter as a block does: `mlp.c_fc.weight` of `h.3.mlp.c_fc.weight`."""
+    return re.sub(r"^(.*?\.)?\d+\.", "", parameter)
 
 
 def seeds(bad: pd.Series, seed: pd.Series) -> dict[str, int]:

@@ -12,6 +12,7 @@ import pandas as pd
 from initlab.judge.matching import best_recipes, narrowed, unscaled
 from initlab.judge.remedies import scale_outputs
 from initlab.judge.rules.base import Case, Finding, rule
+from initlab.judge.rules.counting import in_block
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS
@@ -28,7 +29,8 @@ def depth_exponents(records: pd.DataFrame) -> pd.DataFrame:
     something: slope, its standard error, n points; a point is the mean over the blocks of one cell at step 0. Least
     squares on logs, seed by seed: the slope is the mean over seeds and its error their scatter (NaN for one seed).
     `gain` and `gain_stderr` are the same of the write per mean square of what enters the branch's last projection:
-    it leaves out that positions grow more alike with depth, so that attention averages less away.
+    it leaves out that positions grow more alike with depth, so that attention averages less away. Where that isn't on
+    record, it is by the projection's own weights, unless the write itself falls faster (a multiplier in the forward).
     """
     rows = []
     for (recipe, n_embd, site), group in writes(records).groupby(["recipe", "n_embd", "site"], observed=True):
@@ -36,7 +38,7 @@ def depth_exponents(records: pd.DataFrame) -> pd.DataFrame:
         if group["n_layer"].nunique() < 2:
             continue
         slope, stderr = _slope(group, "var")
-        gain, gain_stderr = _slope(group, "gain")
+        gain, gain_stderr = _gain(group)
         rows.append((recipe, n_embd, site, slope, stderr, len(group), gain, gain_stderr))
     columns = ["recipe", "n_embd", "site", "slope", "stderr", "n", "gain", "gain_stderr"]
     return pd.DataFrame(rows, columns=columns)
@@ -45,7 +47,8 @@ def depth_exponents(records: pd.DataFrame) -> pd.DataFrame:
 def writes(records: pd.DataFrame) -> pd.DataFrame:
     """Mean over the blocks, at step 0, of what each branch writes (var) and of that per input (gain).
 
-    Columns recipe, n_embd, site, n_layer, seed, var, gain; gain is var where the branch's input isn't on record.
+    Columns recipe, n_embd, site, n_layer, seed, var, gain, by_weights: gain is what the branch's projection makes of
+    inputs of mean square 1, since those it had aren't on record. It is var where its weights aren't known either.
     """
     rows = records[(records["kind"] == "activation") & (records["step"] == 0)]
     keys = ["recipe", "n_embd", "site", "n_layer", "seed"]
@@ -59,8 +62,21 @@ def writes(records: pd.DataFrame) -> pd.DataFrame:
         on=["recipe", "n_embd", "source", "n_layer", "seed"],
         how="left",
     )
-    merged["gain"] = (merged["var"] / merged["entering"]).where(merged["entering"] > 0, merged["var"])
-    return merged[[*keys, "var", "gain"]]
+    weights = records[(records["kind"] == "weight") & (records["step"] == 0) & records["role"].isin(list(BRANCHES))]
+    per_unit = weights["rms"] ** 2 * weights["numel"] / weights["n_embd"].where(weights["n_embd"] > 0)  # times fan_in
+    projected = weights.assign(site=weights["role"], projected=per_unit).astype({"site": str, "recipe": str})
+    projected = projected.groupby(keys, observed=True)["projected"].mean().reset_index()
+    merged = merged.astype({"site": str, "recipe": str}).merge(projected, on=keys, how="left")
+    known = merged["entering"] > 0
+    merged["by_weights"] = ~known & (merged["projected"] > 0)
+    gain = (merged["var"] / merged["entering"]).where(known, merged["var"])
+    merged["gain"] = gain.where(~merged["by_weights"], merged["projected"])
+    return merged[[*keys, "var", "gain", "by_weights"]]
+
+
+def _gain(group: pd.DataFrame) -> tuple[float, float]:
+    gain = _slope(group, "gain")
+    return min(gain, _slope(group, "var")) if group["by_weights"].any() else gain
 
 
 def _slope(group: pd.DataFrame, column: str) -> tuple[float, float]:
@@ -84,13 +100,17 @@ def measure_unscaled(run: Run) -> pd.DataFrame:
     embed = records[(records["site"] == "embed") & (records["kind"] == "activation")]
     start = embed.groupby(["recipe", "n_embd"], observed=True)["var"].mean().rename("embed").reset_index()
     projections = records[(records["kind"] == "weight") & records["role"].isin(list(BRANCHES))]
-    drawn = projections.groupby([*sizes, "role"], observed=True)["std"].mean().rename("drawn").reset_index()
+    drawn = projections.groupby([*sizes, "role"], observed=True).agg(
+        drawn=("std", "mean"), parameter=("module", "first")
+    )
     fits = depth_exponents(records)[["recipe", "n_embd", "site", "gain", "gain_stderr"]]
     fits = fits.rename(columns={"gain": "slope", "gain_stderr": "stderr"})
     text = {"recipe": str, "site": str}
     out = found.astype(text).merge(start.astype({"recipe": str}), on=["recipe", "n_embd"], how="left")
     out = out.merge(
-        drawn.rename(columns={"role": "site"}).astype(text), on=["recipe", "n_embd", "n_layer", "site"], how="left"
+        drawn.reset_index().rename(columns={"role": "site"}).astype(text),
+        on=["recipe", "n_embd", "n_layer", "site"],
+        how="left",
     )
     out["several"] = found["n_embd"].nunique() > 1
     return out.merge(fits.astype(text), on=["recipe", "n_embd", "site"], how="left")
@@ -109,7 +129,7 @@ def measure_unscaled(run: Run) -> pd.DataFrame:
     why="Each block adds variance to the residual stream. With 1/√(2·n_layer) on both output projections the sum over "
     "the blocks is the same at every depth (exponent -1); without it the stream, and the gradient on the way back, "
     "grow with every block (exponent 0). -0.5 is half way. Measured per input, since what attention hands to its "
-    "projection also grows with the correlation between positions.",
+    "projection also grows with the correlation between positions; where that isn't on record, by the weights.",
     advice="Divide the std of attn.c_proj.weight and mlp.c_proj.weight by √(2·n_layer).",
     false_alarms="Models that scale the branch in the forward pass (LayerScale, ReZero, residual multipliers) write "
     "scaled values anyway and pass. Unscaled models train: the measured cost with warmup is 0.004, 0.044 and 0.085 "
@@ -151,7 +171,7 @@ def unscaled_branch_writes(case: Case, rows: pd.DataFrame) -> Finding:
         return case.passed(text, **common)
     failing = rows[rows["site"].isin(unscaled)]
     by_seed = [
-        max(_slope(own[own["site"] == site], "gain")[0] for site in unscaled) > limit
+        max(_gain(own[own["site"] == site])[0] for site in unscaled) > limit
         for _, own in failing.groupby("seed")
         if own["n_layer"].nunique() > 1
     ]
@@ -168,14 +188,16 @@ def unscaled_branch_writes(case: Case, rows: pd.DataFrame) -> Finding:
 
 
 def _advice(rows: pd.DataFrame, n_layer: int, unscaled: list[str], gain: float) -> str:
-    parameters = {"attn_out": "attn.c_proj.weight", "mlp_out": "mlp.c_proj.weight"}
-    drawn = rows.groupby("site")["drawn"].mean()
-    which = " and ".join(parameters[site] for site in unscaled)
+    nameless = {"attn_out": "attention's output projection", "mlp_out": "the MLP's output projection"}
+    named = rows.dropna(subset="parameter").groupby("site")["parameter"].first().map(in_block)
+    drawn = rows.groupby("site")["drawn"].mean().dropna()
+    which = " and ".join(named.get(site, nameless[site]) for site in unscaled)
     if abs(gain) > 0.5:
         return f"make the std of {which} fall as 1/√n_layer; now it goes as n_layer^{gain / 2:+.2f}"
-    texts = [f"{trimmed(drawn[site])} → {trimmed(drawn[site] / math.sqrt(2 * n_layer), 2)}" for site in unscaled]
-    values = ", ".join(dict.fromkeys(texts))
-    return f"divide the std of {which} by √(2·n_layer): at {n_layer} layers {values}"
+    stds = [float(drawn[site]) for site in unscaled if site in drawn]
+    texts = [f"{trimmed(std)} → {trimmed(std / math.sqrt(2 * n_layer), 2)}" for std in stds]
+    values = f": at {n_layer} layers {', '.join(dict.fromkeys(texts))}" if texts else ""
+    return f"divide the std of {which} by √(2·n_layer){values}"
 
 
 def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding | None:
