@@ -201,3 +201,12 @@ def test_command(capsys, tmp_path):
     assert cli.main(["scale", "nanogpt", "--widths", "64", "-o", str(tmp_path / "b")]) == 2
     assert "needs two widths or more (--widths 64,128,256)" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_jobs_and_engine_are_taken(tmp_path):
+    sizes = {"widths": (16, 32), "depths": (1,), "steps": 1, "seeds": 1, "batch": BATCH}
+    alone = scale(standard, **sizes)
+    several = initlab.scale(standard, **sizes, run=initlab.RunOptions(jobs=2))
+    assert several.records["var"].to_numpy() == pytest.approx(alone.records["var"].to_numpy(), rel=1e-4)
+    with pytest.raises(ConfigError, match="unknown engine 'nowhere'"):
+        initlab.scale(standard, **sizes, run=initlab.RunOptions(engine="nowhere"))
