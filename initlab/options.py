@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -33,7 +34,7 @@ class Text:
             tokens.
 
     Raises:
-        ConfigError: batch_size isn't a positive whole number.
+        ConfigError: data is no path, or batch_size isn't a positive whole number.
     """
 
     data: str | Path = "docstrings"
@@ -41,6 +42,7 @@ class Text:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        _refuse_no_path("data", self.data)
         _refuse_no_count("batch_size", self.batch_size)
 
 
@@ -50,8 +52,8 @@ class RunOptions:
 
     Args:
         device: `auto` is CUDA where there is a GPU, else the CPU.
-        jobs: models of `compare`, or training runs of `confirm`, at the same time. Default: 1 for compare; for confirm
-            the cores on a CPU, 1 on a GPU.
+        jobs: models of `compare` and `scale`, or training runs of `confirm`, at the same time; `train` makes one after
+            another. Default: 1, for confirm on a CPU its cores.
         engine: where they are made: `processes`, each with one thread, `here`, one after another in this process, or
             one that a package adds (`initlab.engines`). `auto`: `processes` for several at a time, else `here`.
         out: folder for tables and run.json, written as each cell finishes; the same call with the same folder
@@ -59,7 +61,7 @@ class RunOptions:
         progress: told about every cell.
 
     Raises:
-        ConfigError: jobs isn't a positive whole number.
+        ConfigError: out is no path, or jobs isn't a positive whole number.
     """
 
     device: str = "auto"
@@ -69,6 +71,8 @@ class RunOptions:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
+        if self.out is not None:
+            _refuse_no_path("out", self.out)
         _refuse_no_count("jobs", self.jobs)
 
 
@@ -78,6 +82,11 @@ def checked(name: str, value: Any, kind: type[_T]) -> _T:
         example = f"{name}=initlab.{kind.__name__}({'data=' if kind is Text else 'out='}'…')"
         raise ConfigError(f"{name} is {value!r:.80}; expected {kind.__name__}, as in {example}")
     return value
+
+
+def _refuse_no_path(name: str, value: Any) -> None:
+    if not isinstance(value, str | PathLike):
+        raise ConfigError(f"{name} is {value!r:.80}; expected a path")
 
 
 def _refuse_no_count(name: str, value: Any) -> None:

@@ -18,6 +18,11 @@ def test_they_are_frozen_and_say_what_they_cannot_use() -> None:
             Text(batch_size=wrong)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=f"jobs is {wrong!r}; expected a whole number from 1 on"):
             RunOptions(jobs=wrong)  # type: ignore[arg-type]
+    for wrong in (3, None):
+        with pytest.raises(ConfigError, match=f"data is {wrong}; expected a path"):
+            Text(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="out is 3; expected a path"):
+        RunOptions(out=3)  # type: ignore[arg-type]
 
 
 def test_another_kind_of_value_is_refused_with_an_example() -> None:

@@ -27,15 +27,18 @@ def depth() -> int:
 
 
 @contextmanager
-def random_state_kept(of: nn.Module | Tensor, seed: int | None = None) -> Iterator[None]:
+def random_state_kept(of: nn.Module | Tensor | torch.device, seed: int | None = None) -> Iterator[None]:
     """Restore torch's, Python's and NumPy's random state afterwards; with a seed, seed them first.
 
     Args:
         of: what is worked with; torch has a state on each of its devices.
         seed: of all of them; None: they go on from where they are.
     """
-    on = [of] if isinstance(of, Tensor) else of.parameters()
-    devices = sorted({p.device.index or 0 for p in on if p.device.type == "cuda"})
+    if isinstance(of, torch.device):
+        places = [of]
+    else:
+        places = [p.device for p in ([of] if isinstance(of, Tensor) else of.parameters())]
+    devices = sorted({place.index or 0 for place in places if place.type == "cuda"})
     # models that draw from NumPy's global state are why it is kept
     own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=devices):

@@ -19,6 +19,15 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
         ProbeError: a model whose weights can't be measured here: none at all, of no shape yet, on the meta device, on
             several devices, sharded, or quantised.
     """
+    model, notes = bare(model)
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        notes.append("compiled in place: measured eagerly")
+    _refuse(model)
+    return model, notes
+
+
+def bare(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """Take the same off a module whose weights needn't be measured. Raises ConfigError: not a model."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is {model!r:.80}, of type {type(model).__name__}; expected a torch.nn.Module")
     notes = []
@@ -32,9 +41,6 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
             break
         assert isinstance(inner, nn.Module)
         model = inner
-    if any(module._compiled_call_impl is not None for module in model.modules()):
-        notes.append("compiled in place: measured eagerly")
-    _refuse(model)
     return model, notes
 
 

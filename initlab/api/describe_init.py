@@ -22,10 +22,12 @@ def describe_init(model: nn.Module) -> Description:
         Description; its `str` is the table, `.rows` the data, `.mismatches` the sentences.
 
     Raises:
+        ConfigError: not a model.
         RecipeError: the model is on the meta device.
     """
     from initlab.anatomy.look import of
+    from initlab.anatomy.unwrapping import bare
     from initlab.drawing.describe import describe
 
-    rows = describe(of(model))
+    rows = describe(of(bare(model)[0]))
     return Description(rows, mismatches(rows), describe_text(rows))

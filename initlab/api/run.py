@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab import rundir
 from initlab.engines import Failed, choose
-from initlab.errors import ProbeError
+from initlab.errors import ProbeError, RunError
 from initlab.options import Progress
 from initlab.results import now
 from initlab.rundir import Run, RunDir
@@ -120,13 +120,23 @@ def measuring(
 
     Raises:
         ConfigError: no such engine, or jobs that it can't make.
+        RunError: the engine left a call out, or gave what is no result.
     """
     made, jobs = choose(engine, jobs, device, cells)
     with made({"measure": measure}, jobs) as started:
 
         def results(cells: Sequence[Cell]) -> Results:
+            waited = set(range(len(cells)))
             for index, found in started.run([partial(_measured, cell) for cell in cells]):
+                if index not in waited or not isinstance(found, Failed | Tables):
+                    raise RunError(
+                        f"engine {made.__name__} gave {type(found).__name__} for call {index!r}; expected one result "
+                        f"for each of {len(cells)} calls"
+                    )
+                waited.remove(index)
                 yield cells[index], found.text if isinstance(found, Failed) else found
+            if waited:
+                raise RunError(f"engine {made.__name__} gave no result for {len(waited)} of {len(cells)} calls")
 
         yield results
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
 from initlab.api.manifest import new_manifest
-from initlab.api.run import estimate, in_turn, run_cells
+from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.errors import ConfigError
 from initlab.models.config import NanoGPTConfig
@@ -72,7 +72,7 @@ def scale(
         text: what is read, as by `compare`.
         stats: `light`, or `full` for mean |x| and more.
         dtype: `bfloat16` or `float16` run the forward pass under autocast.
-        run: device, folder and progress.
+        run: device, folder and progress; several jobs as by `compare`.
 
     Returns:
         Scaling; `.slopes` is a row per recipe, axis, site and step. Exponents are of variance: half of one is the
@@ -149,14 +149,16 @@ def scale(
     kept |= {"sources": [*kept.get("sources", []), source_of(own)]} if own else {}
     cells = config.cells()
     manifest = new_manifest("scale", kept, side.evaluated(config), side.described, [cell.run_id for cell in cells])
-    found, path = run_cells(
-        cells,
-        manifest,
-        in_turn(measure),
-        work=work,
-        seconds=seconds,
-        out=run.out,
-        progress=run.progress,
-        started=started,
-    )
+    jobs = run.jobs or 1
+    with measuring(measure, engine=run.engine, jobs=jobs, device=config.device, cells=len(cells)) as results:
+        found, path = run_cells(
+            cells,
+            manifest,
+            results,
+            work=work,
+            seconds=seconds,
+            out=run.out,
+            progress=run.progress,
+            started=started,
+        )
     return Scaling(found, path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ class _Surveyed:
     asked: list[Any] = field(default_factory=list)  # (role, dims) of every parameter that recipes are drawn into
     classes: list[str] = field(default_factory=list)
     described: dict[str, Any] = field(default_factory=dict)  # of the first model's batch
-    batch: dict[str, int] = field(default_factory=dict)
+    batch: dict[str, Any] = field(default_factory=dict)
 
 
 class SideBySide:
@@ -68,7 +69,7 @@ class SideBySide:
             raise ConfigError("batch= is for models of functions; NanoGPTs drawn from recipes read `text`")
         self.subject = subject
         self.text = text
-        self.batch = batch
+        self.batch = next(batch, None) if isinstance(batch, Iterator) else batch  # every model reads the same
         self.rows = rows if text.batch_size is None else text.batch_size
         self.corpus = corpus
         self._loaded: dict[tuple[str, str | None, int | None], Corpus] = {}
@@ -143,8 +144,13 @@ class SideBySide:
                         seen.described = seen.described or described
                         ids = inputs.ids
                         shape = {} if ids is None else {"batch_size": ids.shape[0], "block_size": ids.shape[1]}
-                        seen.batch = seen.batch or shape
+                        given = {} if self.batch is None else {"batch": _fingerprint(inputs)}
+                        seen.batch = seen.batch or shape | given
                         _try(maker, model.to(sweep.device), inputs)
+                        if maker.module(*place) is model:
+                            raise ProbeError(
+                                f"{maker.name} returned the same model twice; expected a new one each time"
+                            )
             _check_growth(maker, places, seen.counts)
         self.evaluated(sweep)
 
@@ -220,6 +226,19 @@ class SideBySide:
         dims = None if recipe is None else anatomy.dims
         known: dict[str, Any] = {"recipe": recipe, "dims": dims, "discovered": anatomy.layout != "nanogpt"}
         theory.expect(tables, theory.Wiring(**wiring), described, targets, **known)
+
+
+def _fingerprint(inputs: Inputs) -> str:
+    """Of a batch, so that a run isn't resumed with another."""
+    import torch
+
+    from initlab.measure.inputs import tensors
+
+    made = hashlib.sha256()
+    for each in tensors((inputs.args, inputs.kwargs, inputs.targets)):
+        made.update(f"{each.dtype} {tuple(each.shape)}".encode())
+        made.update(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()[:12]
 
 
 def _try(maker: Maker, model: nn.Module, inputs: Inputs) -> None:

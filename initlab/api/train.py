@@ -92,6 +92,8 @@ def train(
     started = time.perf_counter()
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
     refuse_other_models(model, "train trains")
+    if run.jobs not in (None, 1) or run.engine not in ("auto", "here"):
+        raise ConfigError("train makes one run after another, here; confirm takes jobs and an engine")
     entries = registry.several(recipes)
     for name, value in (("watch_every", watch_every), ("checkpoint_every", checkpoint_every or 0)):
         if type(value) is not int or value < 0:

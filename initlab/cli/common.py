@@ -83,6 +83,12 @@ def model_of(options: argparse.Namespace, default: NanoGPTConfig) -> Any:
     return nanogpt
 
 
+def add_engine(parser: argparse.ArgumentParser, what: str = "models to measure", jobs: str = "1") -> None:
+    """Where cells are made, and how many at a time."""
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"{what} at a time, in a process each ({jobs})")
+    parser.add_argument("--engine", default="auto", metavar="NAME", help="here, processes or another's (auto)")
+
+
 def text_of(options: argparse.Namespace) -> Text:
     """The text to read."""
     return Text(options.data, options.tokenizer, options.batch_size)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from initlab.cli.common import (
     Progress,
+    add_engine,
     add_measuring,
     add_model,
     add_models,
@@ -49,13 +50,7 @@ def add(commands: Commands) -> None:
     add_models(compare, block_size=256, batch_size=4)
     add_measuring(compare, fail_on="never")
     compare.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
-    compare.add_argument("--jobs", type=int, default=1, metavar="N", help="models at a time, in a process each (1)")
-    compare.add_argument(
-        "--engine",
-        default="auto",
-        metavar="NAME",
-        help="where to measure: here, processes or another's (auto)",
-    )
+    add_engine(compare)
     compare.set_defaults(run=_compare)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from initlab.cli.common import (
     Progress,
     add_dtype,
+    add_engine,
     add_models,
     add_saving,
     add_text,
@@ -55,10 +56,7 @@ def add(commands: Commands) -> None:
     add_text(confirm)
     confirm.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     add_dtype(confirm, default=None, otherwise="float32; --thorough on a GPU: bfloat16")
-    confirm.add_argument("--jobs", type=int, metavar="N", help="runs at a time (the cores; on a GPU: 1)")
-    confirm.add_argument(
-        "--engine", default="auto", metavar="NAME", help="where runs are made: here, processes or another's (auto)"
-    )
+    add_engine(confirm, "runs", "the cores; on a GPU: 1")
     add_saving(confirm, fail_on="never")
     confirm.set_defaults(run=_confirm)
 

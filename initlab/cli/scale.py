@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from initlab.cli.common import (
     Progress,
+    add_engine,
     add_measuring,
     add_model,
     add_models,
     default_out,
     model_of,
     numbers,
+    overrides,
     run_of,
     set_threads,
     show,
@@ -49,6 +51,7 @@ def add(commands: Commands) -> None:
     add_models(scale, block_size=64, batch_size=4)
     add_measuring(scale, fail_on="never")
     scale.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    add_engine(scale)
     scale.set_defaults(run=_scale, stats="light")
 
 
@@ -56,6 +59,7 @@ def _scale(options: argparse.Namespace) -> int:
     from initlab.api.scale import MODEL, scale
 
     set_threads(options)
+    overrides(options)
     out = Path(options.out) if options.out else default_out("scale")
     options.folder = out
     default = MODEL

@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import CellType
 from typing import Any
 
 import torch
 from torch import nn
 
 from initlab.anatomy.look import Anatomy, of
+from initlab.anatomy.restoring import random_state_kept
 from initlab.anatomy.unwrapping import unwrap
 from initlab.drawing.apply import apply_recipe, copied
 from initlab.errors import ConfigError, InitlabError, ProbeError
@@ -161,8 +164,9 @@ def subject_of(given: Any, model: Any, axes: Axes, default: NanoGPTConfig, sizes
     elif isinstance(model, nn.Module):
         inside = unwrap(model)[0]
         shapes = [(name, tuple(parameter.shape)) for name, parameter in inside.named_parameters()]
+        shown = f"{shapes} {inside} {getattr(inside, 'config', '')}"  # heads and activation have no shape
         name = type(inside).__name__
-        subject.base = Maker(name, functools.partial(copied, inside), (), f"{name} {_hash(str(shapes))}")
+        subject.base = Maker(name, functools.partial(copied, inside), (), f"{name} {_hash(_steady(shown))}")
     elif callable(model):
         subject.base = _maker(_name(model), model)
     elif model is not None:
@@ -171,7 +175,7 @@ def subject_of(given: Any, model: Any, axes: Axes, default: NanoGPTConfig, sizes
         )
     elif subject.recipes:
         subject.config = default
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept(torch.device("cpu")):
         subject.depths, subject.widths = _axes(subject, axes, sizes, model)
         base = subject.base
         if base is not None and isinstance(base(min(subject.depths), min(subject.widths)), NanoGPTConfig):
@@ -182,9 +186,7 @@ def subject_of(given: Any, model: Any, axes: Axes, default: NanoGPTConfig, sizes
 @contextmanager
 def seeded(seed: int, device: str) -> Iterator[None]:
     """Draw random numbers from a seed, the caller's random state untouched."""
-    devices = [torch.device(device).index or 0] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.manual_seed(seed)
+    with random_state_kept(torch.device(device), seed), torch.enable_grad():
         yield
 
 
@@ -222,11 +224,18 @@ def makes_models(item: Any) -> bool:
 
 def source_of(function: Callable[..., Any]) -> str:
     """Name a function, with a hash of its source where that is known."""
-    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    inner, held = function, []
+    while isinstance(inner, functools.partial):
+        held += [inner.args, sorted(inner.keywords.items())]
+        inner = inner.func
+    held += [cell.cell_contents for cell in getattr(inner, "__closure__", None) or () if _filled(cell)]
+    name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__name__)}"
     try:
-        return f"{name} {_hash(inspect.getsource(function))}"
+        source = inspect.getsource(inner)
     except (OSError, TypeError):
-        return name
+        source = ""
+    shown = source + "".join(_steady(repr(value)) for value in held)
+    return f"{name} {_hash(shown)}" if shown else name
 
 
 def _items(given: Any) -> dict[str, Recipe | Maker]:
@@ -307,6 +316,19 @@ def _parameters(function: ModelFunction) -> dict[str, inspect.Parameter]:
         return dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         return {}
+
+
+def _filled(cell: CellType) -> bool:
+    """Whether a variable of an outer function has its value yet."""
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _steady(text: str) -> str:
+    """Take out the places in memory, which are others in the next process."""
+    return re.sub(r"0x[0-9a-f]+", "", text)
 
 
 def _hash(text: str) -> str:

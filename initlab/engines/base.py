@@ -74,10 +74,12 @@ def engine(name: str) -> Callable[[Made], Made]:
         name: what `engine=` and `--engine` call it.
 
     Raises:
-        ConfigError: the name is taken.
+        ConfigError: the name is taken, or the class isn't derived from Engine.
     """
 
     def wrap(made: Made) -> Made:
+        if not (isinstance(made, type) and issubclass(made, Engine)):
+            raise ConfigError(f"engine {name!r} is {made!r:.80}; expected a class derived from initlab.engines.Engine")
         ENGINES.add(name, made, made.__module__)
         return made
 

@@ -28,11 +28,11 @@ class Drawing:
     @cached_property
     def words(self) -> str:
         """The same in words, with numbers."""
-        return self._spec.words(self._run)
+        return self._spec.said(self._run)
 
     @cached_property
     def _figure(self) -> Figure:
-        return self._spec.draw(self._run, "light")
+        return self._spec.drawn(self._run, "light")
 
     @cached_property
     def svg(self) -> str:

@@ -1,5 +1,6 @@
 """`initlab.compare` of models that aren't NanoGPT: recipes drawn into them, and models with inits of their own."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -167,6 +168,71 @@ def test_another_function_is_another_run(tmp_path):
     assert initlab.compare("nanogpt", model=old, run=run, **SMALL).run.complete
     with pytest.raises(RunError, match=r"holds another run .*sources"):
         initlab.compare("nanogpt", model=new, run=run, **SMALL)
+
+
+def scaled(scale):
+    def telling(n_layer):
+        return Storyteller(n_layer, 32, scale)
+
+    return telling
+
+
+def test_a_value_that_a_function_holds_is_part_of_the_run(tmp_path):
+    options = LIGHT | {"depths": [1, 2], "run": initlab.RunOptions(out=tmp_path)}
+    initlab.compare(scaled(0.5), **options)
+    initlab.compare(scaled(0.5), **options)
+    with pytest.raises(RunError, match="sources"):
+        initlab.compare(scaled(0.1), **options)
+
+
+def with_vocabulary(words, n_layer):
+    return nn.Sequential(nn.Embedding(words, 32), *(nn.Linear(32, 32) for _ in range(n_layer)))
+
+
+def test_what_a_partial_function_holds_is_part_of_the_run(tmp_path):
+    options = LIGHT | {"depths": [1, 2], "run": initlab.RunOptions(out=tmp_path)}
+    initlab.compare(functools.partial(with_vocabulary, 300), **options)
+    with pytest.raises(RunError, match="sources"):
+        initlab.compare(functools.partial(with_vocabulary, 400), **options)
+
+
+def test_another_batch_or_module_is_another_run(tmp_path):
+    ids = torch.arange(32).view(2, 16)
+    for folder, given, message in (("batch", {"batch": ids + 1}, "batch"), ("module", {"batch": ids}, "sources")):
+        options = LIGHT | {"run": initlab.RunOptions(out=tmp_path / folder)}
+        model = Storyteller(1, 32)
+        initlab.compare("nanogpt", model=model, batch=ids, **options)
+        initlab.compare("nanogpt", model=Storyteller(1, 32), batch=ids, **options)
+        model.last.eps = 1e-5 if folder == "batch" else 0.1
+        with pytest.raises(RunError, match=message):
+            initlab.compare("nanogpt", model=model, **given, **options)
+
+
+def test_an_iterator_is_read_once_for_every_model():
+    batches = iter([torch.arange(32).view(2, 16), torch.zeros(2, 16, dtype=torch.long)])
+    found = initlab.compare(old, batch=batches, depths=[2, 3], widths=[32], seeds=1, stats="light")
+    once = initlab.compare(old, batch=torch.arange(32).view(2, 16), depths=[2, 3], widths=[32], seeds=1, stats="light")
+    assert found.records["var"].equals(once.records["var"])
+
+
+def test_an_init_may_draw_from_numpy():
+    def drawn_by_numpy(n_layer):
+        model = Storyteller(n_layer, 32)
+        model.words.weight.data = torch.from_numpy(np.random.randn(300, 32)).float()  # noqa: NPY002
+        return model
+
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    once, again = (initlab.compare(drawn_by_numpy, depths=[1], seeds=1, stats="light") for _ in range(2))
+    assert once.records["var"].equals(again.records["var"])
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+
+
+def test_a_model_that_is_kept_by_its_function_is_refused_untouched():
+    kept = old(1, 32)
+    before = kept.words.weight.clone()
+    with pytest.raises(ProbeError, match="returned the same model twice"):
+        initlab.compare("nanogpt", model=lambda n_layer: kept, depths=[1], **LIGHT)
+    assert torch.equal(kept.words.weight, before)
 
 
 def test_a_batch_of_ones_own_is_read_at_every_seed():

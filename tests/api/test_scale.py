@@ -142,7 +142,7 @@ def test_a_failing_cell_is_recorded_and_the_rest_goes_on():
 
     def flaky(n_embd, n_layer):
         calls.append(n_embd)
-        if len(calls) == 5:  # after the survey: two sizes, then four cells
+        if len(calls) == 6:  # after the survey: two sizes, the first twice, then four cells
             raise ValueError("out of luck")
         return standard(n_embd, n_layer)
 
@@ -201,3 +201,12 @@ def test_command(capsys, tmp_path):
     assert cli.main(["scale", "nanogpt", "--widths", "64", "-o", str(tmp_path / "b")]) == 2
     assert "needs two widths or more (--widths 64,128,256)" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_jobs_and_engine_are_taken(tmp_path):
+    sizes = {"widths": (16, 32), "depths": (1,), "steps": 1, "seeds": 1, "batch": BATCH}
+    alone = scale(standard, **sizes)
+    several = initlab.scale(standard, **sizes, run=initlab.RunOptions(jobs=2))
+    assert several.records["var"].to_numpy() == pytest.approx(alone.records["var"].to_numpy(), rel=1e-4)
+    with pytest.raises(ConfigError, match="unknown engine 'nowhere'"):
+        initlab.scale(standard, **sizes, run=initlab.RunOptions(engine="nowhere"))

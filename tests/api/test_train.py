@@ -266,3 +266,9 @@ def test_torchrun_trains_as_one_process_and_the_first_one_speaks(tmp_path):
     )
     assert refused.returncode != 0
     assert refused.stderr.count("initlab: error: output folder") == 1
+
+
+@pytest.mark.parametrize("run", [{"jobs": 2}, {"engine": "processes"}])
+def test_jobs_and_engines_are_refused(run):
+    with pytest.raises(ConfigError, match="train makes one run after another, here"):
+        initlab.train("nanogpt", **SHORT, run=initlab.RunOptions(**run))

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import initlab
 from initlab.anatomy.look import of
 from initlab.drawing.apply import apply_recipe, draw, portable
-from initlab.errors import RecipeError
+from initlab.errors import ConfigError, RecipeError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 from initlab.recipes import Constant, Dims, Distribution, Normal, Recipe, Role, TruncNormal, Uniform, registry
 
@@ -375,3 +376,16 @@ def test_a_portable_recipe_can_be_pickled_and_draws_the_same(name: str) -> None:
         apply_recipe(model, recipe, 5)
     for one, two in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_wrapped_model_is_drawn_and_described_as_the_one_inside():
+    config = initlab.NanoGPTConfig(n_layer=1, n_embd=16, n_head=2, block_size=8, vocab_size=31)
+    plain, inside = initlab.NanoGPT(config), initlab.NanoGPT(config)
+    wrapped = nn.DataParallel(inside)
+    initlab.apply_recipe(plain, "nanogpt")
+    initlab.apply_recipe(wrapped, "nanogpt")
+    assert torch.equal(plain.transformer.wte.weight, inside.transformer.wte.weight)
+    assert str(initlab.describe_init(wrapped)) == str(initlab.describe_init(plain))
+    for function in (initlab.describe_init, lambda model: initlab.apply_recipe(model, "nanogpt")):
+        with pytest.raises(ConfigError, match="model is 3, of type int"):
+            function(3)

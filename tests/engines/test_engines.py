@@ -9,10 +9,10 @@ import pytest
 
 import initlab
 from initlab import cli
-from initlab.engines import ENGINES, choose
+from initlab.engines import ENGINES, Engine, Failed, choose, engine
 from initlab.engines.here import Here
 from initlab.engines.processes import Processes
-from initlab.errors import ConfigError
+from initlab.errors import ConfigError, RunError
 
 MODEL = initlab.NanoGPTConfig(n_layer=1, n_embd=16, n_head=2, block_size=8)
 TINY = {"model": MODEL, "text": initlab.Text(batch_size=2), "steps": 2, "seeds": 1}
@@ -84,3 +84,28 @@ def test_an_engine_of_an_installed_package_is_found_by_the_command_line(
     assert runs["lr"].tolist() == [1e-2, 1e-3]
     assert cli.main([*arguments, "-o", str(tmp_path / "other")]) == 2
     assert "unknown engine 'backwards'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "gave no result for 1 of 1 calls"),
+        ([(0, 3)], "gave int for call 0; expected one result for each of 1 calls"),
+        ([(7, Failed("lost"))], "gave Failed for call 7"),
+    ],
+)
+def test_an_engine_that_leaves_calls_out_is_told_so(given: list[tuple[int, object]], message: str) -> None:
+    with ENGINES.temporary():
+
+        @engine("forgetful")
+        class Forgetful(Engine):
+            def run(self, calls):  # type: ignore[no-untyped-def]
+                yield from given
+
+        with pytest.raises(RunError, match=f"engine Forgetful {message}"):
+            initlab.compare("nanogpt", model=MODEL, seeds=1, stats="light", run=initlab.RunOptions(engine="forgetful"))
+
+
+def test_an_engine_is_a_class_derived_from_engine() -> None:
+    with pytest.raises(ConfigError, match="expected a class derived from"):
+        engine("none")(int)  # type: ignore[type-var]

@@ -182,3 +182,28 @@ def test_over_steps_a_rule_sees_the_first_alone_unless_it_says_otherwise() -> No
 def test_a_code_that_is_taken_or_cant_be_selected_is_refused(code: str, message: str) -> None:
     with RULES.temporary(), pytest.raises(ConfigError, match=message):
         counting(code)
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        (lambda case, rows: 1 / 0, "raised ZeroDivisionError: division by zero; --ignore MYX003 leaves it out"),
+        (lambda case, rows: None, "returned None; expected case.passed"),
+        (lambda case, rows: case.failed("off", severity="fatal"), "with a severity of error, warning, info"),
+    ],
+)
+def test_a_rule_that_breaks_is_named_and_can_be_left_out(judge: Any, message: str) -> None:
+    run = synthetic_run()
+    text = dict.fromkeys(("measures", "needs", "unit", "limit", "why", "advice", "false_alarms", "source"), "x")
+    with RULES.temporary():
+        rule(
+            code="MYX003",
+            question="Mine",
+            basis="heuristic",
+            since="1.0",
+            measure=lambda run: run.tables.summary[["recipe"]],
+            **text,
+        )(judge)
+        with pytest.raises(ConfigError, match=rf"rule MYX003 .*{message}"):
+            evaluate(run)
+        assert evaluate(run, ignore=["MYX003"])

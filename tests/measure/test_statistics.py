@@ -190,6 +190,8 @@ def test_initlabs_own_are_right():
         (lambda x: None, "returned NoneType; expected a tensor"),
         (lambda x: x.sum() * 1j, "returned complex numbers"),
         (lambda x: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda x: x.data.mul_(2).sum(), "wrote into the tensor that it was given"),
+        (lambda x: float(x.numpy().fill(0) or 0), "wrote into the tensor that it was given"),
         (lambda x: x.mul_(2).sum(), r"wrote into the tensor that it was given; .* use x\.clone\(\)"),
     ],
 )

@@ -587,3 +587,10 @@ def test_a_gate_and_a_router_are_shown_where_they_are_drawn_apart(id: str, shown
     names = [row["role"] for row in rows]
     assert all(names.index(role) == names.index("mlp_in") - 1 for role in shown)
     assert not {"mlp_gate", "router"} & {row["role"] for row in evaluate(registry.get(id), [size])["rows"]}
+
+
+def test_a_function_that_makes_models_is_no_recipe() -> None:
+    def make(n_layer: int, n_embd: int) -> None: ...
+
+    with pytest.raises(RecipeError, match="make makes models of a size, which compare and scale take; expected a rec"):
+        registry.get(make)  # type: ignore[arg-type]

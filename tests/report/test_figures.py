@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from synthetic import synthetic_run
 from variants import variants
 
@@ -18,6 +19,7 @@ from initlab.report.figures.data import curve
 from initlab.report.files import write_report
 from initlab.report.svg import inline_svg
 from initlab.report.theme import new_figure, style
+from initlab.results import Comparison
 
 ORDER = [
     "watch",
@@ -264,3 +266,23 @@ def test_neither_seaborn_nor_matplotlib_is_imported_until_a_figure_is_drawn():
         "sys.exit(', '.join({'seaborn', 'matplotlib'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "words", "message"),
+    [
+        (lambda run, theme: 1 / 0, lambda run: "", "figure 'mine' raised ZeroDivisionError: division by zero"),
+        (lambda run, theme: None, lambda run: "", "figure 'mine' returned NoneType; expected a matplotlib Figure"),
+        (lambda run, theme: Figure(), lambda run: 1 / 0, "figure 'mine' raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_figure_that_breaks_is_named(usual, tmp_path, function, words, message):
+    with FIGURES.temporary():
+        figures.figure("mine", title="Mine", question="", place=500, words=words)(function)
+        with pytest.raises(ConfigError, match=message):
+            Comparison(usual).report(tmp_path)
+
+
+def test_a_figure_has_the_name_of_a_file():
+    with pytest.raises(ConfigError, match=r"a figure is named '\.\./mine'; expected small letters"):
+        figures.figure("../mine", title="Mine", question="", place=500, words=lambda run: "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 
+from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity
 from initlab.judge.rules.base import RULES, Case, Finding, Rule, Status, rule
 from initlab.judge.rules.fresh import before_training, only_inits, why_not_init
@@ -58,10 +59,21 @@ def evaluate(
     findings: list[Finding] = []
     for each in choice.rules:
         later = kind not in _OVER_STEPS or kind in each.later
-        measured = each.measure(inits if each.about_init else run if later else start)
-        groups = measured.groupby(list(each.by), observed=True) if len(measured) else ()
         case = partial(Case, rule=each, limits=choice.limits[each.code])
-        found = [each.judge(case(recipe=str(keys[0])), rows) for keys, rows in groups]
+        try:
+            measured = each.measure(inits if each.about_init else run if later else start)
+            groups = measured.groupby(list(each.by), observed=True) if len(measured) else ()
+            found = [each.judge(case(recipe=str(keys[0])), rows) for keys, rows in groups]
+        except Exception as error:
+            raise ConfigError(
+                f"rule {each.code} ({each.name}) raised {type(error).__name__}: {error}; --ignore {each.code} leaves "
+                "it out"
+            ) from error
+        if wrong := [one for one in found if not isinstance(one, Finding) or one.severity not in SEVERITIES]:
+            raise ConfigError(
+                f"rule {each.code} ({each.name}) returned {wrong[0]!r:.80}; expected case.passed(…), "
+                f"case.not_applicable(…), or case.failed(…) with a severity of {', '.join(SEVERITIES)}"
+            )
         findings += found
         for recipe in recipes:
             if all(one.recipe != recipe for one in found):

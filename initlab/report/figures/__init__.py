@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from initlab.errors import ConfigError
 from initlab.registry import Registry
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _OWN = ("watch", "losses", "rates", "effects", "train", "scale", "curves", "heatmaps", "dots")
 Draw = Callable[[Run, str], "Figure"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +37,26 @@ class FigureSpec:
         """Why the figure can't be drawn of this run; empty when it can."""
         if self.kinds and run.manifest.get("kind") not in self.kinds:
             return self.otherwise or f"of runs of kind {' or '.join(self.kinds)}"
-        return self.lacks(run) if self.lacks else ""
+        return self._asked(self.lacks, run) if self.lacks else ""
+
+    def drawn(self, run: Run, theme: str) -> Figure:
+        """Draw it. Raises ConfigError: its function raised, or returned something else than a Figure."""
+        from matplotlib.figure import Figure
+
+        made = self._asked(self.draw, run, theme)
+        if not isinstance(made, Figure):
+            raise ConfigError(f"figure {self.name!r} returned {type(made).__name__}; expected a matplotlib Figure")
+        return made
+
+    def said(self, run: Run) -> str:
+        """Say what it shows. Raises ConfigError: its function raised."""
+        return self._asked(self.words, run)
+
+    def _asked(self, function: Callable[..., T], *given: Any) -> T:
+        try:
+            return function(*given)
+        except Exception as error:
+            raise ConfigError(f"figure {self.name!r} raised {type(error).__name__}: {error}") from error
 
 
 FIGURES: Registry[FigureSpec] = Registry("figure", modules=tuple(f"{__name__}.{module}" for module in _OWN))
@@ -66,7 +87,13 @@ def figure(
         needs: why it can't be drawn of a run; empty when it can. Nothing given: it always can.
         kinds: of runs that it is for; nothing given is every kind.
         otherwise: what runs of another kind lack.
+
+    Raises:
+        ConfigError: the name is taken, or isn't one of a file.
     """
+
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ConfigError(f"a figure is named {name!r}; expected small letters and digits with - between")
 
     def add(draw: Draw) -> Draw:
         spec = FigureSpec(
@@ -105,4 +132,4 @@ def draw(name: str, run: Run, theme: str = "light") -> Figure:
     spec = FIGURES.get(name)
     if reason := spec.needs(run):
         raise ConfigError(f"figure {name} can't be drawn: {reason}")
-    return spec.draw(run, theme)
+    return spec.drawn(run, theme)
