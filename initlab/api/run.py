@@ -77,7 +77,7 @@ def run_cells(
     todo = [cell for cell in cells if cell.run_id not in done]
     if progress is not None:
         progress.start(sum(map(work, todo)), len(todo), seconds(todo))
-    parts: list[Tables] = [kept]
+    parts: dict[str, Tables] = {}
     failed: dict[str, str] = {}
     try:
         with closing(results(todo)) as arriving:  # closed also where a full disk or Ctrl-C ends the loop
@@ -87,7 +87,7 @@ def run_cells(
                     if folder:
                         folder.fail(cell.run_id, found)
                 else:
-                    parts.append(found)
+                    parts[cell.run_id] = found
                     if folder:
                         folder.append(found)
                 if progress is not None:
@@ -102,7 +102,8 @@ def run_cells(
     if folder is not None:
         return folder.finish(now(), spent), folder.path
     manifest.update(finished=now(), seconds=round(spent, 1), failed=failed)
-    return Run(Tables.concat(parts), manifest), None
+    in_order = [parts[cell.run_id] for cell in cells if cell.run_id in parts]  # several jobs end in any order
+    return Run(Tables.concat(in_order), manifest), None
 
 
 @contextmanager

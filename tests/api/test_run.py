@@ -49,17 +49,20 @@ def test_processes_measure_what_this_process_measures_also_of_a_users_recipes(tm
 
 def test_the_order_in_which_cells_arrive_changes_nothing_that_is_said() -> None:
     here = initlab.compare(["nanogpt", "zero-out"], **SMALL)
+    made = []
     with ENGINES.temporary():
 
         @engine("backwards")
         class Backwards(Engine):
             def run(self, calls):  # type: ignore[no-untyped-def]
                 for index in reversed(range(len(calls))):
+                    made.append(index)
                     yield index, outcome(calls[index], self.shared)
 
         backwards = initlab.compare(["nanogpt", "zero-out"], **SMALL, run=initlab.RunOptions(engine="backwards"))
-    assert backwards.summary["seed"].iloc[0] == 1
+    assert made == sorted(made, reverse=True) and len(made) > 2
     assert same(here, backwards)
+    assert backwards.summary["run_id"].tolist() == here.summary["run_id"].tolist()
 
 
 def test_an_engine_that_cannot_be_had_is_refused_before_anything_is_written(tmp_path: Path) -> None:
