@@ -249,6 +249,11 @@ def _items(given: Any) -> dict[str, Recipe | Maker]:
                 f"a {type(found).__name__} was given among recipes: it has one size and one draw; give the function "
                 "that makes it, draw recipes into it by model=, or measure it by initlab.probe"
             )
+        if isinstance(found, type) and issubclass(found, nn.Module) and not makes_models(found):
+            raise ConfigError(
+                f"{found.__name__}({', '.join(_parameters(found))}) is a class of models; give a function of n_layer and "
+                "n_embd that makes one"
+            )
         new: Recipe | Maker
         if makes_models(found):
             name = _name(found)

@@ -344,3 +344,44 @@ def test_a_preset_is_a_model_too(tmp_path, capsys):
     assert cli.main(["compare", "nanogpt", *arguments, "-o", str(tmp_path / "a")]) == 0
     config = json.loads((tmp_path / "a" / "run.json").read_text())["config"]
     assert (config["depths"], config["widths"], config["n_head"], config["bias"]) == ([4], [128], 4, False)
+
+
+def test_a_recipe_beside_a_function_needs_to_know_its_model(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"nanogpt is a recipe, and beside it .* \(Storyteller\); say with model="):
+        initlab.compare(["nanogpt", old], **SMALL, run=initlab.RunOptions(out=out))
+    assert not out.exists()
+    both = initlab.compare(["nanogpt", new], model=old, **SMALL)
+    assert both.run.manifest["failed"] == {} and set(both.summary["recipe"]) == {"nanogpt", "new"}
+
+
+def test_what_is_neither_a_recipe_nor_makes_models_is_refused_in_one_sentence():
+    with pytest.raises(ConfigError, match=r"Stage\(width, scale\) is a class of models; give a function of n_layer"):
+        initlab.compare([Stage], **SMALL)
+
+    def needs(width, heads):
+        return torch.empty(width, heads)
+
+    with pytest.raises(RecipeError, match=r"recipe needs failed .* one that makes models takes n_layer or n_embd"):
+        initlab.compare([needs], **SMALL)
+
+
+def test_scaled_and_unscaled_inits_of_ones_own_are_told_apart_and_the_line_named():
+    def quiet(make):
+        def made(n_layer, n_embd):
+            model = make(n_layer, n_embd)
+            with torch.no_grad():
+                for table in (model.words, model.positions):
+                    table.weight.mul_(0.02)
+            return model
+
+        made.__name__ = make.__name__
+        return made
+
+    found = initlab.compare([quiet(old), quiet(new)], depths=[2, 4, 8], widths=[64], seeds=2)
+    verdicts = {f.recipe: f for f in found.findings if f.code == "RES001"}
+    assert (verdicts["new"].status, verdicts["old"].status) == ("pass", "fail")
+    assert verdicts["old"].measured == pytest.approx(0, abs=0.05)
+    assert verdicts["old"].advice.startswith(
+        "divide the std of out.weight and narrow.weight by √(2·n_layer): at 8 layers"
+    )
