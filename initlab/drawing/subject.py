@@ -251,8 +251,8 @@ def _items(given: Any) -> dict[str, Recipe | Maker]:
             )
         if isinstance(found, type) and issubclass(found, nn.Module) and not makes_models(found):
             raise ConfigError(
-                f"{found.__name__}({', '.join(_parameters(found))}) is a class of models; give a function of n_layer and "
-                "n_embd that makes one"
+                f"{found.__name__}({', '.join(_parameters(found))}) is a class of models; give a function of n_layer "
+                "and n_embd that makes one"
             )
         new: Recipe | Maker
         if makes_models(found):
