@@ -214,9 +214,7 @@ class Recipe:
             absent = isinstance(error, AttributeError) and (str(error).isupper() or "'Role'" in str(error))
             hint = f"; the roles are {', '.join(Role.__members__)}" if absent else ""
             if self.family == "user" and isinstance(error, TypeError):
-                hint = (
-                    "; a recipe is a function (role, dims), one that makes models takes n_layer, n_embd or nothing"
-                )
+                hint = "; a recipe is a function (role, dims), one that makes models takes n_layer, n_embd or nothing"
             failed = f"recipe {self.id} failed on role {role}: {type(error).__name__}: {error}{hint}"
             raise RecipeError(failed) from error
         if not isinstance(value, Distribution):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,3 +208,12 @@ def test_a_rule_that_breaks_is_named_and_can_be_left_out(judge: Any, message: st
         with pytest.raises(ConfigError, match=rf"rule MYX003 .*{message}"):
             evaluate(run)
         assert evaluate(run, ignore=["MYX003"])
+
+
+def test_the_docstrings_own_example_works() -> None:
+    text = textwrap.dedent(initlab.rule.__doc__.split("::\n", 1)[1].split("The function's name")[0])
+    model = initlab.NanoGPT(initlab.NanoGPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=256))
+    with RULES.temporary():
+        exec(text, {"initlab": initlab})
+        found = {f.code: f for f in initlab.probe(model).findings}
+    assert found["MY001"].name == "gradient-too-spread" and found["MY001"].measured > 1

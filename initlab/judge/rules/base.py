@@ -93,7 +93,29 @@ def _adding(make: Callable[Concatenate[Judge, P], Rule]) -> Callable[P, Callable
     """Make the decorator, with the fields of Rule as type checkers know them."""
 
     def rule(*args: P.args, **fields: P.kwargs) -> Callable[[Judge], Rule]:
-        """Turn a function `(case, rows) -> finding` into a registered Rule; takes Rule's other fields by name.
+        """Add a rule by decorating its judge, a function `(case, rows) -> finding`; takes Rule's other fields by name.
+
+        ::
+
+            def spread(run):  # a row or more per recipe
+                rows = run.tables.records.query("kind == 'grad' and site == 'resid_post'")
+                found = rows.groupby("recipe", observed=True)["var"].agg(lambda v: v.max() / v.min())
+                return found.rename("ratio").reset_index()
+
+            @initlab.rule(
+                code="MY001", question="Gradient", measures="largest / smallest gradient variance", needs="gradients",
+                limits={"most": 100.0}, unit="×", limit="≤ {most}", basis="heuristic", why="…", advice="…",
+                false_alarms="none known", source="our own runs", since="1.0", measure=spread,
+            )
+            def gradient_too_spread(case, rows):
+                ratio = float(rows["ratio"].iloc[0])
+                text = f"Gradients differ {ratio:.3g}-fold between blocks"
+                if ratio <= case.limits["most"]:
+                    return case.passed(text, measured=ratio)
+                return case.failed(text, severity="warning", measured=ratio)
+
+        The function's name is the rule's. It is judged whenever a run is, `--select MY001` and `fix` know it, and
+        `initlab.judge.rules.base.Rule` says what each field means.
 
         Raises:
             ConfigError: the code is taken, or isn't of capitals and a number.
