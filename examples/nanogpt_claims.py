@@ -24,7 +24,7 @@ from nanogpt_note.init_claims import INIT_CLAIMS
 from nanogpt_note.training_claims import TRAINING_CLAIMS
 
 import initlab
-from initlab.cli.common import Progress
+from initlab.cli.common import TerminalProgress
 from initlab.report import figures
 from initlab.report.html import stylesheet
 from initlab.report.svg import inline_svg, png
@@ -46,12 +46,12 @@ def gather(out: Path, *, quick: bool) -> Evidence:
     text = initlab.Text(batch_size=2)
 
     def measured(name: str, recipes: list[str], **options: Any) -> initlab.Comparison:
-        with Progress(out / name, name) as progress:
+        with TerminalProgress(out / name, name) as progress:
             run = initlab.RunOptions(out=out / name, progress=progress)
             return initlab.compare(recipes, text=text, run=run, **{"model": NANOGPT, **options})
 
     def trained(name: str, recipes: list[str], **options: Any) -> Confirmation:
-        with Progress(out / name, name) as progress:
+        with TerminalProgress(out / name, name) as progress:
             run = initlab.RunOptions(out=out / name, progress=progress)
             return initlab.confirm(recipes, run=run, **GRID, **options)
 

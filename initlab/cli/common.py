@@ -94,7 +94,7 @@ def text_of(options: argparse.Namespace) -> Text:
     return Text(options.data, options.tokenizer, options.batch_size)
 
 
-def run_of(options: argparse.Namespace, progress: Progress) -> RunOptions:
+def run_of(options: argparse.Namespace, progress: TerminalProgress) -> RunOptions:
     """Where and how to run."""
     places = {name: getattr(options, name) for name in ("jobs", "engine") if hasattr(options, name)}
     return RunOptions(device=options.device, out=progress.out, progress=progress, **places)
@@ -195,7 +195,7 @@ def show(result: Result, options: argparse.Namespace, out: Path) -> int:
     return int(SEVERITIES.index(worst) <= SEVERITIES.index(options.fail_on))
 
 
-class Progress:
+class TerminalProgress:
     """Prints the estimate and the output folder, then draws a bar on a terminal."""
 
     def __init__(self, out: Path, command: str, doing: str = "measure"):
@@ -204,19 +204,19 @@ class Progress:
         self.doing = doing
         self.stack = ExitStack()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TerminalProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
     def start(self, work: float, cells: int, seconds: float) -> None:
-        from initlab.report.progress import Progress
+        from initlab.report.progress import ProgressBar
 
         about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
         models = "1 model" if cells == 1 else f"{cells} models"
         print(f"initlab: {models} to {self.doing}, about {about}; writing to {self.out}", file=sys.stderr)
-        self.bar = self.stack.enter_context(Progress(work, self.command))
+        self.bar = self.stack.enter_context(ProgressBar(work, self.command))
 
     def advance(self, work: float, text: str) -> None:
         self.bar.advance(work, text)

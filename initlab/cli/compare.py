@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from initlab.cli.common import (
-    Progress,
+    TerminalProgress,
     add_engine,
     add_measuring,
     add_model,
@@ -64,7 +64,7 @@ def _compare(options: argparse.Namespace) -> int:
     options.folder = out
     model = model_of(options, MODEL)
     usual = DEPTHS if isinstance(model, NanoGPTConfig) and options.model is None else None
-    with Progress(out, "compare") as progress:
+    with TerminalProgress(out, "compare") as progress:
         result = compare(
             options.recipes,
             model=model,

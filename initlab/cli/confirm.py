@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from initlab.cli.common import (
-    Progress,
+    TerminalProgress,
     add_dtype,
     add_engine,
     add_models,
@@ -73,7 +73,7 @@ def _confirm(options: argparse.Namespace) -> int:
     grid = GRIDS["thorough" if options.thorough else "quick"]
     model = grid["model"].resized(n_embd=options.n_embd) if options.n_head is None else grid["model"]
     sizes = nanogpt_options(options) | ({} if options.n_embd is None else {"n_embd": options.n_embd})
-    with Progress(out, "confirm", "measure or train") as progress:
+    with TerminalProgress(out, "confirm", "measure or train") as progress:
         result = confirm(
             options.recipes,
             model=replace(model, **sizes),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from initlab.cli.common import (
-    Progress,
+    TerminalProgress,
     add_engine,
     add_measuring,
     add_model,
@@ -69,7 +69,7 @@ def _scale(options: argparse.Namespace) -> int:
         default = replace(MODEL, n_embd=options.head_size, n_head=1)
     model = model_of(options, default)
     model = default if model is None and default is not MODEL else model
-    with Progress(out, "scale") as progress:
+    with TerminalProgress(out, "scale") as progress:
         result = scale(
             options.subjects,
             model=model,

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import Progress, add_output, default_out, run_of, set_threads, show, text_of
+from initlab.cli.common import TerminalProgress, add_output, default_out, run_of, set_threads, show, text_of
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -91,7 +91,7 @@ def _train(options: argparse.Namespace) -> int:
     first = os.environ.get("RANK", "0") == "0"  # torchrun's
     out = Path(options.out) if options.out else default_out("train")
     try:
-        with Progress(out, "train", "train") as progress:
+        with TerminalProgress(out, "train", "train") as progress:
             if first:
                 options.folder = out
             result = train(

@@ -278,7 +278,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.is_cuda and type(logits) is Tensor and (kernels := compiled_kernels(logits.device)):
         from initlab.measure.entropies import cross_entropy
 
-        if logits.dtype in kernels.DTYPES:
+        if logits.dtype in kernels.READABLE:
             return cross_entropy(logits, targets)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(wide, targets, ignore_index=-1)

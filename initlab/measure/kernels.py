@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+READABLE = (torch.float32, torch.bfloat16, torch.float16)
 
 _LANES = 512  # vectors of 16 bytes that a program reads at a time: 4 for each of its 128 threads
 _PROGRAMS = 4  # for each multiprocessor
@@ -327,7 +327,7 @@ class Runs:
         self._places: list[tuple[int, int] | None] = []  # buffer and row of its table; None: empty
 
     def add(self, x: Tensor) -> int:
-        """Take the statistics of a strided tensor of a dtype of DTYPES; returns its place in `read`."""
+        """Take the statistics of a strided tensor of a dtype of READABLE; returns its place in `read`."""
         self._places.append(self._launch(x) if x.numel() else None)
         return len(self._places) - 1
 

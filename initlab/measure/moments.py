@@ -65,7 +65,7 @@ class Moments:
         x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
         # a subclass may hold its numbers elsewhere than at its address
         own = x.device.type == "cuda" and type(x) is Tensor
-        if own and (kernels := compiled_kernels(x.device)) and x.dtype in kernels.DTYPES:
+        if own and (kernels := compiled_kernels(x.device)) and x.dtype in kernels.READABLE:
             self._runs = self._runs or kernels.Runs(self.preset == "full")
             self._values.append(_Place(self._runs.add(x), x.numel()))
             return len(self._values) - 1

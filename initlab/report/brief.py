@@ -12,7 +12,7 @@ from initlab.judge.rules.depth import BRANCHES
 from initlab.judge.updates import matrix_ratios, update_ratios
 from initlab.judge.words import number, signed
 from initlab.report import scale
-from initlab.report.values import Brief, Cell, Table
+from initlab.report.values import Brief, Table, TableCell
 from initlab.report.verdict import GLYPHS, tally
 from initlab.report.view import View, middle, overview, recipes_of, view
 from initlab.rundir import Run
@@ -84,12 +84,12 @@ def _recipe_table(run: Run, findings: Sequence[Finding]) -> Table:
     for index, row in enumerate(rows):
         status, checks = tally(findings, row.recipe)
         table.add(
-            Cell(row.recipe, note="(baseline)" if index == 0 and len(rows) > 1 else ""),
+            TableCell(row.recipe, note="(baseline)" if index == 0 and len(rows) > 1 else ""),
             f"{_or_dash(row.embed_var)} → {_or_dash(row.last_var)}",
             " ".join(signed(row.slopes[site][0]) if site in row.slopes else "–" for site in BRANCHES),
             _or_dash(row.grad_ratio),
             "–" if row.excess_loss is None else signed(row.excess_loss, 3),
-            Cell(checks, status, glyph=GLYPHS[status]),
+            TableCell(checks, status, glyph=GLYPHS[status]),
         )
     return table
 

@@ -11,7 +11,7 @@ import pandas as pd
 from initlab.judge.outcomes import ESCAPE_MARGIN, FAMILY, WORSE, effects, regrets, run_measures
 from initlab.judge.words import listed, plural, signed
 from initlab.report.facts import progress
-from initlab.report.values import Brief, Cell, Table
+from initlab.report.values import Brief, Table, TableCell
 from initlab.report.verdict import GLYPHS, status_of
 from initlab.report.view import recipes_of
 from initlab.rundir import Run
@@ -125,7 +125,7 @@ def _regret_table(run: Run, n_layer: int, own: pd.DataFrame) -> Table:
     runs = run.tables.runs
     for recipe in [each for each in recipes if each in set(own["recipe"])]:
         rows = {int(row["warmup"]): row for row in own[own["recipe"] == recipe].to_dict("records")}
-        name = Cell(recipe, note="(baseline)" if recipe == recipes[0] and len(recipes) > 1 else "")
+        name = TableCell(recipe, note="(baseline)" if recipe == recipes[0] and len(recipes) > 1 else "")
         best = "–"
         if (last := rows.get(shown[-1])) and last["seeds"]:
             swept = runs.loc[(runs["n_layer"] == last["n_layer"]) & (runs["warmup"] == shown[-1]), "lr"]
@@ -148,9 +148,9 @@ def _outcome_table(graded: pd.DataFrame) -> Table:
     previous = None
     for row in graded.to_dict("records"):
         status = status_of(row["predicted"])
-        said = Cell(row["predicted"], status, row["codes"], GLYPHS[status])
+        said = TableCell(row["predicted"], status, row["codes"], GLYPHS[status])
         layers = "" if row["n_layer"] == previous else str(row["n_layer"])
-        table.add(row["recipe"], layers, said, row["outcome"], Cell(row["grade"], status_of(row["grade"])))
+        table.add(row["recipe"], layers, said, row["outcome"], TableCell(row["grade"], status_of(row["grade"])))
         previous = row["n_layer"]
     return table
 

@@ -13,7 +13,7 @@ from initlab.judge.rules import Finding
 from initlab.judge.words import plural
 from initlab.report.document import Document
 from initlab.report.terminal import narrowed, plain_table, print_text, wrapped
-from initlab.report.values import Cell, Table
+from initlab.report.values import Table, TableCell
 from initlab.report.verdict import GLYPHS, where
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold", "pass": "green", "not_applicable": "dim"}
@@ -84,7 +84,7 @@ def _longest(table: Table, index: int) -> int:
     return max((len(f"{row[index].marked} {row[index].note}") for row in table.rows), default=0) if index else 0
 
 
-def _styled(cell: Cell) -> Any:
+def _styled(cell: TableCell) -> Any:
     text = Text(cell.marked, style=STYLES.get(cell.status, "bold" if cell.strong else ""))
     if cell.note:
         text.append(f" {cell.note}", style="not bold default" if cell.status else "dim")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from initlab.judge.rules import Finding
 from initlab.judge.words import plural
 from initlab.report.document import Card, Document
-from initlab.report.values import Cell, Table
+from initlab.report.values import Table, TableCell
 from initlab.report.verdict import GLYPHS, measured, where
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|~#]|(?<!\w)_|_(?!\w))")  # n_layer is a word
@@ -56,8 +56,8 @@ def text(document: Document) -> str:
 def _scoreboard(document: Document) -> Table:
     table = Table(("recipe", *document.questions), words=frozenset(range(len(document.questions) + 1)))
     for recipe, squares in document.scoreboard:
-        name = Cell(recipe, note="(baseline)" if recipe == document.baseline else "")
-        table.add(name, *(Cell(each.text, each.status, each.detail, each.glyph) for each in squares))
+        name = TableCell(recipe, note="(baseline)" if recipe == document.baseline else "")
+        table.add(name, *(TableCell(each.text, each.status, each.detail, each.glyph) for each in squares))
     return table
 
 

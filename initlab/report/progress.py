@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 30.0  # between lines where there is no terminal to redraw
 
 
-class Progress:
+class ProgressBar:
     """How far a run is and how long it will take, on stderr so that stdout stays clean.
 
     On a terminal a bar that vanishes when done; elsewhere a line every half minute.
@@ -31,7 +31,7 @@ class Progress:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         if self._stream.isatty():
             self._bar = self._make_bar()
             self._bar.start()

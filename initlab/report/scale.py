@@ -10,7 +10,7 @@ import pandas as pd
 
 from initlab.judge.slopes import AXES, diverged, slopes
 from initlab.judge.words import plural, signed
-from initlab.report.values import Brief, Cell, Table
+from initlab.report.values import Brief, Table, TableCell
 from initlab.rundir import Run
 
 # one site of each kind; q, k and v are alike, as are the states of the stream inside a block
@@ -147,7 +147,7 @@ def _shown(table: SlopeTable) -> Table:
     previous = None
     for row in table.rows:
         if row.recipe != previous:
-            shown.add(Cell(row.recipe, strong=True))
+            shown.add(TableCell(row.recipe, strong=True))
             previous = row.recipe
         cells = [slope_text(*row.cells[step]) if step in row.cells else "" for step in table.steps]
         if table.foresees:

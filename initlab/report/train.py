@@ -11,7 +11,7 @@ import pandas as pd
 
 from initlab.judge import outcomes as judged
 from initlab.judge.words import listed, number, plural, signed, trimmed
-from initlab.report.values import Cell, Table
+from initlab.report.values import Table, TableCell
 from initlab.report.verdict import GLYPHS, status_of
 from initlab.report.view import recipes_of
 from initlab.rundir import Run
@@ -172,8 +172,8 @@ def _effects(run: Run) -> list[Table]:
                 str(row["seeds"]),
             ]
             status = status_of(row["verdict"])
-            verdict = Cell(row["verdict"], status, glyph=GLYPHS[status])
-            rows.append([Cell(str(row["recipe"])), *map(Cell, cells), verdict, Cell(_needed(row))])
+            verdict = TableCell(row["verdict"], status, glyph=GLYPHS[status])
+            rows.append([TableCell(str(row["recipe"])), *map(TableCell, cells), verdict, TableCell(_needed(row))])
         sure = [row for row in _by_recipe(run, own) if row["verdict"] != "not separated"]
         versus = f" Baseline: {own['versus'].iloc[0]}." if len(own) and question != "warmup" else ""
         words = [f"{row['recipe']} {row['verdict']}{' with it' * gains} ({_at(row)})" for row in sure]
@@ -218,7 +218,7 @@ def _regrets(run: Run) -> Table:
             f"{row['best_loss']:.3f}" if known else "–",
             *(f"{row[name]} of {row['runs']}" if row[name] else "0" for name in ("diverged", "stuck")),
         ]
-        rows.append([Cell(str(row["recipe"])), *map(Cell, cells)])
+        rows.append([TableCell(str(row["recipe"])), *map(TableCell, cells)])
     note = (
         f"Regret: {judged.DEFINITIONS['regret']}. Sensitivity: {judged.DEFINITIONS['sensitivity']}. "
         "So read sensitivity beside «stuck», never alone."
@@ -236,7 +236,7 @@ def _rankings(run: Run) -> Table:
         own = found[found["metric"] == metric]
         at = {int(row["depth"]): row for row in own.to_dict("records")}
         cells = [_rank(at[depth]) if depth in at else "–" for depth in depths]
-        rows.append([Cell(str(metric), note=meanings.get(str(metric), "")), *map(Cell, cells)])
+        rows.append([TableCell(str(metric), note=meanings.get(str(metric), "")), *map(TableCell, cells)])
     heads = [f"{plural(depth, 'block')} held out" if len(depths) > 1 else plural(depth, "block") for depth in depths]
     count = int(found["recipes"].max()) if len(found) else 0
     note = f"{judged.RANKING_DEFINITION.replace('`', '')}. Here: {plural(count, 'recipe')}."
@@ -277,7 +277,7 @@ def _runs(run: Run, runs: pd.DataFrame) -> Table:
             *(["–" if math.isnan(mfu) else f"{mfu:.0%}"] if shows_mfu else []),
             number(row["seconds"]),
         ]
-        rows.append([Cell(str(row["recipe"])), *map(Cell, cells)])
+        rows.append([TableCell(str(row["recipe"])), *map(TableCell, cells)])
     more = f" The first {len(rows)} of {len(runs)}; all are in runs.csv." if len(runs) > len(rows) else ""
     note = f"Losses are of the validation batches, nats. What the columns mean is defined below.{more}"
     return Table(("recipe", *heads), rows, "Every training run", note, plural(len(runs), "run"))

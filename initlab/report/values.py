@@ -8,7 +8,7 @@ _MOST_OPEN = 8  # rows of a table that isn't folded
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TableCell:
     """One cell of a table.
 
     `status` is a key of `verdict.GLYPHS`, and says how it is coloured; `glyph` stands before the text, `note` behind it
@@ -36,7 +36,7 @@ class Table:
     """
 
     heads: tuple[str, ...]
-    rows: list[list[Cell]] = field(default_factory=list)
+    rows: list[list[TableCell]] = field(default_factory=list)
     title: str = ""
     note: str = ""
     summary: str = ""
@@ -49,9 +49,9 @@ class Table:
         """Whether a page shows its summary first."""
         return len(self.rows) > _MOST_OPEN
 
-    def add(self, *cells: str | Cell) -> None:
+    def add(self, *cells: str | TableCell) -> None:
         """Add a row; a text is a cell without a status."""
-        self.rows.append([cell if isinstance(cell, Cell) else Cell(cell) for cell in cells])
+        self.rows.append([cell if isinstance(cell, TableCell) else TableCell(cell) for cell in cells])
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Interpreted(Moments):
     def add(self, x: Tensor) -> int:
         from initlab.measure import kernels
 
-        if x.dtype not in kernels.DTYPES:
+        if x.dtype not in kernels.READABLE:
             return super().add(x)
         self._runs = self._runs or kernels.Runs(self.preset == "full")
         self._values.append(module._Place(self._runs.add(x.detach()), x.numel()))

@@ -6,7 +6,7 @@ from variants import variants
 
 from initlab.report import console, progress
 from initlab.report.document import Document
-from initlab.report.progress import Progress
+from initlab.report.progress import ProgressBar
 from initlab.rundir import Run
 
 
@@ -95,7 +95,7 @@ class Terminal(io.StringIO):
 def test_progress_on_a_terminal_is_drawn_and_cleared(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with Progress(2.0, "compare", stream) as progress:
+    with ProgressBar(2.0, "compare", stream) as progress:
         progress.advance(1.0, "nanogpt seed 1")
         progress.advance(1.0)
     assert "compare" in stream.getvalue()
@@ -106,7 +106,7 @@ def test_progress_elsewhere_is_silent_for_half_a_minute(monkeypatch):
     clock = iter([0.0, 10.0, 31.0, 32.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
-    with Progress(4.0, "compare", stream) as bar:
+    with ProgressBar(4.0, "compare", stream) as bar:
         bar.advance(1.0, "a")
         assert stream.getvalue() == ""
         bar.advance(1.0, "b")
