@@ -243,11 +243,6 @@ def moments(activation: Activation, s1: Array | float, s2: Array | float, k: Arr
     return found(*(np.asarray(value, dtype=float) for value in (s1, s2, k)))
 
 
-def gamma(activation: Activation, s1: Array | float, s2: Array | float, k: Array | float) -> Array:
-    """E f(z1) f(z2) alone; see `moments`."""
-    return moments(activation, s1, s2, k)[0]
-
-
 def mean(activation: Activation, s: Array | float) -> Array:
     """E f(z) for z of variance s."""
     check(activation)
