@@ -2,8 +2,10 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 
+import cloudpickle
 import pytest
 import torch
 from torch import nn
@@ -204,6 +206,7 @@ def test_command(capsys, tmp_path):
 
 
 def test_jobs_and_engine_are_taken(tmp_path):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker can't import a test
     sizes = {"widths": (16, 32), "depths": (1,), "steps": 1, "seeds": 1, "batch": BATCH}
     alone = scale(standard, **sizes)
     several = initlab.scale(standard, **sizes, run=initlab.RunOptions(jobs=2))
