@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import sys
 import warnings
@@ -10,11 +11,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from initlab.errors import ConfigError, InitlabError
 
 T = TypeVar("T")
+
+
+_FILES: dict[tuple[Path, str], ModuleType] = {}  # by path and hash of the content
+
+
+def import_file(path: Path) -> ModuleType:
+    """Import a user's file, once for what it holds: what it adds to open lists would be a duplicate the second time.
+
+    Args:
+        path: of a .py file.
+
+    Raises:
+        Exception: whatever the file raises.
+    """
+    path = path.resolve()
+    name, key = f"initlab_user_{path.stem}", (path, hashlib.sha256(path.read_bytes()).hexdigest())
+    if key in _FILES:
+        sys.modules[name] = _FILES[key]  # another file of this name may stand there
+        return _FILES[key]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.parent))  # the user's file imports its neighbours, as when it is run
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    _FILES[key] = module
+    return module
 
 
 class Registry(Generic[T]):
@@ -110,21 +142,13 @@ class Registry(Generic[T]):
         path = Path(location)
         if not path.is_file():
             raise self._error(f"{self.kind} {name!r}: file {location} not found")
-        spec = importlib.util.spec_from_file_location(f"initlab_user_{path.stem}", path)
-        assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        folder = str(path.resolve().parent)
-        sys.path.insert(0, folder)  # the user's file imports its neighbours, as when it is run
         try:
             with self.temporary():
-                spec.loader.exec_module(module)
+                module = import_file(path)
         except (Exception, SystemExit) as error:
             raise self._error(
                 f"{self.kind} {name!r}: {location} failed on import: {type(error).__name__}: {error}"
             ) from error
-        finally:
-            sys.path.remove(folder)
         return getattr(module, attribute, None)
 
     def load(self) -> None:

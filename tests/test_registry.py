@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from initlab.errors import ConfigError, RecipeError
-from initlab.registry import Registry
+from initlab.registry import Registry, import_file
 
 
 def test_names_are_unique_and_an_unknown_one_names_the_closest() -> None:
@@ -40,7 +40,7 @@ def test_an_installed_package_adds_by_entry_point_and_a_broken_one_is_left_out(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: numbers-plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[initlab.numbers]\nseven = numbers_plugin\nbroken = no_such_module\n")
     (tmp_path / "test_registry_of.py").write_text(
-        "from initlab.registry import Registry\nregistry = Registry('number')\n"
+        "from initlab.registry import Registry, import_file\nregistry = Registry('number')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert [point.name for point in metadata.entry_points(group="initlab.numbers")]
@@ -57,3 +57,18 @@ def test_an_installed_package_adds_by_entry_point_and_a_broken_one_is_left_out(
 def test_the_default_error_is_a_config_error() -> None:
     with pytest.raises(ConfigError):
         Registry("thing").get("none")
+
+
+def test_a_users_file_is_imported_once_for_what_it_holds(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("made = []\n")
+    first = import_file(file)
+    first.made.append(1)
+    assert import_file(tmp_path / "." / "mine.py") is first and sys.modules["initlab_user_mine"] is first
+    file.write_text("made = []  # changed\n")
+    assert import_file(file).made == []
+    file.write_text("raise OSError('not now')\n")
+    for _ in range(2):
+        with pytest.raises(OSError, match="not now"):
+            import_file(file)
+    assert str(tmp_path) not in sys.path

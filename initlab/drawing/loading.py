@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from initlab.errors import ConfigError
 from initlab.models.config import PRESETS
 from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import registry
+from initlab.registry import import_file
 
 
 def load_model(
@@ -121,19 +122,17 @@ def _imported(name: str) -> Any:
         raise ConfigError(
             f"model {name!r}: there is no file {location}; expected file.py:factory, with a path from here"
         )
-    folder = Path(location).resolve().parent if location.endswith(".py") else Path.cwd()
-    sys.path.insert(0, str(folder))  # the user's file imports its neighbours, as when it is run
     try:
-        if location.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(f"initlab_user_{Path(location).stem}", location)
-            assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # dataclasses look their module up
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(location)
+        module = import_file(Path(location)) if location.endswith(".py") else _package(location)
         return getattr(module, attribute)
     except (Exception, SystemExit) as error:
         raise ConfigError(f"model {name!r} can't be made: {type(error).__name__}: {error}") from error
+
+
+def _package(name: str) -> ModuleType:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)  # as when a script is run from here
+    try:
+        return importlib.import_module(name)
     finally:
-        sys.path.remove(str(folder))
+        sys.path.remove(folder)

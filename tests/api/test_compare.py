@@ -12,6 +12,7 @@ from torch import nn
 import initlab
 from initlab import cli
 from initlab.errors import ConfigError, ProbeError, RecipeError, RunError
+from initlab.measure.statistics import STATISTICS
 from initlab.recipes import Normal
 
 LIGHT = {"stats": "light", "seeds": 2}
@@ -388,3 +389,22 @@ def test_scaled_and_unscaled_inits_of_ones_own_are_told_apart_and_the_line_named
     assert verdicts["old"].advice.startswith(
         "divide the std of out.weight and narrow.weight by √(2·n_layer): at 8 layers"
     )
+
+
+def test_a_file_of_two_models_may_also_hold_a_statistic(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import initlab\n"
+        "from initlab.models.config import NanoGPTConfig\n"
+        "def made(n_layer, n_embd):\n"
+        "    return NanoGPTConfig(n_layer=n_layer, n_embd=n_embd, n_head=2, block_size=8, vocab_size=256)\n"
+        "def also(n_layer, n_embd):\n"
+        "    return made(n_layer, n_embd)\n"
+        "@initlab.statistic('mine_of_two')\n"
+        "def mine_of_two(x):\n"
+        "    return x.abs().max()\n"
+    )
+    with STATISTICS.temporary():
+        found = initlab.compare([f"{file}:made", f"{file}:also"], depths=[1], widths=[32], seeds=1)
+        assert "mine_of_two" in STATISTICS
+    assert found.run.manifest["failed"] == {} and len(found.summary) == 2
