@@ -21,6 +21,7 @@ ORDER = (
     "rundir",
     "environment",
     "options",
+    "wiring",
     "recipes",
     "corpus",
     "models",
