@@ -196,8 +196,8 @@ class Term:
     """A summand of the embedding.
 
     Attributes:
-        kind: token (a row for each id), position (a row, or a fixed vector, for each position), constant (one vector for
-            every position, as of a segment table when there is one segment).
+        kind: token (a row for each id), position (a row, or a fixed vector, for each position), constant (the same
+            vector at every position, as of a segment table when there is one segment).
         weight: dotted name of the parameter; None for what isn't one, as a sinusoid.
         scale: what it is multiplied with.
         square: mean square of what isn't a parameter; of a parameter that of its rows is read from the weights.
