@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -50,7 +49,7 @@ _SAME = {
 
 @lru_cache(maxsize=4096)
 def operation_name(function: Any) -> str:
-    """Name an operation: `add` for `torch.add`, `Tensor.add_`, `+` and `+=`; `T`, `data` for what is read of a tensor."""
+    """Name an operation: `add` for `torch.add`, `Tensor.add_`, `+` and `+=`; `T`, `data` for what a tensor is asked."""
     name = getattr(function, "__name__", type(function).__name__)
     if name in ("__get__", "__set__"):  # of a property: Tensor.T, Tensor.data
         return str(getattr(getattr(function, "__self__", None), "__name__", name))
