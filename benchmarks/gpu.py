@@ -40,9 +40,10 @@ from torch import Tensor, nn
 
 import initlab
 from initlab import environment
+from initlab.anatomy.inputs import of_ids
 from initlab.anatomy.sites import SiteMap, find_sites
 from initlab.drawing.apply import apply_recipe
-from initlab.measure.inputs import of_ids, take_loss
+from initlab.measure.losses import take_loss
 from initlab.measure.moments import Moments, Preset
 from initlab.measure.probe import Identity, measure
 from initlab.measure.recorder import recording

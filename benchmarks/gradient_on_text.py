@@ -1,7 +1,7 @@
 """Gradient ratios on text: how much of measured ÷ predicted is due to what the theory is told of the targets.
 
 A gradient's growth from the last block to the embedding depends on how often two positions are to predict the same
-token. Three answers: the whole text's (sum of squared frequencies), the batch's own (`Setting.same_target`, which
+token. Three answers: the whole text's (sum of squared frequencies), the batch's own (`same_target`, which
 `probe` and `compare` count), and the tokens themselves, position by position.
 
     python benchmarks/gradient_on_text.py             # 2 recipes × 30 seeds: two minutes of one core
@@ -24,6 +24,7 @@ from initlab.judge import theory
 from initlab.measure.probe import Identity, measure
 from initlab.models.config import NanoGPTConfig, heads
 from initlab.models.nanogpt import empty_model
+from initlab.models.wiring import nanogpt_wiring
 from initlab.recipes import registry
 
 RECIPES = ("nanogpt", "nanogpt-no-depth-scale")
@@ -40,10 +41,11 @@ def one(recipe: str, corpus: Corpus, seed: int) -> list[float]:
     tables = measure(model, ids, targets, Identity(run_id="-", recipe=recipe, seed=seed), preset="light")
     grad = tables.records[tables.records["kind"] == "grad"]
     last = grad[(grad["site"] == "resid_post") & (grad["layer"] == N_LAYER - 1)]
-    sizes = {"n_layer": N_LAYER, "n_embd": N_EMBD, "n_head": n_head, "block_size": T, "vocab_size": V}
+    sizes = {"n_layer": N_LAYER, "n_embd": N_EMBD, "n_head": n_head, "vocab_size": V}
     text = theory.TextStatistics.of_batch(corpus.describe(), tables.summary.iloc[0], targets.numpy())
-    own = theory.setting_of(theory.nanogpt_parameters(**sizes), theory.Wiring(), text, registry.get(recipe))
-    setting = replace(own, same_target=None)
+    parameters = theory.nanogpt_parameters(**sizes, block_size=T)
+    own = theory.setting_of(parameters, nanogpt_wiring(**sizes), text, registry.get(recipe))
+    setting = replace(own, text=replace(text, same_target=None))
     exact = [
         theory.predict(setting, exact=True, ids=read, targets=following).grad
         for read, following in zip(ids.numpy(), targets.numpy(), strict=True)

@@ -33,6 +33,7 @@ from initlab.judge import theory
 from initlab.measure.probe import Identity, measure
 from initlab.models.config import NanoGPTConfig, heads
 from initlab.models.nanogpt import empty_model
+from initlab.models.wiring import nanogpt_wiring
 from initlab.recipes import registry
 
 RECIPES = ("nanogpt", "nanogpt-no-depth-scale", "torch-default", "out-x0.02", "out-xsqrt2overL", "out-xinvsqrtL")
@@ -53,11 +54,10 @@ def measure_cell(recipe: str, n_embd: int, n_layer: int, corpus: Corpus, data: s
     ids, targets = corpus.batch(B, T, seed)
     tables = measure(model, ids, targets, Identity(run_id="-", recipe=recipe, seed=seed), preset="light")
     summary = tables.summary.iloc[0]
-    parameters = theory.nanogpt_parameters(
-        n_layer=n_layer, n_embd=n_embd, n_head=config.n_head, block_size=T, vocab_size=corpus.vocab_size
-    )
+    sizes = {"n_layer": n_layer, "n_embd": n_embd, "n_head": config.n_head, "vocab_size": corpus.vocab_size}
+    parameters = theory.nanogpt_parameters(**sizes, block_size=T)
     text = theory.TextStatistics.of_batch(corpus.describe(), summary, None)
-    setting = theory.setting_of(parameters, theory.Wiring(), text, registry.get(recipe))
+    setting = theory.setting_of(parameters, nanogpt_wiring(**sizes), text, registry.get(recipe))
     grouped = theory.predict(setting)
     exact = [
         theory.predict(setting, exact=True, ids=own, targets=following)

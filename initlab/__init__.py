@@ -1,6 +1,7 @@
 """initlab: does the signal of a freshly initialised transformer keep its scale, and which line to change if not."""
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -98,7 +99,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'initlab' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    drawn = random.getstate()  # rich draws from it as it is imported
+    try:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    finally:
+        random.setstate(drawn)
     globals()[name] = value
     return value
 

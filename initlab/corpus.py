@@ -229,7 +229,7 @@ def _tokenize(parts: list[tuple[str, bytes]], tokenizer: str) -> tuple[NDArray[A
             f"tiktoken's {tokenizer} vocabulary isn't on this machine and couldn't be fetched "
             f"({type(error).__name__}); run once with network, or copy a tiktoken cache here and set "
             "TIKTOKEN_CACHE_DIR to it, or use the tokenizer bytes (--tokenizer bytes)"
-        ) from error
+        ) from None
     ids = np.array(encoding.encode_ordinary(_decode(parts, tokenizer)), dtype=np.int64)
     return ids, -(-encoding.n_vocab // 64) * 64  # padded to a multiple of 64, as nanoGPT does for speed
 
@@ -243,7 +243,7 @@ def _decode(parts: list[tuple[str, bytes]], tokenizer: str) -> str:
             raise DataError(
                 f"{name} isn't UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}; tokenizer {tokenizer} "
                 "needs text, convert the file or use the tokenizer bytes (--tokenizer bytes)"
-            ) from error
+            ) from None
     return "\n".join(texts)
 
 
@@ -251,7 +251,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror or error}") from error
+        raise DataError(f"{path} can't be read: {error.strerror or error}") from None
 
 
 def _text_files(folder: Path) -> list[Path]:
@@ -276,7 +276,7 @@ def _load_bin(path: Path, vocab_size: int | None) -> Corpus:
             raise DataError(f"{path} holds {n} bytes; expected uint16 ids, two bytes each, as nanoGPT writes them")
         tokens = np.memmap(path, dtype="<u2", mode="r")
     except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror or error}") from error
+        raise DataError(f"{path} can't be read: {error.strerror or error}") from None
     needed = _meta_vocab(path.with_name("meta.pkl"))
     size = vocab_size or GPT2_VOCAB if needed is None else _padded(vocab_size, needed, "meta.pkl")
     return _corpus(path.name, "stored", tokens, size)
@@ -295,7 +295,7 @@ def _meta_vocab(path: Path) -> int | None:
         raise DataError(
             f"{path} can't be used ({type(error).__name__}: {error}); expected nanoGPT's meta.pkl, a dict with "
             "vocab_size, write it again or move it away and pass vocab_size"
-        ) from error
+        ) from None
 
 
 def _docstrings() -> bytes:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from inspect import signature
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -32,18 +36,22 @@ class Text:
         tokenizer: `bytes` (the default), `char`, or the name of a tiktoken encoding such as `gpt2`.
         batch_size: sequences in a batch. Default: the command's own number for NanoGPTs, for other models about 1024
             tokens.
+        block_size: tokens in a sequence. NanoGPTs that a command makes are made for it; other models read sequences of
+            it. Default: the command's own number for NanoGPTs, for other models what they declare, at most 1024.
 
     Raises:
-        ConfigError: data is no path, or batch_size isn't a positive whole number.
+        ConfigError: data is no path, or batch_size or block_size isn't a positive whole number.
     """
 
     data: str | Path = "docstrings"
     tokenizer: str | None = None
     batch_size: int | None = None
+    block_size: int | None = None
 
     def __post_init__(self) -> None:
         _refuse_no_path("data", self.data)
         _refuse_no_count("batch_size", self.batch_size)
+        _refuse_no_count("block_size", self.block_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +90,31 @@ def checked(name: str, value: Any, kind: type[_T]) -> _T:
         example = f"{name}=initlab.{kind.__name__}({'data=' if kind is Text else 'out='}'…')"
         raise ConfigError(f"{name} is {value!r:.80}; expected {kind.__name__}, as in {example}")
     return value
+
+
+def checked_seed(value: Any) -> int:
+    """Return a seed as a whole number. Raises ConfigError where it is none that torch takes."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < 2**63:
+        raise ConfigError(f"seed is {value!r:.80}; expected a whole number from 0 on, below 2^63")
+    return int(value)
+
+
+def refuse_unknown(command: str, given: Iterable[str], own: Callable[..., Any], passed_on: Callable[..., Any]) -> None:
+    """Refuse keywords that neither a command nor the one that it passes them on to has. Raises ConfigError.
+
+    Args:
+        command: its name.
+        given: the keywords that it doesn't know itself.
+        own: the command.
+        passed_on: what gets them.
+    """
+    parameters = [*signature(own).parameters.values(), *signature(passed_on).parameters.values()]
+    known = list(dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"{command} has no option {name!r}; {hint}known: {', '.join(known)}")
 
 
 def _refuse_no_path(name: str, value: Any) -> None:

@@ -25,7 +25,7 @@ from initlab.schema import Tables
 
 MANIFEST = "run.json"
 # summary.csv last: its line is what makes a cell count.
-_COMMIT_ORDER = ("records", "heads", "coverage", "training", "runs", "summary")
+_COMMIT_ORDER = ("records", "heads", "coverage", "wiring", "training", "runs", "summary")
 _ALWAYS = ("records", "heads", "coverage", "summary")  # a file each, if only of column names
 _MOST_NAMED = 4  # differences, in an error
 _REQUIRED = {"config": dict, "recipes": dict, "cells": list, "failed": dict, "created": str}
@@ -113,7 +113,7 @@ class RunDir:
                 raise RunError(
                     f"could not write {path}: {error.strerror}; {len(self.done)} finished cells are kept, "
                     "the same command with the same -o resumes"
-                ) from error
+                ) from None
 
     def fail(self, run_id: str, error: str) -> None:
         """Record a cell that could not be measured."""
@@ -152,7 +152,7 @@ def _contents(path: Path) -> list[str]:
     except FileExistsError:
         raise RunError(f"output folder {path} can't be written: it is a file; choose another with -o") from None
     except OSError as error:
-        raise RunError(f"output folder {path} can't be written: {error.strerror}; choose another with -o") from error
+        raise RunError(f"output folder {path} can't be written: {error.strerror}; choose another with -o") from None
 
 
 def check(path: Path) -> None:
@@ -222,7 +222,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RunError(f"no run in {path}: {MANIFEST} not found; give the folder that -o named") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{source} can't be read: {error}") from error
+        raise RunError(f"{source} can't be read: {error}") from None
     return manifest if isinstance(manifest, dict) else {}
 
 
@@ -280,7 +280,7 @@ def _read_table(name: str, path: Path) -> pd.DataFrame:
         try:
             data = lzma.decompress(packed.read_bytes())
         except lzma.LZMAError as error:
-            raise RunError(f"{packed} is damaged: {error}") from error
+            raise RunError(f"{packed} is damaged: {error}") from None
     else:
         return schema.table(name, [])
     whole = data[: data.rfind(b"\n") + 1]  # a killed process can leave half a line
@@ -290,7 +290,7 @@ def _read_table(name: str, path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_csv(io.BytesIO(whole), dtype=text, keep_default_na=False, na_values=[""])
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}") from error
+        raise RunError(f"{path} is damaged: {error}") from None
     return schema.cast(name, frame)
 
 
@@ -303,4 +303,4 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise RunError(f"could not write {path}: {error.strerror}") from error
+        raise RunError(f"could not write {path}: {error.strerror}") from None

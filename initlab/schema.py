@@ -37,7 +37,8 @@ SITES = (
     "attn_out",
     "resid_mid",
     "ln_2",
-    "mlp_pre",
+    "mlp_pre",  # what enters the activation
+    "mlp_linear",  # of a gated MLP, the factor that doesn't
     "mlp_act",
     "mlp_out",
     "cross_attn_out",  # a decoder's second attention
@@ -110,6 +111,11 @@ RECORDS: dict[str, Column] = {
         "float64", "share that is exactly 0, sampled above 16384 elements but on CUDA; NaN in `light`", taken="full"
     ),
     "frac_nonfinite": Column("float64", "share that is NaN or infinite, exact", taken="light"),
+    "frac_minus_inf": Column(
+        "float64",
+        "share that is -infinity, exact; in a module's output no fault by itself: it hides keys from a softmax",
+        taken="light",
+    ),
     **{
         f"frac_{edge}_{fmt}": Column(
             "float64", f"share of |x| {word} of {fmt}, as frac_zero; NaN in `light`", taken="full"
@@ -118,16 +124,26 @@ RECORDS: dict[str, Column] = {
         for edge, word in (("under", "nonzero and below the smallest normal"), ("over", "above the largest value"))
     },
     "expected_var": Column("float64", "closed-form prediction of var; NaN where there is none"),
+    "together": Column(
+        "float64",
+        "mean product of two positions of a sequence over the mean square, where the closed form needs it; else NaN",
+    ),
+    "reached": Column(
+        "float64",
+        "of a gradient that is 0: 1 = it isn't any more once zeros before it have moved, or another branch is dropped; "
+        "0 = it stays 0; NaN elsewhere",
+    ),
 }
 
 HEADS: dict[str, Column] = {
     **_KEYS,
     "layer": Column("Int64", "0-based block", key=True),
-    "head": Column("int64", "0-based head"),
+    "head": Column("int64", "0-based head, numbered on through the attentions of a block that has several"),
     "n_rows": Column("int64", "query rows sampled"),
     "entropy": Column("float64", "mean entropy of the attention pattern over the sampled rows, nats"),
     "entropy_frac": Column("float64", "mean of entropy / ln(keys visible to the row): 1 = uniform, 0 = one token"),
     "logit_std": Column("float64", "std of the visible attention logits within a row, mean over rows"),
+    "module": Column("string", "dotted name of the module in which the attention is"),
 }
 
 SUMMARY: dict[str, Column] = {
@@ -150,6 +166,11 @@ SUMMARY: dict[str, Column] = {
     "token_cosine": Column("float64", "mean cosine between positions in the last residual stream; 1 = rank collapse"),
     "expected_token_cosine": Column("float64", "closed-form prediction of token_cosine"),
     "token_position_ratio": Column("float64", "E[token embedding^2] / E[position embedding^2] entering block 0"),
+    "embed_together": Column(
+        "float64",
+        "E[x_s x_t] / E[x^2] over different positions s, t of a sequence and all channels entering block 0, on 8 "
+        "sequences: 0 = positions share nothing, 1 = all the same",
+    ),
     "dead_frac": Column("float64", "share of MLP units that are <= 0 on every token of the batch"),
     "seconds": Column("float64", "time to build, draw and measure this cell"),
 }
@@ -161,6 +182,51 @@ COVERAGE: dict[str, Column] = {
     "expected": Column("int64", "tensors of this site the model should have shown"),
     "fired": Column("int64", "tensors that were measured"),
     "note": Column("string", "why the two differ, or how the site was sampled"),
+}
+
+WIRING: dict[str, Column] = {
+    **{name: column for name, column in _KEYS.items() if name != "step"},
+    "stack": Column("int64", "number of the residual stream in the model, from 0"),
+    "layer": Column("Int64", "0-based block; NA of a stack without blocks", key=True),
+    "block": Column("string", "its dotted name"),
+    "update": Column("Int64", "which sum of the block the branch is added in, from 0; NA of a block without any"),
+    "site": RECORDS["site"],
+    "module": Column("string", "dotted name of the module that gives what is added"),
+    "kind": Column(
+        "category", "attention, mlp, unknown: not understood, or unfollowed: the block as a whole", key=True
+    ),
+    "note": Column("string", "why the stream couldn't be followed through the block; of all its rows"),
+    "norm": Column("string", "module of the norm that the branch reads through, empty without one"),
+    "post_norm": Column("string", "of what it gives, before it is added"),
+    "sum_norm": Column("string", "of the stream after the sum"),
+    "keep": Column("float64", "what the sum multiplies the stream with; 0 = the branch replaces it"),
+    "scale": Column("float64", "what the branch is multiplied with as it is added"),
+    "gain": Column("string", "parameter with a number for each channel that multiplies it"),
+    "activation": Column("string", "of an MLP, its name; `function` where it has none, identity where there is none"),
+    "gated": Column("Int64", "of an MLP: 1 = two matrices read the stream, of which one gates the other"),
+    "up": Column("string", "of an MLP, the weight that reads the stream"),
+    "query": Column("string", "of an attention, the weight that gives the queries"),
+    "key": Column("string", "and the keys"),
+    "causal": Column("Int64", "1 = a position sees those up to its own, 0 = all"),
+    "window": Column("Int64", "most positions that one sees, NA without a limit"),
+    "score_scale": Column("float64", "what q·k is multiplied with before the softmax"),
+    "head_size": Column("Int64", "features of a head's query"),
+    "n_head": Column("Int64", "heads of the queries"),
+    "n_kv_head": Column("Int64", "heads of keys and values"),
+    "rotary": Column("Int64", "1 = queries and keys are rotated by their position"),
+    "bias": Column("Int64", "1 = the scores get something added that differs from key to key"),
+    "qk_norm": Column("string", "module that normalises the queries"),
+    "soft_cap": Column("float64", "c where scores are c·tanh(scores / c); NaN without"),
+    "cross": Column("Int64", "stack that gives keys and values, NA where it is the own"),
+    "frozen": Column("float64", "share of the block's parameters, by elements, that aren't trained"),
+    "aim": Column("category", "what the model's class says that it is trained on: next-token, else, or nothing (NA)"),
+    "terms": Column("string", "kinds of the summands that the stack begins with; empty where that isn't known"),
+    "embed_norm": Column("string", "module of the norm of that sum"),
+    "final_norm": Column("string", "module of the norm between the last block and what reads it"),
+    "head": Column("string", "weight that gives the logits from the stack, empty without one"),
+    "tied": Column("Int64", "1 = the token table is the head"),
+    "logit_scale": Column("float64", "what the logits are multiplied with"),
+    "logit_cap": Column("float64", "c where logits are c·tanh(logits / c); NaN without"),
 }
 
 TRAINING: dict[str, Column] = {
@@ -197,6 +263,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "heads": HEADS,
     "summary": SUMMARY,
     "coverage": COVERAGE,
+    "wiring": WIRING,
     "training": TRAINING,
     "runs": RUNS,
 }
@@ -258,7 +325,7 @@ def cast(name: str, frame: pd.DataFrame) -> pd.DataFrame:
         try:
             out[column] = _typed(values, spec.dtype)
         except (TypeError, ValueError, OverflowError) as error:
-            raise SchemaError(f"table {name}, column {column}: not {spec.dtype}: {error}") from error
+            raise SchemaError(f"table {name}, column {column}: not {spec.dtype}: {error}") from None
     for column in extras(name, frame.columns):
         try:
             out[column] = _typed(frame[column], _OWN.dtype)
@@ -286,6 +353,7 @@ class Tables:
     heads: pd.DataFrame = field(default_factory=lambda: table("heads", []))
     summary: pd.DataFrame = field(default_factory=lambda: table("summary", []))
     coverage: pd.DataFrame = field(default_factory=lambda: table("coverage", []))
+    wiring: pd.DataFrame = field(default_factory=lambda: table("wiring", []))
     training: pd.DataFrame = field(default_factory=lambda: table("training", []))
     runs: pd.DataFrame = field(default_factory=lambda: table("runs", []))
 
@@ -303,7 +371,7 @@ class Tables:
         return Tables(**{name: frame[frame["run_id"] == run_id] for name, frame in self.items()})
 
     def at_step(self, step: int) -> Tables:
-        """The rows of one step; coverage and runs are of the models, at any step."""
+        """The rows of one step; coverage, wiring and runs are of the models, at any step."""
         return Tables(
             **{name: frame[frame["step"] == step] if "step" in frame else frame for name, frame in self.items()}
         )

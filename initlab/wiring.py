@@ -78,6 +78,8 @@ class Attention:
         n_kv_head: heads of keys and values; fewer where queries share them.
         head_size: features of a head's query.
         score_scale: what q·k is multiplied with before the softmax; 1/sqrt(head_size) in most.
+        query_scale: the part of it that the queries are multiplied with before they enter the product.
+        key_scale: the keys' part.
         query_norm: between the query's matrix and the scores; its `size` is the head's or the whole width.
         key_norm: of the keys.
         out_norm: between what the heads give and `out`.
@@ -98,6 +100,8 @@ class Attention:
     n_kv_head: int
     head_size: int
     score_scale: float
+    query_scale: float = 1.0
+    key_scale: float = 1.0
     query_norm: Norm | None = None
     key_norm: Norm | None = None
     out_norm: Norm | None = None
@@ -179,11 +183,13 @@ class Block:
         layer: its number in the model.
         name: dotted name, or what stands for it.
         updates: of the stream, in order.
+        note: why the stream couldn't be followed through it; empty where it was.
     """
 
     layer: int
     updates: tuple[Update, ...]
     name: str = ""
+    note: str = ""
 
     def branches(self) -> Iterator[Branch]:
         """Every branch, in order."""

@@ -68,7 +68,10 @@ def room(module: str) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-TORCH_FREE = [name for name in MODULES if room(name) not in TORCH_HALF | {"__main__"}] + ["initlab.models.config"]
+TORCH_FREE = [name for name in MODULES if room(name) not in TORCH_HALF | {"__main__"}] + [
+    "initlab.models.config",
+    "initlab.models.wiring",
+]
 
 
 def imported(source: str, module: str, modules: set[str]) -> Iterator[str]:

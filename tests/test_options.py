@@ -16,6 +16,8 @@ def test_they_are_frozen_and_say_what_they_cannot_use() -> None:
     for wrong in (0, 2.5, True, "4"):
         with pytest.raises(ConfigError, match=f"batch_size is {wrong!r}; expected a whole number from 1 on"):
             Text(batch_size=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=f"block_size is {wrong!r}; expected a whole number from 1 on"):
+            Text(block_size=wrong)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=f"jobs is {wrong!r}; expected a whole number from 1 on"):
             RunOptions(jobs=wrong)  # type: ignore[arg-type]
     for wrong in (3, None):

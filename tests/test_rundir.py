@@ -22,7 +22,16 @@ from initlab.rundir import RunDir, load
 from initlab.schema import TABLES, Tables
 
 CELLS = ["a", "b", "c"]
-FILES = ["coverage.csv", "heads.csv", "records.csv", "run.json", "runs.csv", "summary.csv", "training.csv"]
+FILES = [
+    "coverage.csv",
+    "heads.csv",
+    "records.csv",
+    "run.json",
+    "runs.csv",
+    "summary.csv",
+    "training.csv",
+    "wiring.csv",
+]
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
@@ -52,7 +61,7 @@ def cell(run_id: str, rows: int = 3, **values: Any) -> Tables:
             elif spec.dtype == "float64":
                 out[column] = float(np.float32(random.standard_normal() * 10.0 ** random.integers(-30, 30)))
             else:
-                out[column] = layer if column == "layer" else f"{column} {layer}"
+                out[column] = layer if spec.dtype == "Int64" else f"{column} {layer}"
         return out | {"run_id": run_id}
 
     records = [row("records", None if place == 0 else place) | values for place in range(rows)]
@@ -61,6 +70,7 @@ def cell(run_id: str, rows: int = 3, **values: Any) -> Tables:
         heads=schema.table("heads", [row("heads", 0), row("heads", 1)]),
         summary=schema.table("summary", [row("summary", 0)]),
         coverage=schema.table("coverage", [row("coverage", 0)]),
+        wiring=schema.table("wiring", [row("wiring", 0), row("wiring", 1)]),
         training=schema.table("training", [row("training", 0), row("training", 1)]),
         runs=schema.table("runs", [row("runs", 0)]),
     )
@@ -267,7 +277,7 @@ def test_a_torn_last_line_of_the_summary_drops_that_cell_alone(tmp_path: Path, c
     same(load(tmp_path).tables, Tables.concat([cell("a"), cell("b")]))
 
 
-@pytest.mark.parametrize("name", ["records", "heads", "coverage", "training", "runs"])
+@pytest.mark.parametrize("name", ["records", "heads", "coverage", "wiring", "training", "runs"])
 @pytest.mark.parametrize("size", [0, 1, 10, 10_000])
 def test_a_cell_torn_before_its_summary_is_dropped_and_measured_again(tmp_path: Path, name: str, size: int) -> None:
     started(tmp_path, "a")
@@ -406,7 +416,7 @@ def full_disk_at_sync(number: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7])
 def test_a_full_disk_leaves_every_file_as_it_was(tmp_path: Path, number: int) -> None:
     folder = started(tmp_path, "a")
     before = {item.name: item.read_bytes() for item in tmp_path.iterdir()}
@@ -417,7 +427,7 @@ def test_a_full_disk_leaves_every_file_as_it_was(tmp_path: Path, number: int) ->
         ) as caught,
     ):
         folder.append(cell("b"))
-    assert ["records", "heads", "coverage", "training", "runs", "summary"][number - 1] in str(caught.value)
+    assert ["records", "heads", "coverage", "wiring", "training", "runs", "summary"][number - 1] in str(caught.value)
     assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
 
 

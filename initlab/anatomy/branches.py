@@ -10,8 +10,10 @@ import re
 from collections import defaultdict
 from dataclasses import replace
 
+from initlab.anatomy import labels
 from initlab.anatomy.stacks import Matrix
 from initlab.recipes import Role
+from initlab.recipes.base import INNER, OUTPUTS, QKV
 
 ATTENTION = re.compile(r"attn|attention|(^|_)att(_|$)", re.IGNORECASE)
 _MLP = re.compile(
@@ -19,16 +21,11 @@ _MLP = re.compile(
 )
 # what has an attention's or an MLP's widths and is neither; classes in their own case: GptOssMLP is no SSM
 _OTHER, _OTHER_CLASS = re.compile(r"conv|ssm|mamba"), re.compile(r"Conv|SSM|Mamba|RecurrentBlock")
-_QKV = re.compile(
-    r"(to_?|w_?|c_|in_proj_|linear_|fc_|lin_)?(q|k|v|qk|kv|qkv|query|key|value|queries|keys|values|query_key_value)"
-    r"(_.*|s|lin|proj|linear)?|c_attn|att_proj|attn_proj|in_proj|w_pack|wqkv"
-)
-_ATTN_OUT = re.compile(r"c_proj|o|o_.*|w_?o|to_out|out|out_.*|proj|proj_out|dense|output.*|att(ention|n)?_out(put)?.*")
-_ATTN_OTHER = re.compile(r"gate|(^|_)g(_|$)|lora|adapter|router")
 _MLP_OUT = re.compile(
     r"(.*_)?down(_.*)?|fc_?(2|out)|lin(ear)?_?2|dense_?2|w_?2|w_?o|w_?out|c_proj|dense_4h_to_h|ff_out|out(put)?(_.*)?|proj_out|proj"
 )
 _GATE = re.compile(r"(.*_)?gate(_.*)?|wi_0|w_?g|g_proj|c_gate")
+_FIRST = re.compile(r"w_?1|fc_?1|lin(ear)?_?1")
 _MLP_IN = re.compile(
     r"(.*_)?up(_.*)?|w_?3|v_?1|fc_?(1|in)?|c_fc|wi(_1)?|w_?i|w_?in|lin(ear)?_?1|dense_?1|dense_h_to_4h|dense|intermediate|ff_(proj|in)"
 )
@@ -39,17 +36,27 @@ def roles(branch: str, group: list[Matrix], width: int) -> dict[str, Role]:
     return attention_roles(group, width) if branch == "attention" else mlp_roles(group, width)
 
 
-def turned(matrix: Matrix, width: int) -> Matrix:
-    """Turn a bare tensor's in and out side the way its name says; the shape only says which side is the stream."""
+def turned(matrix: Matrix, width: int, role: Role | None = None) -> Matrix:
+    """Turn a bare tensor's in and out side the way its role or name says; the shape only tells the stream's side."""
     if matrix.oriented or width not in (matrix.fan_in, matrix.fan_out):
         return matrix
     other = matrix.fan_in if matrix.fan_out == width else matrix.fan_out
+    if matrix.heads:
+        other *= matrix.heads
+        inner = role in INNER or (role is None and bool(labels.fused(matrix.label)))
+        return replace(matrix, fan_in=width if inner else other, fan_out=other if inner else width)
+    if role in OUTPUTS or role in INNER:
+        return replace(matrix, fan_in=width, fan_out=other) if role in INNER else _writing(matrix, width, other)
     writes, reads = _MLP_OUT.fullmatch(matrix.label), _MLP_IN.fullmatch(matrix.label) or _GATE.fullmatch(matrix.label)
     if writes and not reads:
-        return replace(matrix, fan_in=other, fan_out=width)
+        return _writing(matrix, width, other)
     if reads and not writes:
         return replace(matrix, fan_in=width, fan_out=other)
     return matrix
+
+
+def _writing(matrix: Matrix, width: int, other: int) -> Matrix:
+    return replace(matrix, fan_in=other, fan_out=width)
 
 
 def branches(group: list[Matrix], width: int) -> list[tuple[str, list[Matrix]]]:
@@ -64,7 +71,7 @@ def branches(group: list[Matrix], width: int) -> list[tuple[str, list[Matrix]]]:
         return []
     if not within and any(_MLP.search(name.lower()) for m in group for name in (*m.labels[:-1], *m.classes)):
         plain = []  # RWKV's MLP has a key and a value
-    queries = [m for m in plain if _QKV.fullmatch(m.label) or ATTENTION.search(m.label)]
+    queries = [m for m in plain if labels.fused(m.label) or ATTENTION.search(m.label)]
     if within or _is_attention(group, width):
         return [("attention", group)]
     if _is_sequence(group, width):
@@ -108,20 +115,27 @@ def _is_sequence(group: list[Matrix], width: int) -> bool:
 
 
 def attention_roles(group: list[Matrix], width: int) -> dict[str, Role]:
+    """Give an attention's matrices their roles."""
     roles = {}
     reads = [m for m in group if m.fan_in == width and m.fan_out != width]
+    named = {part for m in group for part in labels.fused(m.label)}
     for m in group:
-        query, out = _QKV.fullmatch(m.label), _ATTN_OUT.fullmatch(m.label)
+        parts, out = labels.fused(m.label), labels.ATTN_OUT.fullmatch(m.label)
+        query = parts[0] if len(parts) == 1 else Role.ATTN_QKV
+        aside = labels.ATTN_OTHER.search(m.label)
         if m in reads:
             # without a name for it: the only one that reads the stream, or one of three beside the output
-            if query or (not _ATTN_OTHER.search(m.label) and (len(reads) == 1 or _is_attention(group, width))):
-                roles[m.name] = Role.ATTN_QKV
-        elif m.fan_out == width and m.fan_in != width and not query:
+            if parts or (not aside and (len(reads) == 1 or _is_attention(group, width))):
+                roles[m.name] = query
+        elif m.fan_out == width and m.fan_in != width and not parts:
             roles[m.name] = Role.ATTN_OUT
-        elif query:  # named so, also the inner matrices of a low-rank query, key or value
-            roles[m.name] = Role.ATTN_QKV
-        elif m.fan_in == m.fan_out == width and (out or (len(group) == 2 and reads)):
+        elif parts:  # named so, also the inner matrices of a low-rank query, key or value
+            roles[m.name] = query
+        elif m.fan_in == m.fan_out == width and not aside and (out or (len(group) == 2 and reads)):
             roles[m.name] = Role.ATTN_OUT
+    left = [m for m in group if m.name not in roles and m.fan_out == width and not labels.ATTN_OTHER.search(m.label)]
+    if named == set(QKV) and len(left) == 1 and Role.ATTN_OUT not in roles.values():
+        roles[left[0].name] = Role.ATTN_OUT  # the one beside query, key and value
     return roles
 
 
@@ -147,11 +161,11 @@ def _one_mlp(group: list[Matrix], width: int) -> dict[str, Role]:
         elif m.fan_in == m.fan_out == width:
             if (ordered and m is group[-1] and len(group) > 1) or (_MLP_OUT.fullmatch(m.label) and not ordered):
                 roles[m.name] = Role.MLP_OUT
-            elif ordered or _MLP_IN.fullmatch(m.label) or _GATE.fullmatch(m.label) or m.label in ("w1", "w_1"):
+            elif ordered or _MLP_IN.fullmatch(m.label) or _GATE.fullmatch(m.label) or _FIRST.fullmatch(m.label):
                 reads.append(m)
     gates = [m for m in reads if _GATE.fullmatch(m.label)]
-    if not gates and len(reads) == 2:  # Llama's own w1, beside w3
-        gates = [m for m in reads if m.label in ("w1", "w_1")]
+    if not gates and len(reads) == 2:  # Llama's own w1, beside w3; fc_1 beside fc_2
+        gates = [m for m in reads if _FIRST.fullmatch(m.label)]
     for m in reads:
         if len(reads) == 1:
             roles[m.name] = Role.MLP_IN  # alone, also where the gate is fused with it

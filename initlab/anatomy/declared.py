@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import nn
 
 from initlab.anatomy.names import nearest
-from initlab.anatomy.sites import Tap, block_taps
-from initlab.anatomy.stream import Block, Stack, find_stacks
+from initlab.anatomy.sites import Tap
+from initlab.anatomy.stream import Block, Stack
+from initlab.anatomy.trace import Trace
+from initlab.anatomy.walking import copies_of
 from initlab.errors import SiteError
 from initlab.schema import SITES
 
@@ -24,10 +26,8 @@ Named = str | nn.Module | Sequence[str | nn.Module]
 Sites = Named | Mapping[str, Named]
 
 
-def declared_stream(
-    model: nn.Module, sites: Sites, forward: Callable[[], Any]
-) -> tuple[list[Stack], list[Tap], list[str]]:
-    """Follow the stream of a model whose blocks, or sites, the caller names.
+def declared_blocks(model: nn.Module, sites: Sites) -> tuple[list[str], dict[str, list[Place]]]:
+    """Read which modules are the blocks of a model, by its caller's word, and what else is declared.
 
     Args:
         model: any module.
@@ -38,13 +38,12 @@ def declared_stream(
             that none declared is. A site is what leaves its modules, but for
             embed, resid_pre, resid_mid, attn_z and mlp_act, which enter them; a glob that ends with `:in` or `:out`
             says otherwise.
-        forward: runs the model on a batch, for the verification.
 
     Returns:
-        the one stack, its taps, and what was declared and isn't so.
+        names of the blocks, and the places of every declared site.
 
     Raises:
-        SiteError: a glob that no module has, an unknown site, or modules that are in none of the blocks.
+        SiteError: a glob that no module has, or an unknown site.
     """
     declared = dict(sites) if isinstance(sites, Mapping) else {"resid_post": sites}
     unknown = [site for site in declared if site not in (*_WHOLE, *_PER_BLOCK)]
@@ -53,22 +52,41 @@ def declared_stream(
     if "resid_post" not in declared:
         raise SiteError("sites: resid_post is missing; it names the modules whose outputs are the stream, the blocks")
     found = {site: _places(model, site, globs) for site, globs in declared.items()}
-    names = [name for name, _ in found["resid_post"]]
-    (stack,) = find_stacks(model, forward, {DECLARED: names})
-    taps: list[Tap] = []
+    return [name for name, _ in found["resid_post"]], found
+
+
+def declared_taps(
+    stack: Stack, found: Mapping[str, list[Place]], taps: Sequence[Tap], trace: Trace
+) -> tuple[list[Tap], list[str]]:
+    """Put what is declared in place of what was found.
+
+    Args:
+        stack: of the declared blocks.
+        found: places by site, see `declared_blocks`.
+        taps: what was found to look at.
+        trace: of the pass in which it was found.
+
+    Returns:
+        the taps, and what was declared and isn't so.
+
+    Raises:
+        SiteError: modules that are in none of the blocks, or several in one.
+    """
+    names = [block.name for block in stack.blocks]
+    inside: list[Tap] = []
     notes = []
     for layer, block in enumerate(stack.blocks):
         own = {site: _of_block(site, places, layer, names) for site, places in found.items() if site in _PER_BLOCK}
-        writes, missed = _declared_writes(block, own)
+        writes, missed = _declared_writes(block, own, trace)
         written = [name for site, (name, _) in own.items() if site.endswith("_out")]
-        taps += [t for t in block_taps(layer, block) if t.site not in own and not _is_any(t, written, block)]
-        taps += [Tap(site, name, where, layer, scale=writes.get(name, 1.0)) for site, (name, where) in own.items()]
+        mine = [tap for tap in taps if tap.layer == layer]
+        inside += [tap for tap in mine if tap.site not in own and not _is_any(tap, written)]
+        inside += [Tap(site, name, where, layer, scale=writes.get(name, 1.0)) for site, (name, where) in own.items()]
         notes += missed
-    if stack.final_norm:
-        found.setdefault("final_norm", [(stack.final_norm, "out")])
-    found.setdefault("embed", [(names[0], "in")])
-    embed, *ends = (Tap(site, *found[site][0]) for site in _WHOLE if site in found)
-    return [stack], [embed, *taps, *ends], notes
+    ends = [tap for tap in taps if tap.layer is None and tap.site not in found]
+    ends += [Tap(site, *found[site][0]) for site in _WHOLE if site in found]
+    first = [tap for tap in ends if tap.site == "embed"] or [Tap("embed", names[0], "in")]
+    return [*first, *inside, *(tap for tap in ends if tap.site != "embed")], notes
 
 
 def _globs(model: nn.Module, site: str, given: Any) -> list[str]:
@@ -124,22 +142,23 @@ def _of_block(site: str, places: list[Place], layer: int, blocks: list[str]) -> 
     )
 
 
-def _is_any(tap: Tap, declared: list[str], block: Block) -> bool:
-    """Whether a write that was found is one of those declared, under another name or as a part of it."""
+def _is_any(tap: Tap, declared: list[str]) -> bool:
+    """Whether a write that was found is one of those declared, or a part of it."""
     if not tap.site.endswith("_out"):
         return False
-    same = next({w.place.module, *w.handed_on} for w in block.writes if w.place.module == tap.module)
-    return any(
-        one == name or one.startswith(f"{name}.") or name.startswith(f"{one}.") for one in same for name in declared
-    )
+    own = tap.module
+    return any(own == name or own.startswith(f"{name}.") or name.startswith(f"{own}.") for name in declared)
 
 
-def _declared_writes(block: Block, own: Mapping[str, Place]) -> tuple[dict[str, float], list[str]]:
+def _declared_writes(block: Block, own: Mapping[str, Place], trace: Trace) -> tuple[dict[str, float], list[str]]:
     """The scale of each declared write, and a sentence for each that the block's sum doesn't hold."""
-    proved = {name: write.scale for write in block.writes for name in (write.place.module, *write.handed_on)}
+    proved: dict[str, float] = {}
+    for write in block.writes:
+        for value in (*copies_of(write.term.value), *copies_of(write.term.core)):
+            proved |= {place.module: write.scale for place in trace.places.get(value, ()) if place.where == "out"}
     wanted = [name for site, (name, _) in own.items() if site.endswith("_out")]
     if not block.verified:
         return {}, []  # the block's own note says so
     missed = [name for name in wanted if name not in proved]
-    writers = ", ".join(write.place.module for write in block.writes) or "nothing that isn't 0"
+    writers = ", ".join(write.module for write in block.writes) or "nothing"
     return proved, [f"{name} is declared to write to the stream, but the sum holds {writers}" for name in missed]

@@ -15,6 +15,7 @@ from initlab.anatomy.names import nearest
 from initlab.anatomy.sites import SiteMap
 from initlab.errors import ConfigError
 from initlab.recipes import Role
+from initlab.recipes.base import QKV
 
 
 def chosen_modules(anatomy: Anatomy, modules: Any) -> set[str]:
@@ -60,17 +61,17 @@ def filtered(anatomy: Anatomy, chosen: set[str]) -> SiteMap:
             f"activation that is looked at; for what is inside, use {inside!r}"
         )
     note = f"modules=: {len(taps)} of {len(sites.taps)} activations looked at"
-    attention = tuple(name for name in sites.attention if name in chosen)
-    # heads are numbered by block, so they are all there or none
-    kept = attention if len(attention) == len(sites.attention) else ()
-    return replace(sites, taps=taps, attention=kept, notes=(*sites.notes, note))
+    heads = tuple(tap for tap in sites.heads if tap.module in chosen)
+    return replace(sites, taps=taps, heads=heads, notes=(*sites.notes, note))
 
 
 def _chosen(anatomy: Anatomy, part: Any) -> set[str]:
     model = anatomy.model
     named = dict(model.named_modules())
     if isinstance(part, str) and part in list(Role):
-        found = {p.name.rpartition(".")[0] for p in anatomy.parameters if p.role == part}
+        wanted = {Role.ATTN_QKV, *QKV} if part == Role.ATTN_QKV else {part}
+        held = {p.name: {p.role, *(role for _, role, _ in p.parts)} for p in anatomy.parameters}
+        found = {name.rpartition(".")[0] for name, roles in held.items() if roles & wanted}
         if not found:
             raise ConfigError(f"modules: {type(model).__name__} has no parameter of role {part!s}")
         return found

@@ -1,24 +1,33 @@
 """One look at one model: everything that the rest of initlab knows of it.
 
-Blocks are found twice over: by structure, which knows what a parameter is for, and by following the numbers of a pass,
-which knows where the residual stream runs. Here the two become one, with one number for each block.
+Blocks are found twice over: by structure, which knows what a parameter is for, and by following the operations of a
+pass, which knows where the residual stream runs. Here the two become one, with one number for each block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
 
-from initlab.anatomy.declared import Sites, declared_stream
-from initlab.anatomy.roles import Parameter, check_assigned, find_roles
-from initlab.anatomy.sites import SiteMap, Tap, find_sites, site_map
+from initlab.anatomy.declared import DECLARED, Sites, declared_blocks, declared_taps
+from initlab.anatomy.families import nanogpt
+from initlab.anatomy.parameters import Parameter, check_covered
+from initlab.anatomy.roles import find_roles
+from initlab.anatomy.saying import Said
+from initlab.anatomy.sites import HeadTap, SiteMap, Tap, find_sites, site_map
 from initlab.anatomy.stream import Stack, find_stacks
+from initlab.anatomy.taps import Tapping
+from initlab.anatomy.trace import traced
+from initlab.anatomy.wirings import read_stacks
 from initlab.errors import SiteError
+from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import Dims, Role
+from initlab.wiring import Wiring
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +42,11 @@ class Anatomy:
         blocks: dotted names; `blocks[layer]` is the block of that number.
         stacks: the residual streams that were followed; empty for a layout that is known by heart.
         sites: which module shows which site, and what could not be verified.
-        parameters: those whose role is known, in the model's own order, tied ones once. Their `dims.layer` counts in
-            their own stack, which is what recipes ask for.
-        unassigned: names of the other parameters.
-        layout: `nanogpt` where the model is laid out as nanoGPT's GPT, module by module.
+        parameters: all of them with their roles, in the model's own order, tied ones once. Their `dims.layer` counts
+            in their own stack, which is what recipes ask for.
+        wirings: of the stacks whose way was understood.
+        seen: of every stack as far as it was read, understood or not.
+        layout: `nanogpt` for a NanoGPT, or a model laid out as one, module by module, that no pass was made of.
         notes: what was taken off the model before: torch.compile, DataParallel, DistributedDataParallel.
     """
 
@@ -45,13 +55,14 @@ class Anatomy:
     stacks: tuple[Stack, ...]
     sites: SiteMap
     parameters: tuple[Parameter, ...]
-    unassigned: tuple[str, ...]
+    wirings: tuple[Wiring, ...] = ()
+    seen: tuple[Wiring, ...] = ()
     layout: Literal["nanogpt", ""] = ""
     notes: tuple[str, ...] = ()
 
     @cached_property
     def places(self) -> dict[str, Parameter]:
-        """Parameters whose role is known, by name."""
+        """Parameters by name."""
         return {parameter.name: parameter for parameter in self.parameters}
 
     @property
@@ -60,12 +71,12 @@ class Anatomy:
         return {parameter.name: parameter.dims for parameter in self.parameters}
 
     def all_parameters(self) -> tuple[Parameter, ...]:
-        """Give every parameter with its role.
+        """Give every parameter with its role, of a model that recipes can draw.
 
         Raises:
-            RecipeError: one has none, or there are no parameters.
+            RecipeError: a matrix is of no known role, or there are no parameters.
         """
-        check_assigned(self.model, self.parameters, self.unassigned)
+        check_covered(self.model, self.parameters)
         return self.parameters
 
 
@@ -74,8 +85,10 @@ def of(
     forward: Callable[[], Any] | None = None,
     declared: Sites | None = None,
     *,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     taken: Sequence[str] = (),
     notes: Sequence[str] = (),
+    said_roles: Said | None = None,
 ) -> Anatomy:
     """Look at a model.
 
@@ -84,25 +97,39 @@ def of(
         forward: runs the model once on a batch, to follow its residual stream; None: what runs isn't looked at, so
             that only a known layout has a stream.
         declared: where the stream runs by the caller's own word, see `initlab.anatomy.declared`.
+        around: what the pass is made in, to leave the model as it was; roles are those of what it was.
         taken: what `initlab.anatomy.unwrapping.unwrap` took off.
         notes: what the caller has to say of the stream, among the notes of the sites.
+        said_roles: roles by the caller's own word, see `initlab.anatomy.saying`.
 
     Raises:
         SiteError: `declared` names what the model doesn't have.
+        RecipeError: `said_roles` does.
     """
-    roles = find_roles(model)
-    sites = None
+    # a copy of nanoGPT may be wired otherwise, which a pass tells
+    known = forward is None or (declared is None and isinstance(model, NanoGPT) and not _changed(model))
+    sites = _by_heart(model) if known else None
     stacks: list[Stack] = []
-    stream: list[Tap] | None = None
+    stream: list[Tap] = []
+    heads: list[HeadTap] = []
+    wirings: list[Wiring] = []
+    seen: list[Wiring] = []
     said = list(notes)
-    if declared is not None and forward is not None:
-        stacks, stream, missed = declared_stream(model, declared, forward)
-        said += missed
-    else:
-        try:
-            sites = find_sites(model)
-        except SiteError:
-            stacks = find_stacks(model, forward) if forward is not None else []
+    if sites is None and forward is not None:
+        named, places = (None, {}) if declared is None else declared_blocks(model, declared)
+        with around():
+            trace = traced(model, forward)
+        stacks = find_stacks(model, trace, None if named is None else {DECLARED: named})
+        readings = read_stacks(trace, stacks)
+        tapping = Tapping(trace, stacks, readings)
+        stream, heads = tapping.taps(), tapping.heads()
+        if named is not None:
+            stream, missed = declared_taps(stacks[0], places, stream, trace)
+            said += missed
+        wirings = [each.wiring for each in readings if each.wiring is not None]
+        seen = [each.seen for each in readings if each.seen is not None]
+        said += [sentence for wiring in wirings for sentence in wiring.unknown]
+    roles = find_roles(model, wirings, said_roles)
     if sites is not None:
         followed = [f"transformer.h.{layer}" for layer in range(sites.n_layer)]
     else:
@@ -110,27 +137,42 @@ def of(
     # a container that holds stream blocks, or is inside one, is numbered by them
     blocks = tuple(followed + [name for name in roles.blocks if not any(_related(name, other) for other in followed)])
     layers = _Layers(blocks)
-    parameters = tuple(replace(parameter, layer=layers.of(parameter.name)) for parameter in roles.assigned)
+    parameters = tuple(replace(parameter, layer=layers.of(parameter.name)) for parameter in roles.parameters)
     if sites is None:
         embeddings: dict[Role, str] = {
             parameter.role: parameter.name.removesuffix(".weight")
             for parameter in parameters
             if parameter.role in (Role.TOKEN_EMBED, Role.POS_EMBED)
         }
-        sites = site_map(model, stacks, embeddings, layers.of, stream, said)
+        sites = site_map(model, stacks, stream, heads, embeddings, layers.of, said)
         layout: Literal["nanogpt", ""] = ""
     else:
         layout = "nanogpt"
+        wiring = nanogpt(model, {parameter.name: parameter for parameter in parameters})
+        wirings = seen = [] if wiring is None else [wiring]
     return Anatomy(
         model=model,
         blocks=blocks,
         stacks=tuple(stacks),
         sites=sites,
         parameters=parameters,
-        unassigned=tuple(roles.unassigned),
+        wirings=tuple(wirings),
+        seen=tuple(seen),
         layout=layout,
         notes=tuple(taken),
     )
+
+
+def _by_heart(model: nn.Module) -> SiteMap | None:
+    try:
+        return find_sites(model)
+    except SiteError:
+        return None
+
+
+def _changed(model: nn.Module) -> bool:
+    """Whether a part was taken out, or given another forward than its class's, since the model was made."""
+    return any("forward" in vars(module) or isinstance(module, nn.Identity) for module in model.modules())
 
 
 def _related(name: str, other: str) -> bool:

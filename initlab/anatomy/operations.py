@@ -47,6 +47,11 @@ _SAME = {
 }
 
 
+def words(text: str) -> frozenset[str]:
+    """Split a list of names."""
+    return frozenset(text.split())
+
+
 @lru_cache(maxsize=4096)
 def operation_name(function: Any) -> str:
     """Name an operation: `add` for `torch.add`, `Tensor.add_`, `+` and `+=`; `T`, `data` for what a tensor is asked."""
@@ -63,7 +68,8 @@ class Operation:
 
     Attributes:
         name: see `operation_name`.
-        ordinal: it is the n-th call of that name since its module was entered, counting those in modules inside.
+        ordinal: it is the n-th call of that name since its module was entered, from 0, counting those in modules
+            inside.
         argument: the n-th floating-point tensor that it is given, lists of them opened; None: what it gives.
         output: of several tensors given the n-th.
     """

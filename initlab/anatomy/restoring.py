@@ -1,13 +1,14 @@
 """Passes that a loop didn't ask for: what they are given, what they leave behind, and who may look at them.
 
-The caller's random state, buffers and arguments are as before afterwards, and the hooks of a watch that is under way
-tell such a pass from the loop's own.
+The model, the random state and the arguments are as before afterwards, and the hooks of a watch that is under way tell
+such a pass from the loop's own.
 """
 
 from __future__ import annotations
 
 import copy
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from initlab.anatomy.snapshot import Snapshot
 from initlab.anatomy.tensors import tensors
 
 _depth = 0
+_one_at_a_time = threading.RLock()
 
 
 def depth() -> int:
@@ -30,6 +33,8 @@ def depth() -> int:
 def random_state_kept(of: nn.Module | Tensor | torch.device, seed: int | None = None) -> Iterator[None]:
     """Restore torch's, Python's and NumPy's random state afterwards; with a seed, seed them first.
 
+    These states are the process's: a thread waits here until another one's are restored.
+
     Args:
         of: what is worked with; torch has a state on each of its devices.
         seed: of all of them; None: they go on from where they are.
@@ -38,54 +43,63 @@ def random_state_kept(of: nn.Module | Tensor | torch.device, seed: int | None = 
         places = [of]
     else:
         places = [p.device for p in ([of] if isinstance(of, Tensor) else of.parameters())]
-    devices = sorted({place.index or 0 for place in places if place.type == "cuda"})
-    # models that draw from NumPy's global state are why it is kept
-    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=devices):
-        try:
-            if seed is not None:
-                torch.manual_seed(seed)
-                random.seed(seed)
-                np.random.seed(seed % 2**32)  # noqa: NPY002
-            yield
-        finally:
-            random.setstate(own)
-            np.random.set_state(numpys)  # noqa: NPY002
+    devices = sorted({_index(place) for place in places if place.type == "cuda"})
+    others = {place.type for place in places} - {"cpu", "cuda", "meta"}  # one device each: mps, xpu
+    modules = [torch.get_device_module(kind) for kind in sorted(others)]
+    with _one_at_a_time:
+        # models that draw from NumPy's global state are why it is kept
+        own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+        states = [module.get_rng_state() for module in modules]
+        with torch.random.fork_rng(devices=devices):
+            try:
+                if seed is not None:
+                    # torch.manual_seed would seed the other devices too, and those that aren't up yet once they are
+                    for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in devices)):
+                        generator.manual_seed(seed)
+                    for module in modules:
+                        module.manual_seed(seed)
+                    random.seed(seed)
+                    np.random.seed(seed % 2**32)  # noqa: NPY002
+                yield
+            finally:
+                random.setstate(own)
+                np.random.set_state(numpys)  # noqa: NPY002
+                for module, state in zip(modules, states, strict=True):
+                    module.set_rng_state(state)
+
+
+def _index(place: torch.device) -> int:
+    return torch.cuda.current_device() if place.index is None else place.index
 
 
 @contextmanager
 def untouched(model: nn.Module, seed: int) -> Iterator[None]:
-    """Restore buffers and random state afterwards, and seed the latter: dropout draws the same masks every time.
+    """Restore the model and the random state afterwards, and seed the latter: dropout draws the same masks every time.
 
-    Weights, gradients and mode need no care: a probe doesn't write them. (Gradients are taken with
-    torch.autograd.grad, which leaves `.grad` alone.)
+    Of the model: weights, also under no_grad or through `.data`; `.grad`; buffers, None and absent ones too; hooks,
+    modes and submodules; plain attributes, as far as lists, dicts, sets, deques and objects of the model's own package
+    lead; generators among them. What is restored is the same object, with the same count of writes, so that a graph
+    of the caller's can still be gone back through.
+
+    What isn't: globals and attributes of classes; NumPy arrays and objects of other packages that are changed in place;
+    weights that scripted or compiled code, or another thread, writes to (the first two are warned of). A lazy module
+    must have been initialised: a pass would draw its weights.
+
+    Args:
+        model: whose pass is run inside; unwrapped.
+        seed: of torch's, Python's and NumPy's random state.
     """
     global _depth
-    # Some models write into a buffer, others put a new tensor in its place.
-    buffers = [
-        (module._buffers, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
     with random_state_kept(model, seed), torch.enable_grad():
+        before = Snapshot(model)
         _depth += 1
         try:
-            yield
+            before.guard.hide_gradients()
+            with before.guard.listening():
+                yield
         finally:
             _depth -= 1
-            with torch.no_grad():
-                for registered, name, buffer, before in buffers:
-                    # writing the same values again would fail a backward pass that has saved the buffer
-                    if not _same(buffer, before):
-                        buffer.copy_(before)
-                    registered[name] = buffer
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a.is_meta or torch.equal(a, b):
-        return True
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+            before.restore()
 
 
 def copied(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:

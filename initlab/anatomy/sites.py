@@ -6,15 +6,15 @@ with ln_1, attn (c_attn, c_proj), ln_2 and mlp (c_fc, c_proj). In other models t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
+from initlab.anatomy.operations import Operation
 from initlab.anatomy.stacks import stored_weight
-from initlab.anatomy.stream import Block, Stack
+from initlab.anatomy.stream import Stack
 from initlab.errors import SiteError
 from initlab.models.config import ACTIVATIONS
 from initlab.recipes import Role
@@ -22,18 +22,60 @@ from initlab.recipes import Role
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """One tensor to measure: the first input of a module, or its output.
+    """One tensor to measure.
 
-    `part` cuts the last dimension in three equal pieces and takes one, as q, k and v leave a fused c_attn. `scale` is
-    what the model multiplies the tensor with before it becomes what the site says.
+    Attributes:
+        site: what it is.
+        module: dotted name of the module that shows it.
+        where: `in`, the module's first input; `out`, its output; `op`, a tensor of an operation within a call of it.
+        layer: the block.
+        part: the last dimension is cut in `parts` equal pieces and this one taken, as q, k and v of a fused c_attn.
+        scale: what the model multiplies the tensor with before it becomes what the site says.
+        parts: see `part`.
+        operation: with `op`, which; operations of modules inside the module count.
+        alike: also take how alike the tensor's positions are.
     """
 
     site: str
     module: str
-    where: Literal["in", "out"]
+    where: Literal["in", "out", "op"]
     layer: int | None = None
     part: int | None = None
     scale: float = 1.0
+    parts: int = 3
+    operation: Operation | None = None
+    alike: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTap:
+    """One attention of a block.
+
+    Attributes:
+        layer: the block.
+        module: dotted name of the module within a call of which the operation is.
+        operation: `scaled_dot_product_attention`, `flex_attention`, or the `softmax` of one that is written out, whose
+            input are the scores, scaled, biased and masked; None: the module's output is q, k, v side by side, of
+            causal attention with scale 1/sqrt(head size).
+        query: of a softmax, where q (…, T, hs) enters the product of the scores; None: not known.
+        key: where k does, transposed: (…, hs, S).
+        value: where v (…, S, hs) enters the product with the pattern.
+        n_head: heads that have no dimension of their own: of a fused output, or of tensors (B·nh, T, hs), sequences
+            before heads; 0: tensors of three dimensions are of one head.
+    """
+
+    layer: int
+    module: str
+    operation: Operation | None = None
+    query: Operation | None = None
+    key: Operation | None = None
+    value: Operation | None = None
+    n_head: int = 0
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """Every operation that is to be heard of."""
+        return tuple(op for op in (self.query, self.key, self.operation, self.value) if op is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +85,7 @@ class SiteMap:
     taps: tuple[Tap, ...]
     n_layer: int  # blocks, over all stacks
     n_embd: int  # width of the stream; 0 where none was found
-    attention: tuple[str, ...] = ()  # per block, the module whose output is q, k, v side by side
+    heads: tuple[HeadTap, ...] = ()  # those of one block one after another; heads are numbered through them
     n_head: int = 0  # 0: unknown
     token_embedding: str = ""
     position_embedding: str = ""
@@ -106,7 +148,7 @@ def find_sites(model: nn.Module) -> SiteMap:
         taps=tuple(taps),
         n_layer=len(blocks),
         n_embd=table.shape[-1],
-        attention=tuple(f"{name}.c_attn" for name in attention),
+        heads=tuple(HeadTap(layer, f"{name}.c_attn", n_head=n_head) for layer, name in enumerate(attention)),
         n_head=n_head,
         token_embedding="transformer.wte",
         position_embedding="transformer.wpe",
@@ -119,27 +161,25 @@ def _is_stack(module: nn.Module) -> bool:
 
 def site_map(
     model: nn.Module,
-    stacks: list[Stack],
+    stacks: Sequence[Stack],
+    stream: Sequence[Tap],
+    heads: Sequence[HeadTap],
     embeddings: Mapping[Role, str],
     layer_of: Callable[[str], int | None],
-    stream: Sequence[Tap] | None = None,
     notes: Sequence[str] = (),
 ) -> SiteMap:
     """Map a model with these stacks: their taps, and every other layer's as `module`.
 
     Args:
         model: any module.
-        stacks: as `initlab.anatomy.stream` proves them; without any, `module` sites are all there are.
+        stacks: as `initlab.anatomy.stream` finds them; without any, `module` sites are all there are.
+        stream: taps of the stacks, see `initlab.anatomy.taps`.
+        heads: of their attention.
         embeddings: names of the modules that embed tokens and positions, by role.
         layer_of: the block that a module is in.
-        stream: taps of the stacks, where the caller knows better than what was found.
         notes: what else is to be said of the model.
     """
     blocks = [block for stack in stacks for block in stack.blocks]
-    if stream is None:
-        stream = [Tap("embed", blocks[0].name, "in")] if blocks else []
-        stream += [tap for layer, block in enumerate(blocks) for tap in block_taps(layer, block)]
-        stream += [Tap("final_norm", stack.final_norm, "out") for stack in stacks if stack.final_norm]
     taps = list(stream)
     taken = {tap.module for tap in taps if tap.where == "out"}
     taps += [
@@ -151,57 +191,18 @@ def site_map(
         taps=tuple(taps),
         n_layer=len(blocks),
         n_embd=next((block.width for block in blocks if block.width), 0),
+        heads=tuple(heads),
         token_embedding=embeddings.get(Role.TOKEN_EMBED, ""),
         position_embedding=embeddings.get(Role.POS_EMBED, ""),
         notes=(*_notes(stacks), *notes),
     )
 
 
-def block_taps(layer: int, block: Block) -> list[Tap]:
-    """Choose what to look at in one block: its stream, and what was found to write to it."""
-    taps = [Tap("resid_pre", block.name, "in", layer)]
-    sites = _write_sites([write.place.module.removeprefix(block.name) for write in block.writes])
-    writes = [
-        Tap(site, write.place.module, "out", layer, scale=write.scale)
-        for site, write in zip(sites, block.writes, strict=True)
-    ]
-    # between the two sums of a sequential block; parallel branches have one sum, and no state between
-    middle = [Tap("resid_mid", s.module, s.where, layer) for s in block.states[1:-1]] if len(sites) == 2 else []
-    taps += writes[:1] + middle[:1] + writes[1:]
-    return [*taps, Tap("resid_post", block.name, "out", layer)]
-
-
-def _write_sites(names: list[str]) -> list[str]:
-    """attn_out, cross_attn_out, mlp_out or mixer_out for the modules that write to the stream, in their order.
-
-    Which module writes is proved; what kind it is, is read from its name, and of two the first is attention.
-    """
-    kinds = []
-    for name in (name.lower() for name in names):
-        attention = re.search(r"att|mha", name)
-        mlp = re.search(r"mlp|ffn|feed_?forward|experts|moe|dense|fc\d|linear\d|wo$", name)
-        kinds.append("mixer_out" if re.search(r"mixer|mamba|ssm|rnn|conv", name) else _kind(attention, mlp))
-    if len(kinds) == 2 and sorted(kinds) in (["", ""], ["", "attn_out"], ["", "mlp_out"]):
-        kinds = ["attn_out", "mlp_out"]
-    kinds = [kind or "mixer_out" for kind in kinds]
-    plain = [re.sub(r"\d", "", name) for name in names]  # self_attn.1 is another self_attn.0, and no cross-attention
-    return [
-        "cross_attn_out" if kind == "attn_out" and "attn_out" in kinds[:i] and plain[i] not in plain[:i] else kind
-        for i, kind in enumerate(kinds)
-    ]
-
-
-def _kind(attention: re.Match[str] | None, mlp: re.Match[str] | None) -> str:
-    if attention:
-        return "attn_out"
-    return "mlp_out" if mlp else ""
-
-
 def _is_embedding(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding)  # measured as scalars; its output is the first block's input
 
 
-def _notes(stacks: list[Stack]) -> list[str]:
+def _notes(stacks: Sequence[Stack]) -> list[str]:
     notes = []
     for stack in stacks:
         scales = sorted({round(write.scale, 4) for block in stack.blocks for write in block.writes} - {1.0})

@@ -1,46 +1,25 @@
-"""Where a model repeats itself, and what its weight matrices read and write."""
+"""What the weight matrices of a model's blocks read and write."""
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
+
+from initlab.anatomy import labels
+from initlab.anatomy.asking import is_norm, kind
+from initlab.anatomy.containers import Container
 
 # the names under which configs keep one size: nanoGPT's first, then Hugging Face's
 N_HEAD = ("n_head", "num_attention_heads", "n_heads", "num_heads", "nhead", "nh")
 BLOCK_SIZE = ("block_size", "max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-VOCAB_SIZE = ("vocab_size", "n_vocab", "padded_vocab_size")
-
-
-@dataclass(frozen=True, eq=False)
-class Container:
-    """A list of repeated blocks, by its structure alone."""
-
-    path: str
-    blocks: tuple[str, ...]  # paths, in order; a block used twice stands here twice
-    whole: bool  # its blocks hold norms: layers or stages, not the experts or heads of one layer
-
-    def index(self, name: str) -> int | None:
-        """Which block the parameter or module of this name is in."""
-        prefix = f"{self.path}." if self.path else ""
-        if not name.startswith(prefix):
-            return None
-        step, dot, _ = name[len(prefix) :].partition(".")
-        return self._places.get(prefix + step) if dot else None
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        return {block: len(self.blocks) - 1 - i for i, block in enumerate(reversed(self.blocks))}
+VOCAB_SIZE = ("vocab_size", "n_vocab", "padded_vocab_size", "d_vocab")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +35,7 @@ class Matrix:
     fan_out: int
     oriented: bool  # False: a bare tensor, whose in and out side the shape doesn't tell
     experts: int = 0  # how many are stacked in the tensor
+    heads: int = 0  # of attention, stacked in the tensor: its fans are one head's
 
     @cached_property
     def label(self) -> str:
@@ -64,65 +44,11 @@ class Matrix:
         return (names or self.labels or ("",))[-1]
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Tell LayerNorm, RMSNorm, and whatever else calls itself a norm and holds nothing but its own gain and bias."""
-    return "norm" in type(module).__name__.lower() and next(module.children(), None) is None
-
-
-def find_containers(model: nn.Module) -> list[Container]:
-    """Find every container of repeated blocks, outer ones first."""
-    stacks: list[Container] = []
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential):
-            continue
-        nested = any(stack.index(path + ".") is not None for stack in stacks)
-        # not named_children: that leaves out a block that is used again
-        children = [(name, child) for name, child in module._modules.items() if child is not None and _is_block(child)]
-        classes = Counter(type(child) for _, child in children)
-        if isinstance(module, nn.Sequential) and classes:
-            # an embedding and a head may stand in the same Sequential as the blocks
-            children = [(name, child) for name, child in children if type(child) is classes.most_common(1)[0][0]]
-        elif nested and len(classes) > 1:
-            continue  # the parts of one block, as in T5
-        if children:
-            paths = tuple(f"{path}.{name}" if path else name for name, _ in children)
-            names = f"{path.rpartition('.')[2]} {type(children[0][1]).__name__}"
-            part = re.search("attention|attn|mlp|expert", names, re.I) and not re.search("block|layer", names, re.I)
-            whole = not part and any(is_norm(inner) for _, child in children for inner in child.modules())
-            stacks.append(Container(path, paths, whole))
-    return stacks
-
-
-def _is_block(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None and any(p.dim() > 1 for p in module.parameters())
-
-
-def home(name: str, stacks: list[Container]) -> Container | None:
-    """Find the container whose layers a parameter is in: of nested ones the innermost whole blocks', not experts'."""
-    around = [stack for stack in stacks if stack.index(name) is not None]
-    whole = [stack for stack in around if stack.whole]
-    return whole[-1] if whole else around[0] if around else None
-
-
-def nearest(name: str, stacks: list[Container]) -> Container | None:
-    """Find the container that a parameter outside them all belongs to: the closest relative, of several the longest."""
-
-    def closeness(stack: Container) -> tuple[int, int]:
-        common = 0
-        for ours, theirs in zip(name.split("."), stack.path.split("."), strict=False):
-            if ours != theirs:
-                break
-            common += 1
-        return common, len(stack.blocks)
-
-    own = [stack for stack in stacks if home(stack.blocks[0] + ".", stacks) is stack]
-    return max(own, key=closeness, default=None)
-
-
 def config_value(model: nn.Module, names: tuple[str, ...]) -> int | None:
     """Read a size that the model declares in its config, or in the config of its text half."""
     config = getattr(model, "config", None)
-    for holder in (config, getattr(config, "text_config", None), getattr(config, "decoder", None)):
+    held = [model.__dict__.get(name) for name in ("cfg", "args", "params", "hparams")]
+    for holder in (config, getattr(config, "text_config", None), getattr(config, "decoder", None), *held):
         for name in names:
             try:
                 value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
@@ -169,23 +95,26 @@ def _matrix(name: str, parameter: Tensor, owner: nn.Module, block: str, modules:
     else:  # the tensor is the matrix: nn.MultiheadAttention, experts in one tensor
         steps = [*path.removeprefix(block).strip(".").split("."), own.removesuffix("_weight")]
         parent, inside = path, steps[:-1]
-    labels = tuple(step.lower() for step in steps if step and not step.isdigit())
+    words = tuple(step.lower() for step in steps if step and not step.isdigit())
     classes, place = [], block
     for step in inside:
         place = f"{place}.{step}" if step else place
         if step:
             classes.append(type(modules[place]).__name__)
     fans = linear_fans(owner) if own == "weight" else None
+    stacked = parameter.shape[0] if parameter.dim() == 3 else 0
+    heads = stacked and (labels.fused(words[-1]) or re.fullmatch("_*w_?o", words[-1]))
     return Matrix(
         name=name,
         block=block,
-        labels=labels,
+        labels=words,
         classes=tuple(classes),
         parent=parent,
         fan_in=fans[0] if fans else parameter.shape[-1],
         fan_out=fans[1] if fans else parameter.shape[-2],
         oriented=fans is not None or own.removesuffix("_weight") in ("in_proj", "q_proj", "k_proj", "v_proj"),
-        experts=parameter.shape[0] if parameter.dim() == 3 else 0,
+        experts=0 if heads else stacked,
+        heads=stacked if heads else 0,
     )
 
 
@@ -224,37 +153,13 @@ def stream_width(model: nn.Module, stack: Container, found: list[Matrix], embedd
     """
     norms: Counter[int] = Counter()
     for name, module in model.named_modules():
-        if is_norm(module) and stack.index(name + ".") is not None:
+        if stack.index(name + ".") is not None and kind(module) == "norm":
             norms.update(p.numel() for p in module.parameters(recurse=False))
     reads, writes = Counter(m.fan_in for m in found), Counter(m.fan_out for m in found)
     if embedded and reads[embedded] and writes[embedded] and (norms[embedded] or not norms):
         return embedded
     votes = reads + writes + norms
     return votes.most_common(1)[0][0] if votes else embedded or 0
-
-
-def gain_offset(norm: nn.Module) -> float:
-    """Find what the norm adds to its stored gain: 1 for Gemma's, which store the gain less one; 0 for most.
-
-    Found by asking: with all parameters at zero, an ordinary norm returns zeros.
-    """
-    parameters = dict(norm.named_parameters(recurse=False))
-    weight = next((p for p in parameters.values() if p.dim() == 1), None)
-    if weight is None or weight.is_meta or isinstance(norm, _NormBase):  # torch's own batch norms add nothing
-        return 0.0
-    # A shallow copy with parameters and buffers of its own, in eval mode: asking changes nothing of the model. Its
-    # forward is the class's: one that was put on the instance is bound to the model's own norm.
-    twin: Any = copy.copy(norm)
-    twin.__dict__["_parameters"] = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    twin.__dict__["_buffers"] = {name: None if b is None else b.clone() for name, b in norm._buffers.items()}
-    twin.training = False
-    probe = torch.linspace(-1, 1, weight.numel(), dtype=weight.dtype, device=weight.device)
-    try:
-        with torch.no_grad():
-            out = type(norm).forward(twin, probe[None])
-    except Exception:  # a norm that takes other arguments, or other shapes: not one of Gemma's
-        return 0.0
-    return 1.0 if isinstance(out, Tensor) and bool(out.any()) else 0.0
 
 
 def units(found: list[Matrix], attention: re.Pattern[str]) -> list[list[Matrix]]:
@@ -269,8 +174,14 @@ def units(found: list[Matrix], attention: re.Pattern[str]) -> list[list[Matrix]]
         places.setdefault((matrix.block, parent), []).append(matrix)
     groups: dict[tuple[str, str], list[Matrix]] = {}
     for (block, parent), group in places.items():
-        alone = len(group) == 1 and not next(_roots(group[0], attention), None) and not group[0].experts
-        groups.setdefault((block, block if alone else parent), []).extend(group)
+        if len(group) == 1 and not next(_roots(group[0], attention), None) and not group[0].experts:
+            # to_out.0 works beside to_q
+            around = [other for b, other in places if b == block and other != block and parent.startswith(f"{other}.")]
+            parent = max(around, key=len, default=block)
+        groups.setdefault((block, parent), []).extend(group)
+    for (block, parent), group in list(groups.items()):
+        if len(group) == 1 and parent != block and not next(_roots(group[0], attention), None) and not group[0].experts:
+            groups.setdefault((block, block), []).extend(groups.pop((block, parent)))
     return list(groups.values())
 
 

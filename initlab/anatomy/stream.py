@@ -1,289 +1,423 @@
-"""Finding the residual stream of a model that nobody described, and proving it.
+"""Blocks of a model, and the residual stream through them: what stands in a list, and what a pass did with it.
 
-One forward pass in eval mode records a few thousand elements of every tensor that enters or leaves a module with the
-shape of the stream. A tensor that equals an earlier state of the stream plus multiples of a few modules' outputs, to
-rounding, is a state of the stream too, and those modules write to it; nothing is guessed from names. The norm of a
-state may take its place (post-norm blocks). Where plain sums don't explain a block, the skip may be scaled too, and
-then the write channel by channel. What can't be explained this way is reported as unverified.
+A block's stream is verified when its output is its input plus what was found to be added, operation by operation. What
+isn't so is reported as unverified; nothing is guessed from names.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from itertools import pairwise
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from initlab.anatomy.fitting import Array, Fit, fit_channels, fit_scaled_sum, fit_sum, sample
-from initlab.anatomy.tensors import floats
+from initlab.anatomy.attending import Read
+from initlab.anatomy.chains import Chain, Sum, Term, find_chains
+from initlab.anatomy.reading import read_body
+from initlab.anatomy.trace import Op, Place, Trace, Value
+from initlab.anatomy.walking import copies_of, factor, normed, origin, parameter_of, settled, unscaled
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor was seen: entering (`in`) or leaving (`out`) the call-th use of a module."""
-
-    module: str
-    where: Literal["in", "out"]
-    call: int = 0
+UNLIKE = "the block's output isn't its input plus what its modules gave"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Write:
-    """A module whose output is added to the stream, times `scale`: of its rms, if every channel has its own.
+    """What is added to the stream.
 
-    `handed_on` names the modules around it that gave the very same tensor, as an attention its projection's.
+    Attributes:
+        term: of the sum.
+        module: dotted name of the outermost module inside the block that gave it; the block's own without one.
+        inner: of the innermost.
     """
 
-    place: Place
-    scale: float
-    per_channel: bool = False
-    handed_on: tuple[str, ...] = ()
+    term: Term
+    module: str
+    inner: str
+
+    @property
+    def scale(self) -> float:
+        """What it is multiplied with; of numbers for each channel their root mean square."""
+        return self.term.scale
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether each channel has a number of its own."""
+        return self.term.vector is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """An attention or MLP of the stream whose result is handed on without the stream being added to it.
+
+    Attributes:
+        place: how many sums of the block come before it.
+        read: what it computes.
+        module: dotted name of the outermost module inside the block that gave it; the block's own without one.
+    """
+
+    place: int
+    read: Read
+    module: str
 
 
 @dataclass(slots=True)
 class Block:
-    """One block of a stack, and how its stream was explained."""
+    """One block of a stack.
+
+    Attributes:
+        name: dotted name, or where no module is the block, what stands for it.
+        sums: updates of the stream, in its first use.
+        start: the stream that it is given; None where it wasn't used.
+        end: the stream that it hands on.
+        writes: what is added, in order.
+        verified: the stream was followed from start to end.
+        note: why not, or what else is to be said.
+        uses: how often it is used in one pass.
+        replaced: branches that aren't added, where they are all that the stream couldn't be followed through.
+    """
 
     name: str
-    states: list[Place] = field(default_factory=list)  # from resid_pre to resid_post
-    writes: list[Write] = field(default_factory=list)  # in the order of the sums
-    skips: list[float] = field(default_factory=list)  # what a sum multiplied the stream with, where that isn't 1
+    sums: list[Sum] = field(default_factory=list)
+    start: Value | None = None
+    end: Value | None = None
+    writes: list[Write] = field(default_factory=list)
     verified: bool = False
     note: str = ""
-    width: int = 0  # of the stream; 0 where the block wasn't called with one
+    uses: int = 1
+    replaced: list[Replaced] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        """Features of the stream; 0 where it wasn't used with one."""
+        return self.start.shape[-1] if self.start is not None and self.start.shape else 0
+
+    @property
+    def skips(self) -> list[float]:
+        """What sums multiply the stream with, where that isn't 1."""
+        return [each.keep for each in self.sums if each.keep != 1]
 
 
 @dataclass(slots=True)
 class Stack:
-    """Blocks that hand a stream on to one another."""
+    """Blocks that hand a stream on to one another.
+
+    Attributes:
+        name: dotted name of the container that they are in.
+        blocks: in order of the pass.
+        last: what the last block hands on, after its last use.
+        final: value of the norm that reads what the last block gives; None without one.
+        final_norm: dotted name of its module.
+    """
 
     name: str
     blocks: list[Block]
-    final_norm: str = ""  # a norm outside the blocks that was handed the last block's output
+    last: Value | None = None
+    final: Value | None = None
+    final_norm: str = ""
 
     @property
     def verified(self) -> float:
-        """Share of the blocks whose stream was reproduced."""
+        """Share of the blocks whose stream was followed."""
         return sum(block.verified for block in self.blocks) / len(self.blocks)
 
 
-@dataclass(slots=True, eq=False)
-class _Seen:
-    place: Place
-    values: Array
-    eps: float  # of the tensor's dtype
-    norm: bool  # the output of a normalisation
-    width: int  # its last dimension
-
-
-def find_stacks(
-    model: nn.Module, forward: Callable[[], Any], declared: Mapping[str, Sequence[str]] | None = None
-) -> list[Stack]:
-    """Find every residual stack of a model, outermost first, in the order of the forward pass.
+def find_stacks(model: nn.Module, trace: Trace, declared: Mapping[str, Sequence[str]] | None = None) -> list[Stack]:
+    """Find every residual stack of a model, in the order of the pass.
 
     Args:
-        model: any module; run once, in eval mode and without gradients, and left as it was.
-        forward: runs the model on a batch.
+        model: any module.
+        trace: of a pass of it.
         declared: name of a stack -> its blocks, where the caller knows them; kept even if nothing can be verified.
     """
-    candidates = _candidates(model) if declared is None else {name: list(blocks) for name, blocks in declared.items()}
-    trace, norms = _trace(model, candidates, forward)
-    stacks = []
-    for name, blocks in candidates.items():
-        found = [_explain(block, trace.get(block, [])) for block in blocks]
-        if declared is not None or any(block.verified for block in found):
-            last = trace[blocks[-1]][-1].values if trace.get(blocks[-1]) else np.empty(0)
-            final = next((seen.place.module for seen in norms if _same(seen.values, last)), "")
-            stacks.append(Stack(name, found, final))
-    first = {block: order for order, block in enumerate(trace)}
-    return sorted(stacks, key=lambda stack: first.get(stack.blocks[0].name, len(first)))
+    chains = find_chains(trace)
+    if declared is not None:
+        members = {block: name for name, blocks in declared.items() for block in blocks}
+        homes = {name: [each for chain in chains for each in chain.sums] for name in declared}
+        stacks = [_stack(trace, name, members, sums, list(declared[name])) for name, sums in homes.items()]
+        for stack in stacks:
+            _settle_norm(trace, stack)
+        return stacks
+    members = _members(model)
+    grouped: dict[str, list[Sum]] = defaultdict(list)
+    loose: list[Chain] = []
+    for chain in chains:
+        home = _home(model, chain, members)
+        if home is None:
+            loose.append(chain)
+        else:
+            grouped[home] += chain.sums
+    found = []
+    for name, sums in grouped.items():
+        inside = dict.fromkeys(_parts(model, name, sums, members), name)
+        whole = [path for path, around in members.items() if around == name and _is_block(model.get_submodule(path))]
+        stack = _stack(trace, name, inside, sums, whole if set(whole) & set(inside) else [])
+        if any(block.verified or block.replaced for block in stack.blocks):
+            found.append(stack)
+    found += [one for chain in loose if (one := _loose(trace, chain, model))]
+    for stack in found:
+        _settle_norm(trace, stack)
+    first = {id(stack): min((b.start.index for b in stack.blocks if b.start), default=0) for stack in found}
+    return sorted(found, key=lambda stack: first[id(stack)])
 
 
-def _candidates(model: nn.Module) -> dict[str, list[str]]:
-    """Containers whose members could be blocks: lists and sequences, those inside another's members left out."""
-    found: dict[str, list[str]] = {}
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{block}.") for blocks in found.values() for block in blocks)
-        if inside or not isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+def _members(model: nn.Module) -> dict[str, str]:
+    """What could be a block, by dotted name -> what holds it: members of lists, and children of one class."""
+    found: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        children = [
+            (f"{name}.{key}" if name else key, child) for key, child in module._modules.items() if child is not None
+        ]
+        if isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            found |= {path: name for path, child in children if any(True for _ in child.parameters())}
             continue
-        members = [f"{name}.{key}" if name else key for key, child in module.named_children() if _is_block(child)]
-        if members:
-            found[name] = members
+        classes: dict[type, list[str]] = defaultdict(list)
+        for path, child in children:
+            if _is_block(child) and not isinstance(child, nn.ModuleList | nn.ModuleDict):
+                classes[type(child)].append(path)
+        found |= {path: name for paths in classes.values() if len(paths) > 1 for path in paths}
     return found
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Blocks are called, unlike lists, and hold two modules or more with weights of their own (norm, projection)."""
-    if isinstance(module, nn.ModuleList | nn.ModuleDict):
-        return False
+    """Blocks hold two modules or more with weights of their own (norm, projection)."""
     return sum(1 for part in module.modules() if any(True for _ in part.parameters(recurse=False))) >= 2
 
 
-def _trace(
-    model: nn.Module, candidates: dict[str, list[str]], forward: Callable[[], Any]
-) -> tuple[dict[str, list[_Seen]], list[_Seen]]:
-    """Samples of every stream-shaped tensor seen in the first use of each block, in order; blocks in order of their
-    use. And of what norms outside the blocks were given."""
-    trace: dict[str, list[_Seen]] = {}
-    norms: list[_Seen] = []
-    shapes: dict[str, tuple[int, int]] = {}
-    calls: dict[str, int] = defaultdict(int)
-    handles = []
-
-    def see(block: str, place: Place, value: Any, norm: bool) -> None:
-        for tensor in floats(value):
-            if (tensor.numel(), tensor.shape[-1]) == shapes[block]:
-                trace[block].append(_seen(place, tensor, norm))
-                return
-
-    def enter(block: str, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = (*args, *kwargs.values())
-        if name == block and not calls[block]:
-            stream = next((t for t in floats(given) if t.dim() >= 2), None)
-            if stream is None:
-                return
-            trace[block], shapes[block] = [], (stream.numel(), stream.shape[-1])
-        if block in trace and not calls[block]:
-            see(block, Place(name, "in", calls[name]), given, norm=False)
-
-    def leave(block: str, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if block in trace and not calls[block]:
-            see(block, Place(name, "out", calls[name]), output, norm=_is_norm(module))
-        calls[name] += 1
-
-    def outside(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensor = next(floats((*args, *kwargs.values())), None)
-        if tensor is not None:
-            norms.append(_seen(Place(name, "in"), tensor, norm=False))
-
-    members = [block for blocks in candidates.values() for block in blocks]
-    try:
-        for block in members:
-            for path, module in model.get_submodule(block).named_modules():
-                name = f"{block}.{path}" if path else block
-                handles.append(module.register_forward_pre_hook(partial(enter, block, name), with_kwargs=True))
-                handles.append(module.register_forward_hook(partial(leave, block, name)))
-        for name, module in model.named_modules():
-            if _is_norm(module) and not any(name.startswith(f"{block}.") for block in members):
-                handles.append(module.register_forward_pre_hook(partial(outside, name), with_kwargs=True))
-        with _evaluating(model), torch.no_grad(), warnings.catch_warnings(action="ignore"):
-            forward()  # the measuring pass will warn, if there is something to warn of
-    finally:
-        for handle in handles:
-            handle.remove()
-    return trace, norms
+def _prefixes(name: str) -> Iterator[str]:
+    """a, a.b, a.b.c of a.b.c."""
+    steps = name.split(".")
+    for count in range(1, len(steps) + 1):
+        yield ".".join(steps[:count])
 
 
-def _is_norm(module: nn.Module) -> bool:
-    """Named as a norm, and without a matrix: a block's part in a model called PreLayerNorm isn't one."""
-    named = "norm" in type(module).__name__.lower()
-    return isinstance(module, nn.LayerNorm) or (named and all(p.dim() < 2 for p in module.parameters()))
+def used(term: Term, base: Value) -> list[str]:
+    """Names of the parameters with which a branch computes what it adds from the stream.
 
-
-def _seen(place: Place, tensor: Tensor, norm: bool) -> _Seen:
-    return _Seen(place, sample(tensor), torch.finfo(tensor.dtype).eps, norm, tensor.shape[-1])
-
-
-def _explain(name: str, seen: list[_Seen]) -> Block:
-    """Follow the stream through one block, with the plainest kind of sum that explains it."""
-    start = next((s for s in seen if s.place == Place(name, "in")), None)
-    end = next((s for s in reversed(seen) if s.place.module == name and s.place.where == "out"), None)
-    if start is None or end is None:
-        return Block(name, note="not called with a tensor of the stream's shape, or returned none")
-    inside = [s for s in seen[seen.index(start) + 1 :] if s is not end] + [end]
-    plain = _follow(name, start, inside, "plain")
-    if plain.verified:
-        return plain
-    others = (_follow(name, start, inside, kind) for kind in ("scaled", "channels"))
-    return next((block for block in others if block.verified), plain)
-
-
-def _follow(name: str, start: _Seen, inside: list[_Seen], kind: str) -> Block:
-    """Which of the tensors seen are states of the stream, and which modules brought them about."""
-    block = Block(name, [start.place], width=start.width)
-    end = inside[-1]
-    bases = [start]  # the stream's present state, and its norms: post-norm blocks go on with one
-    outputs: list[_Seen] = []  # what hasn't been written yet
-    handed_on: dict[Place, list[str]] = defaultdict(list)
-    for current in inside:
-        if any(_same(current.values, base.values) for base in bases):
+    Args:
+        term: what is added.
+        base: the stream that it is computed from.
+    """
+    names: dict[str, None] = {}
+    seen: set[Value] = set()
+    left = [term.value]
+    while left:
+        value = left.pop()
+        if value in seen or value is base or value.op is None or not value.mixes(base):
             continue
-        if current.norm and _is_norm_of(current, bases[0], inside):
-            bases.append(current)
-            outputs.append(current)
-            continue
-        first = next((output for output in outputs if _same(current.values, output.values)), None)
-        if first is not None:
-            if current.place.where == "out":
-                handed_on[first.place].append(current.place.module)
-            continue
-        for base in bases:
-            others = [output for output in outputs if output is not base]
-            found = _as_sum(current, base, others, kind, closing=current is end)
-            if found is not None:
-                written = [others[term] for term in found.terms]
-                writes = [
-                    Write(w.place, s, found.per_channel, tuple(handed_on[w.place]))
-                    for w, s in zip(written, found.scales, strict=True)
-                ]
-                block.writes += writes[::-1]  # fits name the latest first
-                block.skips += [found.keep] if found.keep != 1 else []
-                block.states.append(current.place)
-                outputs = [output for output in others if output not in written and output not in bases]
-                bases = [current]
-                break
-        else:
-            if current.place.where == "out":
-                outputs.append(current)
-    block.verified = any(_same(end.values, base.values) for base in bases)
-    if block.verified and block.states[-1] != end.place:
-        block.states.append(end.place)
+        seen.add(value)
+        for given in value.op.inputs:
+            if given.data:
+                left.append(given)
+            elif known := parameter_of(given):
+                names[known[0]] = None
+    return list(names)
+
+
+def _around(each: Sum) -> Iterator[str]:
+    """Names of the modules that a sum is made in, and of what these are in, outermost first."""
+    op = each.terms[0].op
+    for module, _ in () if op is None else op.within:
+        yield from _prefixes(module)
+
+
+def _home(model: nn.Module, chain: Chain, members: Mapping[str, str]) -> str | None:
+    """The container that a stream's blocks are in: the outermost with several of them."""
+    places: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for each in chain.sums:
+        here = {path for term in each.terms for name in used(term, each.base) for path in _prefixes(name)}
+        around = set(_around(each))
+        held = {members[path] for path in around & members.keys()}
+        here = around | {path for path in here if members.get(path) not in held}
+        for path in here & members.keys():
+            places[members[path]][path] += 1
+    several = {name: inside for name, inside in places.items() if len(inside) > 1 or _is_list(model, name)}
+    if not several:
+        return None
+    most = max(sum(inside.values()) for inside in several.values())
+    return min((n for n, inside in several.items() if sum(inside.values()) == most), key=lambda n: (n.count("."), n))
+
+
+def _is_list(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name), nn.ModuleList | nn.Sequential)
+
+
+def _parts(model: nn.Module, name: str, sums: Sequence[Sum], members: Mapping[str, str]) -> list[str]:
+    """The blocks of a container; where its members hold several blocks each (stages), those."""
+    outer = [path for path, around in members.items() if around == name]
+    inner: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for each in sums:
+        here = {path for term in each.terms for n in used(term, each.base) for path in _prefixes(n)}
+        member = next((path for path in outer if path in here), None)
+        for path in here & members.keys():
+            if member and path.startswith(f"{member}.") and members[path].startswith(member):
+                inner[member][path] += 1
+    lists = {m: {p: n for p, n in inside.items() if n >= 2} for m, inside in inner.items()}
+    if lists and all(len(inside) >= 2 for inside in lists.values()) and len(lists) == len(inner):
+        return [path for inside in lists.values() for path in inside]
+    return outer
+
+
+def _stack(trace: Trace, name: str, members: Mapping[str, str], sums: Sequence[Sum], whole: Sequence[str]) -> Stack:
+    """Put the updates into the blocks that their parameters are in."""
+    owned: dict[str, list[Sum]] = {path: [] for path in whole}
+    last = ""
+    for each in sums:
+        # the sum's own place first: a module that blocks share has its parameters under the first one's name
+        here = [p for p in _around(each) if p in members]
+        here = here or [p for t in each.terms for n in used(t, each.base) for p in _prefixes(n) if p in members]
+        path = here[0] if here else last
+        if path:
+            owned.setdefault(path, []).append(each)
+            last = path
+    blocks = [_block(trace, path, mine) for path, mine in owned.items()]
+    order = {block.name: _first(trace, block) for block in blocks}
+    blocks.sort(key=lambda block: order[block.name])
+    end = next((block.end for block in reversed(blocks) if block.end is not None), None)
+    if sums and any(block.uses > 1 for block in blocks):
+        end = sums[-1].end
+    return Stack(name, blocks, end)
+
+
+def _first(trace: Trace, block: Block) -> int:
+    if block.start is not None:
+        return block.start.index
+    given = trace.at.get(Place(block.name, "in"))
+    return given.index if given is not None else len(trace.values)
+
+
+def _block(trace: Trace, name: str, sums: list[Sum]) -> Block:
+    """One block from its updates, compared with what went in and came out of it where it is a module that is called."""
+    block = Block(name)
+    given, gave = trace.at.get(Place(name, "in")), trace.at.get(Place(name, "out"))
+    while Place(name, "in", block.uses) in trace.at:
+        block.uses += 1
+    if gave is not None:  # what it does when it is used again is no other block
+        sums = [each for each in sums if each.value.index <= gave.index]
+    block.sums = sums
+    block.writes = [_write(name, term) for each in sums for term in each.terms]
+    block.start, block.end = given, gave
+    if not sums:
+        called = given is not None and gave is not None
+        block.note = UNLIKE if called else "not called with a tensor of the stream's shape, or returned none"
+        return block
+    followed = all(origin(a.end) is origin(b.base) for a, b in pairwise(sums))
+    if gave is not None:
+        _close(sums[-1], gave)
+    block.start = given if given is not None and _reaches(sums[0].base, given) else sums[0].base
+    block.end = sums[-1].end if gave is None or not _is_state(gave, sums[-1]) else gave
+    ends = gave is None or _is_state(gave, sums[-1])
+    begins = given is None or block.start is given or not sums[0].base.after(given)
+    block.verified = followed and ends and begins
     if not block.verified:
-        block.note = "the block's output isn't its input plus what its modules gave"
-    elif not block.writes:
-        block.note = "every write is exactly 0, so which modules write can't be seen"
+        block.replaced = _replaced(block, given, gave)
+        if block.replaced:
+            block.start, block.end = given or block.start, gave or block.end
+        names = ", ".join(each.module for each in block.replaced)
+        block.note = f"{UNLIKE}: what {names} gives isn't added to it, and replaces it" if names else UNLIKE
     return block
 
 
-def _as_sum(target: _Seen, base: _Seen, outputs: list[_Seen], kind: str, *, closing: bool) -> Fit | None:
-    """target = base + outputs times numbers; in the other kinds also with a scaled base, or a scale per channel."""
-    given = target.values, base.values, [output.values for output in outputs], max(target.eps, base.eps)
-    found = fit_sum(*given)
-    if found is None and kind == "scaled":
-        found = fit_scaled_sum(*given, alone=closing)
-    if found is None and kind == "channels":
-        found = fit_channels(*given)
+def _bare(value: Value) -> Value:
+    """What a value is a multiple of, by numbers and by vectors (LayerScale)."""
+    value = unscaled(value)[0]
+    while (times := factor(value.op)) is not None:
+        value = unscaled(times.value)[0]
+    return value
+
+
+def _replaced(block: Block, given: Value | None, gave: Value | None) -> list[Replaced]:
+    """Read how one state becomes the next where no sum leads there; empty where that isn't known of every gap."""
+    sums = block.sums
+    gaps = [(0, given, sums[0].base), *((n + 1, a.end, b.base) for n, (a, b) in enumerate(pairwise(sums)))]
+    gaps.append((len(sums), sums[-1].end, sums[-1].end if gave is None or _is_state(gave, sums[-1]) else gave))
+    found: list[Replaced] = []
+    for place, before, after in gaps:
+        if before is None or origin(before) is origin(after) or (place == 0 and _reaches(after, before)):
+            continue
+        core = _bare(after)
+        read = read_body(core, before)
+        if read.body is None or read.source is not origin(before):
+            return []
+        found.append(Replaced(place, read, _inside(block.name, core.op)[0]))
     return found
 
 
-def _is_norm_of(norm: _Seen, base: _Seen, seen: list[_Seen]) -> bool:
-    """The norm was handed the stream's present state."""
-    given = Place(norm.place.module, "in", norm.place.call)
-    return any(s.place == given and _same(s.values, base.values) for s in seen)
+def _close(last: Sum, gave: Value) -> None:
+    """The norm with which a block ends, where no update follows in which it would show."""
+    if origin(gave) is origin(last.value) or last.after is not None:
+        return
+    if settled(gave) is origin(last.value):
+        last.after = gave
+        return
+    found = normed(gave)
+    if found is not None and origin(found.source) is origin(last.value):
+        last.after = gave
 
 
-def _same(a: Array, b: Array) -> bool:
-    return bool(np.array_equal(a, b))
+def _is_state(value: Value, last: Sum) -> bool:
+    return settled(value) in (settled(last.value), settled(last.end))
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; each gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        model.eval()
-        # nn.TransformerEncoderLayer's fused path in eval mode calls none of its parts
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in modes:
-            module.training = training
+def _reaches(base: Value, given: Value) -> bool:
+    return any(value is given or origin(value) is origin(given) for value in copies_of(base))
+
+
+def _write(block: str, term: Term) -> Write:
+    return Write(term, *_inside(block, term.core.op))
+
+
+def _inside(block: str, op: Op | None) -> tuple[str, str]:
+    """The outermost and the innermost module inside a block that an operation is in; the block's own without one."""
+    around = [module for module, _ in op.within] if op is not None else []
+    inside = [module for module in around if module.startswith(f"{block}.") or not block]
+    return (inside[0], inside[-1]) if inside else (block, block)
+
+
+def _loose(trace: Trace, chain: Chain, model: nn.Module) -> Stack | None:
+    """A stream whose blocks stand in no list: one module used again and again, or updates written out one by one."""
+    if len(chain.sums) < 2:
+        return None
+    homes = []
+    for each in chain.sums:
+        modules = [name.rpartition(".")[0] for term in each.terms for name in used(term, each.base)]
+        homes.append(_common(modules))
+    whole = _common(homes)
+    if whole and Place(whole, "in", 1) in trace.at:
+        return Stack(whole, [_block(trace, whole, chain.sums)], chain.end)
+    blocks = []
+    for number, each in enumerate(chain.sums):
+        block = Block(f"update {number}", [each], each.base, each.end, verified=True)
+        block.writes = [_write("", term) for term in each.terms]
+        blocks.append(block)
+    return Stack("", blocks, chain.end)
+
+
+def _common(names: Sequence[str]) -> str:
+    """The longest dotted name that all are in, or are."""
+    if not names:
+        return ""
+    steps = [name.split(".") for name in names]
+    kept = []
+    for places in zip(*steps, strict=False):
+        if len(set(places)) > 1:
+            break
+        kept.append(places[0])
+    return ".".join(kept)
+
+
+def _settle_norm(trace: Trace, stack: Stack) -> None:
+    """Find the norm that reads what the last block hands on."""
+    if stack.last is None:
+        return
+    end = origin(stack.last)
+    for op in trace.ops:
+        value = op.outputs[0] if op.outputs else None
+        if value is None or value.index <= end.index or not value.after(end):
+            continue
+        found = normed(value)
+        if found is None or origin(found.source) is not end:
+            continue
+        if stack.final is None or (found.norm.module == stack.final_norm == op.module):
+            stack.final, stack.final_norm = value, found.norm.module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -31,16 +31,26 @@ def floats(value: Any) -> Iterator[Tensor]:
     return (tensor for tensor in tensors(value) if tensor.is_floating_point())
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """Move every tensor of a value to the device; containers keep their kind."""
+def changed(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Put what a function gives of it in place of every tensor of a value; containers keep their kind.
+
+    Args:
+        value: any nesting, as `tensors` takes it.
+        function: of each tensor.
+    """
     if isinstance(value, Tensor):
-        return value.to(device)
+        return function(value)
     if isinstance(value, MutableMapping):
         other = copy.copy(value)  # forwards read a ModelOutput by attribute and by number
         for key, item in value.items():
-            other[key] = moved(item, device)
+            other[key] = changed(item, function)
         return other
     if isinstance(value, tuple | list):
-        items = [moved(item, device) for item in value]
+        items = [changed(item, function) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Move every tensor of a value to the device; containers keep their kind."""
+    return changed(value, lambda tensor: tensor.to(device))

@@ -27,7 +27,12 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def bare(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """Take the same off a module whose weights needn't be measured. Raises ConfigError: not a model."""
+    """Take the same off a module whose weights needn't be measured.
+
+    Raises:
+        ConfigError: not a model, or one whose weights torch keeps out of sight: scripted, traced, or of quantised
+            layers.
+    """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is {model!r:.80}, of type {type(model).__name__}; expected a torch.nn.Module")
     notes = []
@@ -41,6 +46,12 @@ def bare(model: nn.Module) -> tuple[nn.Module, list[str]]:
             break
         assert isinstance(inner, nn.Module)
         model = inner
+    for path, module in model.named_modules():
+        shown = f"{type(model).__name__}: {path}" if path else type(model).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ConfigError(f"{shown} is a script module of torch.jit; give the Python module it was made of")
+        if ".quantized." in type(module).__module__ and type(module).__module__.startswith("torch."):
+            raise ConfigError(f"{shown} is quantised ({module._get_name()}); give the model before quantising it")
     return model, notes
 
 

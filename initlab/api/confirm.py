@@ -102,6 +102,7 @@ def confirm(
         model = replace(GRIDS[kind]["model"], **{name: like[name] for name in shared if name in like})
     elif depths is None:
         depths = (model.n_layer,)
+    model = replace(model, block_size=text.block_size or model.block_size)
     split = load_split(text.data, text.tokenizer, model.vocab_size)
     grid = GridConfig(
         recipes=tuple(entries),
@@ -168,8 +169,8 @@ def _again(id: str) -> Recipe:
     """A recipe of a comparison that was loaded from a folder."""
     try:
         return registry.get(id)
-    except RecipeError as error:
+    except RecipeError:
         raise RecipeError(
             f"recipe {id!r} of the comparison was a function or object of its own, which a run's folder doesn't hold; "
             "pass the recipes themselves: confirm([…])"
-        ) from error
+        ) from None

@@ -14,6 +14,7 @@ from initlab.judge.remedies import Change, Described
 from initlab.judge.rules import Finding
 from initlab.judge.rules.depth import unscaled_outputs
 from initlab.judge.rules.fresh import TRAINED_BELOW
+from initlab.options import checked_seed, refuse_unknown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.report.fix import Shown, proposal_text
@@ -138,6 +139,8 @@ def fix(
     """
     from initlab.anatomy.unwrapping import unwrap
 
+    refuse_unknown("fix", options, fix, probe)
+    seed = checked_seed(seed)
     declared = registry.get(recipe) if recipe is not None else None
     counted = {rule.code for rule in rules.chosen(select, ignore, limits).rules}
     inside, _ = unwrap(model)
@@ -174,7 +177,7 @@ class _Look:
         counted: Container[str],
         first: _Look | None = None,
     ):
-        from initlab.anatomy.look import of
+        from initlab.api.looking import anatomy_of
         from initlab.drawing.describe import describe
 
         self.probe = found
@@ -182,7 +185,7 @@ class _Look:
         known: list[str | Recipe] = [*matching.REFERENCES]
         if declared is not None and declared.id not in known:
             known.append(declared)
-        self.rows = describe(of(model), known)
+        self.rows = describe(anatomy_of(model), known)
         failed = [f for f in found.findings if f.status == "fail" and f.severity != "info"]
         # a declared recipe says what was meant, and INI001 whether it is so
         said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)

@@ -38,7 +38,7 @@ class MetricsFile:
             raise RunError(
                 f"could not write {self.path}: {error.strerror}; its rows before step {row['step']} are kept, and the "
                 "same command with the same -o resumes from the last checkpoint"
-            ) from error
+            ) from None
 
 
 def _text(value: float) -> str:
@@ -54,5 +54,5 @@ def run_folder(out: Path, run_id: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{folder} can't be made: {error.strerror}; choose another output folder with -o") from error
+        raise RunError(f"{folder} can't be made: {error.strerror}; choose another output folder with -o") from None
     return folder

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from initlab.errors import ConfigError
 from initlab.judge import activations, theory
 from initlab.judge.activations import Activation
 from initlab.models.config import NanoGPTConfig, refuse_other_models
+from initlab.models.wiring import nanogpt_wiring
 from initlab.options import Text, checked
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
@@ -74,7 +77,7 @@ def predict(
         )
     vocabulary, equal, repeated = TEXTS[data]
     config = (model or NanoGPTConfig()).resized(n_layer=n_layer, n_embd=n_embd)
-    V, block_size = vocabulary if config.vocab_size is None else config.vocab_size, config.block_size
+    V, block_size = vocabulary if config.vocab_size is None else config.vocab_size, text.block_size or config.block_size
     if V < 2:
         raise ConfigError(f"vocab_size is {V}; expected a whole number from 2 on")
     if exact and block_size > MOST_EXACT:
@@ -91,15 +94,9 @@ def predict(
     activation = config.activation if activation is None else activation
     activations.check(activation)
     read = theory.TextStatistics(block_size=block_size, sum_p2=sum_p2, repeat_rate=repeat_rate, same_target=same_target)
-    parameters = theory.nanogpt_parameters(
-        n_layer=config.n_layer,
-        n_embd=config.n_embd,
-        n_head=config.n_head,
-        block_size=block_size,
-        vocab_size=V,
-        bias=config.bias,
-        tied=config.tie_weights,
-    )
-    wiring = theory.Wiring(activation=activation, dropout=config.dropout)
+    sizes: dict[str, Any] = {"n_layer": config.n_layer, "n_embd": config.n_embd, "n_head": config.n_head}
+    sizes |= {"vocab_size": V, "bias": config.bias, "tied": config.tie_weights}
+    parameters = theory.nanogpt_parameters(**sizes, block_size=block_size)
+    wiring = nanogpt_wiring(**sizes, activation=activation, dropout=config.dropout)
     setting = theory.setting_of(parameters, wiring, read, entry)
     return Profile(entry.id, setting, theory.predict(setting, exact=exact), exact)

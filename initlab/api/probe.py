@@ -6,26 +6,26 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.manifest import new_manifest
-from initlab.errors import ConfigError, ProbeError
+from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity, matching, rules, theory
-from initlab.options import Text, checked
+from initlab.options import Text, checked, checked_seed, refuse_unknown
 from initlab.recipes import Recipe, Role, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
 from initlab.results import Probe, now
 from initlab.rundir import Run
 from initlab.schema import Tables
+from initlab.wiring import MLP, Wiring
 
 if TYPE_CHECKING:
     from torch import nn
 
     from initlab.anatomy.declared import Sites
+    from initlab.anatomy.inputs import Inputs
     from initlab.anatomy.look import Anatomy
-    from initlab.measure.inputs import Inputs
     from initlab.measure.statistics import Metrics
 
 
@@ -50,11 +50,15 @@ def probe(
     could not be verified, is in `.coverage`.
 
     Args:
-        model: probed in the mode it is in and left exactly as found, also after an error. A compiled model is measured
-            eagerly, through the original with the same parameters.
+        model: probed in the mode it is in and left exactly as found, also after an error: weights, `.grad`, buffers,
+            plain attributes, hooks, modes and random states (not what its forward changes outside it: globals, files,
+            objects of other packages; see `initlab.anatomy.restoring.untouched`). A compiled model is measured eagerly,
+            through the original with the same parameters; a lazy one must have been initialised.
         batch: token ids (B, T), whose targets are the next tokens; (ids, targets), -1 where there is no target; a
-            tuple of arguments; a dict of keyword arguments; or a loader of any of these. Default: about 1024 tokens of
-            `text` for a model with a vocabulary, else Gaussian inputs in the shape of its first layer.
+            tuple of arguments; a dict of keyword arguments; or a loader of any of these. Two ids for a forward that
+            needs two are its arguments. Default: about 1024 tokens of `text` for a model with a vocabulary, in
+            sequences that its forward can read; else Gaussian inputs in the shape of its first layer. Masks, steps
+            and classes that the forward needs are made too, and named in `.coverage`.
         recipe: id of the recipe that the model should have been drawn from. With it, predictions answer «was it
             initialised as intended?»; without, they follow from the weights' own scale and answer «does it behave
             as its weights imply?» Predictions exist for nanoGPT's layout and, without a recipe, for transformers'
@@ -79,8 +83,8 @@ def probe(
         Probe. Variances are over every element of a tensor; gradients are of a mean loss, so they scale as 1/(B·T).
 
     Raises:
-        ProbeError: the model's forward or backward raised, or its weights can't be measured (meta device, several
-            devices, sharded, quantised).
+        ProbeError: the model's forward or backward raised (a line shows what to pass), or its weights can't be
+            measured (meta device, several devices, sharded, quantised).
         SiteError: `sites` names what the model doesn't have.
         RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
         ConfigError: also where a statistic raised, or returned something else than it should.
@@ -95,6 +99,7 @@ def probe(
     from initlab.measure.sweep import DTYPES
 
     started = time.perf_counter()
+    text, seed = checked("text", text, Text), checked_seed(seed)
     if stats not in PRESETS:
         raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
     if dtype not in DTYPES:
@@ -108,7 +113,6 @@ def probe(
     step = getattr(inside, "iter_num", 0)
     step = step if isinstance(step, int) else 0
     identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
-    making: dict[str, Any] = {"text": checked("text", text, Text), "seed": seed}
 
     def measured(inputs: Inputs) -> tuple[Anatomy, set[str] | None, Tables]:
         anatomy = look(model, inputs, seed=seed, autocast=DTYPES[dtype], declared=sites)
@@ -118,24 +122,14 @@ def probe(
         return anatomy, chosen, tables
 
     with random_state_kept(inside):  # a loader that shuffles draws from it
-        inputs, described = inputs_for(inside, batch, **making)
-    try:
-        anatomy, chosen, tables = measured(inputs)
-    except ProbeError as error:
-        if batch is not None or inputs.ids is None or not isinstance(error.__cause__, IndexError):
-            raise
-        # some position tables keep rows for other uses (ProphetNet, I-BERT), which no config says
-        T = max(2, inputs.ids.shape[1] // 2)
-        note = f"sequences of {T} tokens: with {inputs.ids.shape[1]}, which the model declares, its forward raised "
-        inputs, described = inputs_for(inside, batch, **making, T=T)
-        inputs = replace(inputs, notes=(note + "IndexError",))
-        anatomy, chosen, tables = measured(inputs)
-    wiring = _expect(tables, anatomy, inputs, described, entry)
+        inputs, described = inputs_for(inside, batch, text=text, seed=seed)
+    anatomy, chosen, tables = measured(inputs)
+    _expect(tables, anatomy, inputs, described, entry)
     if chosen is not None:  # only now: the closed form needs every weight
         _keep(tables, chosen)
     config = _config(tables, anatomy, inputs)
     config |= {
-        "activation": None if wiring is None else wiring.activation,
+        "activation": _activation(anatomy.wirings),
         "preset": stats,
         "dtype": _dtype(inside, dtype),
         "sites": _text(sites, inside),
@@ -186,6 +180,7 @@ def assert_healthy(
     """
     if fail_on not in SEVERITIES:
         raise ConfigError(f"fail_on is {fail_on!r}; expected {', '.join(SEVERITIES)}")
+    refuse_unknown("assert_healthy", options, assert_healthy, probe)
     rules.chosen(select, ignore, limits)  # a wrong code fails before anything is measured
     found = probe(model, batch, **options)
     found.judge(select=select, ignore=ignore, limits=limits)
@@ -197,26 +192,32 @@ def assert_healthy(
     return found
 
 
-def _expect(
-    tables: Tables, anatomy: Anatomy, inputs: Inputs, described: dict[str, Any], recipe: Recipe | None
-) -> theory.Wiring | None:
-    """Fill in what the closed form expects of the model; what it was told beside the weights, None without a form."""
-    from initlab.anatomy.families import architecture
-
-    cell = tables.summary.iloc[0]
-    known = anatomy.layout == "nanogpt"
-    found = None if cell["step"] else architecture(anatomy, int(cell["block_size"]))  # the closed form is about init
-    wiring = None if found is None else theory.Wiring(**found)
+def _expect(tables: Tables, anatomy: Anatomy, inputs: Inputs, described: dict[str, Any], recipe: Recipe | None) -> None:
+    """Fill in what the closed form expects of the model."""
     theory.expect(
         tables,
-        wiring,
+        anatomy.wirings,
         described,
         None if inputs.targets is None else inputs.targets.cpu().numpy(),
         recipe=recipe,
-        dims=anatomy.dims if recipe and known else None,
-        discovered=not known,
+        dims=anatomy.dims if recipe else None,
+        sequences=_sequences(inputs),
     )
-    return wiring
+
+
+def _sequences(inputs: Inputs) -> int | None:
+    """How many examples the batch holds, of a model that reads no tokens."""
+    from initlab.anatomy.tensors import tensors
+
+    first = next(tensors((inputs.args, inputs.kwargs)), None)
+    return None if first is None or first.dim() < 2 else len(first)
+
+
+def _activation(wirings: Sequence[Wiring]) -> str | None:
+    """Name the activation of the first MLP whose own is known."""
+    bodies = [branch.body for wiring in wirings for block in wiring.blocks for branch in block.branches()]
+    found = next((body.activation for body in bodies if isinstance(body, MLP)), None)
+    return found if found is None or isinstance(found, str) else getattr(found, "__name__", repr(found))
 
 
 def _keep(tables: Tables, chosen: set[str]) -> None:
@@ -261,10 +262,13 @@ def _init_facts(anatomy: Anatomy, *, declared: bool) -> dict[str, Any]:
     rows = describe(anatomy)
     best, _ = matching.best_recipes(rows)
     compared = bool(best) and not declared
+    known, total, _ = matching.coverage(rows)
     return {
+        "coverage": [known, total],
         "closest": best[0] if compared else "",
         "mismatches": matching.mismatches(rows) if compared else [],
-        "depth_code": next((row["depth_code"] for row in rows if row["role"]), ""),
+        "compared": "{} of {}".format(*matching.coverage(rows)[:2]),
+        "depth_code": next((row["depth_code"] for row in rows), ""),
     }
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from initlab.anatomy.inputs import Inputs
     from initlab.drawing.subject import Model
-    from initlab.measure.inputs import Inputs
     from initlab.measure.sweep import Cell
 
 MODEL = NanoGPTConfig(n_layer=4, n_embd=64, n_head=1, block_size=64)
@@ -86,10 +86,10 @@ def scale(
     import torch
     from torch import nn
 
-    from initlab.anatomy.look import of
     from initlab.drawing.loading import choose_device
     from initlab.drawing.subject import source_of, subject_of
     from initlab.measure import steps as stepping
+    from initlab.measure.probe import look
     from initlab.measure.sweep import matmul_rate
 
     started = time.perf_counter()
@@ -132,7 +132,7 @@ def scale(
         tables = stepping.measure_steps(cell, config, make, inputs, make_optimizer)
         first = tables.at_step(0)
         ((model, made, described),) = read
-        side.expect(cell.recipe, of(model), first, made, described)
+        side.expect(cell.recipe, look(model, made, seed=cell.seed), first, made, described)
         rest = [tables.at_step(step) for step in tables.summary["step"] if step]
         return Tables.concat([first, *(Tables(part.records, part.heads, part.summary) for part in rest)])
 

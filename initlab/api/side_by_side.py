@@ -20,10 +20,10 @@ from initlab.schema import Tables
 if TYPE_CHECKING:
     from torch import nn
 
+    from initlab.anatomy.inputs import Inputs
     from initlab.anatomy.look import Anatomy
     from initlab.corpus import Corpus
     from initlab.drawing.subject import Maker, Subject
-    from initlab.measure.inputs import Inputs
     from initlab.measure.sweep import Cell, SweepConfig
 
 TOKENS = 1024  # of a batch, about, of what isn't a NanoGPT
@@ -74,10 +74,12 @@ class SideBySide:
         self.corpus = corpus
         self._loaded: dict[tuple[str, str | None, int | None], Corpus] = {}
         self.seen = _Surveyed(described=described or {})
+        if text.block_size is not None:
+            subject.read(block_size=text.block_size)
         if subject.config is not None and corpus is None:
             config = config_at(subject.config, min(subject.depths), min(subject.widths))
             self.corpus = self.load(text.data, text.tokenizer, config.vocab_size)
-            subject.read(self.corpus.vocab_size)
+            subject.read(vocab_size=self.corpus.vocab_size)
             self.corpus.batch(self.rows, config.block_size, 0)  # refuses a text that is too short
             self.seen.described = self.corpus.describe()
 
@@ -96,7 +98,7 @@ class SideBySide:
 
     def inputs(self, name: str, model: nn.Module, seed: int) -> tuple[Inputs, dict[str, Any]]:
         """Read the batch of a model: the same for every recipe at a seed; and describe its text."""
-        from initlab.measure.inputs import of_ids
+        from initlab.anatomy.inputs import of_ids
         from initlab.models.nanogpt import NanoGPT
 
         if self.subject.sized(name) is not None:
@@ -146,7 +148,8 @@ class SideBySide:
                         shape = {} if ids is None else {"batch_size": ids.shape[0], "block_size": ids.shape[1]}
                         given = {} if self.batch is None else {"batch": _fingerprint(inputs)}
                         seen.batch = seen.batch or shape | given
-                        _try(maker, model.to(sweep.device), inputs)
+                        if self.batch is not None:  # what is made has been tried
+                            _try(maker, model.to(sweep.device), inputs)
                         if maker.module(*place) is model:
                             raise ProbeError(
                                 f"{maker.name} returned the same model twice; expected a new one each time"
@@ -214,25 +217,22 @@ class SideBySide:
             inputs: what it was measured on.
             described: the text that they are of.
         """
-        from initlab.anatomy.families import architecture
         from initlab.drawing.subject import own_size
 
         summary = tables.summary.iloc[0]
-        wiring = architecture(anatomy, int(summary["block_size"]))
-        if wiring is None or own_size(anatomy) != (summary["n_layer"], summary["n_embd"]):
+        if own_size(anatomy) != (summary["n_layer"], summary["n_embd"]):
             return
         targets = None if inputs.targets is None else inputs.targets.cpu().numpy()
         recipe = self.subject.recipes[name] if self.subject.sized(name) is None else None
         dims = None if recipe is None else anatomy.dims
-        known: dict[str, Any] = {"recipe": recipe, "dims": dims, "discovered": anatomy.layout != "nanogpt"}
-        theory.expect(tables, theory.Wiring(**wiring), described, targets, **known)
+        theory.expect(tables, anatomy.wirings, described, targets, recipe=recipe, dims=dims)
 
 
 def _fingerprint(inputs: Inputs) -> str:
     """Of a batch, so that a run isn't resumed with another."""
     import torch
 
-    from initlab.measure.inputs import tensors
+    from initlab.anatomy.tensors import tensors
 
     made = hashlib.sha256()
     for each in tensors((inputs.args, inputs.kwargs, inputs.targets)):
@@ -242,11 +242,11 @@ def _fingerprint(inputs: Inputs) -> str:
 
 
 def _try(maker: Maker, model: nn.Module, inputs: Inputs) -> None:
-    """Run a model once. Raises ProbeError where it can't read the batch that was made for it."""
+    """Run a model once. Raises ProbeError where it can't read the batch that was given."""
     import torch
 
     from initlab.anatomy.restoring import copied
-    from initlab.measure.inputs import tensors
+    from initlab.anatomy.tensors import tensors
 
     try:
         with torch.no_grad():
@@ -256,7 +256,7 @@ def _try(maker: Maker, model: nn.Module, inputs: Inputs) -> None:
         shapes = " and ".join(str(tuple(each.shape)) for each in tensors((inputs.args, inputs.kwargs)))
         raise ProbeError(
             f"{type(model).__name__} of {maker.name} can't read a batch of {shapes}: {type(error).__name__}: {error}; "
-            "pass batch=, or let its config declare its longest sequence, as block_size"
+            "pass one that models of every size read"
         ) from error
 
 

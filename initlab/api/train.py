@@ -104,6 +104,7 @@ def train(
     planned = settings_of(preset, device, {**settings, "batch_size": text.batch_size, "seed": seed})
     split = load_split(text.data, text.tokenizer, None if model is None else model.vocab_size)
     sizes = replace(PRESETS[preset] if model is None else model, vocab_size=split.vocab_size)
+    sizes = replace(sizes, block_size=text.block_size or sizes.block_size)
     split.check(sizes.block_size)
     if out is None and watch_every:
         raise ConfigError("watch_every needs a folder to record into: run=initlab.RunOptions(out=…)")
@@ -294,7 +295,6 @@ class _Job:
 
     def measure(self, model: NanoGPT, cell: Cell, step: int) -> Tables:
         """The init with all that is cheap to measure; the trained model's residual stream alone."""
-        from initlab.anatomy.families import architecture
         from initlab.anatomy.look import of
         from initlab.measure.probe import Identity, measure
         from initlab.measure.sweep import DTYPES
@@ -311,7 +311,6 @@ class _Job:
             records = tables.records
             stream = records["site"].isin(RESIDUAL_SITES) & records["kind"].isin(["activation", "grad"])
             tables.records = records[stream].reset_index(drop=True)
-        elif (known := architecture(anatomy, T)) is not None:
-            wiring = theory.Wiring(**known)
-            theory.expect(tables, wiring, self.described, targets.numpy(), recipe=entry, dims=anatomy.dims)
+        else:
+            theory.expect(tables, anatomy.wirings, self.described, targets.numpy(), recipe=entry, dims=anatomy.dims)
         return tables

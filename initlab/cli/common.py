@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -50,7 +51,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def nanogpt_options(options: argparse.Namespace) -> dict[str, Any]:
     """Fields of NanoGPTConfig that were given."""
-    given = {name: getattr(options, name) for name in ("n_head", "block_size", "vocab_size", "activation")}
+    given = {name: getattr(options, name) for name in ("n_head", "vocab_size", "activation")}
     given |= {"bias": False if options.no_bias else None, "tie_weights": False if options.untied else None}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -91,7 +92,7 @@ def add_engine(parser: argparse.ArgumentParser, what: str = "models to measure",
 
 def text_of(options: argparse.Namespace) -> Text:
     """The text to read."""
-    return Text(options.data, options.tokenizer, options.batch_size)
+    return Text(options.data, options.tokenizer, options.batch_size, options.block_size)
 
 
 def run_of(options: argparse.Namespace, progress: TerminalProgress) -> RunOptions:
@@ -255,7 +256,9 @@ def set_threads(options: argparse.Namespace) -> None:
 
 
 def default_out(command: str) -> Path:
-    return Path("initlab-runs") / f"{command}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    path = Path("initlab-runs") / f"{command}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    again = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(other for other in again if not other.exists())  # in the same second
 
 
 def use_color() -> bool:

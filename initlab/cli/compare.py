@@ -21,6 +21,7 @@ from initlab.cli.common import (
     show,
     text_of,
 )
+from initlab.cli.given import add_batch, batch_given, read_files
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -48,6 +49,7 @@ def add(commands: Commands) -> None:
     )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of weights and text (3)")
     add_models(compare, block_size=256, batch_size=4)
+    add_batch(compare, "for models that aren't NanoGPTs, a function of nothing")
     add_measuring(compare, fail_on="never")
     compare.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     add_engine(compare)
@@ -59,6 +61,7 @@ def _compare(options: argparse.Namespace) -> int:
     from initlab.models.config import NanoGPTConfig
 
     set_threads(options)
+    read_files(options.model, options.batch, *options.recipes)
     overrides(options)
     out = Path(options.out) if options.out else default_out("compare")
     options.folder = out
@@ -71,6 +74,7 @@ def _compare(options: argparse.Namespace) -> int:
             depths=options.depths or usual,
             widths=options.n_embd,
             seeds=options.seeds,
+            batch=batch_given(options),
             text=text_of(options),
             stats=options.stats,
             dtype=options.dtype,

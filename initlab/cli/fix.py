@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab.cli.common import add_output, overrides, set_threads, text_of
+from initlab.cli.given import add_given, batch_given, model_given, read_files
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES
 
@@ -35,7 +36,7 @@ def add(commands: Commands) -> None:
     fix.add_argument("--save", metavar="FILE", help="write the changed model's state_dict there, for load_state_dict")
     fix.add_argument("--data", default="docstrings", metavar="PATH", help="text to measure with, as for `probe`")
     fix.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
-    fix.add_argument("--batch-size", type=int, metavar="B", help="sequences (about 1024 tokens)")
+    add_given(fix)
     fix.add_argument("--seed", type=int, default=0, metavar="N", help="of the text and of what is drawn (0)")
     fix.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     fix.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (all cores)")
@@ -45,20 +46,21 @@ def add(commands: Commands) -> None:
 
 def _fix(options: argparse.Namespace) -> int:
     from initlab.api.fix import fix
-    from initlab.drawing.loading import choose_device, load_model
     from initlab.results import json_ready
 
     set_threads(options)
-    judging = overrides(options)
+    read_files(options.model, options.recipe, options.batch)
+    judging, text = overrides(options), text_of(options)
     target = _writable(options.save)
-    model, _ = load_model(options.model, {}, data=options.data, tokenizer=options.tokenizer)
-    model.to(choose_device(options.device))
+    model, _ = model_given(options, {}, None)
+    batch = batch_given(options, model)
     print(f"initlab: measuring {type(model).__name__} and changed copies of it", file=sys.stderr)
     proposal = fix(
         model,
+        batch,
         recipe=options.recipe,
         seed=options.seed,
-        text=text_of(options),
+        text=text,
         **judging,
     )
     saved = target is not None and bool(proposal.changes)
@@ -101,4 +103,4 @@ def _save(model: nn.Module, target: Path) -> None:
     try:
         torch.save(model.state_dict(), target)
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"--save {target}: can't be written: {error}") from error
+        raise ConfigError(f"--save {target}: can't be written: {error}") from None

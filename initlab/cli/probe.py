@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from initlab.cli.common import add_measuring, default_out, names, overrides, set_threads, show, text_of
+from initlab.cli.given import add_given, batch_given, model_given, read_files, said
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -34,7 +35,7 @@ def add(commands: Commands) -> None:
     probe.add_argument("--n-layer", type=int, metavar="L", help="of a preset, instead of its own")
     probe.add_argument("--n-embd", type=int, metavar="D", help="of a preset, instead of its own")
     probe.add_argument("--n-head", type=int, metavar="N", help="of a preset, instead of its own")
-    probe.add_argument("--batch-size", type=int, metavar="B", help="sequences (about 1024 tokens)")
+    add_given(probe)
     probe.add_argument("--blocks", type=names, metavar="GLOB,…", help="the blocks, where they aren't found: net.layer*")
     probe.add_argument(
         "--modules", type=names, metavar="GLOB,…", help="look at these alone: globs ('*.mlp.*') or roles (mlp_out)"
@@ -54,23 +55,23 @@ def add(commands: Commands) -> None:
 def _probe(options: argparse.Namespace) -> int:
     from initlab import rundir
     from initlab.api.probe import probe
-    from initlab.drawing.loading import choose_device, load_model
 
     set_threads(options)
+    read_files(options.model, options.recipe, options.batch)
     overrides(options)
+    text = text_of(options)
     out = Path(options.out) if options.out else default_out("probe")
     if options.out:
         rundir.check(out)  # before anything is measured for it
     sizes = {key: value for key in ("n_layer", "n_embd", "n_head") if (value := getattr(options, key)) is not None}
-    model, drawn = load_model(
-        options.model, sizes, recipe=options.recipe, seed=options.seed, data=options.data, tokenizer=options.tokenizer
-    )
-    model.to(choose_device(options.device))
+    model, drawn = model_given(options, sizes, options.recipe)
+    batch = batch_given(options, model)
     print(f"initlab: measuring {type(model).__name__}; writing to {out}", file=sys.stderr)
     result = probe(
         model,
+        batch,
         recipe=options.recipe or drawn,
-        text=text_of(options),
+        text=text,
         seed=options.seed,
         stats=options.stats,
         dtype=options.dtype,
@@ -78,5 +79,6 @@ def _probe(options: argparse.Namespace) -> int:
         modules=options.modules,
         metrics=options.metrics,
     )
+    result.run.manifest["config"] |= said(options)
     result.save(out)
     return show(result, options, out)

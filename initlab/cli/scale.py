@@ -22,6 +22,7 @@ from initlab.cli.common import (
     show,
     text_of,
 )
+from initlab.cli.given import add_batch, batch_given, read_files
 from initlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def add(commands: Commands) -> None:
     scale.add_argument("--modules", metavar="GLOB", help="sites or modules to print, as in 'mlp*' (a selection)")
     scale.add_argument("--head-size", type=int, metavar="N", help="width of a head (64, or the next smaller divisor)")
     add_models(scale, block_size=64, batch_size=4)
+    add_batch(scale, "for models that aren't NanoGPTs, a function of nothing")
     add_measuring(scale, fail_on="never")
     scale.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     add_engine(scale)
@@ -59,6 +61,7 @@ def _scale(options: argparse.Namespace) -> int:
     from initlab.api.scale import MODEL, scale
 
     set_threads(options)
+    read_files(options.model, options.batch, *options.subjects)
     overrides(options)
     out = Path(options.out) if options.out else default_out("scale")
     options.folder = out
@@ -79,6 +82,7 @@ def _scale(options: argparse.Namespace) -> int:
             seeds=options.seeds,
             lr=options.lr,
             optimizer=options.optimizer,
+            batch=batch_given(options),
             text=text_of(options),
             stats=options.stats,
             dtype=options.dtype,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from initlab.anatomy.look import Anatomy, of
-from initlab.anatomy.roles import Parameter
+from initlab.anatomy.parameters import Parameter
 from initlab.errors import ConfigError, RecipeError
 from initlab.recipes import (
     Constant,
@@ -36,15 +36,16 @@ def apply_recipe(
     seed: int,
     only: Collection[str] | None = None,
     anatomy: Anatomy | None = None,
-) -> None:
-    """Overwrite every parameter of the model, in place, with the recipe's draw.
+) -> tuple[str, ...]:
+    """Overwrite the parameters of the model, in place, with the recipe's draw.
 
     Each parameter has its own stream of standard normals on the CPU, keyed by seed and parameter name, which the
     distribution transforms. So two recipes are compared on the same draw, a deeper model shares the blocks of a
     shallower one, and the result is the same on every device. The global random state is left alone.
 
     An embedding's padding row becomes zero, as torch and Hugging Face leave it: it gets no gradient, so it would
-    keep for ever what was drawn into it.
+    keep for ever what was drawn into it. Gates that the recipe has no answer for, and vectors of no known role, stay
+    as they are.
 
     Args:
         model: its parameters are overwritten, on any device but meta.
@@ -53,12 +54,16 @@ def apply_recipe(
         only: names of the parameters to draw; the others, which may be of unknown role, stay as they are.
         anatomy: of the model, where it was looked at before.
 
+    Returns:
+        names of the parameters that were left as they are, though asked for.
+
     Raises:
         RecipeError: the recipe or the model can't be used; then no parameter was changed.
     """
     anatomy = of(model) if anatomy is None else anatomy
     places = anatomy.all_parameters() if only is None else [p for p in anatomy.parameters if p.name in only]
-    plan = [(found, _distributions(found, recipe)) for found in places]
+    answers = [(found, drawn_from(found, recipe)) for found in places]
+    plan = [(found, values) for found, values in answers if values]
     parameters = dict(model.named_parameters())
     if any(parameter.is_meta for parameter in parameters.values()):
         raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to draw")
@@ -76,6 +81,7 @@ def apply_recipe(
             parameter.copy_(whole)
     if only is None:
         _APPLIED.add(model)
+    return tuple(found.name for found, values in answers if not values)
 
 
 def portable(recipe: Recipe, model: nn.Module) -> Recipe:
@@ -94,11 +100,12 @@ def portable(recipe: Recipe, model: nn.Module) -> Recipe:
 
 
 def asked(model: nn.Module) -> list[tuple[Role, Dims]]:
-    """List what a recipe is asked for, to be drawn into a model. Raises RecipeError where a parameter has no role."""
+    """List what every recipe is asked for, to be drawn into a model. Raises RecipeError where a matrix has no role."""
     return [
-        (found.role, dims)
+        (role, dims)
         for found in of(model).all_parameters()
-        for dims in ([dims for _, dims in found.parts] or [found.dims])
+        if found.role not in (Role.GATE, Role.OTHER)
+        for _, role, dims in found.asked()
     ]
 
 
@@ -139,9 +146,49 @@ def was_applied(model: nn.Module) -> bool:
     return model in _APPLIED
 
 
-def _distributions(found: Parameter, recipe: Recipe) -> list[Distribution]:
-    """One per part of a fused matrix."""
-    return [recipe(found.role, dims) for dims in ([dims for _, dims in found.parts] or [found.dims])]
+def drawn_from(found: Parameter, recipe: Recipe) -> list[Distribution]:
+    """Look up what a parameter is drawn from, part by part of a fused one; nothing where it stays as it is.
+
+    Args:
+        found: the parameter.
+        recipe: asked.
+
+    Raises:
+        RecipeError: the recipe has no answer, or tells parts apart that aren't known of this matrix.
+    """
+    if found.role == Role.OTHER or (found.role == Role.GATE and not recipe.knows(Role.GATE, found.dims)):
+        return []
+    asked = found.asked()
+    if any(role == Role.ATTN_QKV for _, role, _ in asked) and recipe.splits(found.dims):
+        raise RecipeError(
+            f"recipe {recipe.id} draws q, k and v differently, and which of them {found.name} holds isn't known; "
+            f"say it, as in roles={{{found.name!r}: 'attn_v'}}"
+        )
+    if len(asked) == 1:
+        return [recipe(found.role, found.dims)]
+    values = {each: recipe(*each) for each in dict.fromkeys((role, dims) for _, role, dims in asked)}
+    return [values[role, dims] for _, role, dims in asked]
+
+
+def expected(found: Parameter, recipe: Recipe) -> tuple[float, float] | None:
+    """Compute mean and std of what a parameter is drawn from, over the parts of a fused one; None where it stays.
+
+    Args:
+        found: the parameter.
+        recipe: asked.
+
+    Raises:
+        RecipeError: as `drawn_from` raises it.
+    """
+    values = drawn_from(found, recipe)
+    if not values:
+        return None
+    shares = [share for share, _, _ in found.asked()]
+    mean, square = (
+        sum(share * number for share, number in zip(shares, numbers, strict=True)) / sum(shares)
+        for numbers in ([float(v.mean) for v in values], [float(v.mean) ** 2 + float(v.std) ** 2 for v in values])
+    )
+    return mean, math.sqrt(max(square - mean * mean, 0.0)) if len(set(values)) > 1 else float(values[0].std)
 
 
 def _drawn(found: Parameter, distributions: list[Distribution], shape: torch.Size, seed: int) -> Tensor:
@@ -149,7 +196,7 @@ def _drawn(found: Parameter, distributions: list[Distribution], shape: torch.Siz
     if not found.parts:
         return _whole(found, distributions[0], shape, seed)
     axis = 0 if len(shape) == 1 else found.axis
-    sizes = [size for size, _ in found.parts]
+    sizes = [size for size, _, _ in found.parts]
     # drawn whole, then cut: queries, keys and values keep the numbers that the matrix has under any other recipe
     kinds = {d: _whole(found, d, shape, seed).split(sizes, axis) for d in dict.fromkeys(distributions)}
     return torch.cat([kinds[d][place] for place, d in enumerate(distributions)], axis)
@@ -181,14 +228,14 @@ def _matrices(found: Parameter, shape: torch.Size) -> tuple[int, list[list[int]]
 
     Parts of equal fan_out are cut in order; where heads are interleaved, these are blocks of the right size, not q.
     """
-    parts = found.parts or ((0, found.dims),)
+    parts = found.parts or ((0, found.role, found.dims),)
     fan_in = found.dims.fan_in
     for axis, other in ((-2, -1), (-1, -2)):
         if len(shape) < 2 or shape[other] != fan_in:
             continue
         rows: dict[int, list[int]] = {}
         start = 0
-        for size, dims in parts:
+        for size, _, dims in parts:
             size = size or shape[axis]
             rows.setdefault(dims.fan_out, []).extend(range(start, start + size))
             start += size
@@ -196,7 +243,7 @@ def _matrices(found: Parameter, shape: torch.Size) -> tuple[int, list[list[int]]
             return axis, [p[i : i + fan_out] for fan_out, p in rows.items() for i in range(0, len(p), fan_out)]
     raise RecipeError(
         f"{found.name} of shape {tuple(shape)} can't be drawn orthogonal: it isn't made of matrices of "
-        f"{fan_in} × {parts[0][1].fan_out}; use a recipe whose entries are independent, such as xavier"
+        f"{fan_in} × {parts[0][2].fan_out}; use a recipe whose entries are independent, such as xavier"
     )
 
 

@@ -11,15 +11,26 @@ import torch
 from torch import Tensor
 
 from initlab.anatomy.look import Anatomy
-from initlab.anatomy.roles import Parameter
+from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.source import depth_code
-from initlab.drawing.apply import was_applied
+from initlab.drawing.apply import drawn_from, was_applied
+from initlab.drawing.uneven import odd_rows
 from initlab.errors import RecipeError
-from initlab.recipes import Recipe, Role, registry
+from initlab.recipes import Distribution, Recipe, Role, registry
 
 TOLERANCE = 0.05  # relative, of a std; wider where a tensor is too small to tell
 _SAMPLE = 1 << 17  # elements that the kurtosis is taken from
 _VECTORS = 64  # rows, and columns, that are looked at for equal lengths
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one role has of a fused matrix, or a parameter as a whole."""
+
+    role: Role
+    numel: int
+    mean: float
+    std: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,8 @@ class _Found:
     std: float
     kurtosis: float
     orthogonal: bool = False
+    parts: tuple[_Part, ...] = ()  # of a fused matrix, a role each
+    odd: tuple[dict[str, Any], ...] = ()  # of `initlab.drawing.uneven`
 
 
 def describe(anatomy: Anatomy, recipes: Iterable[str | Recipe] | None = None) -> list[dict[str, Any]]:
@@ -40,8 +53,9 @@ def describe(anatomy: Anatomy, recipes: Iterable[str | Recipe] | None = None) ->
     Keys: role, stack, n_layer, n_embd, n (parameters), numel, shape (of the first), mean, std (pooled), std_min,
     std_max, stds (by parameter name), distribution, matches (ids of the recipes that fit every parameter), nearest and
     difference (the id closest in std, and how far it is, relative), expected (per id: std, flat: the same in every
-    parameter, text, misfits), depth_code (the model's own code that scales by depth, unless apply_recipe has overruled
-    it). Parameters without a role share a last row, with role "" and their names.
+    parameter, text, misfits; empty where nothing is expected: of gates, and of role `other`), odd (rows that differ
+    from the others of their matrix, see `initlab.drawing.uneven`), depth_code (the model's own code that scales by
+    depth, unless apply_recipe has overruled it). Gates and what is of role `other` come last.
 
     Raises:
         RecipeError: an unknown recipe, or a model on the meta device.
@@ -60,31 +74,55 @@ def describe(anatomy: Anatomy, recipes: Iterable[str | Recipe] | None = None) ->
     for (role, stack), group in groups.items():
         shape = tuple(parameters[group[0].place.name].shape)
         rows.append({"role": role.value, "stack": stack, "shape": shape, **_row(group, known), "depth_code": code})
-    if anatomy.unassigned:
-        rows.append({"role": "", "stack": "", "n": len(anatomy.unassigned), "names": list(anatomy.unassigned)})
-    return rows
+    return sorted(rows, key=lambda row: row["role"] in (Role.GATE, Role.OTHER))
 
 
 def _moments(place: Parameter, parameter: Tensor) -> _Found:
     values = parameter.detach()
     orthogonal = _is_orthogonal(values)
+    padding = None
     if place.padding_row is not None and not bool(values[place.padding_row].any()):
         padding = place.padding_row % len(values)
+    odd = odd_rows(values, place, padding)
+    if padding is not None:
         values = torch.cat([values[:padding], values[padding + 1 :]])
-    values = values.float().flatten()
     values = values + place.offset if place.offset else values
-    if not len(values):
+    whole = _part(place.role, values)
+    if not whole.numel:
         return _Found(place, 0, 0.0, 0.0, math.nan)
-    # torch.var isn't vectorised on the CPU, a dot product is; around a large mean (gains) that one is too coarse
-    mean, square = values.mean(), values.dot(values) / len(values)
-    var = square - mean * mean
-    if var < 0.01 * square:
-        var = torch.var(values, correction=0)
-    sample = values[:: max(1, len(values) // _SAMPLE)].double()
+    sample = values.float().flatten()
+    sample = sample[:: max(1, len(sample) // _SAMPLE)].double()
     centred = sample - sample.mean()
     square = centred.square().mean()
     kurtosis = (centred.square() / square).square().mean().item() if square > 0 else math.nan
-    return _Found(place, len(values), mean.item(), math.sqrt(max(var.item(), 0.0)), kurtosis, orthogonal)
+    parts = _parts(place, values)
+    return _Found(place, whole.numel, whole.mean, whole.std, kurtosis, orthogonal, parts, tuple(odd))
+
+
+def _part(role: Role, values: Tensor) -> _Part:
+    values = values.float().flatten()
+    if not len(values):
+        return _Part(role, 0, 0.0, 0.0)
+    # torch.var isn't vectorised on the CPU, a dot product is; around a large mean (gains) that one is too coarse
+    mean, square = values.mean(), values.dot(values) / len(values)
+    if square == math.inf and bool(values.isfinite().all()):  # finite, but too large for its squares in float32
+        values = values.double()
+        mean, square = values.mean(), values.dot(values) / len(values)
+    var = square - mean * mean
+    if var < 0.01 * square:
+        var = torch.var(values, correction=0)
+    return _Part(role, len(values), mean.item(), math.sqrt(max(var.item(), 0.0)))
+
+
+def _parts(place: Parameter, values: Tensor) -> tuple[_Part, ...]:
+    axis = place.axis if values.dim() > 1 else 0
+    if len({role for _, role, _ in place.parts}) < 2 or sum(n for n, _, _ in place.parts) != values.shape[axis]:
+        return ()
+    held: dict[Role, list[Tensor]] = {}
+    cut = values.split([size for size, _, _ in place.parts], axis)
+    for (_, role, _), piece in zip(place.parts, cut, strict=True):
+        held.setdefault(role, []).append(piece)
+    return tuple(_part(role, torch.cat(pieces, axis)) for role, pieces in held.items())
 
 
 def _is_orthogonal(values: Tensor) -> bool:
@@ -107,9 +145,11 @@ def _row(group: list[_Found], recipes: list[Recipe]) -> dict[str, Any]:
     expected = {}
     for recipe in recipes:
         try:
-            expected[recipe.id] = _expected(group, recipe, distribution)
+            wanted = _expected(group, recipe, distribution)
         except RecipeError:  # it has no answer for this role in this model, so it isn't the one
             continue
+        if wanted:
+            expected[recipe.id] = wanted
     distance = {id: _distance(std, each["std"]) for id, each in expected.items()}
     nearest = min(distance, key=lambda id: (distance[id], len(expected[id]["misfits"])), default="")
     return {
@@ -127,24 +167,37 @@ def _row(group: list[_Found], recipes: list[Recipe]) -> dict[str, Any]:
         "nearest": nearest,
         "difference": distance.get(nearest, math.inf),
         "expected": expected,
+        "odd": [each for found in group for each in found.odd],
     }
 
 
 def _expected(group: list[_Found], recipe: Recipe, distribution: str) -> dict[str, Any]:
-    """What the recipe draws for these parameters, and the names of those that were drawn otherwise."""
+    """What the recipe draws for these parameters, and the names of those that were drawn otherwise; or nothing."""
     misfits: list[_Found] = []
     stds = []
+    first: Distribution | None = None
     for found in group:
-        parts = found.place.parts or ((1, found.place.dims),)
-        drawn = [(size, recipe(found.place.role, dims)) for size, dims in parts]
-        std = _pooled((size, float(value.std)) for size, value in drawn)
-        mean = sum(size * float(value.mean) for size, value in drawn) / sum(size for size, _ in drawn)
-        stds.append((found.numel, std))
-        first = drawn[0][1]
+        values = drawn_from(found.place, recipe)
+        if not values:
+            return {}
+        first = values[0]
         told = {first.kind, distribution}
         other = told == {"normal", "uniform"} or (len(told) == 2 and "orthogonal" in told)
-        if other or not _fits_one(found, mean, std):
+        if len(values) == 1:
+            std, mean = float(first.std), float(first.mean)
+        else:
+            drawn = [(size, role, value) for (size, role, _), value in zip(found.place.parts, values, strict=True)]
+            std, mean = _pooled((size, float(value.std)) for size, _, value in drawn), _mean(drawn)
+        for part in found.parts:
+            own = [each for each in drawn if each[1] == part.role]
+            fits = _fits_one(part, _mean(own), _pooled((size, float(value.std)) for size, _, value in own))
+            other = other or not fits
+        if not found.parts:
+            other = other or not _fits_one(_Part(found.place.role, found.numel, found.mean, found.std), mean, std)
+        stds.append((found.numel, std))
+        if other:
             misfits.append(found)
+    assert first is not None  # a group has a member
     whole = _pooled(stds)
     if not misfits and not _close(_pooled((f.numel, f.std) for f in group), whole, sum(f.numel for f in group)):
         misfits = group
@@ -161,7 +214,11 @@ def _expected(group: list[_Found], recipe: Recipe, distribution: str) -> dict[st
     }
 
 
-def _fits_one(found: _Found, mean: float, std: float) -> bool:
+def _mean(drawn: list[tuple[int, Role, Distribution]]) -> float:
+    return sum(size * float(value.mean) for size, _, value in drawn) / sum(size for size, _, _ in drawn)
+
+
+def _fits_one(found: _Part, mean: float, std: float) -> bool:
     if not found.numel:
         return True
     if std == 0:

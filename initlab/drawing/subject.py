@@ -128,13 +128,13 @@ class Subject:
             apply_recipe(model, item, seed)
         return model.to(device)
 
-    def read(self, vocab_size: int) -> None:
-        """Give the NanoGPTs a text's vocabulary."""
+    def read(self, **sizes: int) -> None:
+        """Give the NanoGPTs what a text decides: vocab_size, block_size."""
         config = self.config
         if isinstance(config, NanoGPTConfig):
-            self.config = replace(config, vocab_size=vocab_size)
+            self.config = replace(config, **sizes)  # type: ignore[arg-type]
         elif config is not None:
-            self.config = lambda n_layer, n_embd: replace(config(n_layer, n_embd), vocab_size=vocab_size)
+            self.config = lambda n_layer, n_embd: replace(config(n_layer, n_embd), **sizes)  # type: ignore[arg-type]
 
 
 def subject_of(given: Any, model: Any, axes: Axes, default: NanoGPTConfig, sizes: Axes) -> Subject:

@@ -172,7 +172,7 @@ class _Worker:
                 return self._executor
         except OSError as error:
             self.end()
-            raise RunError(f"a worker process can't be started: {error}; use jobs=1, which needs no worker") from error
+            raise RunError(f"a worker process can't be started: {error}; use jobs=1, which needs no worker") from None
 
 
 @contextmanager

@@ -174,6 +174,8 @@ def _series(first: Array, second: Array, s1: Array, s2: Array, rho: Array) -> Ar
 
 def _outer(a: Array, b: Array, s1: Array, s2: Array) -> Array:
     """Inner products of the rows of a and b, every pair that s1 and s2 broadcast to."""
+    if s1.shape == (len(a), 1) and s2.shape == (1, len(b)):
+        return np.asarray(a @ b.T)
     shape = np.broadcast_shapes(s1.shape, s2.shape)
     left = np.broadcast_to(np.arange(s1.size).reshape(s1.shape), shape)
     right = np.broadcast_to(np.arange(s2.size).reshape(s2.shape), shape)

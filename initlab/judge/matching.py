@@ -8,8 +8,7 @@ from typing import Any
 
 from initlab.errors import RecipeError
 from initlab.judge.words import trimmed
-from initlab.recipes import Role
-from initlab.recipes.base import OUTPUTS, VECTORS
+from initlab.recipes.base import INNER, OUTPUTS, VECTORS
 
 # Published models of today were pre-trained from these; of several that fit, the first is the reference.
 REFERENCES = (
@@ -25,6 +24,7 @@ REFERENCES = (
 TOLERANCE = 0.05  # relative, of a std: "has the value that it would have without depth scaling"
 # Of recipes that fit equally many roles, those whose std are likelier by more than four standard errors stand alone.
 _CLOSER = 16.0
+_ODD_SHOWN = 4  # sentences on rows that differ from the others of their matrix
 _UNEXPLAINED = 0.003  # relative error of a std beside sampling: rounding, rows of padding
 
 
@@ -34,7 +34,7 @@ def best_recipes(rows: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
     Of those, the ones with the fewest misfitting parameters, and whose std are as close as chance allows: recipes
     may lie within the tolerance of each other. Empty, unless they fit more than half of the weight matrices' rows.
     """
-    described = [row for row in rows if row["role"]]
+    described = compared(rows)
     matrices = [row for row in described if row["role"] not in VECTORS]
     scores = {id: _score(id, described) for row in described for id in row["expected"]}
     top = max(scores.values(), default=(0, 0))
@@ -46,11 +46,31 @@ def best_recipes(rows: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
     return [id for id in best if off[id] <= min(off.values()) + _CLOSER], len(described) - sum(top)
 
 
+def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pick the rows that a recipe says anything of: neither gates nor what is of no known role.
+
+    Args:
+        rows: of `initlab.drawing.describe.describe`.
+    """
+    return [row for row in rows if row["expected"]]
+
+
+def coverage(rows: Sequence[dict[str, Any]]) -> tuple[int, int, list[str]]:
+    """Count parameters that were compared, and all; and name those that weren't.
+
+    Args:
+        rows: of `initlab.drawing.describe.describe`.
+    """
+    left = [name for row in rows if not row["expected"] for name in row["stds"]]
+    total = sum(row["n"] for row in rows)
+    return total - len(left), total, left
+
+
 def same_draws(rows: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[list[str]]:
     """The ids in groups that would draw this very model alike, in the order of their first member."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for id in ids:
-        drawn = [row["expected"].get(id, {}) for row in rows if row["role"]]
+        drawn = [row["expected"].get(id, {}) for row in compared(rows)]
         groups.setdefault(tuple((d.get("kind"), d.get("mean"), d.get("std")) for d in drawn), []).append(id)
     return list(groups.values())
 
@@ -66,11 +86,11 @@ def mismatches(rows: Sequence[dict[str, Any]], recipes: Sequence[str] | None = N
     Raises:
         RecipeError: an id that the rows weren't compared with.
     """
-    described = [row for row in rows if row["role"]]
+    described = compared(rows)
     if recipes is None:
         best, _ = best_recipes(rows)
         if not best:
-            return [_nothing_known(described)]
+            return [_nothing_known(described), *_odd("", described)]
         unscaled = "nanogpt-no-depth-scale" in best and "nanogpt" not in best
         if unscaled and described[0]["depth_code"] and "nanogpt" in described[0]["expected"]:
             best = ["nanogpt"]
@@ -79,7 +99,7 @@ def mismatches(rows: Sequence[dict[str, Any]], recipes: Sequence[str] | None = N
             if not any(id in row["expected"] for row in described):
                 raise RecipeError(f"recipe {id!r} is not among those that the model was compared with")
         best = sorted(recipes, key=lambda id: _score(id, described), reverse=True)
-    return _misfits(best[0], described) if best else []
+    return [*_misfits(best[0], described), *_odd(best[0], described)] if best else []
 
 
 def reference_of(rows: Sequence[dict[str, Any]]) -> str:
@@ -95,7 +115,7 @@ def unscaled(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[
     """
     inputs: dict[str, float] = {}
     for row in rows:
-        if row["role"] in (Role.ATTN_QKV, Role.MLP_IN, Role.MLP_GATE):
+        if row["role"] in INNER:
             inputs[row["stack"]] = max(row["std"], inputs.get(row["stack"], 0.0))
     found = []
     for row in rows:
@@ -113,7 +133,7 @@ def narrowed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Args:
         rows: of `drawing.describe`.
     """
-    known = [row for row in rows if row["role"]]
+    known = compared(rows)
     return [row | {"expected": {id: e for id, e in row["expected"].items() if id in REFERENCES}} for row in known]
 
 
@@ -163,6 +183,20 @@ def _misfits(id: str, described: Sequence[dict[str, Any]]) -> list[str]:
         f"{lead}{_list(places)} {'has' if len(places) == 1 else 'have'} {found}, not {wanted}{reason}"
         for (found, wanted, reason), places in groups.items()
     ]
+
+
+def _odd(id: str, described: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows of one matrix that differ from its others; whole parts of a fused one only where no recipe explains them."""
+    shown = []
+    for row in described:
+        misfits = row["expected"].get(id, {"misfits": list(row["stds"])})["misfits"]
+        for odd in row["odd"]:
+            if odd["name"] in misfits or not odd["part"]:
+                have = "has" if odd["which"].startswith("row ") else "have"
+                rms, rest = trimmed(odd["rms"], 2), trimmed(odd["rest"], 2)
+                shown.append(f"{odd['which']} {have} std {rms}, the others {rest}")
+    more = len(shown) - _ODD_SHOWN
+    return shown[:_ODD_SHOWN] + ([f"{more} more matrices hold such rows"] if more > 0 else [])
 
 
 def _found_text(wanted: dict[str, Any]) -> str:

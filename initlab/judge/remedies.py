@@ -101,7 +101,7 @@ def redraw_what_is_off(finding: Finding, model: Described) -> list[Change]:
     """
     changes = []
     for row in model.rows:
-        wanted = model.wanted(row) if row["role"] else {}
+        wanted = model.wanted(row)
         if wanted.get("misfits"):
             why = f"{model.reference} draws {wanted['text']}"
             changes += _as_wanted(row, wanted, finding, why, model)
@@ -187,3 +187,13 @@ def drawn(row: dict[str, Any], names: list[str], found: float, finding: Finding,
 def _pooled(stds: Iterable[float]) -> float:
     values = list(stds)
     return math.sqrt(sum(std * std for std in values) / len(values))
+
+
+def leave(finding: Finding, model: Described) -> list[Change]:
+    """Propose nothing: no draw of its weights mends a model that is wired wrongly.
+
+    Args:
+        finding: of the rule.
+        model: as described.
+    """
+    return []

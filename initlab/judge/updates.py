@@ -8,7 +8,7 @@ import pandas as pd
 # A ratio far above means that a step rewrites the weight, one far below that it hardly learns. A rule of thumb for
 # Adam-like steps: karpathy, "makemore" part 3 (https://youtu.be/P6sfmUTpUmc), which draws the same line.
 RULE_OF_THUMB = 1e-3
-VECTORS = ("norm_gain", "norm_bias", "bias")  # roles of what isn't a matrix
+VECTORS = ("norm_gain", "norm_bias", "bias", "gate")  # roles of what isn't a matrix
 
 
 def update_ratios(records: pd.DataFrame) -> pd.DataFrame:

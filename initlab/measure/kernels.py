@@ -23,8 +23,8 @@ _LANES = 512  # vectors of 16 bytes that a program reads at a time: 4 for each o
 _PROGRAMS = 4  # for each multiprocessor
 _LONGEST = 64  # times that a program reads; of more elements there are more programs
 _ROWS = 1 << 16  # runs that a buffer holds
-_WIDTH = {False: 4, True: 16}  # numbers that are kept of a run, by whether all statistics are wanted
-_FOUND = {False: 4, True: 15}  # and of a tensor
+_WIDTH = {False: 5, True: 16}  # numbers that are kept of a run, by whether all statistics are wanted
+_FOUND = {False: 5, True: 16}  # and of a tensor
 _MERGED = 128  # runs at a time
 
 _compiled: dict[tuple[Any, ...], Any] = {}  # by all that Triton compiles for: device, dtype, alignment, constants
@@ -204,6 +204,7 @@ def _read(
             x, n, cols, stride, first, whole, rest, unit, pivot, V, LANES, STRIDED, FULL
         )
     bad = tl.zeros((LANES,), tl.int32)
+    below = tl.zeros((LANES,), tl.int32)
     over_e4m3 = tl.zeros((LANES,), tl.int32)
     over_e5m2 = tl.zeros((LANES,), tl.int32)
     over_fp16 = tl.zeros((LANES,), tl.int32)
@@ -214,6 +215,7 @@ def _read(
             values, _ = _tile(x, n, cols, stride, first + tile, V, LANES, STRIDED, True)
             bits = _bits(values)
             bad += tl.sum((bits >= INFINITY).to(tl.int32), 1)
+            below += tl.sum(((bits == INFINITY) & (values < 0)).to(tl.int32), 1)
             if FULL:
                 bits = tl.where(bits > INFINITY, 0, bits)
                 over_e4m3 += tl.sum((bits > OVER_E4M3).to(tl.int32), 1)
@@ -230,21 +232,22 @@ def _read(
     tl.store(out + 1, tl.where(square < 0, 0.0, square) * scale * scale)
     tl.store(out + 2, high.to(tl.float64))
     tl.store(out + 3, tl.sum(bad, 0).to(tl.float64))
+    tl.store(out + 4, tl.sum(below, 0).to(tl.float64))
     if FULL:
         m3 = s3.to(tl.float64)
         cube = m3 - 3 * m1 * m2 + 2 * count * m1 * m1 * m1
         fourth = s4.to(tl.float64) - 4 * m1 * m3 + 6 * m1 * m1 * m2 - 3 * count * m1 * m1 * m1 * m1
-        tl.store(out + 4, cube * scale * scale * scale)
-        tl.store(out + 5, tl.where(fourth < 0, 0.0, fourth) * scale * scale * scale * scale)
-        tl.store(out + 6, total.to(tl.float64) * scale)
-        tl.store(out + 7, zero.to(tl.float64))
-        tl.store(out + 8, (fp16 - zero).to(tl.float64))
-        tl.store(out + 9, tl.sum(over_fp16, 0).to(tl.float64))
-        tl.store(out + 10, (bf16 - zero).to(tl.float64))
-        tl.store(out + 11, tl.sum(over_bf16, 0).to(tl.float64))
-        tl.store(out + 12, (e4m3 - zero).to(tl.float64))
-        tl.store(out + 13, tl.sum(over_e4m3, 0).to(tl.float64))
-        tl.store(out + 14, tl.sum(over_e5m2, 0).to(tl.float64))
+        tl.store(out + 5, cube * scale * scale * scale)
+        tl.store(out + 6, tl.where(fourth < 0, 0.0, fourth) * scale * scale * scale * scale)
+        tl.store(out + 7, total.to(tl.float64) * scale)
+        tl.store(out + 8, zero.to(tl.float64))
+        tl.store(out + 9, (fp16 - zero).to(tl.float64))
+        tl.store(out + 10, tl.sum(over_fp16, 0).to(tl.float64))
+        tl.store(out + 11, (bf16 - zero).to(tl.float64))
+        tl.store(out + 12, tl.sum(over_bf16, 0).to(tl.float64))
+        tl.store(out + 13, (e4m3 - zero).to(tl.float64))
+        tl.store(out + 14, tl.sum(over_e4m3, 0).to(tl.float64))
+        tl.store(out + 15, tl.sum(over_e5m2, 0).to(tl.float64))
 
 
 @triton.jit
@@ -294,21 +297,22 @@ def _merge(
         m2 = tl.load(runs + place * WIDTH + 1, mask=there, other=0.0)
         second += tl.where(there, m2 + k * d * d, 0.0)
         if FULL:
-            m3 = tl.load(runs + place * WIDTH + 4, mask=there, other=0.0)
-            m4 = tl.load(runs + place * WIDTH + 5, mask=there, other=0.0)
+            m3 = tl.load(runs + place * WIDTH + 5, mask=there, other=0.0)
+            m4 = tl.load(runs + place * WIDTH + 6, mask=there, other=0.0)
             fourth += tl.where(there, m4 + 4 * d * m3 + 6 * d * d * m2 + k * d * d * d * d, 0.0)
     var = tl.sum(second, 0) / total
     tl.store(out, mean)
     tl.store(out + 1, var)
     tl.store(out + 2, tl.max(high, 0).to(tl.int32).to(tl.float32, bitcast=True).to(tl.float64))
     tl.store(out + 3, _sum_of(runs + 3, count, WIDTH, BLOCK) / total)
+    tl.store(out + 4, _sum_of(runs + 4, count, WIDTH, BLOCK) / total)
     if FULL:
-        tl.store(out + 4, _sum_of(runs + 6, count, WIDTH, BLOCK) / total)
-        tl.store(out + 5, tl.where(var > 0, tl.sum(fourth, 0) / total / (var * var) - 3, float("nan")))
-        for column in tl.static_range(7, 14):
+        tl.store(out + 5, _sum_of(runs + 7, count, WIDTH, BLOCK) / total)
+        tl.store(out + 6, tl.where(var > 0, tl.sum(fourth, 0) / total / (var * var) - 3, float("nan")))
+        for column in tl.static_range(8, 15):
             tl.store(out + column - 1, _sum_of(runs + column, count, WIDTH, BLOCK) / total)
-        tl.store(out + 13, _sum_of(runs + 8, count, WIDTH, BLOCK) / total)
-        tl.store(out + 14, _sum_of(runs + 14, count, WIDTH, BLOCK) / total)
+        tl.store(out + 14, _sum_of(runs + 9, count, WIDTH, BLOCK) / total)
+        tl.store(out + 15, _sum_of(runs + 15, count, WIDTH, BLOCK) / total)
 
 
 class Runs:
@@ -364,8 +368,9 @@ class Runs:
         return number, used
 
     def read(self) -> list[list[float]]:
-        """Per tensor, in the order they were added: mean, var, abs_max, share that isn't finite; with all statistics
-        abs_mean, kurtosis, share of zeros, and per format the shares under and over it. NaN for an empty tensor.
+        """Per tensor, in the order they were added: mean, var, abs_max, shares that aren't finite and that are
+        -infinity; with all statistics abs_mean, kurtosis, share of zeros, and per format the shares under and over it.
+        NaN for an empty tensor.
         """
         for device, stream in self._filling:
             if stream != _stream(device):

@@ -55,12 +55,21 @@ class Moments:
         self._values: list[Tensor | list[float] | _Place] = []
         self._runs: Any = None  # kernels.Runs, once there is a tensor for it
 
-    def add(self, x: Tensor) -> int:
-        """Take the statistics of a tensor of any shape and floating dtype; returns its place in `read`.
+    def add(self, x: Tensor, *, where: Tensor | None = None) -> int:
+        """Take the statistics of a tensor; returns its place in `read`.
 
-        Sparse tensors count with their zeros; a complex number counts as two, its real and its imaginary part.
+        Args:
+            x: of any shape and floating dtype. Sparse tensors count with their zeros; a complex number counts as two,
+                its real and its imaginary part.
+            where: of x's shape, which elements there are; None: all. On a device the others are read too, since to cut
+                them out would have to be waited for.
         """
         x = x.detach()
+        if where is not None and x.device.type == "cpu":
+            x, where = x[where], None
+        if where is not None:
+            self._values.append(_on_device_where(x.double(), where, self.preset))
+            return len(self._values) - 1
         x = x if x.layout == torch.strided else x.to_dense()
         x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
         # a subclass may hold its numbers elsewhere than at its address
@@ -110,7 +119,7 @@ def _on_cpu(x: Tensor, preset: Preset) -> list[float]:
         return [0.0] + [math.nan] * (len(_LIGHT) - 1 + (len(_FULL) if preset == "full" else 0))
     low, high = (float(bound) for bound in torch.aminmax(x))
     abs_max = max(-low, high) if low == low else math.nan
-    bad = 0.0 if math.isfinite(abs_max) else float((~torch.isfinite(x)).sum()) / n
+    bad, below = (0.0, 0.0) if math.isfinite(abs_max) else (float(share.sum()) / n for share in _infinite(x))
     # Outside this range fourth powers leave float32; a power of two scales without rounding.
     exponent = math.frexp(abs_max)[1] if 0 < abs_max < math.inf and not 1e-6 < abs_max < 1e8 else 0
     limit = _exponent_limit(x.dtype)
@@ -126,7 +135,7 @@ def _on_cpu(x: Tensor, preset: Preset) -> list[float]:
         mean = float(y.mean())
         y = y - mean
         var = float(torch.dot(y, y)) / n
-    values = [float(n), mean * unit, max(var, 0.0) * unit * unit if var == var else var, abs_max, bad]
+    values = [float(n), mean * unit, max(var, 0.0) * unit * unit if var == var else var, abs_max, bad, below]
     if preset == "light":
         return values
     shift = 0.0 if centred else mean
@@ -168,14 +177,40 @@ def _on_device(x: Tensor, preset: Preset) -> Tensor:
     y = x / unit
     var, mean = torch.var_mean(y, correction=0)
     count = torch.full_like(unit, n, dtype=torch.float64)
-    bad = (~torch.isfinite(x)).sum().double() / n
+    bad = [share.sum().double() / n for share in _infinite(x)]
     scale = unit.double()
-    values = [count, mean.double() * scale, var.double() * scale * scale, abs_max.double(), bad]
+    values = [count, mean.double() * scale, var.double() * scale * scale, abs_max.double(), *bad]
     if preset == "light":
         return torch.stack(values)
     z = (y - mean) * torch.rsqrt(var)  # standardised, so the fourth power neither over- nor underflows
     kurtosis = (z * z).square().mean().double() - 3
     return torch.cat([torch.stack([*values, y.abs().mean().double() * scale, kurtosis]), _fractions_on_device(x)])
+
+
+def _on_device_where(x: Tensor, where: Tensor, preset: Preset) -> Tensor:
+    """As `_on_device`, of some elements of a float64 tensor; with fractions of all of them."""
+    count = where.sum().double()
+
+    def mean_of(values: Tensor) -> Tensor:
+        return torch.where(where, values, 0.0).sum() / count
+
+    mean = mean_of(x)
+    centred = x - mean
+    var = mean_of(centred.square())
+    size = torch.where(where, x, 0.0).abs()
+    values = [count, mean, var, torch.where(count > 0, size.amax(), math.nan)]
+    values += [mean_of(share.double()) for share in _infinite(x)]
+    if preset == "light":
+        return torch.stack(values)
+    values += [mean_of(size), mean_of((centred * torch.rsqrt(var)) ** 4) - 3, mean_of((x == 0).double())]
+    for low, high in _EDGES:
+        values += [mean_of(((size > 0) & (size < low)).double()), mean_of((size > high).double())]
+    return torch.stack(values)
+
+
+def _infinite(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a tensor isn't finite, and where it is -infinity."""
+    return ~torch.isfinite(x), x == -math.inf
 
 
 def _fractions_on_cpu(x: Tensor) -> list[float]:

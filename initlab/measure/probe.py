@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,20 +14,29 @@ from torch import Tensor, nn
 
 from initlab import schema
 from initlab.anatomy.declared import Sites
+from initlab.anatomy.examples import example, signature
 from initlab.anatomy.filters import filtered
+from initlab.anatomy.inputs import Inputs, of_ids
 from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.restoring import copied, untouched
+from initlab.anatomy.saying import Said
 from initlab.anatomy.sites import Tap
+from initlab.anatomy.sizes import vocabulary
+from initlab.anatomy.tensors import changed, tensors
 from initlab.anatomy.unwrapping import eagerly, unwrap
 from initlab.errors import InitlabError, ProbeError
-from initlab.measure.inputs import Inputs, of_ids, take_loss, vocabulary
+from initlab.measure.losses import take_loss
 from initlab.measure.moments import Preset
+from initlab.measure.reach import reached
 from initlab.measure.recorder import recording
 from initlab.measure.statistics import Statistic, columns_of
 from initlab.measure.statistics.taking import Measurements
-from initlab.measure.tables import activation_rows, coverage_rows, head_rows, scalars, weight_rows
+from initlab.measure.tables import activation_rows, coverage_rows, head_rows, n_head, scalars, weight_rows
+from initlab.measure.wired import wiring_rows
 from initlab.recipes import Recipe
 from initlab.schema import Tables
+
+LOOKED_AT = 128  # tokens of the pass in which a model's operations are followed, rounded up to whole sequences
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +92,7 @@ def measure_inputs(
         statistics: what is taken beside the moments, see `initlab.measure.statistics`; their columns come last.
 
     Returns:
-        records, heads (preset `full`, nanoGPT's layout), summary (one row) and coverage; other `expected_*` columns
+        records, heads (preset `full`), summary (one row), coverage and wiring; other `expected_*` columns
         are NaN.
 
     Raises:
@@ -100,6 +109,7 @@ def measure_inputs(
         untouched(model, identity.seed),
         eagerly(model),
         recording(model, sites, preset, statistics=statistics) as recorder,
+        recorder.leaves,
     ):
         judged = take_loss(_run(model, inputs, autocast), inputs, vocabulary(model))
         if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
@@ -112,6 +122,7 @@ def measure_inputs(
         weights = _weights(anatomy, loss, recorder.moments)
     recorder.moments.raise_first()
     values = recorder.moments.read()
+    notes += _follow_up(model, inputs, weights, values, autocast, identity.seed)
     keys = {
         "run_id": identity.run_id,
         "recipe": identity.recipe,
@@ -126,7 +137,7 @@ def measure_inputs(
     ids = inputs.ids
     summary = {
         **shared,
-        "n_head": sites.n_head,
+        "n_head": n_head(sites, recorder),
         "block_size": 0 if ids is None else ids.shape[1],
         "vocab_size": vocab_size,
         "n_params": sum(p.numel() for p in model.parameters()),
@@ -145,9 +156,10 @@ def measure_inputs(
     coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, notes)
     return Tables(
         records=schema.table("records", records, columns_of(statistics, "records")),
-        heads=schema.table("heads", head_rows(recorder, keys, ids), columns_of(statistics, "heads")),
+        heads=schema.table("heads", head_rows(recorder, keys), columns_of(statistics, "heads")),
         summary=schema.table("summary", [summary]),
         coverage=schema.table("coverage", coverage),
+        wiring=schema.table("wiring", wiring_rows(keys, anatomy)),
     )
 
 
@@ -158,6 +170,7 @@ def look(
     seed: int = 0,
     autocast: torch.dtype | None = None,
     declared: Sites | None = None,
+    said_roles: Said | None = None,
 ) -> Anatomy:
     """Look at a model by a pass over these inputs; the model is left as it was.
 
@@ -167,6 +180,7 @@ def look(
         seed: of what the pass draws.
         autocast: run the pass under autocast to this dtype.
         declared: where the stream runs, see `initlab.anatomy.declared`; None: it is found.
+        said_roles: roles by the caller's own word, see `initlab.anatomy.saying`.
 
     Raises:
         ProbeError: the model can't be measured, or its forward raised.
@@ -174,28 +188,57 @@ def look(
     """
     inside, taken = unwrap(model)
     inputs = inputs.to(next(inside.parameters()).device)
-    with untouched(inside, seed), eagerly(inside):
-        return of(inside, lambda: _run(inside, inputs, autocast), declared, taken=taken)
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        with untouched(inside, seed), eagerly(inside):
+            yield
+
+    options: dict[str, Any] = {"around": around, "taken": taken, "said_roles": said_roles}
+    few = _few(inputs)
+    if few is not None:
+        with suppress(ProbeError):  # it may take no other batch than the whole
+            return of(inside, lambda: _run(inside, few, autocast), declared, **options)
+    return of(inside, lambda: _run(inside, inputs, autocast), declared, **options)
+
+
+def _few(inputs: Inputs) -> Inputs | None:
+    """The first sequences of a batch of tokens, enough to see what a model does; None if there is no less."""
+    if inputs.ids is None:
+        return None
+    B, T = inputs.ids.shape
+    count = max(1, -(-LOOKED_AT // T))
+    given = list(tensors((inputs.args, inputs.kwargs)))
+    if count >= B or any(tensor.dim() == 0 or len(tensor) != B for tensor in given):
+        return None
+    args, kwargs = changed((inputs.args, inputs.kwargs), lambda tensor: tensor[:count])
+    return replace(inputs, args=args, kwargs=kwargs)
 
 
 def _run(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> Any:
     device = next(model.parameters()).device.type
-    inputs = _own(inputs)
+    inputs = own(inputs)
     try:
         with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
             return inputs.call(model)
     except InitlabError:
         raise
     except Exception as error:
-        signature = inspect.signature(model.forward)
         raise ProbeError(
             f"{type(model).__name__} raised in its forward pass: {type(error).__name__}: {error} "
-            f"(forward{signature}; pass batch= with what it needs)"
+            f"(forward{signature(model)}); pass batch= with what it needs, as in {example(model)}"
         ) from error
 
 
-def _own(inputs: Inputs) -> Inputs:
-    """The inputs of one pass, so that what it writes into them reaches neither the caller nor the next pass."""
+def own(inputs: Inputs) -> Inputs:
+    """Copy the inputs of one pass, so that what it writes into them reaches neither the caller nor the next pass.
+
+    Args:
+        inputs: of which what the forward is given is copied.
+
+    Raises:
+        ProbeError: they hold an object that can't be copied.
+    """
     try:
         args, kwargs = copied((inputs.args, inputs.kwargs))
     except Exception as error:
@@ -225,6 +268,39 @@ def _own_logit(logits: Tensor | None, ids: Tensor | None) -> Tensor | None:
     if logits is None or ids is None:
         return None
     return logits.detach().gather(2, ids[..., None]).float().mean()
+
+
+def _follow_up(
+    model: nn.Module,
+    inputs: Inputs,
+    weights: list[dict[str, Any]],
+    values: list[dict[str, float]],
+    autocast: torch.dtype | None,
+    seed: int,
+) -> list[str]:
+    """Tell gradient rows that are 0 whether a further pass gives them one, see `reach`; what there is to say of it."""
+    lacking = {
+        row["name"]: row for row in weights if row["kind"] == "weight_grad" and values[row["slot"]]["abs_max"] == 0
+    }
+    if not lacking:
+        return []
+    device = next(model.parameters()).device.type
+
+    def run(call: Callable[..., Any]) -> Any:
+        given = own(inputs)
+        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+            return call(*given.args, **given.kwargs)
+
+    try:
+        with eagerly(model):
+            found = reached(model, lacking, inputs, run, seed)
+    except Exception as error:
+        return [
+            f"whether parameters without a gradient wait behind a zero isn't known: {type(error).__name__}: {error}"
+        ]
+    for name, row in lacking.items():
+        row["reached"] = float(name in found)
+    return []
 
 
 def _weights(anatomy: Anatomy, loss: Tensor, moments: Measurements) -> list[dict[str, Any]]:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from initlab.anatomy.operations import Operation
 from initlab.anatomy.restoring import depth
-from initlab.anatomy.sites import SiteMap, Tap
+from initlab.anatomy.sites import HeadTap, SiteMap, Tap
 from initlab.anatomy.tensors import floats, tensors
-from initlab.measure.attention import head_statistics
+from initlab.measure.attention import SEQUENCES, Found
+from initlab.measure.heads import HeadReader
+from initlab.measure.hearing import Heard, Hearing, tensor_of
 from initlab.measure.moments import Preset
+from initlab.measure.positions import added, sum_factors
 from initlab.measure.statistics import Statistic
 from initlab.measure.statistics.taking import Measurements
 
@@ -63,12 +67,16 @@ class Recorder:
         self.moments = Measurements(preset, statistics)
         self._loss_scale = loss_scale
         self.seen: list[Seen] = []
-        self.heads: list[Tensor] = []  # per block, (3, nh): see head_statistics
+        self.heads = HeadReader(sites, self.moments, self._note_heads)
+        self.leaves = ExitStack()  # hooks on tensors that outlive the pass: parameters, inputs
         self.scalars: dict[str, Tensor] = {}
+        self.alike: dict[tuple[Tap, int], Tensor] = {}
         self.dead: list[Tensor] = []
         self._calls: Counter[Tap] = Counter()
         self._parts: dict[str, Tensor] = {}  # outputs of the embeddings, until their sum is seen
         self._known: dict[tuple[int, float], tuple[weakref.ref[Tensor], int, int, list[tuple[Tap, int]]]] = {}
+        self._stored: dict[tuple[Any, ...], tuple[weakref.ref[Tensor], int, int]] = {}
+        self._hearing: Hearing | None = None
         self._last_layer = sites.n_layer - 1
         self._full = preset == "full"
         self._open = True
@@ -81,59 +89,99 @@ class Recorder:
 
     def close(self) -> None:
         """Stop recording; a forward that checkpointing runs again during backward isn't counted twice."""
+        with self._aside():
+            self.heads.settle()
         self._open = False
+        if self._hearing is not None:
+            self._hearing.close()
+
+    def hears(self) -> Hearing | None:
+        """What hears the operations that are to be measured; None where none is."""
+        wanted: dict[tuple[str, Operation], list[Heard]] = {}
+        for tap in self.sites.taps:
+            if tap.operation is not None:
+                wanted.setdefault((tap.module, tap.operation), []).append(partial(self._hear, tap))
+        for module, operation, taker in self.heads.wanted() if self._full else ():
+            wanted.setdefault((module, operation), []).append(taker)
+        self._hearing = self.heads.hearing = Hearing(wanted, lambda: self.open) if wanted else None
+        return self._hearing
+
+    def _aside(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._hearing is None else self._hearing.aside()
 
     def take(self, tap: Tap, value: Any) -> None:
         """Measure what a hook was handed; nestings give their first floating-point tensor."""
         tensor = next(floats(value), None)
-        if not self.open or tensor is None:
-            return
+        if self.open and tensor is not None:
+            with self._aside():
+                self._take(tap, tensor)
+
+    def _hear(self, tap: Tap, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        tensor = tensor_of(operation, args, kwargs, output)
+        if tensor is not None:
+            self._take(tap, tensor)
+
+    def _take(self, tap: Tap, tensor: Tensor) -> None:
         call = self._calls[tap]
         self._calls[tap] += 1
         taps = self._measure(tensor, tap, call) if tap.part is None else self._measure_part(tensor, tap, call)
         if taps is not None and tensor.requires_grad:
-            tensor.register_hook(partial(self._take_gradient, taps))
+            handle = tensor.register_hook(partial(self._take_gradient, taps))
+            if tensor.is_leaf:
+                self.leaves.callback(handle.remove)
         if tap.site == "embed":
             self._settle_embedding(tensor.detach())
-        if self._full and tap.site == "mlp_act":
+            if tensor.dim() == 3:
+                self.scalars["embed_together"] = together(tensor.detach()[:SEQUENCES])
+        if self._full and tap.site == "mlp_act" and tensor.dim() > 1 and tensor.numel():
             self.dead.append((tensor.detach().flatten(0, -2).amax(0) <= 0).float().mean())
+        if tap.alike and tensor.dim() == 3:
+            self.alike[tap, call] = together(tensor.detach()[:SEQUENCES])
         if tap.site == "resid_post" and tap.layer == self._last_layer and tensor.dim() == 3:
             self.scalars["token_cosine"] = token_cosine(tensor.detach())
 
     def take_embedding(self, name: str, output: Any) -> None:
-        """Mean square of an embedding's output, `token` or `position`."""
+        """Keep an embedding's output, `token` or `position`, until what enters the first block is seen."""
         tensor = next(tensors(output), None)
         if self.open and tensor is not None:
-            self.scalars[name] = tensor.detach().float().square().mean()
             self._parts[name] = tensor
 
     def _settle_embedding(self, embed: Tensor) -> None:
-        """Scale the embeddings' mean squares by what the model multiplied them with, where their sum tells.
+        """Mean squares of token and position embedding, as they enter their sum.
 
-        A table that isn't trained (a sinusoid) may be for rotations: unless it is seen in the sum, it doesn't count.
+        Where the sum can't be taken apart, as behind a norm, they count as they are; but a table that isn't trained or
+        of another shape, which may be for rotations or for the scores, counts only where it is seen in the sum.
         """
         parts, self._parts = self._parts, {}
-        if set(parts) != {"token", "position"}:
+        if "token" not in parts:
             return
-        fixed = parts["token"].requires_grad and not parts["position"].requires_grad
-        factors = sum_factors(embed, parts["token"].detach(), parts["position"].detach())
-        if factors is not None and factors[1] != 0:
-            for name, factor in zip(("token", "position"), factors, strict=True):
-                self.scalars[name] = self.scalars[name] * factor**2
-        elif factors is not None or fixed:
-            del self.scalars["position"]
+        token, position = parts["token"].detach(), parts.get("position")
+        found = {"token": token.float().square().mean()}
+        factors = None if position is None else sum_factors(embed, token, position.detach())
+        if position is not None and factors is not None and factors[1] != 0:
+            found["token"] = found["token"] * factors[0] ** 2
+            found["position"] = position.detach().float().square().mean() * factors[1] ** 2
+        elif (sum_of := added(embed, token)) is not None:
+            found["token"] = found["token"] * sum_of[0] ** 2
+            if sum_of[1]:
+                found["position"] = torch.tensor(sum_of[1])
+        elif position is not None and factors is None and _is_added(parts["token"], position):
+            found["position"] = position.detach().float().square().mean()
+        self.scalars.pop("position", None)
+        self.scalars |= found
 
-    def take_attention(self, layer: int, module: str, output: Any) -> None:
-        """Entropy and logits of one block's heads, from the output of its c_attn."""
-        qkv = next(tensors(output), None)
-        if not self.open or qkv is None or qkv.dim() != 3 or qkv.shape[1] < 2:
-            return
-        also = self.moments.add_heads(len(self.heads), module)
-        per_head, logits, pattern = head_statistics(qkv, self.sites.n_head, also)
-        self.heads.append(per_head)
-        for site, values in (("attn_logits", logits), ("attn_pattern", pattern)):
-            tap = Tap(site, module, "out", layer)
-            self._note(tap, "activation", 0, qkv.dtype, self.moments.add(values, "activation", module))
+    def take_heads(self, take: Callable[[Any], None], output: Any) -> None:
+        """Hand what a module gave to who reads heads from it."""
+        if self.open:
+            with self._aside():
+                take(output)
+
+    def _note_heads(self, tap: HeadTap, found: Found, dtype: torch.dtype) -> None:
+        for site, values in (("attn_logits", found.logits), ("attn_pattern", found.pattern)):
+            shown = Tap(site, tap.module, "out", tap.layer)
+            slot = self.moments.add(values, "activation", tap.module, where=found.where)
+            self._note(shown, "activation", self._calls[shown], dtype, slot)
+            self._calls[shown] += 1
 
     def _measure(self, tensor: Tensor, tap: Tap, call: int) -> list[tuple[Tap, int]] | None:
         """Record a tensor; None when it was seen before at another site (a block's output is the next one's input)."""
@@ -145,11 +193,26 @@ class Recorder:
             taps.append((tap, call))
             self._note(tap, "activation", call, tensor.dtype, slot)
             return None
-        slot = self.moments.add(tensor, "activation", tap.module, tap.scale)
+        slot = self._slot(tensor, tap)
         taps = [(tap, call)]
         self._known[key] = (weakref.ref(tensor), tensor._version, slot, taps)
         self._note(tap, "activation", call, tensor.dtype, slot)
         return taps
+
+    def _slot(self, tensor: Tensor, tap: Tap) -> int:
+        """Take the moments of a tensor, but of a view with all elements of one that was seen: gradients differ there,
+        numbers don't."""
+        place = None if self.moments.statistics else _place(tensor)
+        if place is None:
+            return self.moments.add(tensor, "activation", tap.module, tap.scale)
+        owner, extent = place
+        key = (id(owner), extent, tensor.dtype, tap.scale)
+        known = self._stored.get(key)
+        if known is not None and known[0]() is owner and known[1] == tensor._version:
+            return known[2]
+        slot = self.moments.add(tensor, "activation", tap.module, tap.scale)
+        self._stored[key] = (weakref.ref(owner), tensor._version, slot)
+        return slot
 
     def _measure_part(self, tensor: Tensor, tap: Tap, call: int) -> list[tuple[Tap, int]]:
         slot = self.moments.add(_part(tensor, tap), "activation", tap.module, tap.scale)
@@ -191,66 +254,71 @@ def recording(
     """Attach a Recorder, which gets the other arguments; every hook is gone when the block ends, however it ends."""
     recorder = Recorder(sites, preset, arrived, statistics, loss_scale)
     modules = dict(model.named_modules())
-    handles = []
+    handles: list[RemovableHandle] = []
     try:
         for tap in sites.taps:
-            module = modules[tap.module]
+            module = modules.get(tap.module)
+            if module is None:  # made by the pass of the look, and gone with it: it is said not to have fired
+                continue
             if tap.where == "in":
-                hook = partial(_pre_hook, recorder, tap)
+                hook = partial(_pre_hook, recorder.take, tap)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            else:
+            elif tap.where == "out":
                 handles.append(module.register_forward_hook(partial(_hook, recorder.take, tap)))
         for name, path in (("token", sites.token_embedding), ("position", sites.position_embedding)):
             if path not in modules or not path:
                 continue
             handles.append(modules[path].register_forward_hook(partial(_hook, recorder.take_embedding, name)))
-        if preset == "full":
-            for layer, path in enumerate(sites.attention):
-                take = partial(recorder.take_attention, layer)
-                handles.append(modules[path].register_forward_hook(partial(_hook, take, path)))
-        yield recorder
+        for path, take in recorder.heads.fused() if preset == "full" else ():
+            handles.append(modules[path].register_forward_hook(partial(_hook, recorder.take_heads, take)))
+        hearing = recorder.hears()
+        with nullcontext() if hearing is None else hearing.following(model):
+            yield recorder
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _pre_hook(recorder: Recorder, tap: Tap, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    recorder.take(tap, (*args, *kwargs.values()))
+def _pre_hook(take: Any, tap: Tap, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    take(tap, (*args, *kwargs.values()))
 
 
 def _hook(take: Any, key: Any, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     take(key, output)
 
 
+def _place(tensor: Tensor) -> tuple[Tensor, Any] | None:
+    """The tensor that a view is one of, and which of its elements it holds, in whatever order; None: not known."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_neg():
+        return None
+    owner = tensor if tensor._base is None else tensor._base
+    runs: list[tuple[int, int]] = []  # stride and length, smallest stride first
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if runs and stride == runs[-1][0] * runs[-1][1]:
+            runs[-1] = (runs[-1][0], runs[-1][1] * size)
+        else:
+            runs.append((stride, size))
+    return owner, (tensor.storage_offset(), tuple(runs))
+
+
 def _part(tensor: Tensor, tap: Tap) -> Tensor:
-    width = tensor.shape[-1] // 3
+    width = tensor.shape[-1] // tap.parts
     assert tap.part is not None
     return tensor[..., tap.part * width : (tap.part + 1) * width]
 
 
-def sum_factors(total: Tensor, token: Tensor, position: Tensor) -> tuple[float, float] | None:
-    """(a, b) of total = a·token + b·position, (B, T, C) each or broadcast to it; None where it isn't that.
+def _is_added(token: Tensor, position: Tensor) -> bool:
+    """By its shape and by whether it is trained, the output of a position table may be added to the tokens'."""
+    trained = position.requires_grad or not token.requires_grad
+    return trained and position.shape[-1] == token.shape[-1] and position.shape[-2] in (1, token.shape[-2])
 
-    Elements that are 0 (dropped out) don't count. b is 0 where the positions aren't in the sum.
-    """
-    try:
-        token, position = token.expand_as(total), position.expand_as(total)
-    except RuntimeError:  # of another width, or of another order of dimensions
-        return None
-    stride = max(1, total.numel() // 4096) | 1  # odd, so that it meets all channels
-    # NumPy's arithmetic doesn't wake torch's threads, which takes longer than all of it
-    flat = torch.stack([x.reshape(-1)[::stride].double() for x in (total, token, position)]).cpu().numpy()
-    kept = flat[0] != 0
-    target, terms = flat[0][kept], flat[1:, kept].T
-    if len(target) < 16 or not (np.isfinite(target).all() and np.isfinite(terms).all()):
-        return None
-    solved = np.linalg.lstsq(terms, target, rcond=None)[0]
-    rest = target - terms @ solved
-    size = 0.01 * np.linalg.norm(target)
-    if not np.linalg.norm(rest) <= size:  # 16-bit sums round by less
-        return None
-    seen = np.linalg.norm(terms[:, 1] * solved[1]) > size
-    return float(solved[0]), float(solved[1]) if seen else 0.0
+
+def together(x: Tensor) -> Tensor:
+    """Mean product of the vectors of two different positions of a sequence, over their mean square: (B, T, C) -> ()."""
+    x = x.float()
+    return (x.sum(1).square().sum() / x.square().sum() - 1) / (x.shape[1] - 1)
 
 
 def token_cosine(x: Tensor) -> Tensor:

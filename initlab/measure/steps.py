@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from initlab import schema
+from initlab.anatomy.inputs import Inputs
+from initlab.anatomy.sizes import vocabulary
+from initlab.anatomy.tensors import floats
 from initlab.anatomy.unwrapping import eagerly
 from initlab.drawing.subject import seeded
 from initlab.errors import ConfigError, InitlabError, ProbeError
-from initlab.measure.inputs import Inputs, floats, take_loss, vocabulary
+from initlab.measure.losses import take_loss
 from initlab.measure.moments import Moments, Preset
-from initlab.measure.probe import Identity, measure_inputs, untouched
+from initlab.measure.probe import Identity, look, measure_inputs, own, untouched
 from initlab.measure.sweep import DTYPES, Cell, SweepConfig
 from initlab.schema import Tables
 
@@ -100,12 +103,14 @@ def measure_steps(
         optimizer = _optimizer(make_optimizer, model) if config.steps else None
         parts: list[Tables] = []
         before: list[_Followed] = []
+        anatomy = look(model, inputs, seed=cell.seed, autocast=DTYPES[config.dtype])
         for step in range(config.steps + 1):
             started = time.perf_counter()
             if optimizer is not None and step:
                 _step(model, inputs, optimizer, DTYPES[config.dtype])
             identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed, step=step)
-            tables = measure_inputs(model, inputs, identity, preset=config.preset, autocast=DTYPES[config.dtype])
+            options: dict[str, Any] = {"preset": config.preset, "autocast": DTYPES[config.dtype], "anatomy": anatomy}
+            tables = measure_inputs(model, inputs, identity, **options)
             now = _follow(model, inputs, tables.records, cell.seed, DTYPES[config.dtype])
             if step:
                 tables = _after_a_step(tables, _changes(before, now, tables.records, config.preset))
@@ -144,7 +149,7 @@ def _step(model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer, au
     device = next(model.parameters()).device.type
     with eagerly(model):
         with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
-            output = inputs.call(model)
+            output = own(inputs).call(model)
         take_loss(output, inputs, vocabulary(model)).loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -174,7 +179,7 @@ def _follow(model: nn.Module, inputs: Inputs, records: Any, seed: int, autocast:
         # the same masks of dropout at every step
         with untouched(model, seed), eagerly(model), torch.no_grad():
             with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
-                output = inputs.call(model)
+                output = own(inputs).call(model)
             judged = take_loss(output, inputs, vocabulary(model))
     finally:
         if handle is not None:
@@ -224,6 +229,7 @@ def _after_a_step(tables: Tables, changes: list[dict[str, Any]]) -> Tables:
         tables,
         records=Tables.concat([Tables(records=records), Tables(records=made)]).records,
         coverage=schema.table("coverage", []),
+        wiring=schema.table("wiring", []),
     )
 
 

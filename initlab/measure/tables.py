@@ -7,17 +7,16 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from initlab.anatomy.sites import SiteMap, Tap
-from initlab.measure.attention import ROWS, SEQUENCES
+from initlab.drawing.apply import expected
+from initlab.measure.attention import ROWS
 from initlab.measure.moments import Preset
 from initlab.measure.recorder import Recorder
-from initlab.recipes import Recipe
+from initlab.recipes import Recipe, Role
 from initlab.schema import RECORDS
 
 _SCALING = {name: column for name, column in RECORDS.items() if column.degree}
-UNASSIGNED = "unassigned"  # site of parameters whose role isn't known
 
 
 def activation_rows(recorder: Recorder, values: list[dict[str, float]], shared: dict[str, Any]) -> list[dict[str, Any]]:
@@ -26,6 +25,7 @@ def activation_rows(recorder: Recorder, values: list[dict[str, float]], shared: 
     for seen in recorder.seen:
         if seen.kind == "activation":
             position.setdefault(seen.tap, len(position))
+    alike = {place: float(value) for place, value in recorder.alike.items()}
     rows = [
         {
             **shared,
@@ -37,6 +37,7 @@ def activation_rows(recorder: Recorder, values: list[dict[str, float]], shared: 
             "module": seen.tap.module,
             "call": seen.call,
             "dtype": seen.dtype,
+            "together": alike.get((seen.tap, seen.call), math.nan) if seen.kind == "activation" else math.nan,
         }
         for seen in recorder.seen
     ]
@@ -62,52 +63,64 @@ def weight_rows(
     *,
     first: int,
 ) -> list[dict[str, Any]]:
-    """One row per parameter and per gradient; `first` is the position of the first. No role: site `unassigned`."""
+    """One row per parameter and per gradient; `first` is the position of the first."""
     position = {name: first + place for place, name in enumerate(dict.fromkeys(row["name"] for row in weights))}
     rows = []
     for row in weights:
         place = row["place"]
-        declared = recipe(place.role, place.dims) if recipe and place and row["kind"] == "weight" else None
+        declared = expected(place, recipe) if recipe and place and row["kind"] == "weight" else None
         rows.append(
             {
                 **shared,
                 **values[row["slot"]],
                 "layer": place.layer if place else None,
                 "position": position[row["name"]],
-                "site": place.role.value if place else UNASSIGNED,
+                "site": place.role.value if place else Role.OTHER.value,
                 "kind": row["kind"],
-                "role": place.role.value if place else None,
+                "role": place.role.value if place else Role.OTHER.value,
                 "module": row["name"],
                 "call": 0,
                 "dtype": row["tensor_dtype"].removeprefix("torch."),
-                "expected_var": declared.std**2 if declared else math.nan,
+                "expected_var": declared[1] ** 2 if declared else math.nan,
+                "reached": row.get("reached", math.nan),
             }
         )
     return rows
 
 
-def head_rows(recorder: Recorder, keys: dict[str, Any], ids: Tensor | None) -> list[dict[str, Any]]:
+def head_rows(recorder: Recorder, keys: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per attention head."""
-    if not recorder.heads or ids is None:
+    seen = sorted(recorder.heads.seen, key=lambda heads: heads.number)
+    if not seen:
         return []
-    B, T = ids.shape
     rows = []
     further = recorder.moments.read_heads()
-    for layer, (entropy, fraction, logit_std) in enumerate(torch.stack(recorder.heads).cpu().tolist()):
-        rows += [
-            {
-                **keys,
-                "layer": layer,
-                "head": head,
-                "n_rows": min(ROWS, T - 1) * min(SEQUENCES, B),
-                "entropy": entropy[head],
-                "entropy_frac": fraction[head],
-                "logit_std": logit_std[head],
-                **further.get((layer, head), {}),
-            }
-            for head in range(len(entropy))
-        ]
+    values = iter(torch.cat([heads.per_head for heads in seen], 1).T.cpu().tolist())
+    before: Counter[int] = Counter()  # heads of a block's attentions so far
+    for heads in seen:
+        layer = heads.tap.layer
+        for head in range(heads.per_head.shape[1]):
+            entropy, fraction, logit_std = next(values)
+            rows.append(
+                {
+                    **keys,
+                    "layer": layer,
+                    "head": before[layer],
+                    "n_rows": heads.n_rows,
+                    "entropy": entropy,
+                    "entropy_frac": fraction,
+                    "logit_std": logit_std,
+                    "module": heads.tap.module,
+                    **further.get((heads.number, head), {}),
+                }
+            )
+            before[layer] += 1
     return rows
+
+
+def n_head(sites: SiteMap, recorder: Recorder) -> int:
+    """Heads of an attention, the most where layers differ; 0 where none was looked at."""
+    return sites.n_head or max((heads.per_head.shape[1] for heads in recorder.heads.seen), default=0)
 
 
 def scalars(recorder: Recorder) -> dict[str, float]:
@@ -117,6 +130,7 @@ def scalars(recorder: Recorder) -> dict[str, float]:
     return {
         "token_cosine": found.get("token_cosine", math.nan),
         "token_position_ratio": token / position if position else math.inf if token else math.nan,
+        "embed_together": found.get("embed_together", math.nan),
         "dead_frac": float(torch.stack(recorder.dead).mean()) if recorder.dead else math.nan,
     }
 
@@ -150,12 +164,15 @@ def coverage_rows(
         for site, count in expected.items():
             missed = [tap.module for tap in taps if tap.site == site and tap not in reached]
             add(kind, site, count, "", why + (f": {_some(missed)}" if len(missed) < count else ""))
-    sampled = f"from q and k on {ROWS} query rows a sequence, forward only"
-    for site in ("attn_logits", "attn_pattern"):
-        if sites.attention:
-            full = preset == "full"
-            add("activation", site, sites.n_layer if full else 0, sampled if full else "skipped by preset light", "")
-    found = Counter((row["kind"], row["place"].role.value if row["place"] else UNASSIGNED) for row in weights)
+    full = preset == "full"
+    note = f"of {ROWS} query rows a sequence, forward only" if full else "skipped by preset light"
+    read = {heads.number for heads in recorder.heads.seen}
+    unread = [tap.module for number, tap in enumerate(sites.heads) if number not in read]
+    reasons = [f"{name}: {recorder.heads.unread[name]}" for name in unread if name in recorder.heads.unread]
+    short = "; ".join([f"not reached by the pass, or no attention: {_some(unread)}", *reasons[:1]])
+    for site in ("attn_logits", "attn_pattern") if sites.heads else ():
+        add("activation", site, len(sites.heads) if full else 0, note, short)
+    found = Counter((row["kind"], row["place"].role.value if row["place"] else Role.OTHER.value) for row in weights)
     updated = any(kind == "update" for kind, _ in found)
     for role in sorted({role for _, role in found}):
         for kind in ("weight", "weight_grad", "update") if updated else ("weight", "weight_grad"):

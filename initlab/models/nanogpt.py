@@ -7,7 +7,6 @@ and its checkpoints load. Beyond it: other activations, and an untied head.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from initlab.errors import CheckpointError, ConfigError
+from initlab.models import files
 from initlab.models.config import ACTIVATIONS, GPT2_VOCAB, NanoGPTConfig
 
 
@@ -212,7 +212,7 @@ class NanoGPT(nn.Module):
         try:
             config = NanoGPTConfig(**args)
         except (ConfigError, TypeError) as error:
-            raise CheckpointError(f"{path}: model_args describe no model that can be built: {error}") from error
+            raise CheckpointError(f"{path}: model_args describe no model that can be built: {error}") from None
         if dropout is not None:
             config = replace(config, dropout=dropout)
         with torch.random.fork_rng(devices=[]):
@@ -235,21 +235,7 @@ def empty_model(config: NanoGPTConfig, device: str | torch.device) -> NanoGPT:
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     """(model_args, weights under their plain names, iterations trained) of a nanoGPT checkpoint."""
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; expected the ckpt.pt that nanoGPT's train.py writes")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):  # both of torch's wordings hold it
-            raise CheckpointError(
-                f"{path} holds Python objects besides tensors and plain values ({refused[1]}), which could run code "
-                "when loaded, so torch refused it; if you trust the file, load it yourself with weights_only=False "
-                "and save only its `model` and `model_args`"
-            ) from error
-        raise CheckpointError(
-            f"{path} can't be read as a torch checkpoint ({type(error).__name__}): it was cut short, damaged, or "
-            "isn't one; expected a file written by torch.save, copy or save it again"
-        ) from error
+    checkpoint = files.read(path, "the ckpt.pt that nanoGPT's train.py writes", "`model` and `model_args`")
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}; expected a dict of `model`, `model_args`")
     args, weights = checkpoint.get("model_args"), checkpoint.get("model")

@@ -17,7 +17,10 @@ class Role(StrEnum):
 
     TOKEN_EMBED = "token_embed"
     POS_EMBED = "pos_embed"
-    ATTN_QKV = "attn_qkv"  # q, k and v fused, or any of the three
+    ATTN_QKV = "attn_qkv"  # several of q, k and v in one matrix; or one of them, and not known which
+    ATTN_Q = "attn_q"
+    ATTN_K = "attn_k"
+    ATTN_V = "attn_v"
     ATTN_OUT = "attn_out"
     MLP_IN = "mlp_in"
     MLP_GATE = "mlp_gate"
@@ -27,8 +30,12 @@ class Role(StrEnum):
     NORM_GAIN = "norm_gain"
     NORM_BIAS = "norm_bias"
     BIAS = "bias"
+    GATE = "gate"  # multiplies what a branch gives, by channel or as a whole: LayerScale, ReZero
+    OTHER = "other"  # none of these, or not known which
 
 
+QKV = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)
+INNER = (Role.ATTN_QKV, *QKV, Role.MLP_IN, Role.MLP_GATE)  # what reads the stream in attention and MLPs
 OUTPUTS = (Role.ATTN_OUT, Role.MLP_OUT)  # what writes into the residual stream
 VECTORS = (Role.NORM_GAIN, Role.NORM_BIAS, Role.BIAS)  # ones and zeros in most recipes: they tell little apart
 
@@ -72,7 +79,7 @@ class Dims:
         try:
             value = float(eval(_compiled(text), {"__builtins__": {}} | _FUNCTIONS, names))
         except Exception as error:
-            raise RecipeError(f"formula {text!r} can't be evaluated: {error}; names: {', '.join(names)}") from error
+            raise RecipeError(f"formula {text!r} can't be evaluated: {error}; names: {', '.join(names)}") from None
         return Formula(value, text)
 
 
@@ -198,13 +205,15 @@ class Recipe:
     rule: Rule
 
     def __call__(self, role: Role, dims: Dims) -> Distribution:
-        """What a parameter of this role is drawn from.
+        """What a parameter of this role is drawn from; `attn_q`, `attn_k`, `attn_v` as `attn_qkv` unless told apart.
 
         Raises:
             RecipeError: an unknown role, the recipe has no answer for it, or its answer isn't a finite distribution.
         """
         if role not in Role.__members__.values():
             raise RecipeError(f"unknown role {role!r}; expected one of {', '.join(Role)}")
+        if role in QKV and not self.knows(role, dims):
+            role = Role.ATTN_QKV
         try:
             value = self.rule(Role(role), dims)
         except RecipeError:
@@ -235,6 +244,32 @@ class Recipe:
         if not all(_finite(number) and number >= lowest for number in numbers):
             raise RecipeError(f"recipe {self.id} returned {value!r} for role {role}; expected {expected} numbers")
         return value
+
+    def knows(self, role: Role, dims: Dims) -> bool:
+        """Tell whether the rule has an answer for this role that isn't the one for whatever it never heard of.
+
+        Args:
+            role: asked for.
+            dims: asked with.
+        """
+        own, unheard = (self._tried(each, dims) for each in (Role(role), Role.OTHER))
+        if isinstance(own, Exception):  # of this role alone: a mistake in what it says of it, to be shown
+            return not isinstance(unheard, Exception) and unheard is not None
+        return own is not None and own != unheard
+
+    def splits(self, dims: Dims) -> bool:
+        """Tell whether the rule tells q, k and v apart.
+
+        Args:
+            dims: asked with.
+        """
+        return len({self(role, dims) for role in QKV}) > 1
+
+    def _tried(self, role: Role, dims: Dims) -> Distribution | Exception | None:
+        try:
+            return self.rule(role, dims)
+        except Exception as error:
+            return error
 
 
 def _finite(number: object) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from initlab.recipes.base import Dims, Distribution, Recipe, Role
+from initlab.recipes.base import QKV, Dims, Distribution, Recipe, Role
 
 
 def gpt_dims(
@@ -67,8 +67,10 @@ def evaluate(
                     roles.insert(roles.index(Role.MLP_IN), role)
         for role in roles:
             dims = gpt_dims(role, **size, tied=tied)
-            last = size["n_layer"] - 1
-            rows += _rows(recipe, ((role, replace(dims, layer=layer)) for layer in (0, last)))
+            asked = QKV if role == Role.ATTN_QKV else (role,)
+            layers = (0, size["n_layer"] - 1)
+            found = [_rows(recipe, ((each, replace(dims, layer=layer)) for layer in layers)) for each in asked]
+            rows += _alike(found)
     return _described(recipe, rows)
 
 
@@ -82,11 +84,13 @@ def evaluate_places(recipe: Recipe, places: Iterable[tuple[Role, Dims]]) -> dict
     Raises:
         RecipeError: the recipe has no answer for one of them.
     """
-    by_size: dict[tuple[int, int, Role], list[tuple[Role, Dims]]] = {}
+    by_size: dict[tuple[int, int, Role], dict[Role, list[tuple[Role, Dims]]]] = {}
     for role, dims in places:
         if dims.layer in (0, dims.n_layer - 1):
-            by_size.setdefault((dims.n_layer, dims.n_embd, role), []).append((role, dims))
-    return _described(recipe, [row for found in by_size.values() for row in _rows(recipe, found)])
+            line = Role.ATTN_QKV if role in QKV else role
+            by_size.setdefault((dims.n_layer, dims.n_embd, line), {}).setdefault(role, []).append((role, dims))
+    lines = [_alike([_rows(recipe, found) for found in by_role.values()]) for by_role in by_size.values()]
+    return _described(recipe, [row for line in lines for row in line])
 
 
 def _rows(recipe: Recipe, places: Iterable[tuple[Role, Dims]]) -> list[dict[str, Any]]:
@@ -107,6 +111,14 @@ def _rows(recipe: Recipe, places: Iterable[tuple[Role, Dims]]) -> list[dict[str,
         }
         for value, (role, dims) in values.items()
     ]
+
+
+def _alike(found: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One line for q, k and v where all three are drawn alike."""
+    drawn = [[row | {"role": Role.ATTN_QKV.value} for row in rows] for rows in found]
+    if len(found) > 1 and all(rows == drawn[0] for rows in drawn):
+        return drawn[0]
+    return [row for rows in found for row in rows]
 
 
 def _described(recipe: Recipe, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def write_report(document: Document, out: Path) -> Path:
     try:
         pictures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"report folder {out} can't be written: {error.strerror}; choose another with -o") from error
+        raise RunError(f"report folder {out} can't be written: {error.strerror}; choose another with -o") from None
     for spec in figures.FIGURES:
         (pictures / f"{spec.name}.png").unlink(missing_ok=True)  # of an earlier report into the same folder
     for drawing in document.drawings:

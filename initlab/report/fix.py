@@ -13,7 +13,7 @@ import pandas as pd
 
 from initlab.judge.rules import Finding
 from initlab.judge.words import trimmed
-from initlab.report.verdict import GLYPHS
+from initlab.report.verdict import GLYPHS, coverage
 from initlab.rundir import Run
 
 _MOST = 100  # columns, on a wider terminal too
@@ -35,10 +35,11 @@ class Shown:
 
 def proposal_text(proposal: Shown) -> str:
     """At most 100 columns, without colour."""
+    part = f" ({covered})" if (covered := coverage(proposal.before)) else ""
     if not proposal.problems:
-        verdict = f"{proposal.model}: nothing to change; every check that applies to one fresh model passes."
+        verdict = f"{proposal.model}: nothing to change; every check that applies to one fresh model passes{part}."
         return "\n".join([_filled(verdict), *map(_note, proposal.notes)])
-    lines = [f"{proposal.model} as found", ""]
+    lines = [f"{proposal.model} as found{part}", ""]
     lines += [_finding(finding) for finding in proposal.problems]
     if not proposal.rows:
         return "\n".join([*lines, "", "No change of the init that was tried clears that.", *_hints(proposal.left)])

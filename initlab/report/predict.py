@@ -16,10 +16,10 @@ def scalars(setting: Setting, expected: Prediction) -> dict[str, Any]:
     return {
         "n_layer": len(setting.blocks),
         "n_embd": setting.n_embd,
-        "block_size": setting.block_size,
+        "block_size": setting.text.block_size,
         "vocab_size": setting.vocab_size,
-        "sum_p2": setting.sum_p2,
-        "repeat_rate": setting.repeat_rate,
+        "sum_p2": setting.text.sum_p2,
+        "repeat_rate": setting.text.repeat_rate,
         "growth": expected.growth,
         "gradient_ratio": expected.gradient_ratio,
         "logit_std": expected.logit_std,
@@ -35,12 +35,12 @@ def profile_text(
 ) -> str:
     """Sizes, a row per block (every k-th of a deep model), and the scalars of the first step."""
     n_layer = len(setting.blocks)
-    text = f"chance of equal tokens {number(setting.sum_p2)}, repeated in a row {number(setting.repeat_rate)}"
+    text = f"chance of equal tokens {number(setting.text.sum_p2)}, repeated in a row {number(setting.text.repeat_rate)}"
     head = " · ".join(
         (
             f"initlab predict {recipe}",
             f"n_layer {n_layer}, n_embd {setting.n_embd}",
-            f"T {setting.block_size}",
+            f"T {setting.text.block_size}",
             f"vocabulary {setting.vocab_size}",
             text,
             "every position by itself" if exact else "positions in groups",

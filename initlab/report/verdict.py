@@ -14,7 +14,7 @@ from initlab.report.view import recipes_of, steps_of
 from initlab.rundir import Run
 
 GLYPHS = {"error": "✗", "warning": "!", "info": "i", "pass": "✓", "not_applicable": "–"}
-QUESTIONS = ("Width", "Updates", "Init", "Depth", "Embedding", "Attention", "Logits", "Gradient", "Numerics")
+QUESTIONS = ("Width", "Updates", "Wiring", "Init", "Depth", "Embedding", "Attention", "Logits", "Gradient", "Numerics")
 # of what a prediction, a grade or a comparison is called
 _STATUS = {
     "healthy": "pass",
@@ -140,10 +140,21 @@ def _verdict_of_model(run: Run, recipe: str, findings: Sequence[Finding]) -> str
     if state == "not_applicable":
         return f"{subject}: measured, not judged."
     step = run.manifest["config"].get("step")
+    part = f"; {covered}" if (covered := coverage(run)) else ""
     after = f", after {plural(step, 'step')} of training: checks of an init don't apply" if step else ""
     if run.manifest.get("kind") == "watch":
         after = f"; as an init at step {steps_of(run)[0]}, for finite values at every watched step"
-    return _verdict_of_one(subject, recipe, findings, checks).removesuffix(".") + f"{after}."
+    return _verdict_of_one(subject, recipe, findings, checks).removesuffix(".") + f"{after}{part}."
+
+
+def coverage(run: Run) -> str:
+    """Say of how many of its parameters a model was judged by their roles; empty where of all.
+
+    Args:
+        run: of a probe.
+    """
+    known, total = (run.manifest.get("init") or {}).get("coverage") or (0, 0)
+    return f"roles are known of {known} of {total} parameters" if known < total else ""
 
 
 def _verdict_of_one(subject: str, recipe: str, findings: Sequence[Finding], checks: str) -> str:

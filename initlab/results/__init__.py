@@ -96,6 +96,11 @@ class Result:
         return self.run.tables.coverage
 
     @property
+    def wiring(self) -> pd.DataFrame:
+        """How the model is wired, one row per branch of each block; columns in `initlab.schema.WIRING`."""
+        return self.run.tables.wiring
+
+    @property
     def worst(self) -> Severity | None:
         """The highest severity among the failed findings; None when every check passed."""
         return worst(self.findings)

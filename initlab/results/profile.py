@@ -70,7 +70,7 @@ class Profile:
             for theme, name in (("light", "profile.png"), ("dark", "profile-dark.png")):
                 self.plot(theme).savefig(out / name, dpi=150)
         except OSError as error:
-            raise RunError(f"{out} can't be written: {error.strerror or error}; name another folder") from error
+            raise RunError(f"{out} can't be written: {error.strerror or error}; name another folder") from None
         return out
 
     def __repr__(self) -> str:

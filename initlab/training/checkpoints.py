@@ -73,7 +73,7 @@ def save(
         kept = "; the one before is kept" if path.exists() else ""
         raise RunError(
             f"could not write the checkpoint {path} after step {state.iter_num}: {cause.strerror or cause}{kept}"
-        ) from error
+        ) from None
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
@@ -123,7 +123,7 @@ def restore(
         optimizer.load_state_dict(held["optimizer"])
         scaler.load_state_dict(held["initlab"]["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: its weights or optimizer state don't fit this model: {error}") from error
+        raise CheckpointError(f"{path}: its weights or optimizer state don't fit this model: {error}") from None
     ours = held["initlab"]
     return State(held["iter_num"], held["best_val_loss"], ours["rows"], ours["seconds"])
 
@@ -135,7 +135,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} can't be read as a checkpoint ({type(error).__name__}); it was damaged, or isn't one: remove it "
             "to train from the start"
-        ) from error
+        ) from None
     expected = {"model", "optimizer", "model_args", "iter_num", "best_val_loss", "config", "initlab"}
     if not isinstance(held, dict) or not expected <= set(held):
         raise CheckpointError(

@@ -36,10 +36,10 @@ def rows(probe, site):
     return list(probe.at(site)["module"])
 
 
-def test_without_a_word_nothing_is_found():
+def test_blocks_that_no_list_holds_are_found_without_a_word():
     probe = initlab.probe(build())
-    assert "no residual stream found" in notes(probe)[0]
-    assert probe.at("resid_post").empty
+    assert "2 blocks, stream reproduced from its writes in 2" in notes(probe)[0]
+    assert rows(probe, "resid_post") == ["layer1", "layer2"]
 
 
 @pytest.mark.parametrize("sites", ["layer*", ["layer1", "layer2"], {"resid_post": "layer*"}])

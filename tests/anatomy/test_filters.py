@@ -114,9 +114,10 @@ def test_any_filter_can_be_saved(model, tmp_path):
     assert kept[0].startswith("functools.partial(") and kept[1:] == ["Linear", "transformer.h.0.mlp"]
 
 
-def test_heads_are_all_there_or_none(model):
+def test_heads_are_those_of_the_chosen_modules(model):
     assert len(initlab.probe(model, modules="*.c_attn").heads) == 4
-    assert initlab.probe(model, modules="*.0.attn.c_attn").heads.empty
+    only = initlab.probe(model, modules="*.1.attn.c_attn").heads
+    assert only["layer"].tolist() == [1, 1] and only["head"].tolist() == [0, 1]
 
 
 def test_a_filter_is_kept_in_the_manifest(model, tmp_path):
@@ -134,3 +135,8 @@ def test_stacks_keep_their_numbers(name):
     rows = whole.records[whole.records["module"].isin(set(part.records["module"]))]
     keys = ["module", "site", "kind", "call", "layer", "var"]
     assert part.records[keys].to_csv() == rows[keys].reset_index(drop=True).to_csv()
+
+
+def test_queries_are_found_in_a_fused_matrix_by_their_own_name_too(model):
+    blocks = {f"transformer.h.{layer}.attn.c_attn" for layer in range(2)}
+    assert chosen_modules(of(model), "attn_q") == chosen_modules(of(model), "attn_qkv") == blocks

@@ -100,7 +100,7 @@ def test_a_probe_looks_once(model: str, monkeypatch: pytest.MonkeyPatch) -> None
     made = NanoGPT(NanoGPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=256))
     probed = made if model == "nanogpt" else build("T5ForConditionalGeneration")
     counts: dict[str, int] = {}
-    looks = {"roles": "find_roles", "stacks": "find_containers", "sites": "find_sites", "stream": "find_stacks"}
+    looks = {"roles": "find_roles", "containers": "find_containers", "sites": "find_sites", "stream": "find_stacks"}
     for module, name in looks.items():
         real = getattr(importlib.import_module(f"initlab.anatomy.{module}"), name)
 
@@ -113,6 +113,4 @@ def test_a_probe_looks_once(model: str, monkeypatch: pytest.MonkeyPatch) -> None
         ]:
             monkeypatch.setattr(loaded, name, counted)
     initlab.probe(probed).findings  # noqa: B018  # judging looks at tables alone
-    assert counts == {"find_roles": 1, "find_containers": 1, "find_sites": 1} | (
-        {"find_stacks": 1} if model == "t5" else {}
-    )
+    assert counts == {"find_roles": 1, "find_containers": 1, "find_stacks" if model == "t5" else "find_sites": 1}

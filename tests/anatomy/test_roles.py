@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from initlab.anatomy.look import of
+from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.roles import find_roles
 from initlab.drawing.apply import apply_recipe, draw
 from initlab.errors import RecipeError
@@ -83,14 +84,22 @@ def foreign(name: str, **changes: Any) -> nn.Module:
     return model
 
 
+def assigned(model: nn.Module) -> list[Parameter]:
+    return [place for place in find_roles(model).parameters if place.role != Role.OTHER]
+
+
+def unassigned(model: nn.Module) -> list[str]:
+    return [place.name for place in find_roles(model).parameters if place.role == Role.OTHER]
+
+
 def by_name(model: nn.Module) -> dict[str, str]:
-    return {place.name: place.role.value for place in find_roles(model).assigned}
+    return {place.name: place.role.value for place in assigned(model)}
 
 
 def first_block(model: nn.Module, block: str) -> dict[str, str]:
     """Roles of the first block's matrices, and of what stands outside the blocks."""
     roles = by_name(model)
-    layers = {place.name: place.layer for place in find_roles(model).assigned}
+    layers = {place.name: place.layer for place in assigned(model)}
     return {
         name.removeprefix(block).removesuffix(".weight"): role
         for name, role in roles.items()
@@ -100,9 +109,9 @@ def first_block(model: nn.Module, block: str) -> dict[str, str]:
 
 LLAMA = {
     "model.embed_tokens": "token_embed",
-    "self_attn.q_proj": "attn_qkv",
-    "self_attn.k_proj": "attn_qkv",
-    "self_attn.v_proj": "attn_qkv",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_out",
     "mlp.gate_proj": "mlp_gate",
     "mlp.up_proj": "mlp_in",
@@ -157,9 +166,9 @@ BY_HAND: dict[str, tuple[str, dict[str, str]]] = {
         {
             "model.decoder.embed_tokens": "token_embed",
             "model.decoder.embed_positions": "pos_embed",
-            "self_attn.q_proj": "attn_qkv",
-            "self_attn.k_proj": "attn_qkv",
-            "self_attn.v_proj": "attn_qkv",
+            "self_attn.q_proj": "attn_q",
+            "self_attn.k_proj": "attn_k",
+            "self_attn.v_proj": "attn_v",
             "self_attn.out_proj": "attn_out",
             "fc1": "mlp_in",
             "fc2": "mlp_out",
@@ -173,7 +182,7 @@ BY_HAND: dict[str, tuple[str, dict[str, str]]] = {
         "decoder.block.0.layer.",
         {
             "shared": "token_embed",
-            **{f"{at}.{name}": "attn_qkv" for at in ("0.SelfAttention", "1.EncDecAttention") for name in "qkv"},
+            **{f"{at}.{name}": f"attn_{name}" for at in ("0.SelfAttention", "1.EncDecAttention") for name in "qkv"},
             **{f"{at}.o": "attn_out" for at in ("0.SelfAttention", "1.EncDecAttention")},
             "0.SelfAttention.relative_attention_bias": "pos_embed",
             "2.DenseReluDense.wi": "mlp_in",
@@ -188,7 +197,7 @@ def test_roles_of_a_foreign_model_are_those_read_from_its_code(name: str) -> Non
     block, expected = BY_HAND[name]
     model = foreign(name)
     assert first_block(model, block) == expected
-    assert find_roles(model).unassigned == []
+    assert unassigned(model) == []
     for parameter, role in by_name(model).items():
         if parameter.endswith("bias"):
             assert role in ("bias", "norm_bias"), parameter
@@ -199,9 +208,9 @@ def test_roles_of_a_foreign_model_are_those_read_from_its_code(name: str) -> Non
 
 @pytest.mark.parametrize("name", MODELS)
 def test_nine_in_ten_parameters_of_a_foreign_model_have_a_role_in_the_right_layer(name: str) -> None:
-    found = find_roles(foreign(name))
-    assert len(found.assigned) >= 9 * len(found.unassigned)
-    for place in found.assigned:
+    model = foreign(name)
+    assert len(assigned(model)) >= 9 * len(unassigned(model))
+    for place in assigned(model):
         index = next((int(step) for step in place.name.split(".") if step.isdigit()), None)
         assert place.layer == index, place.name
         assert place.dims.n_layer == (3 if name.startswith("Bart") and "decoder" in place.name else 2) or index is None
@@ -247,7 +256,11 @@ def test_fan_sizes_and_draws_of_grouped_queries_and_fused_gates() -> None:
     model = foreign("Phi3ForCausalLM")
     places = {place.name: place for place in of(model).all_parameters()}
     fused = places["model.layers.0.self_attn.qkv_proj.weight"]
-    assert [(rows, dims.fan_in, dims.fan_out) for rows, dims in fused.parts] == [(32, D, 32), (16, D, 16), (16, D, 16)]
+    assert [(rows, role.value, dims.fan_in, dims.fan_out) for rows, role, dims in fused.parts] == [
+        (32, "attn_q", D, 32),
+        (16, "attn_k", D, 16),
+        (16, "attn_v", D, 16),
+    ]
     assert fused.axis == 0
     gate = places["model.layers.0.mlp.gate_up_proj.weight"]
     assert (gate.dims.fan_in, gate.dims.fan_out, gate.parts) == (D, FF, ())
@@ -263,12 +276,16 @@ def test_fan_sizes_and_draws_of_grouped_queries_and_fused_gates() -> None:
 def test_falcons_query_groups_are_interleaved_with_their_key_and_value() -> None:
     model = foreign("FalconForCausalLM", new_decoder_architecture=True, num_kv_heads=2)
     place = next(p for p in of(model).all_parameters() if p.name.endswith("query_key_value.weight"))
-    assert [(rows, dims.fan_out) for rows, dims in place.parts] == [(16, 32), (8, 16), (8, 16)] * 2
+    assert [(rows, role.value, dims.fan_out) for rows, role, dims in place.parts] == [
+        (16, "attn_q", 32),
+        (8, "attn_k", 16),
+        (8, "attn_v", 16),
+    ] * 2
 
 
 def test_experts_have_the_fans_of_one_expert_and_are_no_layers() -> None:
     for name in ("MixtralForCausalLM", "GptOssForCausalLM"):  # (E, out, in) and (E, in, out)
-        places = {place.name: place for place in find_roles(foreign(name)).assigned}
+        places = {place.name: place for place in assigned(foreign(name))}
         up, down = (places[f"model.layers.1.mlp.experts.{side}"] for side in ("gate_up_proj", "down_proj"))
         assert (up.role, up.dims.fan_in, up.dims.fan_out, up.layer) == (Role.MLP_IN, D, FF, 1)
         assert (down.role, down.dims.fan_in, down.dims.fan_out) == (Role.MLP_OUT, FF, D)
@@ -333,7 +350,7 @@ def matrix_roles(model: nn.Module, block: str) -> list[str]:
 
 def test_llama_as_meta_wrote_it() -> None:
     model = llama([llama_block(), llama_block(), llama_block()])
-    expected = ["attn_qkv"] * 3 + ["attn_out", "mlp_gate", "mlp_out", "mlp_in"]
+    expected = ["attn_q", "attn_k", "attn_v", "attn_out", "mlp_gate", "mlp_out", "mlp_in"]
     assert matrix_roles(model, "layers.2.") == expected
     roles = by_name(model)
     assert (roles["tok_embeddings.weight"], roles["output.weight"], roles["norm.weight"]) == (
@@ -361,9 +378,9 @@ def test_a_flat_block(square: bool) -> None:
         fc1=linear(D, width),
         fc2=linear(width, D),
     )
-    found = find_roles(llama([block]))
-    roles = {place.name.split(".")[2]: place.role.value for place in found.assigned if place.layer == 0}
-    qkvo = {"wq": "attn_qkv", "wk": "attn_qkv", "wv": "attn_qkv", "wo": "attn_out"}
+    found = assigned(llama([block]))
+    roles = {place.name.split(".")[2]: place.role.value for place in found if place.layer == 0}
+    qkvo = {"wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_out"}
     if square:  # only names tell them apart
         assert {name: roles.get(name) for name in qkvo} == qkvo
     else:
@@ -387,10 +404,10 @@ def test_widths_decide_where_names_are_silent() -> None:
 def test_what_neither_widths_nor_names_decide_has_no_role() -> None:
     block = module(a=module(p=linear(D, D), q2=linear(D, D), r=linear(D, D), s=linear(D, D)), n=RMSNorm(D))
     glu = module(a=module(p=linear(D, FF), r=linear(D, FF), s=linear(FF, D)), n=RMSNorm(D))
-    assert len([name for name in find_roles(llama([block])).unassigned if ".a." in name]) >= 3
-    unknown = find_roles(llama([glu])).unassigned
+    assert len([name for name in unassigned(llama([block])) if ".a." in name]) >= 3
+    unknown = unassigned(llama([glu]))
     assert unknown == ["layers.0.a.p.weight", "layers.0.a.r.weight"]  # one of them is the gate
-    with pytest.raises(RecipeError, match=r"no role is known for layers\.0\.a\.p\.weight, layers\.0\.a\.r\.weight"):
+    with pytest.raises(RecipeError, match=r"what layers\.0\.a\.p\.weight, layers\.0\.a\.r\.weight are for isn't known"):
         of(llama([glu])).all_parameters()
 
 
@@ -408,7 +425,7 @@ def test_experts_in_a_list_are_no_layers() -> None:
 
 def test_a_mamba_block_is_no_transformer_block() -> None:
     mixer = module(in_proj=linear(D, 128), x_proj=linear(64, 10), dt_proj=linear(2, 64), out_proj=linear(64, D))
-    unknown = find_roles(llama([module(mixer=mixer, n=RMSNorm(D))])).unassigned
+    unknown = unassigned(llama([module(mixer=mixer, n=RMSNorm(D))]))
     assert [name.split(".")[3] for name in unknown] == ["in_proj", "x_proj", "dt_proj", "out_proj"]
 
 
@@ -420,15 +437,14 @@ def test_torchs_own_transformer(kv_dim: int | None) -> None:
     if kv_dim:
         for layer in encoder.layers:
             layer.self_attn = nn.MultiheadAttention(D, NH, kdim=kv_dim, vdim=kv_dim)
-    qkv = ["attn_qkv"] * (3 if kv_dim else 1)
+    qkv = ["attn_q", "attn_k", "attn_v"] if kv_dim else ["attn_qkv"]
     assert sorted(matrix_roles(encoder, "layers.1.")) == sorted([*qkv, "attn_out", "mlp_in", "mlp_out"])
-    place = next(p for p in of(encoder).all_parameters() if p.role == Role.ATTN_QKV)
+    place = next(p for p in of(encoder).all_parameters() if p.role in (Role.ATTN_QKV, Role.ATTN_Q))
     assert (place.dims.fan_in, place.dims.fan_out, place.dims.n_layer, place.dims.n_head) == (D, D, 3, NH)
     apply_recipe(encoder, registry.get("nanogpt"), 0)
     both = nn.Transformer(D, NH, 2, 3, FF, batch_first=True)
-    found = find_roles(both)
-    assert not found.unassigned
-    assert {p.stack: p.dims.n_layer for p in found.assigned if p.stack} == {"encoder.layers": 2, "decoder.layers": 3}
+    assert not unassigned(both)
+    assert {p.stack: p.dims.n_layer for p in assigned(both) if p.stack} == {"encoder.layers": 2, "decoder.layers": 3}
 
 
 def test_heads_in_a_list_blocks_in_a_sequential() -> None:
@@ -444,10 +460,10 @@ def test_heads_in_a_list_blocks_in_a_sequential() -> None:
         ln_f=nn.LayerNorm(D),
         lm_head=nn.Linear(D, V),
     )
-    roles = {place.name: (place.role.value, place.dims.n_layer) for place in find_roles(model).assigned}
+    roles = {place.name: (place.role.value, place.dims.n_layer) for place in assigned(model)}
     assert roles["blocks.1.ffwd.net.0.weight"] == ("mlp_in", 2)
     assert roles["blocks.1.ffwd.net.2.weight"] == ("mlp_out", 2)
-    assert roles["blocks.0.sa.heads.3.key.weight"] == ("attn_qkv", 2)
+    assert roles["blocks.0.sa.heads.3.key.weight"] == ("attn_k", 2)
     assert roles["position_embedding_table.weight"] == ("pos_embed", 2)
     assert roles["lm_head.bias"] == ("bias", 2)
 
@@ -459,8 +475,8 @@ def test_a_wrapped_model_and_layer_scale() -> None:
             self.gamma = nn.Parameter(torch.full((D,), 1e-5))
 
     model = module(module=llama([llama_block(feed_forward=swiglu(), ls1=LayerScale())]))
-    assert by_name(model)["module.layers.0.ls1.gamma"] == "norm_gain"
-    assert find_roles(model).unassigned == []
+    assert by_name(model)["module.layers.0.ls1.gamma"] == "gate"
+    assert unassigned(model) == []
 
 
 def test_a_padding_row_is_zero_and_drawn_around() -> None:
@@ -495,8 +511,7 @@ def test_a_rule_sees_the_role_of_every_part() -> None:
         return Constant(0.0)
 
     apply_recipe(foreign("Phi3ForCausalLM"), Recipe(id="mine", family="user", summary="", source="", rule=rule), 0)
-    assert (Role.ATTN_QKV, 16) in seen
-    assert (Role.ATTN_QKV, 32) in seen
+    assert {(Role.ATTN_Q, 32), (Role.ATTN_K, 16), (Role.ATTN_V, 16), (Role.ATTN_QKV, 16)} <= set(seen)
     assert (Role.MLP_IN, FF) in seen
 
 
@@ -504,8 +519,8 @@ def test_matrices_that_only_look_like_attentions_have_no_role() -> None:
     short_conv = module(in_proj=linear(D, 3 * D), out_proj=linear(D, D), conv=nn.Conv1d(D, D, 3))
     attention = llama_attention()
     attention.add_module("b_proj", linear(D, NH))  # a decay, a gate: whatever it is, no query
-    unknown = find_roles(llama([llama_block(conv=short_conv), llama_block(), module(attn=attention, n=RMSNorm(D))]))
-    assert [name.split(".", 2)[2] for name in unknown.unassigned] == [
+    unknown = unassigned(llama([llama_block(conv=short_conv), llama_block(), module(attn=attention, n=RMSNorm(D))]))
+    assert [name.split(".", 2)[2] for name in unknown] == [
         "conv.in_proj.weight",
         "conv.out_proj.weight",
         "conv.conv.weight",
@@ -530,6 +545,6 @@ def test_two_attentions_in_a_list_are_one_layer() -> None:
             self.q_norm = RMSNorm(8)
 
     block = module(self_attn=nn.ModuleList([Attention(), Attention()]), mlp=swiglu(), norm=RMSNorm(D))
-    found = find_roles(llama([block, llama_block()]))
-    assert not found.unassigned
-    assert {(place.dims.n_layer, place.layer) for place in found.assigned if "self_attn" in place.name} == {(2, 0)}
+    model = llama([block, llama_block()])
+    assert not unassigned(model)
+    assert {(place.dims.n_layer, place.layer) for place in assigned(model) if "self_attn" in place.name} == {(2, 0)}

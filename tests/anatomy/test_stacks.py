@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from initlab.anatomy.asking import gain_offset
 from initlab.anatomy.roles import find_roles
-from initlab.anatomy.stacks import gain_offset, linear_fans, stored_weight
+from initlab.anatomy.stacks import linear_fans, stored_weight
 
 
 class CountingNorm(nn.Module):

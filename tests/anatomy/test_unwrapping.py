@@ -149,3 +149,24 @@ def test_checkpointed_blocks_are_counted_once():
 def test_reentrant_checkpoints_are_refused_with_what_to_do():
     with pytest.raises(ProbeError, match="checkpoint with use_reentrant=False to measure it"):
         initlab.probe(checkpointed(use_reentrant=True), ids())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("hide", "message"),
+    [
+        (
+            lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}),
+            r": 0 is quantised \(DynamicQuantizedLinear\)",
+        ),
+        (torch.jit.script, "^RecursiveScriptModule is a script module of torch.jit; give the Python module"),
+        (lambda m: torch.jit.trace(m, torch.zeros(2, 4)), "^TopLevelTracedModule is a script module"),
+        (lambda m: nn.Sequential(m, torch.jit.script(nn.Linear(4, 4))), "^Sequential: 1 is a script module"),
+    ],
+)
+def test_weights_that_torch_hides_are_refused_by_every_command(hide, message):
+    model = hide(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    commands = (initlab.probe, initlab.fix, initlab.describe_init, lambda m: initlab.apply_recipe(m, "xavier"))
+    for command in commands:
+        with pytest.raises(ConfigError, match=message):
+            command(model)

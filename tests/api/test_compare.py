@@ -98,7 +98,7 @@ def test_the_page_and_the_terminal_name_the_model(drawn, tmp_path):
     assert {row["n_layer"] for row in rows} == {1, 2} and {row["n_embd"] for row in rows} == {32}
     page = drawn.report(tmp_path / "run").read_text(encoding="utf-8")
     assert "Storyteller" in page and "0.02 / sqrt(2 * n_layer)" in page
-    assert drawn.at("resid_post")["expected_var"].isna().all()  # no closed form of this model
+    assert drawn.at("resid_post")["expected_var"].notna().any()  # as its operations show it to be wired
 
 
 def test_models_are_compared_with_inits_of_their_own():
@@ -274,8 +274,8 @@ def undeclared(n_layer, n_embd):
         ("nanogpt", lambda n_layer, n_embd: nn.Linear(10**7, 10**7), ProbeError, "needs more memory than there is"),
         ("nanogpt", lambda n_layer, n_embd, extra: 3, ProbeError, "missing 1 required positional argument: 'extra'"),
         ("nanogpt", lambda role, dims: 3, ConfigError, "can't make models of a size; expected n_embd and n_layer"),
-        ("nanogpt", Odd, RecipeError, "Odd has parameters that no recipe covers: no role is known for secret"),
-        (undeclared, None, ProbeError, r"can't read a batch of \(1, 1024\).*let its config declare"),
+        ("nanogpt", Odd, RecipeError, "Odd: what secret is for isn't known"),
+        (undeclared, None, ProbeError, r"Storyteller raised .*pass batch=.*torch.randint\(0, 300, \(4, 64\)\)"),
         ([old, new], old, ConfigError, "no recipe: old and new make models with an init of their own"),
         ([old, old], None, ConfigError, "'old' was given more than once"),
         (["nanogpt", "nanogpt"], old, ConfigError, "'nanogpt' was given more than once"),
@@ -329,11 +329,7 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "b" / "run.json").read_text())["config"]["recipes"] == ["old", "new"]
     capsys.readouterr()
     for arguments, message in (
-        (
-            ["nanogpt", "--model", "mine.py:old", "--block-size", "8"],
-            "block_size is an option of NanoGPTs; mine.py:old has",
-        ),
-        (["nanogpt", "--model", "mine.py:none"], "has no attribute 'none'"),
+        (["nanogpt", "--model", "mine.py:none"], "has nothing of that name"),
         (["nanogpt", "--model", "gpt5"], "unknown model 'gpt5'; expected a preset"),
         (["mine.py:old", "--no-bias"], "no recipe: old makes models with an init of their own"),
         (["mine.py:old", "mine.py:old"], "more than once"),

@@ -89,9 +89,9 @@ def test_what_is_given_counts():
     model = initlab.NanoGPTConfig(n_layer=2, n_embd=128, n_head=2, block_size=64)
     bytes_ = replace(model, vocab_size=256)
     base = initlab.predict(model=bytes_)
-    assert base.setting.sum_p2 == base.setting.repeat_rate == 1 / 256
+    assert base.setting.text.sum_p2 == base.setting.text.repeat_rate == 1 / 256
     text = initlab.predict(model=model, text=initlab.Text("docstrings"))
-    assert (text.setting.vocab_size, text.setting.sum_p2) == (256, 0.0553)
+    assert (text.setting.vocab_size, text.setting.text.sum_p2) == (256, 0.0553)
     assert text.expected.token_cosine > base.expected.token_cosine
     own = initlab.predict(model=bytes_, sum_p2=0.0553, repeat_rate=0.033)
     assert own.expected == text.expected

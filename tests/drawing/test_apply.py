@@ -260,40 +260,79 @@ def test_a_frozen_parameter_is_drawn_and_stays_frozen() -> None:
 
 
 class Adapter(NanoGPT):
-    """A NanoGPT with parameters that nanoGPT doesn't have."""
+    """A NanoGPT with matrices that nanoGPT doesn't have, a vector and a gate."""
 
     def __init__(self, count: int) -> None:
         super().__init__(NanoGPTConfig(**TINY))
         for place in range(count):
-            self.transformer.h[0].register_parameter(f"gate_{place}", nn.Parameter(torch.ones(3)))
+            self.transformer.h[0].register_parameter(f"mix_{place}", nn.Parameter(torch.ones(3, 5)))
+        self.transformer.h[0].register_parameter("times", nn.Parameter(torch.full((3,), 5.0)))
+        self.transformer.h[0].register_parameter("gate", nn.Parameter(torch.full((16,), 1e-4)))
 
 
 @pytest.mark.parametrize(
     ("count", "named"),
     [
-        (1, r"no role is known for transformer\.h\.0\.gate_0; expected parameters such as"),
-        (7, r"no role is known for transformer\.h\.0\.gate_0, .*gate_4 and 2 more; expected"),
+        (
+            1,
+            r"what transformer\.h\.0\.mix_0 is for isn't known, .*roles=\{'transformer\.h\.\*\.mix_0': 'mlp_in'\}",
+        ),
+        (7, r"what transformer\.h\.0\.mix_0, .*mix_4 and 2 more are for isn't known"),
     ],
 )
-def test_an_unknown_parameter_is_named_and_nothing_is_drawn(count: int, named: str) -> None:
+def test_a_matrix_of_no_known_role_is_named_and_nothing_is_drawn(count: int, named: str) -> None:
     model = Adapter(count)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(RecipeError, match=f"Adapter isn't laid out as nanoGPT's GPT: {named}"):
+    with pytest.raises(RecipeError, match=f"Adapter: {named}"):
         apply_recipe(model, registry.get("nanogpt"), 0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_a_recipe_has_no_answer_for_stays_and_is_named() -> None:
+    model = Adapter(1)
+    left = initlab.apply_recipe(model, "nanogpt", roles={"*.mix_*": None})
+    assert left == ("transformer.h.0.mix_0", "transformer.h.0.times", "transformer.h.0.gate")
+    assert (model.transformer.h[0].times == 5).all()
+    assert (model.transformer.h[0].gate == 1e-4).all()
+
+    def mine(role: Role, dims: Dims) -> Distribution:
+        return Constant(0.0) if role == Role.GATE else Normal(0.02)
+
+    assert "transformer.h.0.gate" not in initlab.apply_recipe(model, mine, roles={"*.mix_*": "mlp_in"})
+    assert (model.transformer.h[0].gate == 0).all()
+    assert model.transformer.h[0].mix_0.std() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("roles", "named"),
+    [
+        ({"*.mixx": "mlp_in"}, r"no parameter is named '\*\.mixx'; there are transformer"),
+        ({"*.mix_0": "mlp"}, r"'\*\.mix_0' is 'mlp'; expected None or one of token_embed, .*other"),
+        ({"*.mix_0": "norm_gain"}, r"transformer\.h\.0\.mix_0 is a matrix, 3×5, which can't be norm_gain"),
+        ({"*.times": "mlp_out"}, r"transformer\.h\.0\.times is a vector, which can't be mlp_out"),
+    ],
+)
+def test_roles_that_dont_fit_are_refused(roles: dict[str, str], named: str) -> None:
+    with pytest.raises(RecipeError, match=named):
+        initlab.apply_recipe(Adapter(1), "nanogpt", roles=roles)
 
 
 @pytest.mark.parametrize(
     ("model", "named"),
     [
-        (nn.Linear(2, 2), "no role is known for weight, bias"),
-        (nn.ReLU(), r"transformer\.wte and transformer\.wpe not found"),
-        (nn.Sequential(build()), r"no role is known for 0\.transformer\.wte\.weight"),
+        (nn.Linear(2, 2), "Linear: what weight is for isn't known"),
+        (nn.ReLU(), "ReLU has no parameters: there is nothing to draw"),
     ],
 )
 def test_another_model_is_refused_with_what_was_found(model: nn.Module, named: str) -> None:
     with pytest.raises(RecipeError, match=named):
         apply_recipe(model, registry.get("nanogpt"), 0)
+
+
+def test_a_model_in_a_sequential_is_drawn_as_the_one_inside() -> None:
+    inside = nn.Sequential(build())
+    apply_recipe(inside, registry.get("nanogpt"), 0)
+    assert {place.dims.n_layer for place in of(inside).parameters} == {2}
 
 
 @pytest.mark.parametrize("value", [TruncNormal(0.0, 1.0), Normal("0.02"), Normal(math.nan)])  # type: ignore[arg-type]

@@ -157,9 +157,11 @@ def test_parameters_without_a_role_are_named() -> None:
     model = nanogpt()
     model.transformer.h[0].register_parameter("gate", nn.Parameter(torch.ones(3)))
     rows = describe(of(model))
-    assert rows[-1]["names"] == ["transformer.h.0.gate"]
+    assert (rows[-1]["role"], list(rows[-1]["stds"]), rows[-1]["expected"]) == ("gate", ["transformer.h.0.gate"], {})
     assert mismatches(rows) == []
-    assert describe_text(rows).endswith("No role is known for transformer.h.0.gate: not compared.")
+    text = " ".join(describe_text(rows).split())
+    assert "52 of 53 parameters compared, and those are initialised as nanogpt = megatron." in text
+    assert text.endswith("Not compared: transformer.h.0.gate (gates, or of no known role).")
 
 
 def test_a_users_recipe_is_compared_like_any_other() -> None:
@@ -200,8 +202,8 @@ def test_models_without_blocks_or_parameters() -> None:
     assert mismatches([]) == ["no known recipe: nothing to compare"]
     assert describe_text([]) == "No known recipe: nothing to compare."
     rows = describe(of(nn.Linear(3, 3)))
-    assert [row["names"] for row in rows] == [["weight", "bias"]]
-    assert "No role is known for weight, bias" in describe_text(rows)
+    assert [list(row["stds"]) for row in rows] == [["weight", "bias"]]
+    assert "0 of 2 parameters compared. Not compared: weight, bias (gates," in describe_text(rows)
     with torch.device("meta"), pytest.raises(RecipeError, match="Embedding is on the meta device"):
         describe(of(nn.Embedding(3, 3)))
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from initlab.anatomy.look import of
-from initlab.anatomy.roles import Parameter, find_roles
+from initlab.anatomy.parameters import Parameter
+from initlab.anatomy.roles import find_roles
 from initlab.drawing.apply import _matrices, apply_recipe
 from initlab.drawing.describe import describe
 from initlab.errors import RecipeError
@@ -92,7 +93,7 @@ def test_every_expert_is_orthogonal_by_itself() -> None:
     extra = {"num_key_value_heads": 2, "intermediate_size": 40, "num_local_experts": 3, "pad_token_id": None}
     model = foreign("Mixtral", **extra)
     apply_recipe(model, registry.get("orthogonal"), 0)
-    stacked = {place.name for place in find_roles(model).assigned}
+    stacked = {place.name for place in find_roles(model).parameters}
     named = {name: p for name, p in model.named_parameters() if p.dim() == 3 and name in stacked}
     assert named
     for name, parameter in named.items():
@@ -107,7 +108,9 @@ def test_falcons_groups_hold_the_rows_of_one_query_matrix() -> None:
     """Parts of one group of heads: each matrix is made of the rows that have its fan_out."""
     size = Dims(n_layer=1, n_embd=8, n_head=4, block_size=4, vocab_size=4, fan_in=8, fan_out=8)
     key = Dims(n_layer=1, n_embd=8, n_head=4, block_size=4, vocab_size=4, fan_in=8, fan_out=4)
-    place = Parameter("w", Role.ATTN_QKV, 0, size, parts=((4, size), (2, key), (2, key)) * 2)
+    place = Parameter(
+        "w", Role.ATTN_QKV, 0, size, parts=((4, Role.ATTN_Q, size), (2, Role.ATTN_K, key), (2, Role.ATTN_V, key)) * 2
+    )
     axis, matrices = _matrices(place, torch.Size([16, 8]))
     assert axis == -2
     assert matrices == [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7], [12, 13, 14, 15]]
@@ -126,7 +129,7 @@ def test_a_gain_scales_it_and_independent_parts_stay_so() -> None:
 
 def test_what_isnt_made_of_such_matrices_is_refused_and_nothing_is_drawn() -> None:
     model = NanoGPT(NanoGPTConfig(**SIZES))
-    places = find_roles(model).assigned
+    places = find_roles(model).parameters
     odd = Dims(n_layer=2, n_embd=32, n_head=4, block_size=16, vocab_size=48, fan_in=31, fan_out=7)
     wrong = [Parameter(p.name, p.role, p.layer, odd) if p.role == Role.MLP_IN else p for p in places]
     seen = replace(of(model), parameters=tuple(wrong))

@@ -133,11 +133,12 @@ class InPlace(Block):
 
 
 class Functional(Block):
-    """A gate on the branch that no module shows: can't be explained by module outputs times a number."""
+    """A highway: the stream itself is multiplied with a gate that depends on it, so that nothing is simply kept."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm_1(x)) * torch.sigmoid(x)
-        return x + self.mlp(self.norm_2(x))
+        gate = torch.sigmoid(x)
+        x = gate * x + (1 - gate) * self.attn(self.norm_1(x))
+        return gate * x + (1 - gate) * self.mlp(self.norm_2(x))
 
 
 class Balanced(Block):

@@ -1,7 +1,10 @@
 """Every rule with a minimal failing and a minimal passing frame."""
 
+import copy
 import math
+import re
 
+import pandas as pd
 import pytest
 
 from initlab import schema
@@ -21,11 +24,12 @@ INDEXER = "layers.0.attn.indexer.wq.weight"
 SUMMARY = {**KEYS, "n_head": 1, "block_size": 64, "vocab_size": 256, "n_params": 1, "n_tokens": 64}
 
 
-def run_of(records=(), summary=(), heads=(), **manifest):
+def run_of(records=(), summary=(), heads=(), wiring=(), **manifest):
     tables = Tables(
         records=schema.table("records", [RECORD | row for row in records]),
         summary=schema.table("summary", [SUMMARY | row for row in summary]),
         heads=schema.table("heads", [KEYS | {"head": 0, "n_rows": 32, "entropy": 1.0} | row for row in heads]),
+        wiring=schema.table("wiring", [{k: v for k, v in KEYS.items() if k != "step"} | row for row in wiring]),
     )
     return Run(tables, {"data": {"sum_p2": 0.05}, "cells": []} | manifest)
 
@@ -43,15 +47,45 @@ def stream(slope, write=1e-3, embed=1e-3, depths=(4, 16)):
     return rows
 
 
+def wired(*changes, blocks=6, logit_std=0.3, gated=1, targets="next-token", **stack):
+    """A pre-norm decoder with rotary positions; a change is (layer or None for all, kind, columns)."""
+    whole = {"stack": 0, "note": "", "frozen": 0.0, "terms": "token", "final_norm": "norm", "head": "readout.weight"}
+    branch = {"keep": 1.0, "scale": 1.0}
+    attention = {"kind": "attention", "site": "attn_out", "update": 0, "causal": 1, "rotary": 1, "bias": 0}
+    attention |= {"score_scale": 0.25, "head_size": 16}
+    mlp = {"kind": "mlp", "site": "mlp_out", "update": 1, "activation": "silu", "gated": gated}
+    rows = []
+    for layer in range(blocks):
+        block = {"layer": layer, "block": f"tower.{layer}"}
+        for row, name, norm in ((attention, "mix", "pre"), (mlp, "feed", "mid")):
+            names = {"module": f"tower.{layer}.{name}", "norm": f"tower.{layer}.{norm}"}
+            rows.append(whole | stack | branch | block | row | names)
+    for layer, kind, columns in changes:
+        for row in rows:
+            if row["kind"] == kind and layer in (None, row["layer"]):
+                row.update(columns)
+    found = [{"layer": layer, "logit_std": logit_std} for layer in range(blocks)]
+    return run_of(summary=summary(targets=targets), heads=found, wiring=[row for row in rows if row["layer"] >= 0])
+
+
+REPLACED = {"keep": 0.0, "note": "isn't added"}
+UNMASKED = (None, "attention", {"causal": 0})
+NOWHERE = (None, "attention", {"rotary": 0})
+
+
+def frozen(*layers):
+    return wired(*((layer, kind, {"frozen": 1.0}) for layer in layers for kind in ("attention", "mlp")))
+
+
 def summary(**row):
     return [{"token_position_ratio": 1.0, "loss": 5.55, "ln_vocab": math.log(256), "expected_loss": 5.55} | row]
 
 
-def gradient(*zeros, shut=False, ran=True, role="attn_qkv", modules=(C_ATTN, C_PROJ), gate=C_PROJ):
+def gradient(*zeros, shut=False, ran=True, role="attn_qkv", modules=(C_ATTN, C_PROJ), gate=C_PROJ, reached=math.nan):
     """Gradients of some parameters, 0 for those named; `shut`: the gate's weight is 0."""
     rows = [
         {"kind": "weight_grad", "site": role, "role": role, "layer": 0, "module": module}
-        | {"abs_max": 0.0 if module in zeros else 1.0}
+        | {"abs_max": 0.0 if module in zeros else 1.0, "reached": reached if module in zeros else math.nan}
         for module in modules
     ]
     projection = {"kind": "weight", "site": "attn_out", "role": "attn_out", "layer": 0, "module": gate}
@@ -59,6 +93,16 @@ def gradient(*zeros, shut=False, ran=True, role="attn_qkv", modules=(C_ATTN, C_P
         {"kind": "activation", "site": "q", "layer": 0, "module": module.rpartition(".")[0]} for module in modules
     ]
     return [*rows, projection | {"abs_max": 0.0 if shut else 0.1}, *(outputs if ran else [])]
+
+
+def silenced(output):
+    """A gain of 0 before a matrix that gets no gradient at first, and what its norm gives."""
+    gain = {"site": "norm_gain", "role": "norm_gain", "layer": 0, "module": "layers.0.norm.weight"}
+    matrix = {"site": "mlp_in", "role": "mlp_in", "layer": 0, "module": "layers.0.up.weight"}
+    outputs = [{"site": "module", "layer": 0, "module": "layers.0.norm", "kind": "activation", "abs_max": output}]
+    outputs += [outputs[0] | {"module": "layers.0.up", "kind": kind, "abs_max": 1.0} for kind in ("activation", "grad")]
+    gradients = [gain | {"abs_max": 1.0}, matrix | {"abs_max": 0.0, "reached": 1.0}]
+    return [*outputs, gain | {"kind": "weight", "abs_max": 0.0}, *[row | {"kind": "weight_grad"} for row in gradients]]
 
 
 def weights(std=0.02, expected=0.02, numel=10_000):
@@ -230,8 +274,9 @@ CASES = {
             (run_of(gradient(C_ATTN, ran=False)), "warning"),  # an expert that wasn't chosen
             # one of two zeros isn't explained by the projection
             (run_of(gradient(C_ATTN, C_PROJ, shut=True)), "error"),
-            # another branch's zero explains nothing
-            (run_of(gradient(C_ATTN, shut=True, modules=(C_ATTN, MLP), gate=MLP)), "error"),
+            # a zero in its block explains nothing where a further pass found no gradient either
+            (run_of(gradient(C_ATTN, shut=True, modules=(C_ATTN, MLP), gate=MLP, reached=0.0)), "error"),
+            (run_of(silenced(output=0.0)), "error"),
             # a part of a branch that learns otherwise, as what feeds a top-k
             (run_of(gradient(INDEXER, modules=(INDEXER, "layers.0.attn.q_proj.weight"))), "warning"),
             (run_of(gradient("pooler.weight", role=None, modules=("pooler.weight", C_ATTN))), "warning"),
@@ -240,6 +285,8 @@ CASES = {
             run_of(gradient()),
             run_of(gradient(shut=True)),
             run_of(gradient(C_ATTN, shut=True)),
+            run_of(gradient(C_ATTN, reached=1.0)),
+            run_of(silenced(output=1.0)),
             run_of(gradient("layers.0.scale_in.weight", shut=True, modules=GATED, gate="layers.0.alpha")),
         ],
         [run_of(stream(0.0))],
@@ -375,6 +422,73 @@ CASES = {
         [update(1e-2), update(1e-4, "float32"), update(5e-4, "float16")],
         [run_of(summary=summary()), update(1e-4, role="token_embed")],
     ),
+    "WIR001": (
+        [
+            (wired((2, "mlp", {"norm": ""})), "warning"),
+            (wired((5, "mlp", {"post_norm": "tower.5.late"})), "warning"),
+            (wired((1, "attention", {"scale": 0.5}), (4, "attention", {"scale": 0.5}), blocks=9), "warning"),
+            (wired((2, "mlp", {"activation": "relu"})), "warning"),
+            (wired((3, "mlp", {"layer": -1})), "warning"),  # nothing of it is there
+            (wired((3, "attention", {"score_scale": 1.0})), "warning"),
+        ],
+        [
+            wired(),
+            wired((0, "mlp", {"norm": ""})),  # the first block may be special
+            wired((1, "mlp", {"norm": ""}), (4, "mlp", {"norm": ""})),  # every third
+            wired((4, "mlp", {"scale": 0.5}), (5, "mlp", {"scale": 0.5})),  # the last ones
+            wired(*((layer, "mlp", {"scale": 1 / (layer + 1)}) for layer in range(6))),  # by depth
+            wired((3, "attention", {"window": 4, "rotary": 0, "head_size": 64, "score_scale": 0.125})),
+            wired((3, "mlp", {"activation": "relu", "gated": 0})),
+            wired((3, "mlp", {"kind": "unknown", "norm": "", "site": "mixer_out"})),
+        ],
+        [wired(blocks=2), run_of(summary=summary())],
+    ),
+    "WIR002": (
+        [(wired((2, "mlp", REPLACED)), "error"), (wired((None, "attention", REPLACED)), "warning")],
+        [wired(), wired((2, "mlp", {"keep": 0.0}))],  # a gate that is shut at first
+        [run_of(summary=summary())],
+    ),
+    "WIR003": (
+        [(wired(final_norm=""), "warning")],
+        [wired()],
+        [wired(head="", final_norm=""), wired((None, "mlp", {"sum_norm": "n"}), final_norm="")],
+    ),
+    "WIR004": (
+        [(frozen(2), "warning"), (frozen(1, 2), "warning")],
+        [frozen(), frozen(0, 1, 2), frozen(0), frozen(4, 5), frozen(*range(6)), frozen(0, 2, 4)],
+        [run_of(summary=summary())],
+    ),
+    "WIR005": (
+        [
+            (wired(UNMASKED, aim="next-token"), "error"),
+            (wired((2, "attention", {"causal": 0})), "error"),
+            (wired(UNMASKED), "warning"),
+        ],
+        [wired(), wired((2, "attention", {"causal": 0, "cross": 0}))],
+        [wired(UNMASKED, aim="else"), wired(UNMASKED, targets="labels"), run_of(summary=summary())],
+    ),
+    "WIR006": (
+        [
+            (wired((None, "mlp", {"activation": "identity"}), gated=0), "warning"),
+            (wired((None, "mlp", {"activation": "identity"})), "info"),
+        ],
+        [wired()],
+        [run_of(summary=summary())],
+    ),
+    "WIR007": (
+        [
+            (wired((None, "attention", {"score_scale": 1.0})), "info"),
+            (wired((None, "attention", {"score_scale": 1.0}), logit_std=3.0), "warning"),
+            (wired((None, "attention", {"score_scale": 1 / 16}), logit_std=3.0), "info"),
+        ],
+        [wired(), wired((None, "attention", {"score_scale": 0.2525}))],
+        [wired((None, "attention", {"score_scale": 1.0, "qk_norm": "n"})), run_of(summary=summary())],
+    ),
+    "WIR008": (
+        [(wired(NOWHERE), "info"), (wired(NOWHERE, UNMASKED), "warning")],
+        [wired(), wired(NOWHERE, terms="token position"), wired(NOWHERE, (None, "attention", {"bias": 1}))],
+        [wired(NOWHERE, terms=""), wired(NOWHERE, (1, "mlp", {"kind": "unknown", "site": "mixer_out"}))],
+    ),
     "NUM001": (
         [(run_of([{"kind": "activation", "site": "mlp_pre", "layer": 3, "frac_nonfinite": 0.01}]), "error")],
         [run_of([{"kind": "activation", "site": "mlp_pre", "layer": 3}])],
@@ -397,6 +511,45 @@ def test_slopes_are_measured_and_only_judged_by_the_limit():
     assert lost.loc[lost["what"] == "lost", ["n_embd", "step", "lost", "of"]].to_numpy().tolist() == [[256, 1, 2, 2]]
 
 
+NANOGPTS = re.compile(r"transformer\.|c_proj|c_attn|c_fc|\bwte\b|\bwpe\b|lm_head|ln_[f12]\b")
+FOREIGN = {
+    "transformer.h": "tower",
+    "attn.c_attn": "mix.qkv",
+    "attn.c_proj": "mix.merge",
+    "mlp.c_proj": "feed.down",
+    "mlp.c_fc": "feed.up",
+    "c_fc": "up",
+}
+# weights of a model that isn't laid out as nanoGPT
+OWN_NAMES = {
+    "token_embed": "words.weight",
+    "pos_embed": "places.weight",
+    "unembed": "readout.weight",
+    "attn_out": "tower.0.mix.merge.weight",
+    "mlp_in": "tower.0.feed.up.weight",
+    "mlp_out": "tower.0.feed.down.weight",
+}
+
+
+def abroad(run, *, tied):
+    """The same run of a model with names of its own, and with all that may be named on record."""
+    records = run.tables.records
+    for ours, theirs in FOREIGN.items():
+        records["module"] = records["module"].str.replace(ours, theirs, regex=False)
+    missing = set(OWN_NAMES) - set(records.loc[records["kind"] == "weight", "role"].dropna())
+    cells = [KEYS, *run.tables.summary[list(KEYS)].to_dict("records"), *records[list(KEYS)].to_dict("records")]
+    cells = [dict(cell) for cell in {tuple(cell.items()) for cell in cells}]
+    row = {"kind": "weight", "std": 0.02, "var": 4e-4, "rms": 0.02, "abs_max": 0.1}
+    more = [
+        RECORD | cell | row | {"site": role, "role": role, "module": OWN_NAMES[role]}
+        for cell in cells
+        for role in sorted(missing - ({"unembed"} if tied else set()))
+    ]
+    tables = Tables(**dict(run.tables.items()) | {"records": pd.concat([records, schema.table("records", more)])})
+    tables.records = schema.cast("records", tables.records.reset_index(drop=True))
+    return Run(tables, run.manifest)
+
+
 def verdicts(run, code):
     return evaluate(run, select=[code])
 
@@ -412,7 +565,7 @@ def test_every_rule_has_cases_and_a_text():
         assert all(f"{{{name}}}" in rule.limit for name in rule.limits), rule.code
 
 
-LAST_NUMBER = {"ACT": 2, "ATT": 2, "EMB": 1, "GRD": 2, "INI": 4, "LOG": 2, "NUM": 4, "RES": 7, "SCL": 2}
+LAST_NUMBER = {"ACT": 2, "ATT": 2, "EMB": 1, "GRD": 2, "INI": 4, "LOG": 2, "NUM": 4, "RES": 7, "SCL": 2, "WIR": 8}
 CODES_EVER = {f"{family}{number:03}" for family, last in LAST_NUMBER.items() for number in range(1, last + 1)}
 
 
@@ -428,6 +581,35 @@ def test_fails(code):
         assert (finding.status, finding.severity) == ("fail", severity), finding.message
         assert finding.advice and finding.message and finding.limit and finding.unit
         assert finding.seeds_failing == finding.seeds_total == (2 if code.startswith("SCL") else 1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("code", CASES)
+def test_a_model_is_told_its_own_names(code, tied):
+    rule = named(code)
+    for text in (rule.measures, rule.needs, rule.limit, rule.why, rule.advice):
+        assert not NANOGPTS.search(text), text
+    for run, _ in CASES[code][0]:
+        for finding in verdicts(abroad(copy.deepcopy(run), tied=tied), code):
+            assert not NANOGPTS.search(f"{finding.message} {finding.advice}"), finding
+
+
+def test_advice_says_which_weights():
+    """The parameters by which the model itself knows them."""
+    drowned = abroad(run_of(summary=summary(token_position_ratio=0.001)), tied=False)
+    trained = {"kind": "weight_grad", "site": "pos_embed", "role": "pos_embed", "module": "places.weight"}
+    drowned.tables.records = pd.concat([drowned.tables.records, schema.table("records", [RECORD | trained])])
+    assert verdicts(drowned, "EMB001")[0].advice == "draw places.weight with the std of words.weight (GPT-2: 0.02 both)"
+    loud = summary(loss=12.0, own_logit=0.0, logit_std=3.6)
+    assert "draw readout.weight with" in verdicts(abroad(run_of(summary=loud), tied=False), "LOG001")[0].advice
+    assert (
+        "draw words.weight, which the head is tied to,"
+        in verdicts(abroad(run_of(summary=loud), tied=True), "LOG001")[0].advice
+    )
+    own = summary(loss=6.3, own_logit=5.4, logit_std=0.7)
+    said = verdicts(abroad(run_of(summary=own), tied=True), "LOG001")[0].advice
+    assert said.startswith("untie the head from words.weight") and "mix.merge.weight and feed.down.weight" in said
+    assert "std of feed.up.weight" in verdicts(abroad(units(dead=0.4), tied=False), "ACT002")[0].advice
 
 
 @pytest.mark.parametrize("code", CASES)
@@ -545,6 +727,36 @@ def test_first_non_finite_is_the_one_computed_first():
     assert finding.message.startswith("3 tensors hold NaN or infinity, first first (activation at mlp_pre")
 
 
+@pytest.mark.parametrize(
+    ("row", "status"),
+    [
+        ({"kind": "activation", "module": "scores"}, "pass"),
+        ({"kind": "weight", "module": "mask"}, "pass"),  # a parameter that isn't trained
+        ({"kind": "weight", "module": "up"}, "fail"),
+        ({"kind": "grad", "module": "scores"}, "fail"),
+        ({"kind": "activation", "module": "scores", "frac_nonfinite": 0.6}, "fail"),  # NaN beside it
+    ],
+)
+def test_minus_infinity_that_hides_keys_is_no_fault(row, status):
+    rows = [{"frac_nonfinite": 0.5, "frac_minus_inf": 0.5, "site": "module"} | row]
+    rows.append({"kind": "weight_grad", "site": "mlp_in", "module": "up", "frac_minus_inf": 0.0})
+    run = run_of()
+    run.tables.records = schema.table("records", [RECORD | each for each in rows], ["frac_minus_inf"])
+    (finding,) = verdicts(run, "NUM001")
+    assert finding.status == status, finding.message
+
+
+def test_what_is_too_large_for_its_squares_is_named_and_is_not_infinite():
+    gain = {"kind": "weight", "site": "norm_gain", "module": "norm.weight", "abs_max": 1e30}
+    rows = [gain, {"kind": "activation", "site": "ln_1", "module": "norm", "abs_max": 4e30}]
+    (fine,) = verdicts(run_of(rows), "NUM001")
+    assert fine.status == "pass"
+    rows.append({"kind": "activation", "site": "q", "module": "query", "position": 9, "frac_nonfinite": 1.0})
+    (finding,) = verdicts(run_of(rows), "NUM001")
+    assert "first query (activation at q); norm.weight is finite but too large for its squares" in finding.message
+    assert finding.advice.startswith("look at what norm.weight is given and drawn with")
+
+
 def test_an_empty_run_is_judged_without_error():
     assert evaluate(run_of()) == []
 
@@ -580,19 +792,21 @@ def test_a_watched_run_is_judged_by_its_first_step():
 
 
 def test_an_all_zero_head_lets_everything_wait():
-    rows = gradient(C_ATTN, modules=(C_ATTN, "lm_head.weight"))
-    rows.append({"kind": "weight", "site": "unembed", "role": "unembed", "module": "lm_head.weight", "abs_max": 0.0})
+    head = {"site": "unembed", "role": "unembed", "module": "lm_head.weight"}
+    rows = gradient(C_ATTN, modules=(C_ATTN,))
+    rows += [head | {"kind": "weight_grad", "abs_max": 1.0}, head | {"kind": "weight", "abs_max": 0.0}]
     (finding,) = verdicts(run_of(rows), "GRD001")
-    assert finding.status == "pass" and "wait one step" in finding.message
+    assert finding.status == "pass" and "1 parameter without a gradient waits" in finding.message
 
 
 def test_a_fixed_position_table_is_a_warning_with_its_own_advice():
-    tables = [{"kind": "weight", "site": "pos_embed", "role": "pos_embed"}, {"kind": "weight_grad", "site": "mlp_in"}]
+    tables = [{"kind": "weight", "site": "pos_embed", "role": "pos_embed", "module": "places.weight"}]
+    tables += [{"kind": "weight_grad", "site": "mlp_in"}]
     (fixed,) = verdicts(run_of(tables, summary(token_position_ratio=0.001)), "EMB001")
     assert fixed.severity == "warning" and "√n_embd" in fixed.advice
     trained = [*tables, {"kind": "weight_grad", "site": "pos_embed", "role": "pos_embed"}]
     (learned,) = verdicts(run_of(trained, summary(token_position_ratio=0.001)), "EMB001")
-    assert learned.severity == "error" and "wpe" in learned.advice
+    assert learned.severity == "error" and "draw places.weight with the std of the token embedding" in learned.advice
 
 
 def test_an_overrated_own_token_is_unlearned_and_so_milder():

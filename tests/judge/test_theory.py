@@ -12,6 +12,7 @@ from initlab.judge import theory
 from initlab.measure.probe import Identity, measure
 from initlab.models.config import NanoGPTConfig
 from initlab.models.nanogpt import empty_model
+from initlab.models.wiring import nanogpt_wiring
 from initlab.recipes import registry
 from initlab.schema import Tables
 
@@ -21,7 +22,8 @@ def predict(recipe, n_embd, n_layer, vocab_size, **changes):
     T = changes.pop("block_size", 256)
     text = theory.TextStatistics(block_size=T, sum_p2=1 / vocab_size, repeat_rate=1 / vocab_size)
     parameters = theory.nanogpt_parameters(**sizes, block_size=T)
-    return theory.predict(theory.setting_of(parameters, theory.Wiring(**changes), text, registry.get(recipe)))
+    wiring = nanogpt_wiring(**sizes, **changes)
+    return theory.predict(theory.setting_of(parameters, wiring, text, registry.get(recipe)))
 
 
 @pytest.mark.parametrize(
@@ -70,8 +72,8 @@ def test_growth_is_independent_of_depth_only_under_gpt2_scaling():
 
 def test_grouping_positions_changes_nothing(monkeypatch):
     grouped = predict("nanogpt", 384, 6, 65)
-    one_each = theory.Grid(np.ones(256), np.tril(np.ones((256, 256))))
-    monkeypatch.setattr(theory.Grid, "of", staticmethod(lambda T: one_each))
+    one_each = theory.Grid(np.ones(256))
+    monkeypatch.setattr(theory.Grid, "of", staticmethod(lambda T, window: one_each))
     exact = predict("nanogpt", 384, 6, 65)
     for key, value in exact.var.items():
         assert grouped.var[key] == pytest.approx(value, rel=1e-3), key

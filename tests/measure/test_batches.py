@@ -21,29 +21,45 @@ def notes(probe):
 
 
 class Declares(nn.Module):
-    """A position table of 48 rows, the first of them for other uses, where the config says 64."""
+    """A position table of 48 rows where the config says 64; or one that nothing tells from others, of `hidden` rows."""
 
-    def __init__(self, block_size=64, rows=48):
+    def __init__(self, block_size=64, rows=48, hidden=0):
         super().__init__()
         self.config = SimpleNamespace(vocab_size=V, block_size=block_size)
-        self.embed, self.positions, self.head = nn.Embedding(V, D), nn.Embedding(rows, D), nn.Linear(D, V)
+        self.embed, self.head = nn.Embedding(V, D), nn.Linear(D, V)
+        self.positions = nn.Embedding(rows, D) if not hidden else None
+        self.other = nn.Embedding(hidden, D) if hidden else None
 
     def forward(self, tokens):
-        return self.head(self.embed(tokens) + self.positions(torch.arange(tokens.shape[1])))
+        table = self.other if self.positions is None else self.positions
+        return self.head(self.embed(tokens) + table(torch.arange(tokens.shape[1])))
 
 
 def test_a_made_batch_that_is_too_long_is_halved_and_said():
-    probe = initlab.probe(Declares())
-    assert probe.summary["block_size"].item() == 32
+    probe = initlab.probe(Declares(hidden=11))
+    assert probe.summary["block_size"].item() == 8
     (note,) = [note for note in notes(probe) if "IndexError" in note]
-    assert note == "sequences of 32 tokens: with 64, which the model declares, its forward raised IndexError"
-    assert not any("IndexError" in note for note in notes(initlab.probe(Declares(rows=64))))
+    assert note.startswith("the forward raised at 64 tokens (IndexError: index out of range")
+    assert note.endswith("); measured at 8")
+    assert not any("IndexError" in note for note in notes(initlab.probe(Declares(hidden=64))))
 
 
-def test_only_a_made_batch_is_halved_and_only_once():
-    for model, batch in [(Declares(), ids(64)), (Declares(rows=16), None)]:
-        with pytest.raises(ProbeError, match="IndexError"):
-            initlab.probe(model, batch)
+def test_a_length_that_a_table_shows_needs_no_second_try():
+    probe = initlab.probe(Declares())
+    assert probe.summary["block_size"].item() == 48
+    assert not any("raised" in note for note in notes(probe))
+
+
+def test_only_a_made_batch_is_halved():
+    with pytest.raises(ProbeError, match="IndexError"):
+        initlab.probe(Declares(), ids(64))
+
+
+def test_where_no_length_works_the_first_error_is_raised_with_a_line_for_the_model():
+    line = rf"initlab.probe\(model, batch=torch.randint\(0, {V}, \(4, 64\)\)\)$"
+    with pytest.raises(ProbeError, match=rf"index out of range in self \(forward\(tokens\)\); .*{line}") as raised:
+        initlab.probe(Declares(hidden=4))
+    assert isinstance(raised.value.__cause__, IndexError)
 
 
 def test_sparse_gradients_are_measured():

@@ -22,7 +22,7 @@ EDGES = {
     "e4m3": (2.0**-6, 448.0),
     "e5m2": (2.0**-14, 57344.0),
 }
-LIGHT = {"numel", "mean", "std", "var", "rms", "abs_max", "frac_nonfinite"}
+LIGHT = {"numel", "mean", "std", "var", "rms", "abs_max", "frac_nonfinite", "frac_minus_inf"}
 FULL = LIGHT | {"abs_mean", "kurtosis", "frac_zero"} | {f"frac_{e}_{f}" for e in ("under", "over") for f in FORMATS}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -241,8 +241,33 @@ def test_what_isnt_finite_is_counted_exactly(
     x = torch.cat([torch.tensor(bad), normal(500 - len(bad))]).to(dtype)
     row = measure(x[torch.randperm(500, generator=torch.Generator().manual_seed(0))], where, preset)
     assert row["frac_nonfinite"] == pytest.approx(len(bad) / 500, rel=1e-12)
+    assert row["frac_minus_inf"] == pytest.approx(bad.count(-math.inf) / 500, rel=1e-12)
     np.testing.assert_equal(row["abs_max"], abs_max)
     assert not any(math.isfinite(row[name]) for name in row.keys() & {"mean", "var", "std", "rms", "kurtosis"})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("count", [0, 1, 700, 20_000])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e5])
+def test_some_elements_of_a_tensor_are_as_if_alone(count: int, scale: float, preset: Preset) -> None:
+    """On a device the others are read and left out; here on the CPU's tensors."""
+    x = normal(4, 5000) * scale + scale
+    where = torch.zeros(20_000, dtype=torch.bool)
+    where[torch.randperm(20_000, generator=torch.Generator().manual_seed(1))[:count]] = True
+    where = where.view(4, 5000)
+    x = torch.where(where, x, -math.inf)
+    if count == 700:
+        x[where] = x[where].relu()
+    cut, alone, left_out = Moments(preset), Moments(preset), Moments(preset)
+    cut.add(x, where=where)
+    alone.add(x[where])
+    left_out._values.append(module._on_device_where(x.double(), where, preset))
+    (expected,), (row,), (other,) = alone.read(), cut.read(), left_out.read()
+    np.testing.assert_equal(row, expected)
+    for name, value in other.items():
+        # as in `agrees`; and shares of the CPU are sampled above 16384
+        rounding = 1e-3 if name == "kurtosis" else 2e-2 if "frac" in name and count > SAMPLE else 1e-6 * scale
+        assert value == pytest.approx(expected[name], rel=2e-5, abs=rounding, nan_ok=True), name
 
 
 @pytest.mark.parametrize("where", PATHS)

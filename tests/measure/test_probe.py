@@ -340,7 +340,7 @@ def test_an_output_without_all_logits_is_said(batch):
 
     tables = measure(Half(), *batch, IDENTITY)
     assert tables.summary["targets"].item() == "mean square of the output"
-    assert "no logits (B, T, V) in what the model returned" in tables.coverage["note"].iloc[-1]
+    assert tables.coverage["note"].str.contains("no logits (B, T, V) in what the model returned", regex=False).any()
 
 
 def test_gradient_scales_with_one_over_tokens(model, batch):

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import initlab
-from initlab.measure.recorder import sum_factors
 
 
 class Block(nn.Module):
@@ -77,12 +76,35 @@ def test_positions_that_are_never_added_have_no_ratio():
     assert math.isnan(ratio_of(lambda m, token, position: 1.0 * token))
 
 
-def test_factors_of_a_sum():
+def test_a_bias_of_the_scores_is_no_position_that_is_added():
+    """T5 keeps its table in the first attention, which runs after the stream has begun."""
+
+    class Scores(Model):
+        def __init__(self):
+            super().__init__(lambda m, token, position: token)
+            self.wpe = nn.Embedding(64, 4)
+
     torch.manual_seed(0)
-    token, position = torch.randn(2, 16, 8), torch.randn(16, 8)
-    assert sum_factors(3 * token - 2 * position, token, position) == pytest.approx((3, -2), rel=1e-5)
-    assert sum_factors(torch.randn(2, 16, 8), token, position) is None
-    assert sum_factors(token, token, torch.randn(16, 4)) is None  # of another width
-    assert sum_factors(torch.zeros(2, 16, 8), token, position) is None
-    half = (3 * token - 2 * position).bfloat16()
-    assert sum_factors(half, token, position) == pytest.approx((3, -2), rel=1e-2)
+    row = initlab.probe(Scores(), torch.randint(300, (4, 32))).summary.iloc[0]
+    assert math.isnan(row["token_position_ratio"])
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "parameter"])
+def test_positions_that_are_no_table_count_as_they_enter_the_sum(kind):
+    class Added(Model):
+        def __init__(self):
+            super().__init__(lambda m, token, position: nn.functional.dropout(3 * token + m.places, 0.2))
+            del self.wpe
+            self.wpe = lambda places: None
+            places = torch.linspace(0, 60, 32)[:, None] * torch.linspace(1, 0.01, 32)
+            if kind == "buffer":
+                self.register_buffer("places", places.sin())
+            else:
+                self.places = nn.Parameter(places.sin()) if kind == "parameter" else places.sin()
+
+    torch.manual_seed(0)
+    model = Added()
+    ids = torch.randint(300, (4, 32))
+    raw = 9 * model.wte(ids).square().mean() / model.places.square().mean()
+    row = initlab.probe(model, ids).summary.iloc[0]
+    assert row["token_position_ratio"] == pytest.approx(raw.item(), rel=0.03)  # of a sample of the elements

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from initlab.anatomy.inputs import Inputs, of_ids
 from initlab.corpus import load_corpus
 from initlab.drawing.apply import apply_recipe
 from initlab.errors import ConfigError, ProbeError
-from initlab.measure.inputs import of_ids
 from initlab.measure.steps import ScaleConfig, measure_steps, own_optimizer
+from initlab.measure.sweep import Cell
 from initlab.models.config import NanoGPTConfig
 from initlab.models.nanogpt import empty_model
 from initlab.recipes import registry
@@ -88,6 +89,28 @@ def test_random_state_is_left_alone_and_dropout_hides_no_change():
     assert len(changes) == 2 and (changes["abs_max"] < 1e-6).all()  # the same masks at every step
     again = measured(config(lr=1e-30), make)
     assert one.records["var"].tolist() == again.records["var"].tolist()
+
+
+def test_a_forward_that_writes_into_the_batch_is_given_the_same_one_at_every_step():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(4, 4)
+
+        def forward(self, x):
+            x += 1
+            return self.mix(x)
+
+    batch = torch.zeros(2, 4)
+    tables = measure_steps(
+        Cell("torch-default", 2, 16, 0),
+        config(lr=1e-30),
+        lambda cell: Writing(),
+        lambda model, seed: Inputs(args=(batch,)),
+        own_optimizer("adamw", 1e-30),
+    )
+    assert (batch == 0).all()
+    assert tables.summary["loss"].nunique() == 1
 
 
 def test_a_loss_that_is_not_finite_is_recorded_and_ends_the_steps():

@@ -18,6 +18,7 @@ from initlab.drawing.apply import apply_recipe
 from initlab.drawing.describe import describe
 from initlab.judge.matching import best_recipes, mismatches
 from initlab.recipes import Role, registry
+from initlab.recipes.base import QKV
 
 LLAMA = {"num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 320, "pad_token_id": None}
 
@@ -48,14 +49,14 @@ def test_a_llama_gets_what_the_recipe_says_of_each_matrix(id: str, llama: nn.Mod
     apply_recipe(llama, recipe, 0)
     named = dict(llama.named_parameters())
     found, wanted = defaultdict(list), defaultdict(list)
-    for place in find_roles(llama).assigned:
+    for place in find_roles(llama).parameters:
         if named[place.name].dim() == 2:
             found[place.role, place.layer].append(named[place.name].detach().double().flatten())
             drawn = recipe(place.role, place.dims)
             wanted[place.role, place.layer] += [drawn.std**2] * named[place.name].numel()
     assert {role for role, _ in found} == {
         Role.TOKEN_EMBED,
-        Role.ATTN_QKV,
+        *QKV,
         Role.ATTN_OUT,
         Role.MLP_GATE,
         Role.MLP_IN,
@@ -68,7 +69,7 @@ def test_a_llama_gets_what_the_recipe_says_of_each_matrix(id: str, llama: nn.Mod
 
 
 def test_fans_are_those_of_one_matrix_in_a_llama(llama: nn.Module) -> None:
-    named = {place.name: place.dims for place in find_roles(llama).assigned}
+    named = {place.name: place.dims for place in find_roles(llama).parameters}
     layer = "model.layers.1."
     fans = {
         "self_attn.q_proj": (128, 128),
@@ -82,7 +83,7 @@ def test_fans_are_those_of_one_matrix_in_a_llama(llama: nn.Module) -> None:
         dims = named[f"{layer}{name}.weight"]
         assert (dims.fan_in, dims.fan_out, dims.layer) == (*expected, 1)
     spectral = registry.get("spectral")
-    std = spectral(Role.ATTN_QKV, named[f"{layer}self_attn.k_proj.weight"]).std
+    std = spectral(Role.ATTN_K, named[f"{layer}self_attn.k_proj.weight"]).std
     assert std == pytest.approx(math.sqrt(1 / 2) / math.sqrt(128))  # half as many outputs as inputs
 
 
@@ -111,9 +112,9 @@ def test_a_larger_catalogue_doesnt_blur_what_a_fresh_model_is(name: str, extra: 
     rows = describe(of(foreign(name, **extra)))
     best, left = best_recipes(rows)
     assert (best[0], left) == (fits, 0)
-    same = {row["role"]: row["expected"][fits]["std"] for row in rows if row["role"]}
+    same = {row["role"]: row["expected"][fits]["std"] for row in rows if row["expected"]}
     for id in best:
         for row in rows:
-            if row["role"]:
+            if row["expected"]:
                 assert row["expected"][id]["std"] == pytest.approx(same[row["role"]], rel=1e-9), id
     assert mismatches(rows) == []

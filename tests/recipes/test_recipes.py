@@ -408,7 +408,7 @@ def test_an_unknown_role_is_refused_with_the_list() -> None:
         (lambda role: Normal(0.02), "recipe mine failed on role mlp_in: TypeError: .*positional"),
         (lambda role, dims: Normal(dims("0.02 / depth")), r"formula '0\.02 / depth' can't be evaluated"),
         (lambda role, dims: Normal(dims.n_layers), "recipe mine failed on role mlp_in: AttributeError.*'n_layers'$"),
-        (lambda role, dims: Normal(role == Role.ATTN_Q), r"AttributeError: .*ATTN_Q.*; the roles are TOKEN_EMBED, "),
+        (lambda role, dims: Normal(role == Role.ATTN_QUERY), r"AttributeError: .*ATTN_QUERY.*; the roles are TOKEN_"),
     ],
 )
 def test_a_rule_that_raises_names_the_recipe_or_the_formula(rule: Any, named: str) -> None:
@@ -594,3 +594,51 @@ def test_a_function_that_makes_models_is_no_recipe() -> None:
 
     with pytest.raises(RecipeError, match="make makes models of a size, which compare and scale take; expected a rec"):
         registry.get(make)  # type: ignore[arg-type]
+
+
+def values_smaller(role: Role, dims: Dims) -> Distribution:
+    """DeepNorm's way: values and outputs get a beta, queries and keys don't."""
+    return Normal(dims("0.02 / n_layer")) if role in (Role.ATTN_V, Role.ATTN_OUT) else Normal(dims("0.02"))
+
+
+def by_table(role: Role, dims: Dims) -> Distribution:
+    return {Role.ATTN_QKV: Normal(0.3), Role.ATTN_Q: Normal(0.1)}[role]
+
+
+def fused_only(role: Role, dims: Dims) -> Distribution:
+    return Normal(0.3) if role == Role.ATTN_QKV else Normal(0.02)
+
+
+def mistaken(role: Role, dims: Dims) -> Distribution:
+    return Normal(dims("0.02 / none")) if role == Role.ATTN_V else Normal(0.02)
+
+
+def test_q_k_and_v_are_told_apart_where_a_recipe_tells_them_apart() -> None:
+    size = dims()
+    answers = {
+        rule: [float(own(rule)(role, size).std) for role in (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)]
+        for rule in (values_smaller, by_table, fused_only)
+    }
+    assert answers == {
+        values_smaller: [0.02, 0.02, 0.02 / size.n_layer],
+        by_table: [0.1, 0.3, 0.3],
+        fused_only: [0.3, 0.3, 0.3],
+    }
+    assert [own(rule).splits(size) for rule in answers] == [True, True, False]
+    with pytest.raises(RecipeError, match=r"'0\.02 / none'"):
+        own(mistaken)(Role.ATTN_V, size)
+
+
+@pytest.mark.parametrize("id", list(registry.all_recipes()))
+def test_published_recipes_draw_q_k_and_v_alike_and_have_no_answer_for_gates(id: str) -> None:
+    entry = registry.get(id)
+    assert {entry(role, dims()) for role in (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)} == {entry(Role.ATTN_QKV, dims())}
+    assert not entry.knows(Role.GATE, dims())
+
+
+def test_a_table_has_one_line_for_q_k_and_v_that_are_alike() -> None:
+    size = {"n_layer": 2, "n_embd": 64, "n_head": 4, "block_size": 16, "vocab_size": 99}
+    assert [row["role"] for row in evaluate(own(fused_only), [size])["rows"]].count("attn_qkv") == 1
+    rows = {row["role"]: row["std"] for row in evaluate(own(values_smaller), [size])["rows"]}
+    assert (rows["attn_q"], rows["attn_v"]) == (0.02, 0.01)
+    assert "attn_qkv" not in rows

@@ -15,7 +15,7 @@ from initlab.recipes import Role
 from initlab.rundir import Run
 
 _NOWHERE = "Attention is finite in no block"
-_NEEDS = "nanoGPT's layout, and --stats full"
+_NEEDS = "attention that was found, and --stats full"
 
 
 def measure_heads(run: Run) -> pd.DataFrame:
@@ -27,7 +27,7 @@ def measure_heads(run: Run) -> pd.DataFrame:
 def calm_attention(finding: Finding, model: Described) -> list[Change]:
     """Bring queries and keys to what the reference draws, where that is less; fused, the values shrink with them."""
     changes: list[Change] = []
-    for row in model.of(Role.ATTN_QKV):
+    for row in model.of(Role.ATTN_QKV, Role.ATTN_Q, Role.ATTN_K):
         wanted = model.wanted(row).get("std", 0.0)
         if 0 < wanted < row["std"] * (1 - TOLERANCE):
             why = f"attention logits grow with the square of it; {model.reference} has {trimmed(wanted)}"
@@ -53,7 +53,7 @@ def calm_attention(finding: Finding, model: Described) -> list[Change]:
     since="0.1.0",
     evidence="attention",
     remedy=calm_attention,
-    roles=(Role.ATTN_QKV,),
+    roles=(Role.ATTN_QKV, Role.ATTN_Q, Role.ATTN_K),
     measure=measure_heads,
 )
 def attention_collapse(case: Case, rows: pd.DataFrame) -> Finding:
@@ -93,7 +93,7 @@ def attention_collapse(case: Case, rows: pd.DataFrame) -> Finding:
     since="0.1.0",
     evidence="attention",
     remedy=calm_attention,
-    roles=(Role.ATTN_QKV,),
+    roles=(Role.ATTN_QKV, Role.ATTN_Q, Role.ATTN_K),
     measure=measure_heads,
 )
 def attention_logit_scale(case: Case, rows: pd.DataFrame) -> Finding:

@@ -25,6 +25,8 @@ P = ParamSpec("P")
 # in the catalogue's order; what else is in this folder comes after them
 _FAMILIES = (
     "weights",
+    "wiring",
+    "bodies",
     "depth",
     "theory",
     "stream",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from initlab.judge.words import listed
 from initlab.rundir import Run
 
 CELL = ["recipe", "run_id", "seed", "n_layer", "n_embd"]
@@ -29,6 +30,19 @@ def family(modules: pd.Series) -> pd.Series:
 def in_block(parameter: str) -> str:
     """Name a parameter as a block does: `mlp.c_fc.weight` of `h.3.mlp.c_fc.weight`."""
     return re.sub(r"^(.*?\.)?\d+\.", "", parameter)
+
+
+def called(run: Run, cells: pd.DataFrame, otherwise: str, *roles: str, by: str = "run_id") -> list[str]:
+    """How the model of each cell names its weights of some roles: `attn.c_proj.weight and mlp.c_proj.weight`.
+
+    `otherwise` where it has none on record; `by` is what tells one model from another.
+    """
+    rows = rows_of(run, "weight", *roles)
+    names: dict[str, list[str]] = {}
+    for model, name in zip(rows[by].astype(str), rows["module"].astype(str), strict=True):
+        names.setdefault(model, []).append(in_block(name))
+    found = {model: listed(list(dict.fromkeys(own))) for model, own in names.items()}
+    return [found.get(model, otherwise) for model in cells[by].astype(str)]
 
 
 def seeds(bad: pd.Series, seed: pd.Series) -> dict[str, int]:

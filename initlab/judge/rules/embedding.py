@@ -9,20 +9,26 @@ import pandas as pd
 
 from initlab.judge.remedies import Change, Described, towards
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, rows_of, seeds
+from initlab.judge.rules.counting import CELL, called, rows_of, seeds
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.rundir import Run
 
 
 def measure_drowned(run: Run) -> pd.DataFrame:
-    """Token / position ratio per cell, and whether the position table is fixed (a sinusoid, or frozen)."""
+    """Token / position ratio per cell, whether positions are fixed (a sinusoid, or frozen), and what both are called.
+
+    Positions that aren't a table count as fixed: only a trained one has a gradient.
+    """
     found = run.tables.summary[[*CELL, "token_position_ratio"]].rename(columns={"token_position_ratio": "ratio"})
-    has_table = set(rows_of(run, "weight", "pos_embed")["run_id"])
     trains_it = set(rows_of(run, "weight_grad", "pos_embed")["run_id"])
     trains = set(rows_of(run, "weight_grad")["run_id"])
-    fixed = (has_table & trains) - trains_it
-    return found[found["ratio"].notna()].assign(fixed=found["run_id"].isin(fixed))
+    found = found[found["ratio"].notna()]
+    return found.assign(
+        fixed=found["run_id"].isin(trains - trains_it),
+        token=called(run, found, "the token embedding", "token_embed"),
+        position=called(run, found, "the position embedding", "pos_embed"),
+    )
 
 
 def match_embeddings(finding: Finding, model: Described) -> list[Change]:
@@ -57,7 +63,7 @@ def match_embeddings(finding: Finding, model: Described) -> list[Change]:
     basis="heuristic",
     why="The first norm rescales the sum, so only the ratio survives: every block reads positions and, far below them, "
     "the tokens. The model has to grow the token embedding before it can learn anything about the text.",
-    advice="draw transformer.wpe.weight with the std of transformer.wte.weight (GPT-2: 0.02 both)",
+    advice="Draw the position embedding with the std of the token embedding (GPT-2: 0.02 both).",
     false_alarms="Models without added positions (RoPE, ALiBi) have no ratio. The limits are set between torch's "
     "defaults in nanoGPT (ratio 1/(3·n_embd), 0.3 to 0.5 nats behind after 300 to 2000 steps at width 128) and "
     "GPT-2's (ratio 1); nothing between was trained. A fixed table (sinusoids) is part of the architecture, and no "
@@ -73,6 +79,7 @@ def match_embeddings(finding: Finding, model: Described) -> list[Change]:
 def token_drowned_by_position(case: Case, rows: pd.DataFrame) -> Finding:
     """Judge the median over seeds, depths and widths."""
     ratio, fixed = float(rows["ratio"].median()), bool(rows["fixed"].all())
+    token, position = str(rows["token"].iloc[0]), str(rows["position"].iloc[0])
     common = {"site": "embed", "measured": ratio}
     warning, error = case.limits["warning"], case.limits["error"]
     if ratio >= warning:
@@ -82,10 +89,10 @@ def token_drowned_by_position(case: Case, rows: pd.DataFrame) -> Finding:
         "square: the stream says where, hardly what",
         severity="error" if ratio < error and not fixed else "warning",
         effect=math.log(warning / ratio) if ratio > 0 else math.inf,
-        advice="multiply the token embedding with √n_embd before the sum (scale_embedding=True), as Vaswani et al. "
-        "2017 do for their sinusoids, or draw it with the positions' rms"
+        advice=f"multiply what {token} gives with √n_embd before the sum, as Vaswani et al. 2017 do for their "
+        "sinusoids, or draw it with the positions' rms"
         if fixed
-        else case.rule.advice,
+        else f"draw {position} with the std of {token} (GPT-2: 0.02 both)",
         **seeds(rows["ratio"] < warning, rows["seed"]),
         **common,
     )

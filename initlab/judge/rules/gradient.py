@@ -11,7 +11,9 @@ import pandas as pd
 from initlab.judge.remedies import Change, Described, drawn
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, MATRICES, blocks, rows_of, seeds, size
-from initlab.judge.words import trimmed
+from initlab.judge.words import listed, plural, trimmed
+from initlab.recipes import Role
+from initlab.recipes.base import QKV
 from initlab.rundir import Run
 
 _NO_GATES = ("bias", "norm_bias")  # zeros that are added shut nothing
@@ -20,64 +22,73 @@ _NO_GATES = ("bias", "norm_bias")  # zeros that are added shut nothing
 def measure_zero(run: Run) -> pd.DataFrame:
     """Every parameter that has a gradient row: is it 0 throughout, and what explains that?
 
-    Columns zero; waits (a parameter that is exactly 0, but has a gradient itself, shuts it off for one step); ran (its
-    module gave an output); aside (its role is unknown, or it belongs to a whole sub-module of a branch that gets no
-    gradient while the branch does, as top-k indexers don't).
+    Columns zero; waits (a further pass gave it a gradient, once zeros before it had moved, or with other branches
+    dropped); ran (its module gave an output); aside (its role is unknown, or it belongs to a whole sub-module of a
+    branch that gets no gradient while the branch does, as top-k indexers don't); shuts (the gain of a norm that hands
+    nothing but zeros to what reads it).
     """
     gradients = rows_of(run, "weight_grad")
     if gradients.empty:
         return pd.DataFrame()
-    kept = gradients[["recipe", "run_id", "step", "seed", "layer", "site", "role", "module"]]
-    found = kept.assign(zero=gradients["abs_max"] == 0, waits=False, ran=False, aside=False)
-    weights = rows_of(run, "weight")
-    shut = weights[(weights["abs_max"] == 0) & ~weights["role"].isin(_NO_GATES)]
-    outputs = run.tables.records[(run.tables.records["kind"] == "activation") & (run.tables.records["numel"] > 0)]
+    kept = gradients[["recipe", "run_id", "step", "seed", "layer", "site", "role", "module", "reached"]]
+    found = kept.assign(zero=gradients["abs_max"] == 0, waits=False, ran=False, aside=False, shuts=False)
+    weights, records = rows_of(run, "weight"), run.tables.records
+    empty = weights[weights["abs_max"] == 0]
+    outputs = records[records["kind"].isin(["activation", "grad"]) & (records["numel"] > 0)]
     for (run_id, step), rows in found[found["zero"]].groupby(["run_id", "step"], observed=True):
-        whole = found[(found["run_id"] == run_id) & (found["step"] == step)]
+        whole, own, seen = (
+            table[(table["run_id"] == run_id) & (table["step"] == step)] for table in (found, empty, outputs)
+        )
         learning = list(whole.loc[~whole["zero"], "module"])
-        own = shut[(shut["run_id"] == run_id) & (shut["step"] == step)]
-        names = set(learning)
-        gates = [m for m in own["module"] if m in names and not m.endswith("bias")]
-        everything = bool(set(own.loc[own["role"] == "unembed", "module"]) & names)
-        # what feeds all blocks through gates, beside the stream: another table learns if this isn't the stream's own
-        everywhere = _gated_throughout(gates, whole["module"])
-        tables = set(whole.loc[(whole["role"] == "token_embed") & ~whole["zero"], "module"])
-        ran = set(outputs.loc[outputs["run_id"] == run_id, "module"])
-        modules = rows["module"]
-        found.loc[rows.index, "waits"] = [
-            everything
-            or any(_shuts(gate, module) for gate in gates)
-            or (everywhere and bool(tables) and not _block(module))
-            for module in modules
-        ]
-        found.loc[rows.index, "ran"] = [module.rpartition(".")[0] in ran for module in modules]
-        unknown = rows["role"].isna().to_numpy()
-        found.loc[rows.index, "aside"] = unknown | np.array([_helper(module, learning) for module in modules])
+        peak = seen.groupby(["kind", "module"], observed=True)["abs_max"].max()
+        forward, backward = (dict(peak.xs(kind)) if kind in peak else {} for kind in ("activation", "grad"))
+        owners = _owner(rows["module"])
+        own = whole[whole["module"].isin(own["module"]) & ~whole["role"].isin(_NO_GATES)]
+        gains = own[own["role"] == "norm_gain"]
+        silent = gains[_owner(gains["module"]).map(forward) == 0]
+        # its output has a gradient, so what it lacks is an input; a tied head goes by the table's name
+        judged = (seen["kind"] == "grad") & (seen["site"] == "logits") & (seen["abs_max"] > 0)
+        head = rows["role"].isin(["unembed", "token_embed"]) & judged.any()
+        starved = rows[(owners.map(backward) > 0) | head]
+        shutting = silent["layer"].fillna(-1).isin(starved["layer"].fillna(-1))
+        # a norm that says something for all its gain of 0, as one that adds 1 to it, shuts nothing
+        speaking = gains[(_owner(gains["module"]).map(forward) > 0) & ~gains["module"].map(_block).eq(_held(gains))]
+        gates = own[~own["zero"] & ~own.index.isin(speaking.index)]
+        # behind one that shuts, nothing tells of another
+        found.loc[silent.index, "shuts"] = bool(shutting.any())
+        found.loc[rows.index, "waits"] = (rows["reached"] == 1) | (rows["reached"].isna() & _behind(rows, gates))
+        found.loc[rows.index, "ran"] = owners.isin(set(forward))
+        unknown = (rows["role"].isna() | (rows["role"] == "other")).to_numpy()
+        found.loc[rows.index, "aside"] = unknown | np.array([_helper(module, learning) for module in rows["module"]])
     return found
+
+
+def _behind(rows: pd.DataFrame, gates: pd.DataFrame) -> pd.Series:
+    """May wait behind a parameter that is 0: where it wasn't measured, as in a training run, a gate excuses its block.
+
+    A head excuses everything, and a gate in any block what stands outside the blocks.
+    """
+    if (gates["role"] == "unembed").any():
+        return pd.Series(True, rows.index)
+    gated = set(gates["module"].map(_block)) - {""}
+    return rows["module"].map(_block).isin(gated) | (rows["layer"].isna() & bool(gated))
+
+
+def _held(parameters: pd.DataFrame) -> pd.Series:
+    """Names of the modules that hold them, with the dot: equal to `_block` for what a block holds itself."""
+    return _owner(parameters["module"]) + "."
+
+
+def _owner(parameters: pd.Series) -> pd.Series:
+    """Names of the modules that hold them."""
+    named: pd.Series = parameters.astype(str).str.replace(r"\.?[^.]*$", "", regex=True)
+    return named
 
 
 def _block(module: str) -> str:
     """`transformer.h.0.` of `transformer.h.0.attn.c_proj.weight`; empty outside the blocks."""
     found = re.match(r".*?\.\d+\.", module)
     return found.group() if found else ""
-
-
-def _gated_throughout(gates: list[str], modules: pd.Series) -> bool:
-    """Every block of some stack holds a gate."""
-    gated = {_block(gate) for gate in gates} - {""}
-    stacks = {block.rsplit(".", 2)[0] for block in gated}
-    return bool(gated) and all(
-        block in gated for block in map(_block, modules) if block and block.rsplit(".", 2)[0] in stacks
-    )
-
-
-def _shuts(gate: str, module: str) -> bool:
-    """Gate and parameter are of one block, and of one branch of it unless either is held by the block itself."""
-    block = _block(gate)
-    if not block or not module.startswith(block):
-        return False
-    of_gate, of_module = (name.removeprefix(block).split(".") for name in (gate, module))
-    return len(of_gate) < 3 or len(of_module) < 3 or of_gate[0] == of_module[0]
 
 
 def _helper(module: str, learning: list[str]) -> bool:
@@ -95,7 +106,7 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
     """Draw what is 0 where the reference has something else: nothing else can shut a gradient off."""
     changes = []
     for row in model.rows:
-        wanted = model.wanted(row) if row["role"] else {}
+        wanted = model.wanted(row)
         zero = [name for name, std in row.get("stds", {}).items() if std == 0]
         if zero and row.get("mean") == 0 and (wanted.get("std") or wanted.get("mean")):
             changes.append(drawn(row, zero, 0.0, finding, "0 lets no gradient through", model))
@@ -108,9 +119,11 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
     measures="parameters whose gradient is 0 in every element",
     needs="a backward pass and trainable parameters",
     unit="without gradient",
-    limit="none, but for those behind a parameter that is 0 and has a gradient itself",
+    limit="none, but for those that get one once zeros before them have moved",
     basis="derived",
-    why="A parameter without gradient doesn't learn: it is unused, detached, or shut off by a zero after it.",
+    why="A parameter without gradient doesn't learn: it is unused, detached, or shut off. Behind a zero that learns "
+    "itself it only waits: up to four further passes (eight of a model that drops branches by chance) on a copy put "
+    "small numbers where a zero has a gradient, and see what gets one then.",
     advice="Check that the parameter is used in the forward pass.",
     false_alarms="Parameters that only other inputs reach, such as experts that this batch wasn't routed to; parts "
     "that nothing differentiable follows (indexers that feed a top-k, an unused pooler). Both are warnings: they are "
@@ -124,23 +137,37 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
     measure=measure_zero,
 )
 def zero_gradient_parameter(case: Case, rows: pd.DataFrame) -> Finding:
-    """Name all parameters without gradient that nothing explains."""
-    zero = rows[rows["zero"]]
+    """Name all parameters without gradient that nothing explains, and norms that shut off what reads them."""
+    zero, shut = rows[rows["zero"]], rows[rows["shuts"]]
     bad = zero[~zero["waits"]]
+    failing = seeds((rows["zero"] & ~rows["waits"]) | rows["shuts"], rows["seed"])
     if zero.empty:
         return case.passed(f"A gradient reaches every one of {rows['module'].nunique()} parameters", measured=0.0)
-    if bad.empty:
+    if bad.empty and shut.empty:
+        count = zero["module"].nunique()
         return case.passed(
-            f"{zero['module'].nunique()} parameters stand behind one that is 0 and wait one step for their gradient; "
-            "it reaches every other one",
+            f"{plural(count, 'parameter')} without a gradient {'waits' if count == 1 else 'wait'} for a zero to move, "
+            "or for a branch that was dropped by chance; a gradient reaches every other one",
             measured=0.0,
+        )
+    if len(shut):
+        gains = list(dict.fromkeys(shut["module"]))
+        return case.failed(
+            f"{listed(gains)} {'is' if len(gains) == 1 else 'are'} 0 throughout: what reads such a norm gets no input, "
+            f"and {plural(zero['module'].nunique(), 'parameter')} no gradient",
+            severity="error",
+            site=str(shut["site"].iloc[0]),
+            measured=float(zero["module"].nunique()),
+            effect=math.log(len(gains)),
+            advice=f"set {listed(gains)} to what makes the norm a plain one: 1, or 0 in a norm that adds 1 itself",
+            **blocks(shut["layer"]),
+            **failing,
         )
     cut = bad[~bad["aside"]]
     first = cut if len(cut) else bad
     names = list(dict.fromkeys([*first["module"], *bad["module"]]))
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return case.failed(
-        f"No gradient reaches {shown}",
+        f"No gradient reaches {listed(names, 4)}",
         severity="error" if cut["ran"].any() else "warning",
         site=str(first["site"].iloc[0]),
         measured=float(len(names)),
@@ -148,17 +175,21 @@ def zero_gradient_parameter(case: Case, rows: pd.DataFrame) -> Finding:
         advice=f"check that {names[0]} is used in the forward pass and not detached; if it is unused on purpose, "
         "freeze it (requires_grad=False)",
         **blocks(bad["layer"]),
-        **seeds(rows["zero"] & ~rows["waits"], rows["seed"]),
+        **failing,
     )
 
 
 def measure_imbalance(run: Run) -> pd.DataFrame:
-    """Per cell and role of a matrix inside the blocks: rms of the gradient ÷ rms of the weight, over all blocks."""
+    """Per cell and role of a matrix inside the blocks: rms of the gradient ÷ rms of the weight, over all blocks.
+
+    Queries, keys and values count as one, as in a fused matrix: near-uniform attention hardly depends on the first two.
+    """
     weights = rows_of(run, "weight", *MATRICES)[[*CELL, "role", "module", "rms"]]
     gradients = rows_of(run, "weight_grad", *MATRICES)[["run_id", "module", "rms"]]
     pairs = weights.merge(gradients, on=["run_id", "module"], suffixes=("", "_grad"))
     pairs = pairs[(pairs["rms"] > 0) & (pairs["rms_grad"] > 0)]
-    pairs = pairs.assign(square=(pairs["rms_grad"] / pairs["rms"]) ** 2)
+    role = pairs["role"].astype(str).where(~pairs["role"].isin(QKV), Role.ATTN_QKV.value)
+    pairs = pairs.assign(role=role, square=(pairs["rms_grad"] / pairs["rms"]) ** 2)
     found = pairs.groupby([*CELL, "role"], observed=True)["square"].mean().reset_index()
     return found.assign(relative=np.sqrt(found["square"]))
 

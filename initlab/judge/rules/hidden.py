@@ -9,14 +9,14 @@ import pandas as pd
 
 from initlab.judge.remedies import GPT2_STD, Change, Described, rescaled
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, rows_of, seeds, size
+from initlab.judge.rules.counting import CELL, called, rows_of, seeds, size
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
-from initlab.recipes.base import OUTPUTS
+from initlab.recipes.base import INNER, OUTPUTS
 from initlab.rundir import Run
 
 _ENTERING = ("mlp_in", "mlp_gate")
-_HIDDEN = (Role.ATTN_QKV, Role.MLP_IN, Role.MLP_GATE, *OUTPUTS)
+_HIDDEN = (*INNER, *OUTPUTS)
 
 
 def measure_small(run: Run) -> pd.DataFrame:
@@ -99,10 +99,11 @@ def hidden_std_too_small(case: Case, rows: pd.DataFrame) -> Finding:
 
 
 def measure_dead(run: Run) -> pd.DataFrame:
-    """Per cell, the share of units that are ≤ 0 on every token, and the largest share of zeros in a block's units."""
+    """Per cell, the share of units ≤ 0 on every token, the largest share of zeros in a block's units; names."""
     units = rows_of(run, "activation", "mlp_act")
     zeros = units.groupby(["run_id", "step"], observed=True)["frac_zero"].max().rename("zeros")
     found = run.tables.summary[[*CELL, "step", "dead_frac"]].join(zeros, on=["run_id", "step"])
+    found = found.assign(entering=called(run, found, "the MLP's input matrix", "mlp_in", "mlp_gate"))
     return found[found["dead_frac"].notna() | found["zeros"].notna()]
 
 
@@ -110,13 +111,13 @@ def measure_dead(run: Run) -> pd.DataFrame:
     code="ACT002",
     question="Gradient",
     measures="share of MLP units that are ≤ 0 on every token; share of exact zeros among a block's activations",
-    needs="nanoGPT's layout, and --stats full",
+    needs="MLPs whose units were found, and --stats full",
     limits={"dead": 0.25, "zeros": 0.9},
     unit="of the units",
     limit="≤ {dead} dead, ≤ {zeros} of a block's values 0 (a ReLU has 0.5 by itself)",
     basis="heuristic",
     why="A unit that is off on every token passes no signal and, behind a ReLU, no gradient: it stays off.",
-    advice="lower the std or the bias of mlp.c_fc, or find what makes all tokens alike (see RES007)",
+    advice="Lower the std or the bias of the MLP's input matrix, or find what makes all tokens alike (see RES007).",
     false_alarms="Smooth nonlinearities (GELU, SiLU) pass a gradient below 0 too. Small batches leave rare units off: "
     "use a thousand tokens.",
     source="limits far above what GELU and ReLU show at init (below 0.01, and 0.5)",
@@ -138,6 +139,8 @@ def dead_units(case: Case, rows: pd.DataFrame) -> Finding:
         f"{text}{size(worst, rows)}",
         severity="warning",
         effect=max(share / case.limits["dead"] - 1, 0.0),
+        advice=f"lower the std of {worst['entering']} or the bias added to it, or find what makes all tokens alike "
+        "(see RES007)",
         **seeds(bad, rows["seed"]),
         **common,
     )

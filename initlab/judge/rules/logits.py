@@ -10,7 +10,7 @@ import pandas as pd
 from initlab.judge.matching import TOLERANCE
 from initlab.judge.remedies import GPT2_STD, Change, Described, rescaled, towards
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, seeds
+from initlab.judge.rules.counting import CELL, called, seeds
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS
@@ -20,10 +20,16 @@ GPT2_EMBEDDING = 0.02
 
 
 def measure_start(run: Run) -> pd.DataFrame:
-    """First loss above ln V, own-token logit and logit std, per cell that has a loss over a vocabulary."""
+    """First loss above ln V, own-token logit, logit std, and names, per cell that has a loss over a vocabulary."""
     found = run.tables.summary
-    found = found.assign(excess=found["loss"] - found["ln_vocab"])
-    return found[[*CELL, "excess", "own_logit", "logit_std"]][found["ln_vocab"].notna()]
+    table = called(run, found, "the token embedding", "token_embed")
+    found = found.assign(
+        excess=found["loss"] - found["ln_vocab"],
+        table=table,
+        head=called(run, found, "", "unembed"),
+        outputs=called(run, found, "output projections", *OUTPUTS),
+    )
+    return found[[*CELL, "excess", "own_logit", "logit_std", "table", "head", "outputs"]][found["ln_vocab"].notna()]
 
 
 def calm_head(finding: Finding, model: Described) -> list[Change]:
@@ -95,6 +101,7 @@ def overconfident_start(case: Case, rows: pd.DataFrame) -> Finding:
     worst = rows[(rows["n_layer"] == n_layer) & (rows["n_embd"] == n_embd)]
     own, std = float(worst["own_logit"].median()), float(worst["logit_std"].median())
     own_token = own > 2 * std
+    table, head, outputs = (str(worst[name].iloc[0]) for name in ("table", "head", "outputs"))
     error = case.limits["own_token" if own_token else "error"]
     cause = (
         f"the tied head gives the token just read a logit of {own:.1f}"
@@ -102,15 +109,19 @@ def overconfident_start(case: Case, rows: pd.DataFrame) -> Finding:
         else f"the logits have std {trimmed(std, 2)}" + (", which costs about std²/2" if std < 2 else "")
     )
     return case.failed(
-        f"The first loss is {value:.2f} nats above ln V at {n_layer} layers: {cause}",
+        f"The first loss is {_nats(value)} nats above ln V at {n_layer} layers: {cause}",
         severity="error" if value > error else "warning",
         effect=math.log(value / warning) if warning > 0 else value,
-        advice="untie lm_head, or let the blocks write more than the embedding (larger c_proj.weight)"
+        advice=f"untie the head from {table}, or let the blocks write more than the embedding (larger {outputs})"
         if own_token
-        else "draw lm_head.weight (or the tied wte.weight) with a smaller std",
+        else f"draw {head or f'{table}, which the head is tied to,'} with a smaller std",
         **seeds(worst["excess"] > warning, worst["seed"]),
         **common,
     )
+
+
+def _nats(value: float) -> str:
+    return f"{value:.2f}" if value < 1e5 else trimmed(value)
 
 
 def measure_prediction(run: Run) -> pd.DataFrame:
@@ -130,7 +141,7 @@ def measure_prediction(run: Run) -> pd.DataFrame:
     code="LOG002",
     question="Logits",
     measures="first loss − its closed form, mean over seeds, nats",
-    needs="a model and a recipe that the closed form covers (nanoGPT's layout)",
+    needs="a model and a recipe that the closed form covers",
     limits={"slack": 0.1},
     unit="nats off the closed form",
     limit="{slack} nats + 3 standard errors of the batch",

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from initlab.judge.remedies import Change, Described, drawn, redraw_what_is_off
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import seeds
+from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _FORWARD_FIRST = {"weight": 0, "activation": 1, "grad": 2, "weight_grad": 3, "update": 4, "change": 5}
 
 
+_SQUARES = math.sqrt(np.finfo(np.float32).max)  # beyond, a norm's or an attention's products are infinite
+
+
 def measure_non_finite(run: Run) -> pd.DataFrame:
-    """Every record, with the share that is no finite number."""
+    """Every record, with its largest value and the share that is no finite number.
+
+    -infinity in a module's output, or in a parameter that isn't trained, hides keys from a softmax: no fault, as long
+    as nothing else isn't finite.
+    """
     records = run.tables.records
-    return records[["recipe", "seed", "layer", "kind", "site", "module", "position", "step", "frac_nonfinite"]]
+    masks = records["kind"] == "activation"
+    if (weights := records["kind"] == "weight").any():
+        trained = records.loc[records["kind"] == "weight_grad", "module"]
+        masks |= weights & ~records["module"].isin(set(trained))
+    hidden = records["frac_minus_inf"].fillna(0.0)
+    bad = (records["frac_nonfinite"] - hidden).where(masks, records["frac_nonfinite"])
+    kept = records[["recipe", "run_id", "seed", "layer", "kind", "site", "module", "position", "step", "abs_max"]]
+    return kept.assign(bad=bad)
 
 
 def redraw_non_finite(finding: Finding, model: Described) -> list[Change]:
@@ -41,7 +57,7 @@ def redraw_non_finite(finding: Finding, model: Described) -> list[Change]:
     basis="derived",
     why="One NaN reaches every later value and every gradient.",
     advice="Find the first module that shows one.",
-    false_alarms="none known",
+    false_alarms="None known: -infinity alone is how scores are masked, and isn't counted.",
     source="IEEE 754",
     since="0.1.0",
     about_init=False,
@@ -51,22 +67,29 @@ def redraw_non_finite(finding: Finding, model: Described) -> list[Change]:
 )
 def non_finite_value(case: Case, rows: pd.DataFrame) -> Finding:
     """Name the first place in the order of computation."""
-    bad = rows[rows["frac_nonfinite"] > 0]
+    bad = rows[rows["bad"] > 0]
     if bad.empty:
         return case.passed(f"All {len(rows)} measured tensors are finite", measured=0.0)
-    order = bad["kind"].map(_FORWARD_FIRST).astype(int)
-    first = bad.assign(order=order).sort_values(["step", "order", "position"]).iloc[0]
+    ordered = rows.assign(order=rows["kind"].map(_FORWARD_FIRST).astype(int)).sort_values(["step", "order", "position"])
+    first = ordered[ordered["bad"] > 0].iloc[0]
     layer = None if pd.isna(first["layer"]) else int(first["layer"])
     place = f"{first['kind']} at {first['site']}" + (f", layer {layer}" if layer is not None else "")
     place += f", step {first['step']}" if rows["step"].nunique() > 1 else ""
+    own = ordered[(ordered["run_id"] == first["run_id"]) & (ordered["step"] == first["step"])]
+    large = own[own["kind"].isin(["weight", "activation"]) & (own["bad"] == 0) & np.isfinite(own["abs_max"])]
+    large = large[large["abs_max"] > _SQUARES]
+    cause, beside = str(first["module"]), ""
+    if len(large) and first["kind"] != "weight":
+        cause = str(large["module"].iloc[0])
+        beside = f"; {cause} is finite but too large for its squares in float32, {trimmed(large['abs_max'].iloc[0], 2)}"
     return case.failed(
-        f"{len(bad)} tensors hold NaN or infinity, first {first['module']} ({place})",
+        f"{len(bad)} tensors hold NaN or infinity, first {first['module']} ({place}){beside}",
         severity="error",
         site=str(first["site"]),
         layer_first=layer,
         layer_last=layer,
         measured=float(len(bad)),
         effect=math.inf,
-        advice=f"look at what {first['module']} is given and drawn with; everything after it follows from it",
-        **seeds(rows["frac_nonfinite"] > 0, rows["seed"]),
+        advice=f"look at what {cause} is given and drawn with; everything after it follows from it",
+        **seeds(rows["bad"] > 0, rows["seed"]),
     )

@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, rule
+from initlab.judge.rules.counting import called
 from initlab.judge.slopes import FLAT, along, diverged, slopes, verdict
 from initlab.judge.words import plural, trimmed
+from initlab.recipes.base import OUTPUTS
 from initlab.rundir import Run
 
 _BY_DESIGN = ("attn_logits", "attn_pattern")  # no activation of their own: products of two, and shares
@@ -92,10 +94,15 @@ def _wide(case: Case, rows: pd.DataFrame, fits: pd.DataFrame, growing: pd.DataFr
 def measure_depth(run: Run) -> pd.DataFrame:
     """Slope of ln var of every site's change since init on ln n_layer, step by step, of all seeds and of each.
 
-    Of recipes that were measured at two depths or more, at init and after a step or more; and their models whose loss
-    ended as no number.
+    Of recipes that were measured at two depths or more, at init and after a step or more; their models whose loss ended
+    as no number; and what the output projections are called.
     """
-    return _measured(run, "n_layer", "change")
+    found = _measured(run, "n_layer", "change")
+    return (
+        found.assign(outputs=called(run, found, "the output projections", *OUTPUTS, by="recipe"))
+        if len(found)
+        else found
+    )
 
 
 @rule(
@@ -148,7 +155,7 @@ def depth_dependent_update(case: Case, rows: pd.DataFrame) -> Finding:
     shallow, deep = int(last["smallest"]), int(last["largest"])
     advice = (
         "multiply what both branches add to the stream by 1/n_layer (CompleteP) or 1/√n_layer, or divide the "
-        f"learning rate of attn.c_proj and mlp.c_proj by n_layer: at {deep} layers 1/{deep / shallow:g} of that "
+        f"learning rate of {rows['outputs'].iloc[0]} by n_layer: at {deep} layers 1/{deep / shallow:g} of that "
         f"at {shallow}"
     )
     found |= _seeds(rows, last, limit)

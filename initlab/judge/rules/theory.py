@@ -16,6 +16,7 @@ _ADVICE = (
     "look for what the closed form doesn't know: a weight drawn differently, a scale in the forward pass, a branch "
     "that is wired differently"
 )
+NARROW = 64  # features
 _BRANCH_NAMES = {"attn_out": "attention", "mlp_out": "the MLP"}
 
 
@@ -25,8 +26,13 @@ def measure_stream(run: Run) -> pd.DataFrame:
 
 
 def measure_branch(run: Run) -> pd.DataFrame:
-    """Variance ÷ closed form of what attention and MLP write, in every block that has one."""
-    return _ratios(rows_of(run, "activation", *_BRANCH_NAMES))
+    """Variance ÷ closed form of what attention and MLP write, in every block that has one.
+
+    Attention of less than 64 features isn't judged: what positions have in common is one vector, which so few turn into
+    half or twice of its size in a single draw.
+    """
+    rows = rows_of(run, "activation", *_BRANCH_NAMES)
+    return _ratios(rows[(rows["n_embd"] >= NARROW) | (rows["site"] != "attn_out")])
 
 
 def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +44,7 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
     code="RES002",
     question="Depth",
     measures="variance of the residual stream ÷ its closed form, at the embedding and after every block",
-    needs="a model that the closed form covers (nanoGPT's layout)",
+    needs="a model that the closed form covers",
     limits={"factor": 2.0},
     unit="× closed form",
     limit="between ÷{factor} and ×{factor}",
@@ -63,7 +69,7 @@ def off_theory_stream(case: Case, rows: pd.DataFrame) -> Finding:
     code="RES003",
     question="Depth",
     measures="variance of what attention and MLP write ÷ its closed form, in every block",
-    needs="a model that the closed form covers (nanoGPT's layout)",
+    needs="a model that the closed form covers",
     limits={"factor": 2.0},
     unit="× closed form",
     limit="between ÷{factor} and ×{factor}",
@@ -71,8 +77,8 @@ def off_theory_stream(case: Case, rows: pd.DataFrame) -> Finding:
     why="A stream sums up all blocks and all branches, so that one branch may be far off before the stream is; "
     "attention writes a few hundredths of what an MLP does and could be missing without a trace in the stream.",
     advice=_ADVICE,
-    false_alarms="Widths below 64. Attention isn't judged where its logits' std is above 1.2 by the closed form: the "
-    "softmax is no small perturbation of a uniform one then.",
+    false_alarms="MLPs of widths below 64. Attention isn't judged at these, nor where its logits' std is above 1.2 by "
+    "the closed form: the softmax is no small perturbation of a uniform one then.",
     source="initlab.judge.theory",
     since="0.1.0",
     evidence="site-map",

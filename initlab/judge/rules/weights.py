@@ -217,7 +217,8 @@ def measure_off_recipe(run: Run) -> pd.DataFrame:
     if not init.get("closest"):
         return pd.DataFrame()
     recipes = run.tables.summary["recipe"].astype(str).unique()
-    return pd.DataFrame({"recipe": recipes}).assign(closest=init["closest"], misfits=" · ".join(init["mismatches"]))
+    found = pd.DataFrame({"recipe": recipes}).assign(closest=init["closest"], misfits=" · ".join(init["mismatches"]))
+    return found.assign(compared=init.get("compared", ""))
 
 
 @rule(
@@ -240,7 +241,9 @@ def role_off_recipe(case: Case, rows: pd.DataFrame) -> Finding:
     closest, text = str(rows["closest"].iloc[0]), str(rows["misfits"].iloc[0])
     count = len(text.split(" · ")) if text else 0
     if not count:
-        return case.passed(f"Every role is drawn as {closest} draws it", measured=0.0)
+        few, _, all_ = str(rows["compared"].iloc[0]).partition(" of ") if "compared" in rows else ("", "", "")
+        what = "Every role is" if few == all_ else f"{few} of {all_} parameters were compared and are"
+        return case.passed(f"{what} drawn as {closest} draws it", measured=0.0)
     return case.failed(
         text[0].upper() + text[1:],
         severity="info",

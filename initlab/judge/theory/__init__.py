@@ -1,27 +1,29 @@
-"""Closed-form expectations for a pre-norm decoder at init: what each site's variance should be, forward and backward.
+"""Closed-form expectations for a transformer at init: what each site's variance should be, forward and backward.
 
 The recursion follows the covariance of the residual stream between positions: q, its mean square at a position, and
-o, the mean product of the streams at two different positions; and on the way back those of the gradient.
+o, the mean product of the streams at two different positions; and on the way back those of the gradient. How the model
+is wired it reads from `initlab.wiring`.
 
 What is measured gets its expectation by `expect`. Both that and a model that nobody has built go the same way: a table
 of parameters, the wiring and the text's statistics make a `Setting` (`setting_of`), which `predict` follows.
 """
 
 from initlab.judge.theory.expecting import annotate, expect
+from initlab.judge.theory.forward import STEEP
 from initlab.judge.theory.losses import first_loss
-from initlab.judge.theory.parameters import nanogpt_parameters, setting_of
-from initlab.judge.theory.positions import Grid
-from initlab.judge.theory.predicting import STEEP, Prediction, predict
-from initlab.judge.theory.settings import BlockScales, Setting, TextStatistics, Wiring, equal_pairs
+from initlab.judge.theory.parameters import Measured, nanogpt_parameters, setting_of
+from initlab.judge.theory.positions import Grid, View
+from initlab.judge.theory.predicting import Prediction, predict
+from initlab.judge.theory.settings import Setting, TextStatistics, equal_pairs
 
 __all__ = [
     "STEEP",
-    "BlockScales",
     "Grid",
+    "Measured",
     "Prediction",
     "Setting",
     "TextStatistics",
-    "Wiring",
+    "View",
     "annotate",
     "equal_pairs",
     "expect",

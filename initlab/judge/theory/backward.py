@@ -6,7 +6,7 @@ not for q and k themselves, which get no prediction: their gradients feed on wha
 
 Neglected: the 1/n_embd share that a norm takes away; widths too small for the positions' covariance to be its mean.
 
-What counts most beside the weights is how often two positions are to predict the same token: `Setting.same_target`. In
+What counts most beside the weights is how often two positions are to predict the same token: `same_target`. In
 a sequence of text that is more often than two tokens of the whole text are equal. With the text's own number the
 gradient at the embedding is predicted 5 % too low for GPT-2's init and 16 % without depth scaling, with the batch's own
 0 and 8 %, with the tokens position by position 0 and 7 % (n_embd 384, 12 layers, 256 tokens, 30 seeds; a single draw
@@ -17,71 +17,90 @@ scatters by 15 and 25 %: benchmarks/gradient_on_text.md). On uniform ids it is 2
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from initlab.judge.theory.forward import AttentionTrace, MLPTrace, Trace, normalised
-from initlab.judge.theory.positions import Array, Grid
-from initlab.judge.theory.settings import BlockScales, Setting
+from initlab.judge import activations
+from initlab.judge.theory.forward import AttentionTrace, BranchTrace, MLPTrace, Site, StackTrace, Trace, UpdateTrace
+from initlab.judge.theory.positions import Array
+from initlab.judge.theory.settings import MLP, Attention, Linear, Setting
 
-Site = tuple[str, int | None]
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """Of a tensor, by groups of positions; NaN where it isn't known."""
+
+    g: Array  # (G,), mean square at a position
+    h: Array  # (G, G), mean product of two different positions
+
+    def times(self, square: Array | float, kept: float = 1.0) -> Gradient:
+        """Back through a factor of that mean square, one for all positions or one each; and through a dropout."""
+        root = np.sqrt(square)
+        both = root[:, None] * root if isinstance(root, np.ndarray) and root.ndim else root * root
+        return Gradient(square * self.g / kept, both * self.h)
+
+    def plus(self, other: Gradient) -> Gradient:
+        """The sum of what comes two ways."""
+        return Gradient(self.g + other.g, self.h + other.h)
+
+
+@dataclass(slots=True)
+class _Back:
+    """What a way back gathers."""
+
+    grad: dict[Site, float] = field(default_factory=dict)
+    crossing: dict[int, Gradient] = field(default_factory=dict)  # of a stack's final state, from those that read it
 
 
 def gradients(
-    setting: Setting, grid: Grid, trace: Trace, own_logit: float, same: float | Array, same_target: float | Array
+    setting: Setting, trace: Trace, own_logit: float, same: float | Array, same_target: float | Array
 ) -> dict[Site, float]:
     """Follow the mean square of d(sum of the positions' losses)/dx by site; over N^2 for a mean loss of N tokens.
 
     Args:
         setting: of the model.
-        grid: groups of positions.
         trace: of `follow` with `backward`.
         own_logit: mean logit of the token just read.
         same: probability that two positions hold the same token.
         same_target: that they are to predict the same one.
     """
-    d, scale, kept = setting.n_embd, setting.residual_scale**2, 1 - setting.dropout
-    at_logits, between = _at_logits(setting, grid, trace, own_logit, same, same_target)
-    grad: dict[Site, float] = {("logits", None): at_logits / setting.vocab_size}
-    weight = setting.logit_scale**2 * setting.unembed
-    g, h = np.full(len(trace.q), weight * at_logits), weight * between
-    grad["final_norm", None] = grid.mean(g)
-    back = setting.ln_f[0] / (trace.q + setting.eps)
-    g, h = back * g, np.sqrt(np.outer(back, back)) * h
-    for layer in reversed(range(len(setting.blocks))):
-        block = setting.blocks[layer]
-        grad["resid_post", layer] = grad["mlp_out", layer] = grid.mean(g)
-        inner = d * block.mlp_out * scale
-        more, more_between = _through_mlp(setting, grid, trace.mlps[layer], layer, inner, g / kept, h, grad)
-        if not setting.parallel:
-            g, h = g + more, h + more_between
-            grad["resid_mid", layer] = grid.mean(g)
-        grad["attn_out", layer] = grid.mean(g)
-        more_too, between_too = _through_attention(
-            setting, grid, block, trace.attentions[layer], layer, d * block.attn_out * scale, g, h, grad
-        )
-        g, h = g + more_too, h + between_too
-        if setting.parallel:
-            g, h = g + more, h + more_between
-        grad["resid_pre", layer] = grid.mean(g)
-    grad["embed", None] = grid.mean(g)
-    return grad
+    last = trace.stacks[-1]
+    head = last.stack.head
+    if head is None or head.fan_out < 2:
+        return {}
+    at_logits, between, slope = _at_logits(last, head, setting.text.repeat_rate, own_logit, same, same_target)
+    found = _Back({("logits", None): at_logits / head.fan_out})
+    weight = last.stack.logit_scale**2 * head.square * slope
+    start = Gradient(np.full(len(last.last.q), weight * at_logits), weight * between)
+    if last.stack.final_norm is not None:
+        found.grad["final_norm", None] = last.grid.mean(start.g)
+    found.crossing[len(trace.stacks) - 1] = start
+    for number in reversed(range(len(trace.stacks))):
+        if number in found.crossing:
+            _through_stack(trace.stacks[number], found, found.crossing[number], embeds=not number)
+    return {site: value for site, value in found.grad.items() if not math.isnan(value)}
 
 
 def _at_logits(
-    setting: Setting, grid: Grid, trace: Trace, own_logit: float, same: float | Array, same_target: float | Array
-) -> tuple[float, Array]:
-    """E |p - onehot(target)|^2 at a position, and the mean product of two positions.
+    last: StackTrace, head: Linear, r: float, own_logit: float, same: float | Array, same_target: float | Array
+) -> tuple[float, Array, float]:
+    """E |p - onehot(target)|^2 at a position, the mean product of two positions, and what a soft cap leaves of it.
 
+    `r` is the probability that the target is the token just read.
     p is near 1/V but for the token just read, whose logit a tied head lifts. With p = 1/V exactly the two are
     1 - 1/V and P(same target) - 1/V: the targets make the gradient's correlation between positions.
     """
-    V, r = setting.vocab_size, setting.repeat_rate
-    m, c = normalised(trace.q, trace.o, setting.ln_f, setting.eps)
-    spread = setting.n_embd * setting.unembed * setting.logit_scale**2
-    variance = min(spread * grid.mean(m), 50.0)
+    V, slope = head.fan_out, 1.0
+    spread = head.forward * last.stack.logit_scale**2
+    variance, covariance = spread * last.grid.mean(last.final.q), spread * last.final.o
+    if (cap := last.stack.logit_cap) is not None and math.isfinite(variance):
+        square, slopes = activations.moments("tanh", *[np.array([variance / cap**2])] * 3)
+        factor = cap**2 * float(square[0]) / variance if variance else 1.0
+        variance, covariance, slope = variance * factor, covariance * factor, float(slopes[0])
+    variance = min(variance, 50.0)
     peaked = math.exp(variance) / (1 + (math.exp(variance) - 1) / V)  # 1/V-th of it is E of a p^2, 1 at the most
-    shared = np.exp(np.minimum(spread * c, 50.0))
+    shared = np.exp(np.minimum(covariance, 50.0))
     shared = shared / (1 + (shared - 1) / V)
     p = 1 / (1 + (V - 1) * math.exp(min(variance / 2 - own_logit, 700.0)))  # of the token just read
     q = (1 - p) / (V - 1)  # of any other
@@ -89,58 +108,108 @@ def _at_logits(
     hit = same * p + (1 - np.asarray(same)) * q  # what one position gives the other's target
     together = same * (p * p + (V - 1) * q * q * shared)
     apart = (1 - np.asarray(same)) * (2 * p * q + (V - 2) * q * q * shared)
-    return at_logits, same_target - 2 * hit + together + apart
+    return at_logits, same_target - 2 * hit + together + apart, slope
+
+
+def _through_stack(stack: StackTrace, found: _Back, final: Gradient, *, embeds: bool) -> None:
+    """From what reads a stack to its embedding."""
+    grad, mean = found.grad, stack.grid.mean
+    x = final.times(stack.final_back)
+    for block, updates in reversed(stack.blocks):
+        layer = block.layer
+        grad["resid_post", layer] = mean(x.g)
+        for place in reversed(range(len(updates))):
+            x = _through_update(stack, updates[place], layer, x, found)
+            if place == 1 and len(updates) == 2:
+                # behind the first update's norm, if it has one; the site is before it
+                middle = x.times(updates[0].back)
+                grad["resid_mid", layer] = mean(middle.g)
+        grad["resid_pre", layer] = mean(x.g)
+    if embeds:
+        grad["embed", None] = mean(x.g)
+
+
+def _through_update(stack: StackTrace, traced: UpdateTrace, layer: int, x: Gradient, found: _Back) -> Gradient:
+    """From a state of the stream to the one before."""
+    norm = traced.update.norm
+    if norm is not None and norm.site:
+        found.grad[norm.site, layer] = stack.grid.mean(x.g)
+    total = x.times(traced.back)
+    before = total.times(traced.update.keep**2) if traced.update.keep != 1 else total
+    for branch in traced.branches:
+        before = before.plus(_through_branch(stack, branch, layer, total, found))
+    return before
+
+
+def _through_branch(stack: StackTrace, traced: BranchTrace, layer: int, x: Gradient, found: _Back) -> Gradient:
+    """What a branch adds to the gradient of the stream it reads."""
+    branch, mean = traced.branch, stack.grid.mean
+    if branch.seen:
+        found.grad[branch.site, layer] = mean(x.g)
+    write = x.times(branch.square, 1 - branch.dropout)
+    if branch.post is not None and branch.post.site:
+        found.grad[branch.post.site, layer] = mean(write.g)
+    write = write.times(traced.post_back)
+    body = branch.body
+    if isinstance(body, Attention) and isinstance(traced.body, AttentionTrace):
+        inside = _through_attention(stack, body, traced.body, layer, write, found, seen=branch.seen)
+    elif isinstance(body, MLP) and isinstance(traced.body, MLPTrace):
+        inside = _through_mlp(stack, body, traced.body, layer, write, found, seen=branch.seen)
+    else:
+        return x.times(math.nan)
+    if branch.norm is not None and branch.norm.site:
+        place = (branch.norm.site, layer)  # branches in parallel may share it
+        found.grad[place] = found.grad.get(place, 0.0) + mean(inside.g)
+    return inside.times(traced.back)
 
 
 def _through_mlp(
-    setting: Setting, grid: Grid, back: MLPTrace, layer: int, weight: float, g: Array, h: Array, grad: dict[Site, float]
-) -> tuple[Array, Array]:
-    """What an MLP adds to the gradient of the stream it reads."""
-    grad["mlp_act", layer] = grid.mean(weight * g)
-    total, total_between = np.zeros_like(g), np.zeros_like(h)
+    stack: StackTrace, mlp: MLP, back: MLPTrace, layer: int, x: Gradient, found: _Back, *, seen: bool
+) -> Gradient:
+    """From what an MLP gives to what it reads."""
+    act = x.times(mlp.out.backward)
+    if seen:
+        found.grad["mlp_act", layer] = stack.grid.mean(act.g)
+    act = act.times(back.inner_back, 1 - mlp.dropout)
+    total, total_between = np.zeros_like(act.g), np.zeros_like(act.h)
     for way in back.ways:
-        total += way.weight * way.factor
-        total_between += way.weight * way.factor_between
-    if len(back.ways) == 1:
-        grad["mlp_pre", layer] = grid.mean(weight * g * back.ways[0].factor)
-    total *= setting.hidden * weight * g
-    grad["ln_2", layer] = grid.mean(total)
-    total_between *= setting.hidden * weight * h
-    return _through_norm(total, total_between, back.scale)
+        total += way.matrix.backward * way.factor
+        total_between += way.matrix.backward * way.factor_between
+        if seen:
+            found.grad[way.site, layer] = stack.grid.mean(act.g * way.factor)
+    return Gradient(total * act.g, total_between * act.h)
 
 
 def _through_attention(
-    setting: Setting,
-    grid: Grid,
-    block: BlockScales,
-    back: AttentionTrace,
-    layer: int,
-    weight: float,
-    g: Array,
-    h: Array,
-    grad: dict[Site, float],
-) -> tuple[Array, Array]:
-    """What attention adds to the gradient of the stream it reads: through its values, its queries and its keys."""
-    kept, keys, squares = 1 - setting.dropout, grid.keys, back.squares
-    z, z_between = weight * g / kept, weight * h
-    grad["attn_z", layer] = grid.mean(z)
-    v, v_between = grid.attend_back(z, z_between, squares, kept)
+    stack: StackTrace, attention: Attention, back: AttentionTrace, layer: int, x: Gradient, found: _Back, *, seen: bool
+) -> Gradient:
+    """From what attention gives to what it reads: through its values, its queries and its keys."""
+    z = x if attention.out is None else x.times(attention.out.backward)
+    seen = seen and attention.cross is None
+    if seen:
+        found.grad["attn_z", layer] = stack.grid.mean(z.g)
+    z = z.times(back.out_back)
+    view, keys, squares, kept = back.view, back.view.keys, back.squares, 1 - attention.dropout
+    v, v_between = view.attend_back(z.g, z.h, squares, kept)
     # A score's gradient is p_ij (g_i v_j - their mean over j): it knows only what the values don't share, and sums
     # to 0 over the keys, so that q feels only what the keys don't share.
-    index = np.arange(len(z))
-    unshared = setting.score_scale**2 * grid.over_keys(back.own_value * back.own_key) / keys * (1 - squares)
-    query = z * unshared * squares
-    query_between = z_between * np.sqrt(np.outer(unshared, unshared)) / keys[np.maximum.outer(index, index)]
-    key = grid.attend_back(z * back.query * (1 - squares), z_between * back.query_between, squares)[0]
-    key = setting.score_scale**2 * key * back.own_value
-    grad["v", layer] = grid.mean(v)
-    near = block.qkv if block.query_key is None else block.query_key
-    total = setting.attended * (block.qkv * v + near * (query + key))
-    total_between = setting.attended * (block.qkv * v_between + near * query_between)
-    grad["ln_1", layer] = grid.mean(total)
-    return _through_norm(total, total_between, back.scale)
-
-
-def _through_norm(g: Array, h: Array, scale: Array) -> tuple[Array, Array]:
-    root = np.sqrt(scale)
-    return scale * g, h * root[:, None] * root
+    heads, size = attention.n_head, attention.head_size
+    scale = attention.score_scale**2 * attention.value.fan_out / attention.n_kv_head
+    flat = back.slope * (1 - squares)
+    unshared = scale * view.over_keys(back.own_value * back.own_key) / keys * flat
+    query = Gradient(z.g * unshared * squares, z.h * np.sqrt(np.outer(unshared, unshared)) * view.shared)
+    query = query.times(back.query_back).times(heads * size * attention.query.square)
+    key = view.attend_back(z.g * back.query * flat, z.h * back.query_between, squares)[0]
+    key = scale * key * back.own_value * back.key_back
+    group = heads / attention.n_kv_head  # queries that share a key and a value
+    if seen:
+        found.grad["v", layer] = stack.grid.mean(v) * group
+    kv = Gradient(
+        group * (attention.value.backward * v + attention.key.backward * key),
+        group * attention.value.backward * v_between,
+    )
+    if attention.cross is None:
+        return query.plus(kv)
+    other = found.crossing.get(attention.cross)
+    found.crossing[attention.cross] = kv if other is None else other.plus(kv)
+    return query

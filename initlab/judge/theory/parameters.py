@@ -1,13 +1,28 @@
-"""From a table of a model's parameters, as they are or as a recipe draws them, to a setting."""
+"""From a table of a model's parameters, as they are or as a recipe draws them, and its wiring, to a setting."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
-from initlab.judge.theory.settings import BlockScales, Norm, Setting, TextStatistics, Wiring
+from initlab import wiring as names
+from initlab.judge.theory.settings import (
+    MLP,
+    Attention,
+    Block,
+    Branch,
+    Linear,
+    Norm,
+    Setting,
+    Stack,
+    Term,
+    TextStatistics,
+    Update,
+)
 from initlab.recipes import Dims, Recipe, Role
 from initlab.recipes.tabulating import gpt_dims
 
@@ -22,37 +37,51 @@ _IN_BLOCK = (
 )
 
 
-def setting_of(parameters: pd.DataFrame, wiring: Wiring, text: TextStatistics, recipe: Recipe | None = None) -> Setting:
-    """Build the setting of a pre-norm decoder from its parameters.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a pass showed of a model that its wiring doesn't say; what isn't here is not known.
 
-    Weights are found by their roles, biases beside them by name; of a block's norms the first is before attention.
+    Attributes:
+        positions: of each stack; empty: the text's block_size.
+        var: variance by (site, layer), of the writes of branches without a body and of an unknown embedding.
+        alike: mean product of two positions over the mean square, by (site, layer), of the same writes.
+        together: mean product of two different positions' embeddings, over their mean square.
+        scores: by layer, std of the attention logits within a row, where something is added to them.
+    """
+
+    positions: tuple[int, ...] = ()
+    var: Mapping[tuple[str, int | None], float] = field(default_factory=dict)
+    alike: Mapping[tuple[str, int | None], float] = field(default_factory=dict)
+    together: float = math.nan
+    scores: Mapping[int, float] = field(default_factory=dict)
+
+
+def setting_of(
+    parameters: pd.DataFrame,
+    wiring: names.Wiring | Sequence[names.Wiring],
+    text: TextStatistics | None,
+    recipe: Recipe | None = None,
+    measured: Measured | None = None,
+) -> Setting:
+    """Build the setting of a model from its parameters.
 
     Args:
-        parameters: a row each, in the model's order: `role`, `layer` (NA outside the blocks), `module` (dotted name),
-            `numel`, the model's `n_layer` and `n_embd`; and `rms` or, for a recipe, `dims` (those of a bias are its
-            matrix's). The `weight` rows of one cell's records are such a table, but for `dims`.
-        wiring: what weights don't show.
-        text: of the sequences that the model reads.
-        recipe: what every parameter is drawn from, asked with its own role and dims; None: they are as found.
+        parameters: a row each: `module` (dotted name), `role`, `layer` (NA outside the blocks), and `rms` or, for a
+            recipe, `dims` (those of a bias are its matrix's); `mean` and `var` of what something is added to. The
+            `weight` rows of one cell's records are such a table, but for `dims`. What isn't in it is unknown.
+        wiring: of the model's stack, or of each in the order of the pass.
+        text: that the model reads; None where it reads no tokens.
+        recipe: what every parameter is drawn from, asked with its own role and dims; None, or of a parameter without
+            a role: as found.
+        measured: of a pass; None: nothing was.
     """
-    n_layer, d = int(parameters["n_layer"].iloc[0]), int(parameters["n_embd"].iloc[0])
-    found = _Squares(parameters, recipe)
-    tied = found.none(Role.UNEMBED)
-    token = found.square(Role.TOKEN_EMBED)
-    return Setting(
-        **vars(wiring),
-        **vars(text),
-        n_embd=d,
-        vocab_size=found.numel(Role.TOKEN_EMBED) // d,
-        token=token,
-        position=0.0 if found.none(Role.POS_EMBED) else found.square(Role.POS_EMBED),
-        unembed=token if tied else found.square(Role.UNEMBED),
-        blocks=tuple(_block(found, layer) for layer in range(n_layer)),
-        ln_f=found.norm(None, -1),
-        tied=tied,
-        mlp_width=found.numel(Role.MLP_OUT, 0) // d if n_layer else None,
-        attn_width=found.numel(Role.ATTN_OUT, 0) // d if n_layer else None,
-    )
+    wirings = [wiring] if isinstance(wiring, names.Wiring) else list(wiring)
+    measured = measured or Measured()
+    text = text or TextStatistics(block_size=0, sum_p2=math.nan, repeat_rate=math.nan)
+    positions = measured.positions or [text.block_size] * len(wirings)
+    widths = [each.n_embd for each in wirings]
+    builder = _Builder(_Squares(parameters, recipe), measured, widths)
+    return Setting(stacks=tuple(map(builder.stack, wirings, positions)), text=text)
 
 
 def nanogpt_parameters(
@@ -98,61 +127,195 @@ def nanogpt_parameters(
 
 
 class _Squares:
-    """Mean squares by role and block (None outside the blocks), and by name."""
+    """Mean squares of parameters by name."""
 
     def __init__(self, parameters: pd.DataFrame, recipe: Recipe | None):
-        known = parameters[parameters["role"].notna()]
-        roles = [Role(role) for role in known["role"]]
-        layers = [None if pd.isna(layer) else int(layer) for layer in known["layer"]]
-        if recipe is None:
-            squares = [float(rms) ** 2 for rms in known["rms"]]
-        else:
-            drawn = [recipe(role, dims) for role, dims in zip(roles, known["dims"], strict=True)]
-            squares = [float(value.mean) ** 2 + float(value.std) ** 2 for value in drawn]
-        self.rows: dict[tuple[Role, int | None], list[tuple[str, float, int]]] = {}
-        self.by_name = dict(zip(map(str, known["module"]), squares, strict=True))
-        for role, layer, (name, square), numel in zip(roles, layers, self.by_name.items(), known["numel"], strict=True):
-            self.rows.setdefault((role, layer), []).append((name, square, int(numel)))
+        self.recipe = recipe
+        columns = [name for name in ("role", "dims", "rms", "mean", "var") if name in parameters]
+        rows = zip(*(parameters[name].tolist() for name in columns), strict=True)
+        self.row: dict[str, dict[str, Any]] = {
+            str(name): dict(zip(columns, row, strict=True))
+            for name, row in zip(parameters["module"].tolist(), rows, strict=True)
+        }
+        self.kept: dict[tuple[str, str | None, float], float] = {}
 
-    def none(self, role: Role, layer: int | None = None) -> bool:
-        return (role, layer) not in self.rows
+    def of(self, name: str | None, part: str | None = None, offset: float = 0.0) -> float:
+        """Of a parameter plus a number; NaN of one that isn't in the table.
 
-    def square(self, role: Role, layer: int | None = None, ending: str = "") -> float:
-        """Of the first weight whose name ends so, without `.weight`."""
-        rows = self.rows[role, layer]
-        return next((value for name, value, _ in rows if name.removesuffix(".weight").endswith(ending)), rows[0][1])
+        Args:
+            name: dotted; None is no parameter, and gives 0.
+            part: role of the part of a fused matrix that is asked for, where roles tell it apart.
+            offset: added to it.
+        """
+        if name is None:
+            return 0.0
+        key = (name, part, offset)
+        if key not in self.kept:
+            self.kept[key] = self._of(name, part, offset) if name in self.row else math.nan
+        return self.kept[key]
 
-    def bias(self, role: Role, layer: int | None) -> float:
-        """Of the bias beside a role's last weight: v's, of three."""
-        return self.by_name.get(self.rows[role, layer][-1][0].removesuffix("weight") + "bias", 0.0)
-
-    def numel(self, role: Role, layer: int | None = None) -> int:
-        return self.rows[role, layer][0][2]
-
-    def norm(self, layer: int | None, place: int) -> Norm:
-        """The first (0) or last (-1) norm of a block; gain 1 where it has no weight."""
-        rows = self.rows.get((Role.NORM_GAIN, layer))
-        if not rows:
-            return 1.0, 0.0
-        name, gain, _ = rows[place]
-        return gain, self.by_name.get(name.removesuffix("weight") + "bias", 0.0)
+    def _of(self, name: str, part: str | None, offset: float) -> float:
+        row = self.row[name]
+        role, dims = row["role"], row.get("dims")
+        recipe = self.recipe
+        if recipe is not None and isinstance(dims, Dims) and isinstance(role, str) and _draws(recipe, Role(role), dims):
+            known = part is not None and part in Role.__members__.values()
+            drawn = recipe(Role(part if known and part else role), dims)
+            return (offset + float(drawn.mean)) ** 2 + float(drawn.std) ** 2
+        if offset:
+            return float((offset + row["mean"]) ** 2 + row["var"])
+        return float(row.get("rms", math.nan)) ** 2
 
 
-def _block(found: _Squares, layer: int) -> BlockScales:
-    gated = not found.none(Role.MLP_GATE, layer)
-    query, key = (found.square(Role.ATTN_QKV, layer, ending) for ending in ("q_proj", "k_proj"))
-    return BlockScales(
-        qkv=found.square(Role.ATTN_QKV, layer, "v_proj"),
-        query_key=math.sqrt(query * key),
-        attn_out=found.square(Role.ATTN_OUT, layer),
-        mlp_in=found.square(Role.MLP_IN, layer),
-        mlp_gate=found.square(Role.MLP_GATE, layer) if gated else None,
-        mlp_out=found.square(Role.MLP_OUT, layer),
-        qkv_bias=found.bias(Role.ATTN_QKV, layer),
-        attn_out_bias=found.bias(Role.ATTN_OUT, layer),
-        mlp_in_bias=found.bias(Role.MLP_IN, layer),
-        mlp_gate_bias=found.bias(Role.MLP_GATE, layer) if gated else 0.0,
-        mlp_out_bias=found.bias(Role.MLP_OUT, layer),
-        ln_1=found.norm(layer, 0),
-        ln_2=found.norm(layer, -1),
-    )
+def _draws(recipe: Recipe, role: Role, dims: Dims) -> bool:
+    """Whether a recipe is asked: gates, LayerScale and what has no role stay as they are unless it knows them."""
+    return role not in (Role.GATE, Role.OTHER) or recipe.knows(role, dims)
+
+
+class _Builder:
+    """Puts numbers in place of names."""
+
+    def __init__(self, squares: _Squares, measured: Measured, widths: Sequence[int]):
+        self.squares, self.measured, self.widths = squares, measured, widths
+        self.written: set[str] = set()  # matrices that wrote to a stream
+
+    def stack(self, wiring: names.Wiring, positions: int) -> Stack:
+        measured = self.measured
+        return Stack(
+            positions=positions,
+            n_embd=wiring.n_embd,
+            terms=None if wiring.terms is None else tuple(self.term(term) for term in wiring.terms),
+            begun=(measured.var.get(("embed", None), math.nan), measured.together),
+            embed_norm=self.norm(wiring.embed_norm),
+            embed_scale=wiring.embed_scale,
+            blocks=tuple(self.block(block, wiring.n_embd) for block in wiring.blocks),
+            final_norm=self.norm(wiring.final_norm),
+            head=None if wiring.head is None else self.linear(wiring.head, wiring.n_embd),
+            tied=wiring.tied,
+            logit_scale=wiring.logit_scale,
+            logit_cap=wiring.logit_cap,
+            dropout=wiring.dropout,
+        )
+
+    def term(self, term: names.Term) -> Term:
+        square = term.square if term.weight is None and term.square is not None else self.squares.of(term.weight)
+        sinusoid = term.kind == "position" and term.weight is None
+        return Term(kind=term.kind, square=square, scale=term.scale, sinusoid=sinusoid)
+
+    def norm(self, norm: names.Norm | None, sites: Mapping[str, str] | None = None) -> Norm | None:
+        if norm is None:
+            return None
+        gain = 1.0 if norm.gain is None else self.squares.of(norm.gain, offset=norm.offset)
+        return Norm(
+            gain=gain * norm.scale**2,
+            bias=self.squares.of(norm.bias),
+            eps=norm.eps,
+            centred=norm.centred,
+            site="" if sites is None else sites.get(norm.module, ""),
+        )
+
+    def linear(self, linear: names.Linear, width: int, part: str | None = None) -> Linear:
+        """A matrix that reads so many features; of one that reads others, as the last of a low-rank one, no more."""
+        square = self.squares.of(linear.weight, part) if linear.fan_in == width else math.nan
+        bias = self.squares.of(linear.bias)
+        return Linear(square=square, fan_in=linear.fan_in, fan_out=linear.fan_out, bias=bias)
+
+    def writing(self, linear: names.Linear, width: int) -> Linear:
+        """A matrix that writes; by its second use the stream is made of it, and isn't independent any more."""
+        again = linear.weight in self.written
+        self.written.add(linear.weight)
+        matrix = self.linear(linear, width)
+        return replace(matrix, square=math.nan) if again else matrix
+
+    def block(self, block: names.Block, width: int) -> Block:
+        sites = norm_sites(block)
+        shown = [branch.site for branch in block.branches()]
+        return Block(
+            layer=block.layer,
+            updates=tuple(
+                Update(
+                    branches=tuple(
+                        self.branch(branch, block.layer, width, sites, seen=shown.count(branch.site) == 1)
+                        for branch in update.branches
+                    ),
+                    keep=update.keep,
+                    norm=self.norm(update.norm, sites),
+                )
+                for update in block.updates
+            ),
+        )
+
+    def branch(self, branch: names.Branch, layer: int, width: int, sites: Mapping[str, str], *, seen: bool) -> Branch:
+        gain = 1.0 if branch.gain is None else self.squares.of(branch.gain)
+        body: Attention | MLP | None = None
+        if isinstance(branch.body, names.Attention):
+            body = self.attention(branch.body, layer, width)
+        elif branch.body is not None:
+            body = self.mlp(branch.body, width)
+        return Branch(
+            site=branch.site,
+            body=body,
+            norm=self.norm(branch.norm, sites),
+            post=self.norm(branch.post, sites),
+            square=branch.scale**2 * gain,
+            dropout=branch.dropout,
+            written=self.measured.var.get((branch.site, layer), math.nan) if seen else math.nan,
+            alike=self.measured.alike.get((branch.site, layer), math.nan),
+            seen=seen,
+        )
+
+    def attention(self, body: names.Attention, layer: int, width: int) -> Attention:
+        other = width if body.cross is None else self.widths[body.cross]
+        given = body.value.fan_out // body.n_kv_head * body.n_head
+        return Attention(
+            query=self.linear(body.query, width, "attn_q"),
+            key=self.linear(body.key, other, "attn_k"),
+            value=self.linear(body.value, other, "attn_v"),
+            out=None if body.out is None else self.writing(body.out, given),
+            n_head=body.n_head,
+            n_kv_head=body.n_kv_head,
+            head_size=body.head_size,
+            score_scale=body.score_scale,
+            query_scale=body.query_scale,
+            key_scale=body.key_scale,
+            query_norm=self.norm(body.query_norm),
+            key_norm=self.norm(body.key_norm),
+            out_norm=self.norm(body.out_norm),
+            causal=body.causal,
+            window=body.window,
+            soft_cap=body.soft_cap,
+            spread=self.measured.scores.get(layer, math.nan) ** 2 if body.bias else None,
+            cross=body.cross,
+            dropout=body.dropout,
+        )
+
+    def mlp(self, body: names.MLP, width: int) -> MLP:
+        return MLP(
+            up=self.linear(body.up, width),
+            out=self.writing(body.out, body.up.fan_out),
+            gate=None if body.gate is None else self.linear(body.gate, width),
+            activation=body.activation,
+            inner_norm=self.norm(body.inner_norm),
+            dropout=body.dropout,
+        )
+
+
+def norm_sites(block: names.Block) -> dict[str, str]:
+    """Tell which norm of a block is ln_1 and which ln_2, by the name of its module.
+
+    Of up to two they are the first and the second; of more, those that the only attention and the only MLP read. Norms
+    inside a branch don't count.
+    """
+    found: list[str] = []
+    for update in block.updates:
+        norms = [branch.norm for branch in update.branches] + [branch.post for branch in update.branches]
+        found += [norm.module for norm in (*norms, update.norm) if norm is not None]
+    found = list(dict.fromkeys(found))
+    if len(found) <= 2:
+        return dict(zip(found, ("ln_1", "ln_2"), strict=False))
+    sites = {}
+    for kind, site in ((names.Attention, "ln_1"), (names.MLP, "ln_2")):
+        read = [branch.norm for branch in block.branches() if isinstance(branch.body, kind)]
+        if len(read) == 1 and read[0] is not None:
+            sites[read[0].module] = site
+    return sites

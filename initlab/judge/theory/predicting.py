@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from initlab.errors import ConfigError
-from initlab.judge.theory.backward import Site, gradients
-from initlab.judge.theory.forward import Trace, follow
+from initlab.judge import activations
+from initlab.judge.theory.backward import gradients
+from initlab.judge.theory.forward import Site, Trace, follow
 from initlab.judge.theory.losses import first_loss
 from initlab.judge.theory.positions import Array, Grid
-from initlab.judge.theory.settings import Setting
-
-# std of attention logits. Up to 1, as xavier's, the recursion is right within 5 %; at kaiming's 2 the attention's write
-# is predicted at half, and the gradient's growth at twice of what is measured.
-STEEP = 1.2
+from initlab.judge.theory.settings import Setting, Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +28,14 @@ class Prediction:
     token_cosine: float  # mean cosine between the last residual streams of two positions
     # variance of the gradient of the sum of the tokens' losses: over N^2 for a mean over N; empty without targets
     grad: dict[Site, float] = field(default_factory=dict)
-    score_std: tuple[float, ...] = ()  # per block, of the attention logits within a row
+    score_std: tuple[float, ...] = ()  # per block, of the attention logits within a row; NaN where that isn't known
     entropy_frac: tuple[float, ...] = ()  # per block, mean of the attention entropy / ln(keys)
+    steep_from: int | None = None  # first block whose softmax is so far from uniform that what follows is a rough guess
 
     @property
     def steep(self) -> bool:
-        """Whether a softmax is so far from uniform that what follows from attention is a rough guess."""
-        return max(self.score_std, default=0.0) > STEEP
+        """Whether a softmax is so far from uniform that what follows from attention is a rough guess: STEEP."""
+        return self.steep_from is not None
 
     @property
     def growth(self) -> float:
@@ -52,11 +50,6 @@ class Prediction:
     def _ends(self) -> tuple[Site, Site]:
         return ("embed", None), ("resid_post", len(self.score_std) - 1)
 
-    def without(self, site: str) -> Prediction:
-        """The same without one site's variances."""
-        var, grad = ({at: x for at, x in values.items() if at[0] != site} for values in (self.var, self.grad))
-        return replace(self, var=var, grad=grad)
-
 
 def _ratio(values: dict[Site, float], over: Site, under: Site) -> float:
     return values[over] / values[under] if values[under] > 0 else math.nan
@@ -70,11 +63,12 @@ def predict(
     ids: NDArray[np.int64] | None = None,
     targets: NDArray[np.int64] | None = None,
     backward: bool = True,
+    strict: bool = False,
 ) -> Prediction:
     """Follow the covariance between positions through the blocks and back; what it implies for logits and first loss.
 
     Exact as n_embd -> infinity but for three things: which tokens repeat is averaged over (unless `ids` says), a
-    softmax favours keys independently of the query, and late positions are grouped (unless `exact`).
+    causal softmax favours keys independently of their values, and late positions are grouped (unless `exact`).
 
     Args:
         setting: of the model and its text.
@@ -82,32 +76,52 @@ def predict(
         ids: (T,), the tokens of one sequence instead of the text's `sum_p2`; needs `exact`.
         targets: (T,), what the positions of `ids` are to predict.
         backward: gradients too.
+        strict: nothing of what a steep attention gives to the stream, and no gradients where there is one; else a rough
+            guess.
 
     Raises:
         ConfigError: ids without `exact` or targets, or not of the setting's block_size.
     """
-    T = setting.block_size
+    text = setting.text
+    T = setting.stacks[-1].positions
     if ids is not None and (not exact or targets is None or ids.shape != (T,) or targets.shape != (T,)):
         raise ConfigError(f"ids need exact=True, targets, and the setting's block_size: both of shape ({T},)")
-    grid = Grid.exact(T) if exact else Grid.of(T)
-    same: float | Array = setting.sum_p2
-    same_target: float | Array = setting.sum_p2 if setting.same_target is None else setting.same_target
+    grids = [_grid(stack, exact=exact) for stack in setting.stacks]
+    same: float | Array = text.sum_p2
+    same_target: float | Array = text.sum_p2 if text.same_target is None else text.same_target
     if ids is not None and targets is not None:
-        same, same_target = _equal(ids, setting.sum_p2), _equal(targets, setting.sum_p2)
-    trace = follow(setting, grid, same, backward=backward)
-    own_logit, logit_std, loss = _logits(setting, grid, trace)
-    q, o = trace.q, trace.o
-    keys = grid.keys
+        same, same_target = _equal(ids, text.sum_p2), _equal(targets, text.sum_p2)
+    trace = follow(setting, grids, same, backward=backward, strict=strict)
+    read = trace
+    if strict and trace.steep:
+        # behind the final norm the logits hardly hang on how large the stream is: a rough guess of that is enough
+        read = follow(setting, grids, same, backward=False)
+    own_logit, logit_std, loss = _logits(setting, read)
+    trace.var.update({site: value for site, value in read.var.items() if site[0] == "logits"})
+    last = trace.stacks[-1]
+    q, o = last.last.q, last.last.o
+    backward = backward and not (strict and trace.steep)
+    layers = {block.layer: grid for stack, grid in zip(setting.stacks, grids, strict=True) for block in stack.blocks}
+    scores = {layer: trace.scores.get(layer, np.full(len(grid.size), np.nan)) for layer, grid in layers.items()}
     return Prediction(
-        var=trace.var,
+        var={site: value for site, value in trace.var.items() if not math.isnan(value)} if strict else trace.var,
         own_logit=own_logit,
         logit_std=logit_std,
         loss=loss,
-        token_cosine=grid.mean_between(o / np.sqrt(np.outer(q, q))) if (q > 0).all() else math.nan,
-        grad=gradients(setting, grid, trace, own_logit, same, same_target) if backward else {},
-        score_std=tuple(grid.mean(np.sqrt(np.maximum(scores, 0))) for scores in trace.score_var),
-        entropy_frac=tuple(_entropy(grid, scores, keys) for scores in trace.score_var),
+        token_cosine=last.grid.mean_between(o / np.sqrt(np.outer(q, q))) if not (q <= 0).any() else math.nan,
+        grad=gradients(setting, trace, own_logit, same, same_target) if backward else {},
+        score_std=tuple(grid.mean(np.sqrt(np.maximum(scores[layer], 0))) for layer, grid in layers.items()),
+        entropy_frac=tuple(
+            _entropy(grid, scores[layer], trace.keys.get(layer, grid.size)) for layer, grid in layers.items()
+        ),
+        steep_from=min(trace.steep, default=None),
     )
+
+
+def _grid(stack: Stack, *, exact: bool) -> Grid:
+    if exact:
+        return Grid.exact(stack.positions)
+    return Grid.of(stack.positions, stack.window) if stack.ordered else Grid.alike(stack.positions)
 
 
 def _equal(ids: NDArray[np.int64], otherwise: float) -> Array:
@@ -117,21 +131,26 @@ def _equal(ids: NDArray[np.int64], otherwise: float) -> Array:
     return same
 
 
-def _logits(setting: Setting, grid: Grid, trace: Trace) -> tuple[float, float, float]:
-    """Mean logit of the token just read, std of all logits, first loss. Adds final_norm and logits to the trace."""
-    d, V, scale = setting.n_embd, setting.vocab_size, setting.logit_scale
-    gain, bias = setting.ln_f
-    squares = grid.mean(gain * trace.q / (trace.q + setting.eps) + bias)
-    trace.var["final_norm", None] = squares
-    spread = scale**2 * d * setting.unembed * squares
+def _logits(setting: Setting, trace: Trace) -> tuple[float, float, float]:
+    """Mean logit of the token just read, std of all logits, first loss. Adds the logits to the trace."""
+    last = trace.stacks[-1]
+    stack, head, V = last.stack, last.stack.head, setting.vocab_size
+    if head is None:
+        return math.nan, math.nan, math.nan
+    scale = stack.logit_scale
+    spread = scale**2 * (head.forward * last.grid.mean(last.final.q) + head.bias)
     own_logit = 0.0
-    if setting.tied:  # gains are of one sign, as inits have them
-        inverse = grid.mean(1 / np.sqrt(trace.q + setting.eps))
-        own_logit = scale * setting.embed_scale * math.sqrt(gain) * d * setting.token * inverse
+    if stack.tied:  # gains are of one sign, as inits have them
+        own_logit = scale * head.forward * last.grid.mean(last.own * np.sqrt(last.final_back))
+    if stack.logit_cap is not None and math.isfinite(spread):
+        each = spread / stack.logit_cap**2
+        square, _ = activations.moments("tanh", *[np.array([each])] * 3)
+        spread = stack.logit_cap**2 * float(square[0])
+        own_logit = stack.logit_cap * math.tanh(own_logit / stack.logit_cap)
     trace.var["logits", None] = spread + own_logit**2 * (V - 1) / V**2
     loss = math.nan
     if math.isfinite(spread) and math.isfinite(own_logit):
-        loss = first_loss(vocab_size=V, spread=spread, own_logit=own_logit, repeat_rate=setting.repeat_rate)
+        loss = first_loss(vocab_size=V, spread=spread, own_logit=own_logit, repeat_rate=setting.text.repeat_rate)
     return own_logit, math.sqrt(trace.var["logits", None]), loss
 
 
@@ -141,7 +160,7 @@ def _entropy(grid: Grid, scores: Array, keys: Array) -> float:
     A softmax of n Gaussian scores of variance s is s (n - 1) / 2n nats below ln n, to first order in s.
     """
     rows = keys >= 2
-    if not rows.any() or (scores[rows] > 1).any():
+    if not rows.any() or not (scores[rows] <= 1).all():
         return math.nan
     n, s, size = keys[rows], scores[rows], grid.size[rows]
     fraction = 1 - s * (n - 1) / (2 * n * np.log(n))

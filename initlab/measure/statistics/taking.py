@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +32,14 @@ class Measurements:
         self._taken: list[tuple[int, Statistic, Tensor]] = []
         self._heads: list[tuple[int, Statistic, Tensor]] = []
 
-    def add(self, x: Tensor, kind: str, module: str, scale: float = 1.0) -> int:
+    def add(
+        self,
+        x: Tensor,
+        kind: str,
+        module: str,
+        scale: float = 1.0,
+        where: Tensor | None = None,
+    ) -> int:
         """Take everything of a tensor; returns its place in `read`.
 
         Args:
@@ -41,8 +48,11 @@ class Measurements:
             module: dotted name of the module or parameter, for errors.
             scale: what the tensor is multiplied with to be what its row says. Statistics are of the product; moments,
                 whose scaling is known, are of x itself.
+            where: see `Moments.add`; statistics asked for are waited for there.
         """
-        slot = self._moments.add(x)
+        slot = self._moments.add(x, where=where)
+        if where is not None and self._of_tensors:
+            x = x[where]
         for entry in self._of_tensors:
             if kind in entry.of and entry.name not in self.errors and x.numel():
                 self._take(slot, entry, x.detach(), f"{kind} of {module}", scale)
@@ -84,7 +94,7 @@ class Measurements:
     def notes(self) -> list[str]:
         """Statistics that found nothing to measure, or failed."""
         seen = {entry.name for _, entry, _ in (*self._taken, *self._heads)}
-        missing = {"head": "no attention heads were looked at; they are with stats='full' in nanoGPT's layout"}
+        missing = {"head": "no attention heads were looked at; they are with stats='full' where attention is found"}
         return [str(error) for error in self.errors.values()] + [
             f"statistic {entry.name}: {missing.get(entry.per, 'no tensor of its kinds was seen')}"
             for entry in self.statistics
@@ -128,15 +138,15 @@ class Measurements:
         if entry.name not in self._tried:
             self._tried.add(entry.name)
             own, given = given, _copied(given)
-        x = given if isinstance(given, Tensor) else given.k
-        before = _version(x)
+        x = given if isinstance(given, Tensor) else given.pattern
+        before = _version(given)
         try:
             with torch.no_grad(), random_state_kept(x), torch.autocast(x.device.type, enabled=False):
                 found = entry.function(given)
         except Exception as error:
             self._fail(entry, where, f"raised {type(error).__name__}: {error}", error)
             return None
-        if _version(x) != before or (own is not None and not _alike(own, given)):
+        if _version(given) != before or (own is not None and not _alike(own, given)):
             self._fail(entry, where, "wrote into the tensor that it was given; the model computes on it: use x.clone()")
             return None
         value = torch.as_tensor(found, dtype=torch.float64) if type(found) in (int, float) else found
@@ -156,19 +166,25 @@ class Measurements:
 def _copied(given: Tensor | Attention) -> Tensor | Attention:
     if isinstance(given, Tensor):
         return given.clone()
-    return Attention(**{each.name: getattr(given, each.name).clone() for each in fields(given)})
+    return replace(given, **{name: x.clone() for name, x in _parts(given).items() if x is not None})
+
+
+def _parts(given: Tensor | Attention) -> dict[str, Tensor | None]:
+    if isinstance(given, Tensor):
+        return {"": given}
+    return {each.name: getattr(given, each.name) for each in fields(given)}
 
 
 def _alike(own: Tensor | Attention, given: Tensor | Attention) -> bool:
     """Whether a copy is as it was: what is written through `.data` or NumPy isn't counted."""
-    if isinstance(own, Tensor) and isinstance(given, Tensor):
-        return bool(((own == given) | ((own != own) & (given != given))).all())
-    return all(_alike(getattr(own, each.name), getattr(given, each.name)) for each in fields(Attention))
+    pairs = zip(_parts(own).values(), _parts(given).values(), strict=True)
+    return all(bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in pairs if a is not None and b is not None)
 
 
-def _version(x: Tensor) -> int:
-    """Counts the writes into a tensor and its views."""
-    return 0 if x.is_inference() else x._version
+def _version(given: Tensor | Attention) -> int:
+    """Counts the writes into what a statistic is given, and into its views."""
+    parts = [x for x in _parts(given).values() if x is not None]
+    return sum(0 if x.is_inference() else x._version for x in parts)
 
 
 def _fetched(values: Iterable[Tensor]) -> list[list[float]]:

@@ -18,12 +18,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from initlab.anatomy.inputs import of_call
 from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.restoring import copied, depth, untouched
 from initlab.anatomy.sites import Tap
+from initlab.anatomy.sizes import vocabulary
 from initlab.anatomy.unwrapping import eagerly, unwrap
 from initlab.errors import ConfigError, ProbeError
-from initlab.measure.inputs import logits_in, of_call, vocabulary
+from initlab.measure.losses import logits_in
 from initlab.measure.moments import Preset
 from initlab.measure.probe import own_logit
 from initlab.measure.recorder import recording

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from initlab import schema
+from initlab.anatomy.inputs import Inputs
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.restoring import depth
-from initlab.measure.inputs import Inputs
 from initlab.measure.moments import Preset
 from initlab.measure.recorder import Recorder
 from initlab.measure.statistics import columns_of
-from initlab.measure.tables import activation_rows, coverage_rows, head_rows, scalars, scaled, weight_rows
+from initlab.measure.tables import activation_rows, coverage_rows, head_rows, n_head, scalars, scaled, weight_rows
 from initlab.measure.watch.backward import Backward
+from initlab.measure.wired import wiring_rows
 from initlab.schema import Tables
 
 TARGETS = "the training loop's"
@@ -73,6 +74,7 @@ class Pass:
         """Take every hook off."""
         self.hooks.close()
         self.on_parameters.close()
+        self.recorder.leaves.close()
 
 
 def weights_of(made: Pass) -> list[dict[str, Any]]:
@@ -127,7 +129,7 @@ def tables_of(
     records = [scaled(row, 1 / made.scale) if row["kind"] in ("grad", "weight_grad") else row for row in records]
     summary = {
         **shared,
-        "n_head": sites.n_head,
+        "n_head": n_head(sites, recorder),
         "block_size": 0 if ids is None else ids.shape[1],
         "vocab_size": made.vocab_size,
         "n_params": sum(p.numel() for p in made.model.parameters()),
@@ -153,7 +155,8 @@ def tables_of(
     statistics = recorder.moments.statistics
     return Tables(
         records=schema.table("records", records, columns_of(statistics, "records")),
-        heads=schema.table("heads", head_rows(recorder, keys, ids), columns_of(statistics, "heads")),
+        heads=schema.table("heads", head_rows(recorder, keys), columns_of(statistics, "heads")),
         summary=schema.table("summary", [summary]),
         coverage=schema.table("coverage", coverage_rows(run_id, sites, recorder, weights, preset, said)),
+        wiring=schema.table("wiring", wiring_rows(keys, made.anatomy)),
     )

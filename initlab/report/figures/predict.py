@@ -34,7 +34,7 @@ def draw_profile(recipe: str, setting: Setting, expected: Prediction, theme: str
         ),
         ("gradient variance ÷ last block's", [("s4", _times(relative[::-1]), after[::-1], relative[::-1])]),
     ]
-    title = f"{recipe}: expected at init, {L} blocks of {setting.n_embd}, T = {setting.block_size}"
+    title = f"{recipe}: expected at init, {L} blocks of {setting.n_embd}, T = {setting.text.block_size}"
     with style(theme) as palette:
         figure = new_figure(3.6, title)
         labelled = []

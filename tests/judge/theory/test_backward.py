@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 import initlab
 from initlab.corpus import load_corpus
@@ -16,6 +15,7 @@ from initlab.judge import theory
 from initlab.measure.probe import Identity, measure
 from initlab.models.config import NanoGPTConfig
 from initlab.models.nanogpt import empty_model
+from initlab.models.wiring import nanogpt_wiring
 from initlab.recipes import registry
 from initlab.schema import Tables
 
@@ -24,9 +24,10 @@ T, B, SEEDS = 128, 2, 4
 
 def setting_of(recipe, config, text):
     names = ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")
-    parameters = theory.nanogpt_parameters(**{name: getattr(config, name) for name in names})
-    statistics = theory.TextStatistics(block_size=config.block_size, **text)
-    return theory.setting_of(parameters, theory.Wiring(), statistics, registry.get(recipe))
+    sizes = {name: getattr(config, name) for name in names}
+    parameters = theory.nanogpt_parameters(**sizes)
+    statistics = theory.TextStatistics(block_size=sizes.pop("block_size"), **text)
+    return theory.setting_of(parameters, nanogpt_wiring(**sizes), statistics, registry.get(recipe))
 
 
 def measured(recipe, data, n_layer, n_embd=192):
@@ -120,7 +121,7 @@ def test_the_tokens_themselves_do_better_on_text():
     exact, counted = [], []
     for seed in range(SEEDS):
         batch = [part.numpy() for part in corpus.batch(B, T, seed)]
-        own = replace(setting, same_target=theory.equal_pairs(batch[1]))
+        own = replace(setting, text=replace(setting.text, same_target=theory.equal_pairs(batch[1])))
         counted.append(theory.predict(own).gradient_ratio)
         for ids, targets in zip(*batch, strict=True):
             grad = theory.predict(setting, exact=True, ids=ids, targets=targets).grad
@@ -168,7 +169,10 @@ def test_nothing_is_expected_of_attention_that_is_too_steep_for_the_theory():
         found[recipe] = initlab.probe(model, text=initlab.Text("uniform", batch_size=4))
     steep, fine = found["kaiming"], found["xavier"]
     assert steep.at("attn_out")["expected_var"].isna().all() and fine.at("attn_out")["expected_var"].notna().all()
-    assert steep.at("mlp_out")["expected_var"].notna().all() and steep.at("resid_post")["expected_var"].notna().all()
+    # what doesn't pass through it, or only behind a norm, still has its expectation; the stream from there on hasn't
+    assert steep.at("mlp_out")["expected_var"].notna().all() and steep.at("resid_post")["expected_var"].isna().all()
+    assert steep.at("embed")["expected_var"].notna().all() and fine.at("resid_post")["expected_var"].notna().all()
+    assert [("too steep" in " ".join(p.coverage["note"])) for p in (steep, fine)] == [True, False]
     assert math.isnan(steep.summary["expected_token_cosine"].item())
     assert not math.isnan(fine.summary["expected_token_cosine"].item())
     for probe in found.values():
@@ -192,106 +196,3 @@ def test_ids_need_exact_and_their_own_length():
     for arguments in ({"ids": ids, "targets": ids}, {"exact": True, "ids": ids}, {"exact": True, "ids": ids[1:]}):
         with pytest.raises(ConfigError, match="ids need exact=True, targets"):
             theory.predict(setting, **({"targets": ids} if "targets" in arguments else {}) | arguments)
-
-
-FUNCTIONS = {"silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh}
-
-
-def simulate(setting, n_head, seed, sequences=2):
-    """Variances of a decoder written out in torch: RMSNorm, any scales, gated or not, parallel or not."""
-    generator = torch.Generator().manual_seed(seed)
-    d, a, hidden, V = setting.n_embd, setting.attended, setting.hidden, setting.vocab_size
-
-    def draw(square, *shape):
-        return torch.randn(*shape, generator=generator) * math.sqrt(square)
-
-    def norm(x):
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + setting.eps)
-
-    ids, targets = torch.randint(V, (2, sequences, T), generator=generator)
-    wte = draw(setting.token, V, d)
-    head = wte if setting.tied else draw(setting.unembed, V, d)
-    x = setting.embed_scale * (wte[ids] + draw(setting.position, T, d))
-    x.requires_grad_(True)
-    states = [x]
-    f, hs = FUNCTIONS[setting.activation], a // n_head
-    for block in setting.blocks:
-        weights = {"q": block.query_key or block.qkv, "k": block.query_key or block.qkv, "v": block.qkv}
-        qkv = [draw(weights[name], a, d) for name in "qkv"]
-        out, up, down = draw(block.attn_out, d, a), draw(block.mlp_in, hidden, d), draw(block.mlp_out, d, hidden)
-        gate = draw(block.mlp_gate, hidden, d) if block.mlp_gate is not None else None
-
-        def attention(h, qkv=qkv, out=out):
-            q, k, v = ((h @ w.T).view(sequences, T, n_head, hs).transpose(1, 2) for w in qkv)
-            scale = setting.score_scale / math.sqrt(hs)
-            z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-            return setting.residual_scale * z.transpose(1, 2).reshape(sequences, T, a) @ out.T
-
-        def mlp(h, up=up, down=down, gate=gate):
-            inner = f(h @ up.T) if gate is None else f(h @ gate.T) * (h @ up.T)
-            return setting.residual_scale * inner @ down.T
-
-        if setting.parallel:
-            h = norm(x)
-            x = x + attention(h) + mlp(h)
-        else:
-            x = x + attention(norm(x))
-            x = x + mlp(norm(x))
-        states.append(x)
-    logits = setting.logit_scale * norm(x) @ head.T
-    loss = F.cross_entropy(logits.view(-1, V), targets.view(-1))
-    grads = torch.autograd.grad(loss, states)
-    forward = [float(state.detach().square().mean()) for state in states]
-    backward = [float(grad.square().mean()) * (sequences * T) ** 2 for grad in grads]
-    return np.array([*forward, *backward, float(logits.detach().var())])
-
-
-PLAIN = theory.Setting(
-    n_embd=256,
-    block_size=T,
-    vocab_size=512,
-    token=1e-3,
-    position=0.0,
-    unembed=1e-3,
-    blocks=(theory.BlockScales(qkv=2e-3, attn_out=1e-3, mlp_in=3e-3, mlp_out=1e-3),) * 2,
-    tied=False,
-    activation="silu",
-    eps=1e-6,
-    sum_p2=1 / 512,
-    repeat_rate=1 / 512,
-)
-GATED = replace(PLAIN, blocks=(replace(PLAIN.blocks[0], mlp_gate=6e-3),) * 2, mlp_width=640)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        PLAIN,
-        GATED,
-        replace(GATED, parallel=True),
-        replace(PLAIN, parallel=True, tied=True),
-        replace(PLAIN, residual_scale=0.4, embed_scale=6.0, logit_scale=0.5),
-        replace(PLAIN, score_scale=1.6),
-        replace(PLAIN, attn_width=512),
-        replace(PLAIN, blocks=(replace(PLAIN.blocks[0], query_key=3e-3),) * 2),
-        replace(PLAIN, activation="tanh", position=2e-3, mlp_width=128),
-    ],
-    ids=[
-        "plain",
-        "gated",
-        "gated-parallel",
-        "parallel-tied",
-        "scales",
-        "sharp",
-        "wide-attention",
-        "other-query-key",
-        "tanh",
-    ],
-)
-def test_settings_that_nanogpt_has_not(setting):
-    found = np.mean([simulate(setting, n_head=4, seed=seed) for seed in range(6)], axis=0)
-    expected = theory.predict(setting)
-    places = [("embed", None), ("resid_post", 0), ("resid_post", 1)]
-    wanted = [values[place] for values in (expected.var, expected.grad) for place in places]
-    # 256 wide, two sequences, 6 draws: standard errors of 1 to 4 %, and gradients up to 6 % above at this width
-    assert found == pytest.approx(np.array([*wanted, expected.var["logits", None]]), rel=0.11)

@@ -10,13 +10,33 @@ import torch
 import initlab
 from initlab.corpus import load_corpus
 from initlab.judge import theory
+from initlab.judge.theory import expecting
 from initlab.measure.probe import Identity, measure
+from initlab.models.wiring import nanogpt_wiring
 from initlab.recipes import Constant, Normal, Role, registry
 from initlab.training import data as training_data
+from initlab.wiring import Attention
 
 SIZES = {"n_layer": 3, "n_head": 2, "n_embd": 128, "block_size": 64}
 B = 4
+WIRING = nanogpt_wiring(n_layer=3, n_head=2, n_embd=128, vocab_size=256)
 SCALARS = ["expected_loss", "expected_logit_std", "expected_own_logit", "expected_token_cosine"]
+
+
+def changed(wiring, score_scale=None, dropout=None):
+    """The same with another scale of every score, or with dropout on what every branch writes."""
+
+    def branch(old):
+        body = old.body
+        if score_scale is not None and isinstance(body, Attention):
+            body = replace(body, score_scale=score_scale)
+        return replace(old, body=body, dropout=old.dropout if dropout is None else dropout)
+
+    def update(old):
+        return replace(old, branches=tuple(map(branch, old.branches)))
+
+    blocks = (replace(block, updates=tuple(map(update, block.updates))) for block in wiring.blocks)
+    return replace(wiring, blocks=tuple(blocks))
 
 
 def drawn(recipe, **changes):
@@ -117,18 +137,18 @@ def cell():
     """Tables of one cell, before anything is expected of it, and the arguments of `expect` that cover it."""
     ids, targets = load_corpus("uniform").batch(B, 64, 0)
     tables = measure(drawn("nanogpt"), ids, targets, Identity(run_id="-", recipe="-", seed=0), preset="light")
-    return tables, [theory.Wiring(), load_corpus("uniform").describe(), targets.numpy()]
+    return tables, [[WIRING], load_corpus("uniform").describe(), targets.numpy()]
 
 
 def test_nothing_is_expected_where_no_closed_form_applies(cell):
-    tables, (wiring, described, targets) = cell
+    tables, (wirings, described, targets) = cell
     weights = tables.records["kind"] == "weight"
 
-    def silent(wiring=wiring, **options):
-        theory.expect(tables, wiring, described, targets, **options)
+    def silent(wirings=wirings, **options):
+        theory.expect(tables, wirings, described, targets, **options)
         assert tables.records["expected_var"].isna().all() and tables.summary[SCALARS].isna().all(axis=None)
 
-    silent(wiring=None)
+    silent(wirings=[])
     for column in ("step", "n_embd"):  # it was trained; no stream was found
         before = tables.summary[column].item()
         tables.summary[column] = 3 if column == "step" else 0
@@ -137,12 +157,12 @@ def test_nothing_is_expected_where_no_closed_form_applies(cell):
     silent(recipe=registry.get("nanogpt"))  # nothing to ask it with
     gains = weights & (tables.records["role"] == "norm_gain")
     tables.records.loc[gains, "var"] = 1e-6
-    silent(discovered=True)
+    silent()
     tables.records.loc[gains, "var"] = 0.0
     tables.records.loc[weights, "frac_nonfinite"] = 0.1
     silent()
     tables.records.loc[weights, "frac_nonfinite"] = 0.0
-    theory.expect(tables, wiring, described, targets, discovered=True)
+    theory.expect(tables, wirings, described, targets)
     assert tables.summary[SCALARS].notna().all(axis=None)
 
 
@@ -151,19 +171,75 @@ def test_nothing_is_expected_where_no_closed_form_applies(cell):
     [
         ({"targets": None}, {"grad"}),
         ({"last": 32}, {"grad"}),  # half of the positions have a target
-        ({"dropout": 0.1, "discovered": True}, {"attn_out", "mlp_out"}),
-        ({"score_scale": 1e3}, {"grad", "attn_out", "expected_token_cosine"}),  # steep attention
+        ({"dropout": "elsewhere"}, {"attn_out", "mlp_out"}),
+        (
+            {"score_scale": 1e3},
+            {"grad", "attn_out", "resid_mid", "resid_post", "expected_token_cosine"},
+        ),  # steep attention
         ({}, set()),
     ],
     ids=["no-targets", "few-targets", "hidden-writes", "steep", "all"],
 )
 def test_what_the_closed_form_does_not_cover_is_left_out(cell, change, missing):
     tables, (_, described, targets) = cell
-    options = {key: change[key] for key in ("discovered",) if key in change}
-    wiring = theory.Wiring(**{key: change[key] for key in ("dropout", "score_scale") if key in change})
+    wiring = changed(WIRING, score_scale=change.get("score_scale"), dropout=0.1 if "dropout" in change else None)
+    if "dropout" in change:  # measured at the projection, before the dropout that the theory counts in
+        tables.records["module"] = tables.records["module"].str.replace(r"(attn|mlp)$", r"\1.c_proj", regex=True)
     targets = np.where(np.arange(64) < change.get("last", 64), targets, -1)
-    theory.expect(tables, wiring, described, None if "targets" in change else targets, **options)
+    theory.expect(tables, [wiring], described, None if "targets" in change else targets)
     found = expected(tables)
-    gone = {"grad", "attn_out", "mlp_out"} - {part for place in found if isinstance(place, tuple) for part in place}
+    places = {part for place in found if isinstance(place, tuple) for part in place}
+    gone = {"grad", "attn_out", "mlp_out", "resid_mid", "resid_post"} - places
     gone |= {name for name in SCALARS if math.isnan(found[name])}
     assert gone == missing
+
+
+def test_what_the_wiring_does_not_know_is_taken_as_measured(cell):
+    tables, (_, described, targets) = cell
+    theory.expect(tables, [WIRING], described, targets)
+    before = expected(tables)
+    blocks = list(WIRING.blocks)
+    attention, mlp = blocks[1].updates
+    blocks[1] = replace(blocks[1], updates=(attention, replace(mlp, branches=(replace(mlp.branches[0], body=None),))))
+
+    def again(wiring):
+        tables.records["expected_var"] = math.nan
+        theory.expect(tables, [wiring], described, targets)
+        return expected(tables)
+
+    found = again(replace(WIRING, blocks=tuple(blocks)))
+    seen = tables.records["kind"].isin(["activation", "grad"]) & (tables.records["site"] == "mlp_out")
+    written = tables.records[seen & (tables.records["layer"] == 1)]
+    assert written["expected_var"].isna().tolist() == [True, False]  # its gradient is known, from what is above
+    wanted = before["activation", "resid_post", 2.0] - before["activation", "mlp_out", 1.0] + written["var"].iloc[0]
+    assert found["activation", "resid_post", 2.0] == pytest.approx(wanted, rel=0.03)
+    assert ("grad", "resid_post", 1.0) in found and ("grad", "resid_pre", 1.0) not in found
+
+    unknown = replace(WIRING, terms=None)
+    tables.summary["embed_together"] = math.nan
+    assert ("activation", "resid_post", 2.0) not in (behind := again(unknown))  # how alike positions are isn't known
+    assert {("activation", site, 2.0) for site in ("q", "v", "mlp_pre", "mlp_out")} <= set(behind)
+    tables.summary["embed_together"] = 0.5 / 256
+    found = again(unknown)
+    assert set(before) - set(found) >= {("activation", "embed", -1.0), ("activation", "resid_pre", 0.0)}
+    assert ("activation", "resid_post", 2.0) in found and math.isnan(found["expected_own_logit"])
+    places = [place for place in found if place[0] == "activation"]
+    assert [found[at] for at in places] == pytest.approx([before[at] for at in places], rel=0.02)
+
+
+def test_each_stack_has_as_many_positions_as_were_measured(cell):
+    """An encoder of 40 positions before a decoder of 64."""
+    tables, (_, described, targets) = cell
+    source = changed(nanogpt_wiring(n_layer=1, n_head=2, n_embd=128, vocab_size=256))
+    layer = tables.records["layer"] == 0
+    tables.records.loc[layer & (tables.records["site"] == "resid_post"), "numel"] = B * 40 * 128
+    target = replace(WIRING, blocks=WIRING.blocks[1:])
+    found = expecting._measured(tables, [source, target], None)
+    assert found.positions == (40, 64)
+    tables.summary["block_size"] = 0
+    assert expecting._measured(tables, [source, target], B).positions == (40, 64)
+    assert expecting._measured(tables, [source, target], None).positions == (0, 0)
+    theory.expect(tables, [WIRING], described, targets)  # not known how many there are
+    assert tables.records["expected_var"].isna().all()
+    theory.expect(tables, [WIRING], {"sum_p2": math.nan}, None, sequences=B)
+    assert tables.records["expected_var"].notna().any()

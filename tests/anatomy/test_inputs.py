@@ -1,17 +1,17 @@
-"""Batches made for models that nobody described, and the loss taken of what they return."""
+"""Batches made for models that nobody described."""
 
-import math
 from collections import UserDict
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from initlab.errors import ConfigError, ProbeError
-from initlab.measure import inputs
-from initlab.measure.inputs import Inputs
+from initlab.anatomy import inputs
+from initlab.anatomy.inputs import Inputs
+from initlab.anatomy.tensors import tensors
+from initlab.errors import ConfigError
+from initlab.measure.losses import take_loss
 
 
 class Takes(nn.Module):
@@ -126,24 +126,24 @@ def test_what_is_no_batch_is_refused(batch, message):
     ],
 )
 def test_vectors_have_the_shape_of_the_first_layer(model, shape):
-    made = inputs.for_vectors(model, seed=0)
+    made = next(inputs.ways(model, None))
     assert made.args[0].shape == shape
-    assert torch.equal(made.args[0], inputs.for_vectors(model, seed=0).args[0])
+    assert torch.equal(made.args[0], next(inputs.ways(model, None)).args[0])
     assert made.args[0].dtype == next(model.parameters()).dtype
 
 
 def test_an_encoder_and_decoder_gets_both():
-    made = inputs.for_vectors(nn.Transformer(16, 2, 1, 1, 8, batch_first=True), seed=0)
+    made = next(inputs.ways(nn.Transformer(16, 2, 1, 1, 8, batch_first=True), None))
     assert len(made.args) == 2
 
 
 def test_a_declared_image_size_is_used():
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model.config = SimpleNamespace(image_size=17)
-    assert inputs.for_vectors(model, 0).args[0].shape[-1] == 17
+    assert next(inputs.ways(model, None)).args[0].shape[-1] == 17
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model.default_cfg = {"input_size": (3, 19, 19)}
-    assert inputs.for_vectors(model, 0).args[0].shape[-1] == 19
+    assert next(inputs.ways(model, None)).args[0].shape[-1] == 19
 
 
 def test_a_model_that_says_nothing_gets_its_signature_back():
@@ -156,77 +156,14 @@ def test_a_model_that_says_nothing_gets_its_signature_back():
             return left
 
     with pytest.raises(ConfigError, match=r"no batch can be made for Silent\(left, right\).*pass batch="):
-        inputs.for_vectors(Silent(), 0)
-
-
-def test_vocabulary_and_length_come_from_what_is_declared():
-    assert inputs.vocabulary(Plain()) == 50
-    assert inputs.vocabulary(Plain({"vocab_size": 40})) == 40
-    assert inputs.vocabulary(Plain({"text_config": SimpleNamespace(vocab_size=30)})) == 30
-    assert inputs.vocabulary(nn.Linear(2, 2)) is None
-    image = Plain({"vocab_size": 40})
-    image.main_input_name = "pixel_values"
-    assert inputs.vocabulary(image) is None
-    assert inputs.longest(Plain({"n_positions": 64})) == 64
-    assert inputs.longest(Plain({"max_position_embeddings": 10**6})) == inputs.LONGEST
-    assert inputs.longest(Plain()) == inputs.LONGEST
-
-
-def made():
-    return Inputs(args=(IDS,), ids=IDS, targets=NEXT)
-
-
-def test_loss_is_cross_entropy_of_logits_wherever_they_are():
-    logits = torch.randn(2, 6, 50, generator=torch.Generator().manual_seed(0))
-    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), NEXT[:, :-1].flatten())
-    hidden = torch.randn(2, 6, 8)
-    for output in (
-        logits,
-        (logits, None),
-        {"loss": torch.zeros((), requires_grad=True), "logits": logits},
-        (hidden, logits),
-    ):
-        judged = inputs.take_loss(output, made(), 50)
-        assert judged.targets == "next-token" and judged.logits is logits
-        torch.testing.assert_close(judged.loss, expected)
-
-
-def test_the_models_own_loss_then_the_mean_square():
-    own = torch.tensor(3.0, requires_grad=True)
-    assert inputs.take_loss((torch.zeros(2, 3), own), Inputs(), None).loss is own
-    judged = inputs.take_loss({"y": torch.full((2, 3), 2.0)}, Inputs(), None)
-    assert (judged.loss.item(), judged.targets, judged.logits) == (4.0, "mean square of the output", None)
-    with pytest.raises(ProbeError, match="returned NoneType without a floating-point tensor"):
-        inputs.take_loss(None, Inputs(), None)
-
-
-def test_float64_logits_keep_their_precision():
-    logits = torch.randn(2, 6, 50, dtype=torch.float64)
-    assert inputs.take_loss(logits, made(), 50).loss.dtype == torch.float64
-    assert math.isfinite(inputs.take_loss(logits.half(), made(), 50).loss.item())
+        next(inputs.ways(Silent(), None))
 
 
 def test_everything_moves_to_the_device():
     nested = Inputs(args=(IDS, [IDS]), kwargs={"mask": {"a": (IDS,)}}, ids=IDS, targets=NEXT).to(torch.device("meta"))
-    assert {
-        tensor.device.type for tensor in inputs.tensors((nested.args, nested.kwargs, nested.ids, nested.targets))
-    } == {"meta"}
-
-
-@pytest.mark.parametrize(
-    ("config", "padding", "expected"),
-    [
-        ({"max_position_embeddings": 66}, None, 66),
-        ({"max_position_embeddings": 66}, 1, 64),  # RoBERTa's positions start behind the padding row
-        ({"max_target_positions": 40}, None, 40),
-        ({"max_position_embeddings": 66, "max_length": 20}, 1, 20),
-        ({}, None, inputs.LONGEST),
-    ],
-)
-def test_the_longest_sequence_is_what_config_and_position_table_allow(config, padding, expected):
-    model = Takes(config)
-    model.positions = nn.Embedding(66, 8, padding_idx=padding)
-    assert inputs.longest(model) == expected
+    assert {tensor.device.type for tensor in tensors((nested.args, nested.kwargs, nested.ids, nested.targets))} == {
+        "meta"
+    }
 
 
 class ForMaskedLM(HuggingFaceLike):
@@ -252,7 +189,7 @@ def test_labels_at_their_own_positions_arent_shifted(kind):
     made = inputs.of_batch(kind(), {"input_ids": IDS, "labels": labels})
     assert made.targets.tolist() == [[0, -1, -1, -1, -1, -1], IDS[1].tolist()]
     assert made.kwargs["labels"] is labels and made.aim == "labels"
-    assert inputs.take_loss(torch.zeros(2, 6, 50), made, 50).targets == "labels"
+    assert take_loss(torch.zeros(2, 6, 50), made, 50).targets == "labels"
 
 
 def test_an_encoder_decoder_is_judged_at_the_decoders_positions():
@@ -291,3 +228,42 @@ def test_what_the_forward_cant_take_is_left_out_and_said(second):
 
 def test_a_scalar_counts_as_one():
     assert Inputs(args=(torch.tensor(0.5), torch.randn(2, 3))).n_tokens == 1
+
+
+class Source(Takes):
+    def forward(self, src, tgt):
+        return src, tgt
+
+
+class Supervised(Takes):
+    def forward(self, x, y):
+        return x, y
+
+
+def test_two_ids_for_a_forward_that_needs_two_are_its_arguments():
+    made = inputs.of_batch(Source(), (IDS, IDS + 1))
+    assert made.args[0] is IDS and made.args[1].tolist() == (IDS + 1).tolist()
+    assert made.ids.tolist() == (IDS + 1).tolist()
+    assert made.targets.tolist() == inputs.next_tokens(IDS + 1).tolist()
+    assert inputs.of_batch(Source(), (IDS, IDS[:, :3])).ids.shape == (2, 3)
+
+
+def test_needed_targets_are_targets():
+    made = inputs.of_batch(Supervised(), (IDS, NEXT))
+    assert made.targets is not None and made.targets.tolist() == NEXT.tolist()
+    x, y = inputs.of_batch(Supervised(), IDS).args
+    assert (x.tolist(), y.tolist()) == (IDS[:, :-1].tolist(), IDS[:, 1:].tolist())
+
+
+def test_ids_alone_for_a_forward_that_needs_two_stand_for_both():
+    made = inputs.of_batch(Source(), IDS)
+    assert [each.tolist() for each in made.args] == [IDS.tolist()] * 2
+    assert made.notes == ("made here: src (2, 6) int64, tgt (2, 6) int64",)
+
+
+def test_targets_in_a_dict_are_targets_and_a_decoders_ids_are_what_is_predicted():
+    made = inputs.of_batch(NanoLike(), {"idx": IDS, "targets": IDS + 1})
+    assert made.ids is IDS and made.targets.tolist() == (IDS + 1).tolist() and "targets" in made.kwargs
+    made = inputs.of_batch(Source(), {"src": IDS, "tgt": IDS + 1})
+    assert made.ids.tolist() == (IDS + 1).tolist()
+    assert inputs.of_batch(Plain(), {"whatever": IDS}).ids is IDS

@@ -1,0 +1,400 @@
+"""Attention, read from operations: softmax(scale · q kᵀ) v, fused or written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from initlab.anatomy.functions import rounded
+from initlab.anatomy.operations import words
+from initlab.anatomy.trace import Op, Value
+from initlab.anatomy.walking import PARTING, Projected, copies, factor, normed, origin, projected, shifted, unscaled
+from initlab.wiring import MLP, Attention, Linear, Norm
+
+_ROTATING = words(
+    "add sub mul neg cat stack view_as_real view_as_complex complex polar real imag flip roll addcmul getitem chunk "
+    "split tensor_split split_with_sizes unbind narrow select index_select conj"
+)
+_MASKING = words("masked_fill where maximum add sub clamp")
+_MASKED = 1e3  # rms of what is added to scores, from which on it is a mask
+SCORING = "scaled_dot_product_attention"
+
+
+@dataclass(slots=True)
+class Read:
+    """What was read of a branch.
+
+    Attributes:
+        body: None where it isn't understood; `why` then says what was met.
+        norm: of what it reads.
+        source: what that norm, or the body itself, was given.
+        values: tensors by site: ln (what the norm gives), attn_z, mlp_pre, mlp_linear, mlp_act.
+        score: of an attention, the operation that takes its scores to its heads' weights.
+        product: of an attention that is written out, the one that multiplies q with k.
+        mixing: the one that multiplies the weights with v.
+        experts: of a branch that isn't understood as a whole, the tensors by site of each MLP that is a part of it.
+        other: what keys and values are made of, where it isn't the branch's own stream.
+    """
+
+    body: Attention | MLP | None = None
+    norm: Norm | None = None
+    source: Value | None = None
+    values: dict[str, Value] = field(default_factory=dict)
+    score: Op | None = None
+    product: Op | None = None
+    mixing: Op | None = None
+    other: Value | None = None
+    experts: list[dict[str, Value]] = field(default_factory=list)
+    why: str = ""
+
+
+def met(value: Value) -> str:
+    """Name what a walk came upon that it doesn't understand.
+
+    Args:
+        value: where it ended.
+    """
+    value = origin(value)
+    return f"{value.op.name} in {value.op.module or 'the model itself'}" if value.op is not None else value.kind
+
+
+def read_attention(h: Value, out: Linear | None, base: Value) -> Read | None:
+    """Read softmax(scale · q kᵀ) v, fused or written out; None where it isn't one at all.
+
+    Args:
+        h: what the heads give.
+        out: the matrix that is given it; None without one.
+        base: the stream's state before the branch.
+    """
+    mixing = unscaled(h)[0].op
+    if mixing is None:
+        return None
+    if mixing.name == "mul" and len(mixing.inputs) == 2 and all(each.mixes(base) for each in mixing.inputs):
+        found = next((read for each in mixing.inputs if (read := read_attention(each, out, base))), None)
+        if found is not None:
+            found.body, found.why = None, f"what its heads give is gated in {mixing.module or 'the model itself'}"
+        return found
+    if mixing.name == SCORING:
+        query, key, value = (mixing.argument(i, n) for i, n in enumerate(("query", "key", "value")))
+        scale = mixing.argument(6, "scale")
+        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+        return _heads(mixing, mixing, None, out, (query, key, value), scale, None, base)
+    if mixing.name not in ("matmul", "einsum", "baddbmm"):
+        return None
+    given = [each for each in mixing.inputs if each.data]
+    for place, each in enumerate(given[:2]):
+        score = _pattern(each).op
+        if score is not None and score.name == "softmax" and len(given) == 2:
+            value = given[1 - place]
+            product, scale, cap = _scores(score.inputs[0])
+            if product is None:  # a router's
+                return None
+            query, key = factors_of(product, score)
+            return _heads(score, mixing, product, out, (query, key, value), scale, cap, base)
+    return None
+
+
+def _pattern(value: Value) -> Value:
+    """What a softmax gave, from what is multiplied with the values; rows that see nothing may be hidden between."""
+    value = unscaled(value)[0]
+    op = value.op
+    if op is not None and op.name in ("where", "masked_fill", "nan_to_num"):
+        given = [_pattern(each) for each in op.inputs if each.floating and each.data]
+        value = next((each for each in given if each.op is not None and each.op.name == "softmax"), value)
+    return value
+
+
+def _scores(value: Value) -> tuple[Op | None, float, float | None]:
+    """From what a softmax is given back to q·kᵀ: (that product, its factor, the soft cap)."""
+    scale, cap = 1.0, None
+    while value.op is not None:
+        op = value.op
+        data = [each for each in op.inputs if each.data and each.floating]
+        if op.name in ("matmul", "einsum", "baddbmm") and len(data) >= 2:
+            if op.name == "baddbmm":
+                alpha = op.kwargs.get("alpha", 1)
+                scale *= float(alpha) if isinstance(alpha, int | float) else 1.0
+            return op, scale * (cap or 1.0), cap
+        times = factor(op)
+        if copies(op):
+            value = op.inputs[0]
+        elif times is not None and times.vector is None:
+            scale, value = scale * times.number, times.value
+        elif op.name == "tanh" and cap is None:
+            cap, scale, value = rounded(scale), 1.0, op.inputs[0]
+        elif op.name in _MASKING and data:
+            # a bias or a mask that depends on the input (padding) is no product of two tensors
+            value = next((each for each in data if _is_product(each)), data[0])
+        else:
+            return None, scale, cap
+    return None, scale, cap
+
+
+def factors_of(product: Op, score: Op) -> tuple[Value, Value]:
+    """Tell q from k in their product: q is the one whose rows are the rows that a softmax runs over.
+
+    Args:
+        product: of the two.
+        score: the softmax of it.
+    """
+    first, second = [each for each in product.inputs if each.data][-2:]
+    dim = score.argument(1, "dim", -1)
+    turned = (isinstance(dim, int) and dim == len(score.inputs[0].shape) - 2) or dim == -2
+    value = score.inputs[0]
+    while value.op is not None and value.op is not product:  # (k @ q.mT).mT
+        op = value.op
+        turned ^= op.name in ("mT", "T", "transpose", "swapaxes", "adjoint") and op.outputs[0] is value
+        value = next((each for each in op.inputs if each.data and each.floating and _is_product(each)), op.inputs[0])
+    equation = next((x for x in product.args if isinstance(x, str)), "").replace(" ", "")
+    if product.name == "einsum" and "->" in equation and "." not in equation:
+        given, out = equation.split("->")
+        rows = out[-1] if turned else out[-2]
+        return (first, second) if rows in given.split(",")[0] else (second, first)
+    return (second, first) if turned else (first, second)
+
+
+def _is_product(value: Value) -> bool:
+    return _scores(value)[0] is not None
+
+
+def _heads(
+    score: Op,
+    mixing: Op,
+    product: Op | None,
+    out: Linear | None,
+    tensors: tuple[Value, Value, Value],
+    scale: float,
+    cap: float | None,
+    base: Value,
+) -> Read:
+    read = Read(score=score, mixing=mixing, product=product)
+    query, key, _ = tensors
+    sources = [_head_source(each) for each in tensors]
+    if any(each is None for each in sources):
+        place = next(i for i, each in enumerate(sources) if each is None)
+        read.why = f"what {'qkv'[place]} is made of: {met(tensors[place])}"
+        return read
+    q, k, v = (each for each in sources if each is not None)
+    size = query.shape[-1]
+    if product is not None and key.shape[-1] != size and len(key.shape) >= 2:
+        size = query.shape[-1] if key.shape[-2] == query.shape[-1] else size
+    tokens = max(1, q.matrix.source.numel // max(1, q.matrix.source.shape[-1]))
+    width = max(size, query.numel // tokens)  # what all heads' queries of a token have together
+    heads = max(1, width // size)
+    keys = min(k.matrix.linear.fan_out, width)
+    if k.matrix.linear.weight == q.matrix.linear.weight:  # fused: what is left of it is shared by keys and values
+        keys = (q.matrix.linear.fan_out - width) // 2 if q.matrix.linear.fan_out > width else width
+    seen = score.seen
+    training = mixing.training if score is not mixing else score.training
+    linears = [_part(each, count, place) for place, (each, count) in enumerate(((q, width), (k, keys), (v, keys)))]
+    read.body = Attention(
+        query=linears[0],
+        key=linears[1],
+        value=linears[2],
+        out=out,
+        n_head=heads,
+        n_kv_head=max(1, keys // size),
+        head_size=size,
+        score_scale=rounded(scale * q.scale * k.scale),
+        query_scale=rounded(q.scale),
+        key_scale=rounded(k.scale),
+        query_norm=q.norm,
+        key_norm=k.norm,
+        causal=bool(seen and seen.causal),
+        window=seen.window if seen else None,
+        soft_cap=cap,
+        bias=bool(seen and seen.bias) or (product is not None and _biased(score.inputs[0], product)),
+        rotary=q.rotated and k.rotated,
+        dropout=_dropout_of_weights(score, mixing) if training or score is not mixing else 0.0,
+    )
+    reads = [normed_input(each.matrix.source, base) for each in (q, k, v)]
+    read.norm, read.source, result = reads[0]
+    read.values["ln"] = result
+    own = [source is reads[0][1] for _, source, _ in reads]
+    if not own[1]:
+        read.other = reads[1][1]
+    elif not own[2]:
+        read.body, read.why = None, "values are made of another state than queries and keys"
+    if abs(v.scale) != 1:
+        read.body, read.why = None, f"its values are multiplied with {v.scale:g}"
+    if read.body is not None and linears[0].weight == linears[1].weight and linears[0].start == linears[1].start:
+        read.body, read.why = None, "queries and keys are of one matrix"
+    if read.body is not None and seen is not None and not seen.causal and not seen.whole:
+        read.body, read.why = None, "its mask is neither causal nor open"
+    return read
+
+
+def _biased(scores: Value, product: Op) -> bool:
+    """Something else than a mask is added to the scores: learned as T5's relative positions, fixed as ALiBi's slopes,
+    or computed from queries as Transformer-XL's."""
+    if product.name == "baddbmm" and product.kwargs.get("beta", 1) != 0 and product.inputs[0].rms != 0:
+        return True
+    value = scores
+    while value.op is not None and value.op is not product:
+        op = value.op
+        added = shifted(op)
+        if added is not None and (_learned(added[1]) or 0 < added[1].rms < _MASKED):
+            return True
+        data = [each for each in op.inputs if each.data and each.floating]
+        if not data:
+            return False
+        value = next((each for each in data if _is_product(each)), data[0])
+        if op.name == "add" and any(each is not value and each.mixed for each in data):
+            return True
+    return False
+
+
+def _learned(value: Value) -> bool:
+    left, seen = [value], set()
+    while left:
+        each = left.pop()
+        if each.kind == "parameter":
+            return True
+        if each.op is not None and each not in seen:
+            seen.add(each)
+            left += each.op.inputs
+    return False
+
+
+def _dropout_of_weights(score: Op, mixing: Op) -> float:
+    if score is mixing:
+        given = score.argument(4, "dropout_p", 0.0)
+        return float(given) if isinstance(given, int | float) else 0.0
+    return next((dropout(each.op) for each in dropped(mixing.inputs) if each.op is not None), 0.0)
+
+
+def dropped(values: list[Value]) -> Iterator[Value]:
+    """List what dropout gave, on the way back through copies.
+
+    Args:
+        values: where to begin.
+    """
+    for value in values:
+        while value.op is not None and value.op.inputs and copies(value.op):
+            if value.op.name == "dropout":
+                yield value
+            value = value.op.inputs[0]
+
+
+def dropout(op: Op) -> float:
+    """Tell the probability in force of an operation that may be dropout.
+
+    Args:
+        op: any.
+    """
+    if not op.name.endswith("dropout") or not op.training:
+        return 0.0
+    p = op.argument(1, "p", 0.5)
+    return float(p) if isinstance(p, int | float) else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadSource:
+    matrix: Projected
+    norm: Norm | None
+    scale: float
+    rotated: bool
+    parted: bool
+
+
+def _head_source(value: Value) -> _HeadSource | None:
+    """From q, k or v as they enter back to the matrix: copies, numbers, a norm, rotations and parts in any order."""
+    norm, scale, rotated, parted = None, 1.0, False, False
+    for _ in range(64):
+        found = projected(value)
+        if found is not None:
+            return _HeadSource(found, norm, scale, rotated, parted)
+        op = value.op
+        if op is None:
+            return None
+        if copies(op):
+            value = op.inputs[0]
+            continue
+        times = factor(op)
+        if times is not None and times.vector is None:
+            scale, value = scale * times.number, times.value
+            continue
+        between = normed(value)
+        if between is not None:
+            if norm is not None:
+                return None
+            norm, value, scale = between.norm, between.source, scale
+            continue
+        if op.name in PARTING and projected(origin(op.inputs[0])) is not None:
+            value, parted = op.inputs[0], True
+            continue
+        turned = _rotation(value)
+        if turned is None:
+            return None
+        value, by, whole = turned
+        rotated = rotated or whole
+        scale *= by
+    return None
+
+
+def _rotation(value: Value) -> tuple[Value, float, bool] | None:
+    """The one tensor that was rotated by position: (it, what its size was changed by, whether anything was multiplied).
+
+    None where two tensors, or something learned, had a part in it.
+    """
+    found: dict[Value, None] = {}
+    left, seen, turned = [value], {value}, False
+    while left:
+        each = left.pop()
+        op = each.op
+        if op is None:
+            return None
+        if each is not value and (projected(each) is not None or normed(each) is not None):
+            found[each] = None
+            continue
+        if not (copies(op) or op.name in _ROTATING):
+            return None
+        given = [one for one in op.inputs if one.data and one.floating and one.numel]
+        if op.name == "mul":
+            if len(given) != 1:
+                return None
+            turned = turned or (factor(op) is None and not _still(op))
+        for one in given:
+            if one not in seen:
+                seen.add(one)
+                left.append(one)
+    if len(found) != 1:
+        return None
+    (source,) = found
+    before, after = source.rms, value.rms
+    by = 1.0
+    if source.numel == value.numel and before > 0 and after > 0 and abs(after / before - 1) > 0.02:
+        by = after / before
+    return source, by, turned
+
+
+def _still(op: Op) -> bool:
+    """It multiplies with nothing but ones, or nothing but zeros: the cosine and sine of no angle."""
+    tables = [each for each in op.inputs if not each.data]
+    return all(each.rms == 0 or abs(each.rms - 1) < 1e-6 for each in tables)
+
+
+def _part(source: _HeadSource, count: int, place: int) -> Linear:
+    """The part of a matrix that gives `count` features; of three fused ones the place-th."""
+    linear = source.matrix.linear
+    if not source.parted and linear.fan_out <= count:
+        return linear
+    start = 0 if place == 0 else linear.fan_out - (3 - place) * count
+    return replace(linear, start=max(start, 0), fan_out=count, fused=linear.fan_out)
+
+
+def normed_input(value: Value, base: Value) -> tuple[Norm | None, Value, Value]:
+    """Read what a matrix is given.
+
+    Args:
+        value: the tensor.
+        base: the stream's state before the branch, which may be the result of a norm itself.
+
+    Returns:
+        the norm that gave it, if any; what that norm was given, or the tensor; the tensor.
+    """
+    found = None if origin(value) is origin(base) else normed(value)
+    if found is None:
+        return None, origin(value), value
+    return found.norm, origin(found.source), value

@@ -1,0 +1,214 @@
+"""What single branches compute: masks, scales, positions and nonlinearities as the pass showed them."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from initlab.judge import Severity
+from initlab.judge.remedies import leave
+from initlab.judge.rules.base import Case, Finding, rule
+from initlab.judge.rules.counting import rows_of
+from initlab.judge.rules.faults import Fault, anywhere, inside, measure_wiring, stacks, verdict
+from initlab.judge.words import listed, plural, trimmed
+from initlab.rundir import Run
+
+_ATTENTION = "an attention that was understood"
+
+
+def _modules(rows: pd.DataFrame) -> str:
+    """`layers.N.attention` of the attentions of all blocks, or the names of a few."""
+    names = list(dict.fromkeys(rows["inside"]))
+    return names[0] if len(names) == 1 else listed(list(dict.fromkeys(anywhere(name) for name in names)))
+
+
+def _layers(rows: pd.DataFrame) -> tuple[int, ...]:
+    return tuple(int(layer) for layer in rows["layer"])
+
+
+@rule(
+    code="WIR005",
+    question="Wiring",
+    measures="whether a position's attention sees later ones, in the stack that gives the logits of next tokens",
+    needs=f"{_ATTENTION}, and a loss over next tokens",
+    unit="attentions",
+    limit="none that sees later ones; an error where the class says next tokens, or others of the stack are masked",
+    basis="derived",
+    why="The next token is the next position's input: an attention that sees it copies the answer. The loss falls to "
+    "nothing in training and what is learned can't generate.",
+    advice="give the attention a causal mask",
+    false_alarms="Masked and diffusion models whose class doesn't say so, measured on next tokens for want of their "
+    "own targets: pass batch=(ids, targets) under the names that they have in training, or ignore it.",
+    source="Vaswani et al. 2017, section 3.2.3",
+    since="0.1.0",
+    about_init=False,
+    remedy=leave,
+    measure=measure_wiring,
+)
+def sees_later_positions(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the last stack of each model, unless its class says that it is trained on something else."""
+    last = rows[rows["stack"] == rows.groupby("run_id", observed=True)["stack"].transform("max")]
+    own = last[(last["kind"] == "attention") & last["cross"].isna()]
+    own = own[((own["targets"] == "next-token") | (own["aim"] == "next-token")) & (own["aim"] != "else")]
+    if own.empty:
+        return case.not_applicable(f"Needs {case.rule.needs}")
+    faults = []
+    for run_id, stack in stacks(own):
+        open_ones = stack[stack["causal"] == 0]
+        if open_ones.empty:
+            continue
+        declared = (stack["aim"] == "next-token").any()
+        severity: Severity = "error" if declared or len(open_ones) < len(stack) else "warning"
+        name = _modules(open_ones)
+        where = plural(open_ones["layer"].nunique(), "block")
+        text = f"Attention sees later positions in {where} ({name}): among what it reads is the token to predict"
+        advice = f"give {name} a causal mask: is_causal=True, or -inf for the scores of later positions"
+        advice += "" if severity == "error" else "; a model that is trained on masked tokens is right as it is"
+        faults.append(Fault(run_id, text, advice, severity, _layers(open_ones), "attn_pattern"))
+    return verdict(case, own, faults, "No attention sees later positions")
+
+
+@rule(
+    code="WIR006",
+    question="Wiring",
+    measures="MLPs whose activation is the identity",
+    needs="an MLP that was understood",
+    unit="MLPs",
+    limit="none; a gated one is a note",
+    basis="derived",
+    why="Two matrices in a row are one: an MLP without a nonlinearity adds parameters and no function.",
+    advice="put an activation between the MLP's matrices",
+    false_alarms="A gated MLP without an activation is bilinear, which trains well (Shazeer 2020): a note.",
+    source="Shazeer 2020, 2002.05202, table 1",
+    since="0.1.0",
+    about_init=False,
+    remedy=leave,
+    measure=measure_wiring,
+)
+def linear_mlp(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge every MLP of every stack."""
+    own = rows[rows["kind"] == "mlp"]
+    if own.empty:
+        return case.not_applicable(f"Needs {case.rule.needs}")
+    faults = []
+    for run_id, stack in stacks(own[own["activation"] == "identity"]):
+        for gated, some in stack.groupby("gated"):
+            name, where = _modules(some), plural(some["layer"].nunique(), "block")
+            if gated:
+                text = f"The MLP has a gate and no activation in {where} ({name}): a bilinear one"
+                advice = f"put the activation (SiLU, GELU) on the gate of {name}, unless it is meant to be bilinear"
+            else:
+                text = f"The MLP has no nonlinearity in {where} ({name}): its two matrices are one linear map"
+                advice = f"put an activation (GELU, SiLU) between the matrices of {name}"
+            severity: Severity = "info" if gated else "warning"
+            faults.append(Fault(run_id, text, advice, severity, _layers(some), "mlp_act"))
+    return verdict(case, own, faults, "Every MLP that was understood has a nonlinearity")
+
+
+def measure_scores(run: Run) -> pd.DataFrame:
+    """Per attention without QK-norm and soft cap: its scale × √head_size, std of its logits, rms of queries ÷ keys."""
+    rows = run.tables.wiring
+    rows = rows[(rows["kind"] == "attention") & (rows["qk_norm"] == "") & rows["soft_cap"].isna()]
+    weights = rows_of(run, "weight")
+    rms = dict(zip(zip(weights["run_id"].astype(str), weights["module"], strict=True), weights["rms"], strict=True))
+    heads = run.tables.heads.groupby(["run_id", "layer"], observed=True)["logit_std"].max()
+    std = {(str(run_id), int(layer)): float(value) for (run_id, layer), value in heads.items()}
+    cells = rows["run_id"].astype(str)
+    share = [
+        rms.get((cell, query), math.nan) / (rms.get((cell, key)) or math.nan) if query != key else 1.0
+        for cell, query, key in zip(cells, rows["query"], rows["key"], strict=True)
+    ]
+    return rows.assign(
+        inside=inside(rows),
+        relative=rows["score_scale"] * rows["head_size"].astype(float) ** 0.5,
+        share=share,
+        std=[std.get((cell, int(layer)), math.nan) for cell, layer in zip(cells, rows["layer"], strict=True)],
+    )
+
+
+@rule(
+    code="WIR007",
+    question="Attention",
+    measures="what q·k is multiplied with before the softmax × √head_size, where no norm or cap bounds the scores",
+    needs=f"{_ATTENTION}, without QK-norm",
+    limits={"off": 1.02, "std": 1.2, "drawn": 1.3},
+    unit="× 1/√head_size",
+    limit="within {off}×; a note, and a warning where the logits' std is above {std}; none where the queries are drawn "
+    "smaller instead, to within {drawn}×",
+    basis="paper",
+    why="q·k is a sum over head_size products. Without the factor its std grows as √head_size, and the softmax with it "
+    "saturates as soon as queries and keys learn.",
+    advice="multiply q·k with 1/√head_size",
+    false_alarms="1/head_size is muP's, GPT-Neo has none, and a multiplier may be meant: a note. T5 draws its queries "
+    "smaller instead.",
+    source="Vaswani et al. 2017, section 3.2.1; Yang et al. 2022, 2203.03466, for 1/head_size",
+    since="0.1.0",
+    evidence="attention",
+    remedy=leave,
+    measure=measure_scores,
+)
+def unusual_score_scale(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the attentions of each model together, by the one whose scale is farthest off."""
+    off, steep, drawn = (math.log(case.limits[name]) for name in ("off", "std", "drawn"))
+    faults = []
+    for run_id, stack in stacks(rows[rows["relative"] > 0]):
+        away = stack["relative"].map(math.log)
+        folded = (away + stack["share"].map(lambda x: math.log(x) if x > 0 else math.inf)).abs() <= drawn
+        odd = stack[(away.abs() > off) & ~(folded & (away.abs() > drawn))]
+        if odd.empty:
+            continue
+        worst = odd.loc[odd["relative"].map(math.log).abs().idxmax()]
+        size, scale, std = int(worst["head_size"]), float(worst["score_scale"]), float(odd["std"].max())
+        large = worst["relative"] > 1
+        name = _modules(odd)
+        usual = f"1/√head_size = {trimmed(size**-0.5)}"
+        text = f"q·k is multiplied with {trimmed(scale)} in {name}, {trimmed(worst['relative'])}× the usual {usual}"
+        text += "" if math.isnan(std) else f"; std of its logits {trimmed(std, 2)}"
+        advice = f"scale the scores of {name} by 1/√{size} = {trimmed(size**-0.5)}, unless the factor is meant"
+        if abs(scale * size - 1) < 0.02:
+            text, advice = f"{text}: it is 1/head_size, as muP has it", f"{advice} (1/d, as in muP)"
+        severity: Severity = "warning" if large and std > 0 and math.log(std) > steep else "info"
+        faults.append(Fault(run_id, text, advice, severity, _layers(odd), "attn_logits", float(worst["relative"])))
+    return verdict(case, rows, faults, "The scores are scaled by 1/√head_size, or drawn as if they were")
+
+
+@rule(
+    code="WIR008",
+    question="Wiring",
+    measures="whether anything tells positions apart: a term of the embedding, rotation, a bias of the scores",
+    needs=f"an embedding that is a sum of tables, and {_ATTENTION} in every block",
+    unit="sources of position",
+    limit="one or more",
+    basis="derived",
+    why="Attention without positions reads a bag of words. Under a causal mask the number of visible keys still tells "
+    "where a position is; without one nothing does.",
+    advice="add a position embedding, or rotate queries and keys",
+    false_alarms="Causal models without positions on purpose (NoPE): a note.",
+    source="Kazemnejad et al. 2023, 2305.19466; Haviv et al. 2022, 2203.16634",
+    since="0.1.0",
+    about_init=False,
+    remedy=leave,
+    measure=measure_wiring,
+)
+def no_positions(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge the stacks that read tokens, of which every branch but experts is understood."""
+    faults, judged = [], False
+    for run_id, stack in stacks(rows[rows["terms"].str.contains("token")]):
+        other = ~stack["kind"].isin(["attention", "mlp"]) & (stack["site"].astype(str) != "mlp_out")
+        own = stack[(stack["kind"] == "attention") & stack["cross"].isna()]
+        if other.any() or own.empty:
+            continue
+        judged = True
+        if "position" in stack["terms"].iloc[0] or (own["rotary"] == 1).any() or (own["bias"] == 1).any():
+            continue
+        name, causal = _modules(own), bool((own["causal"] == 1).all())
+        text = f"Nothing tells positions apart: no position embedding, no rotation and no bias of the scores in {name}"
+        text += "; only the causal mask does (NoPE)" if causal else ", so the model reads a bag of words"
+        advice = f"rotate queries and keys in {name}, or add positions to the embedding"
+        advice += ", unless it is meant to do without" if causal else ""
+        severity: Severity = "info" if causal else "warning"
+        faults.append(Fault(run_id, text, advice, severity, _layers(own), "embed"))
+    if not judged:
+        return case.not_applicable(f"Needs {case.rule.needs}")
+    return verdict(case, rows, faults, "Positions are told apart")

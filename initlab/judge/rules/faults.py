@@ -1,0 +1,127 @@
+"""What the rules about wiring share: which blocks no pattern explains, and a verdict from sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from initlab.judge import SEVERITIES, Severity
+from initlab.judge.rules.base import Case, Finding
+from initlab.judge.rules.counting import seeds
+from initlab.rundir import Run
+
+_SHOWN = 3  # faults, in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wired wrongly.
+
+    Attributes:
+        run_id: of the cell.
+        text: a sentence without its full stop, with names of the model's modules.
+        advice: the line to change.
+        severity: of it.
+        layers: blocks, by number.
+        site: of what it is about.
+        measured: a number, where there is one.
+    """
+
+    run_id: str
+    text: str
+    advice: str
+    severity: Severity
+    layers: tuple[int, ...] = ()
+    site: str = ""
+    measured: float | None = None
+
+
+def measure_wiring(run: Run) -> pd.DataFrame:
+    """Every branch of every block, as the table `wiring` has it, its own module, and what the loss is taken against."""
+    rows = run.tables.wiring
+    targets = run.tables.summary.drop_duplicates("run_id").set_index("run_id")["targets"]
+    return rows.assign(targets=rows["run_id"].astype(str).map(targets.astype(str).to_dict()), inside=inside(rows))
+
+
+def inside(rows: pd.DataFrame) -> list[str]:
+    """Name the attention or MLP of each branch: of one with a norm after it, what holds its weights.
+
+    Args:
+        rows: of the table `wiring`.
+    """
+    names = []
+    for row in rows[["block", "module", "post_norm", "up", "query"]].itertuples(index=False):
+        owner = (row.up or row.query).rpartition(".")[0].rpartition(".")[0]
+        names.append(owner if row.post_norm and owner.startswith(f"{row.block}.") else row.module)
+    return names
+
+
+def stacks(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """List the stacks of every cell: (run_id, rows).
+
+    Args:
+        rows: of the table `wiring`, of one recipe.
+    """
+    for (run_id, _), group in rows.groupby(["run_id", "stack"], observed=True, sort=False):
+        yield str(run_id), group
+
+
+def unexplained(odd: Collection[int], count: int) -> bool:
+    """Tell whether blocks are the exception among their siblings, and no pattern of an architecture.
+
+    A pattern is the first blocks, several last ones, or every n-th; a third of the blocks is no exception any more.
+
+    Args:
+        odd: places of those that differ, from 0.
+        count: of all blocks.
+    """
+    places = sorted(odd)
+    if not places or count < 3 or 3 * len(places) > count or places == list(range(len(places))):
+        return False
+    if len(places) == 1:
+        return True
+    last = places == list(range(count - len(places), count))
+    return not last and not any(places == list(range(places[0], count, step)) for step in range(2, count))
+
+
+def anywhere(name: str) -> str:
+    """`layers.N.norm` of `layers.2.norm`: the module of every block.
+
+    Args:
+        name: dotted.
+    """
+    return re.sub(r"\.\d+(?=\.|$)", ".N", name)
+
+
+def verdict(case: Case, rows: pd.DataFrame, faults: Sequence[Fault], passed: str) -> Finding:
+    """Make one finding of the faults of all cells: of the worst severity, said of the first cell that has it.
+
+    Args:
+        case: the recipe before the rule.
+        rows: what was judged, with run_id and seed.
+        faults: what was found.
+        passed: the message without any.
+    """
+    if not faults:
+        return case.passed(passed)
+    severity = min((fault.severity for fault in faults), key=SEVERITIES.index)
+    worst = [fault for fault in faults if fault.severity == severity]
+    said = [fault for fault in worst if fault.run_id == worst[0].run_id]
+    texts = list(dict.fromkeys(fault.text for fault in said))
+    more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    layers = [layer for fault in said for layer in fault.layers]
+    cells = rows.drop_duplicates("run_id")
+    return case.failed(
+        "; ".join(texts[:_SHOWN]) + more,
+        severity=severity,
+        advice="; ".join(list(dict.fromkeys(fault.advice for fault in said))[:_SHOWN]),
+        site=said[0].site,
+        measured=said[0].measured,
+        layer_first=min(layers, default=None),
+        layer_last=max(layers, default=None),
+        effect=float(len(texts)),
+        **seeds(cells["run_id"].isin({fault.run_id for fault in worst}), cells["seed"]),
+    )

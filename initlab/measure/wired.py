@@ -1,0 +1,124 @@
+"""From how a model was found to be wired to rows of the table `wiring`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from initlab.anatomy.look import Anatomy
+from initlab.wiring import MLP, Attention, Block, Branch, Norm, Update, Wiring
+
+# classes that say what they are trained on; of others nothing is known
+_NEXT_TOKEN = re.compile(r"CausalLM|(?<!X)GPT|DoubleHeads")
+_ELSE = re.compile(
+    r"For[A-Z]|Masked|MLM|[Bb](ert|ERT)|Encoder|[Dd]iffusion|Denois|ViT|Vision|Classif|XLNet|XLM|Flaubert"
+)
+
+
+def wiring_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
+    """Make a row for each branch of each block, and one for a block in which none was found.
+
+    Args:
+        keys: the cell's key columns; the step isn't one of this table.
+        anatomy: of the model.
+    """
+    shared = {name: value for name, value in keys.items() if name != "step"} | {"aim": _aim(anatomy.model)}
+    rows = []
+    for number, wiring in enumerate(anatomy.seen):
+        stack = shared | {"stack": number} | _of_stack(wiring)
+        for block in wiring.blocks:
+            place = stack | {
+                "layer": block.layer,
+                "block": block.name,
+                "note": block.note,
+                "frozen": _frozen(anatomy.model, block.name),
+            }
+            rows += [place | row for row in _of_block(block)]
+    return rows
+
+
+def _aim(model: nn.Module) -> str | None:
+    name = type(model).__name__
+    if _NEXT_TOKEN.search(name):
+        return "next-token"
+    return "else" if _ELSE.search(name) else None
+
+
+def _of_stack(wiring: Wiring) -> dict[str, Any]:
+    return {
+        "terms": " ".join(term.kind for term in wiring.terms or () if term.square != 0),
+        "embed_norm": _module(wiring.embed_norm),
+        "final_norm": _module(wiring.final_norm),
+        "head": wiring.head.weight if wiring.head is not None else "",
+        "tied": int(wiring.tied),
+        "logit_scale": wiring.logit_scale,
+        "logit_cap": wiring.logit_cap,
+    }
+
+
+def _of_block(block: Block) -> Iterator[dict[str, Any]]:
+    if block.note and not any(update.keep == 0 for update in block.updates):
+        yield {"kind": "unfollowed"}
+        return
+    for number, update in enumerate(block.updates):
+        for branch in update.branches:
+            yield {"update": number} | _of_branch(update, branch)
+
+
+def _of_branch(update: Update, branch: Branch) -> dict[str, Any]:
+    row = {
+        "site": branch.site,
+        "module": branch.module,
+        "kind": "unknown",
+        "norm": _module(branch.norm),
+        "post_norm": _module(branch.post),
+        "sum_norm": _module(update.norm),
+        "keep": update.keep,
+        "scale": branch.scale,
+        "gain": branch.gain or "",
+    }
+    body = branch.body
+    if isinstance(body, Attention):
+        return row | {
+            "kind": "attention",
+            "query": body.query.weight,
+            "key": body.key.weight,
+            "causal": int(body.causal),
+            "window": body.window,
+            "score_scale": body.score_scale,
+            "head_size": body.head_size,
+            "n_head": body.n_head,
+            "n_kv_head": body.n_kv_head,
+            "rotary": int(body.rotary),
+            "bias": int(body.bias),
+            "qk_norm": _module(body.query_norm),
+            "soft_cap": body.soft_cap,
+            "cross": body.cross,
+        }
+    if isinstance(body, MLP):
+        activation = body.activation if isinstance(body.activation, str) else "function"
+        return row | {
+            "kind": "mlp",
+            "activation": activation,
+            "gated": int(body.gate is not None),
+            "up": body.up.weight,
+        }
+    return row
+
+
+def _module(norm: Norm | None) -> str:
+    """What a norm is called; one without a module of its own is there too."""
+    return "" if norm is None else norm.module or "(the model itself)"
+
+
+def _frozen(model: nn.Module, block: str) -> float:
+    """Share of a block's parameters that aren't trained; 0 of what is no module."""
+    try:
+        parameters = list(model.get_submodule(block).parameters()) if block else []
+    except AttributeError:
+        return 0.0
+    total = sum(parameter.numel() for parameter in parameters)
+    return sum(p.numel() for p in parameters if not p.requires_grad) / total if total else 0.0
