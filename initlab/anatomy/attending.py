@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from initlab.anatomy.functions import rounded
+from initlab.anatomy.graph import Op, Value
+from initlab.anatomy.heading import head_source, part_of
+from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import words
-from initlab.anatomy.trace import Op, Value
-from initlab.anatomy.walking import PARTING, Projected, copies, factor, normed, origin, projected, shifted, unscaled
+from initlab.anatomy.walking import copies, copies_of, factor, origin, shifted, unscaled
 from initlab.wiring import MLP, Attention, Linear, Norm
 
-_ROTATING = words(
-    "add sub mul neg cat stack view_as_real view_as_complex complex polar real imag flip roll addcmul getitem chunk "
-    "split tensor_split split_with_sizes unbind narrow select index_select conj"
-)
 _MASKING = words("masked_fill where maximum add sub clamp")
+
+
 _MASKED = 1e3  # rms of what is added to scores, from which on it is a mask
+
+
 SCORING = "scaled_dot_product_attention"
 
 
@@ -170,7 +172,7 @@ def _heads(
 ) -> Read:
     read = Read(score=score, mixing=mixing, product=product)
     query, key, _ = tensors
-    sources = [_head_source(each) for each in tensors]
+    sources = [head_source(each) for each in tensors]
     if any(each is None for each in sources):
         place = next(i for i, each in enumerate(sources) if each is None)
         read.why = f"what {'qkv'[place]} is made of: {met(tensors[place])}"
@@ -187,7 +189,7 @@ def _heads(
         keys = (q.matrix.linear.fan_out - width) // 2 if q.matrix.linear.fan_out > width else width
     seen = score.seen
     training = mixing.training if score is not mixing else score.training
-    linears = [_part(each, count, place) for place, (each, count) in enumerate(((q, width), (k, keys), (v, keys)))]
+    linears = [part_of(each, count, place) for place, (each, count) in enumerate(((q, width), (k, keys), (v, keys)))]
     read.body = Attention(
         query=linears[0],
         key=linears[1],
@@ -234,7 +236,7 @@ def _biased(scores: Value, product: Op) -> bool:
     while value.op is not None and value.op is not product:
         op = value.op
         added = shifted(op)
-        if added is not None and (_learned(added[1]) or 0 < added[1].rms < _MASKED):
+        if added is not None and (added[1].learned or 0 < added[1].rms < _MASKED):
             return True
         data = [each for each in op.inputs if each.data and each.floating]
         if not data:
@@ -245,36 +247,24 @@ def _biased(scores: Value, product: Op) -> bool:
     return False
 
 
-def _learned(value: Value) -> bool:
-    left, seen = [value], set()
-    while left:
-        each = left.pop()
-        if each.kind == "parameter":
-            return True
-        if each.op is not None and each not in seen:
-            seen.add(each)
-            left += each.op.inputs
-    return False
-
-
 def _dropout_of_weights(score: Op, mixing: Op) -> float:
     if score is mixing:
         given = score.argument(4, "dropout_p", 0.0)
         return float(given) if isinstance(given, int | float) else 0.0
-    return next((dropout(each.op) for each in dropped(mixing.inputs) if each.op is not None), 0.0)
+    return dropout_behind(mixing.inputs)
 
 
-def dropped(values: list[Value]) -> Iterator[Value]:
-    """List what dropout gave, on the way back through copies.
+def dropout_behind(values: Sequence[Value]) -> float:
+    """Tell the probability in force of the first dropout on the way back through copies.
 
     Args:
         values: where to begin.
     """
     for value in values:
-        while value.op is not None and value.op.inputs and copies(value.op):
-            if value.op.name == "dropout":
-                yield value
-            value = value.op.inputs[0]
+        for each in copies_of(value):
+            if each.op is not None and each.op.name == "dropout":
+                return dropout(each.op)
+    return 0.0
 
 
 def dropout(op: Op) -> float:
@@ -287,101 +277,6 @@ def dropout(op: Op) -> float:
         return 0.0
     p = op.argument(1, "p", 0.5)
     return float(p) if isinstance(p, int | float) else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _HeadSource:
-    matrix: Projected
-    norm: Norm | None
-    scale: float
-    rotated: bool
-    parted: bool
-
-
-def _head_source(value: Value) -> _HeadSource | None:
-    """From q, k or v as they enter back to the matrix: copies, numbers, a norm, rotations and parts in any order."""
-    norm, scale, rotated, parted = None, 1.0, False, False
-    for _ in range(64):
-        found = projected(value)
-        if found is not None:
-            return _HeadSource(found, norm, scale, rotated, parted)
-        op = value.op
-        if op is None:
-            return None
-        if copies(op):
-            value = op.inputs[0]
-            continue
-        times = factor(op)
-        if times is not None and times.vector is None:
-            scale, value = scale * times.number, times.value
-            continue
-        between = normed(value)
-        if between is not None:
-            if norm is not None:
-                return None
-            norm, value, scale = between.norm, between.source, scale
-            continue
-        if op.name in PARTING and projected(origin(op.inputs[0])) is not None:
-            value, parted = op.inputs[0], True
-            continue
-        turned = _rotation(value)
-        if turned is None:
-            return None
-        value, by, whole = turned
-        rotated = rotated or whole
-        scale *= by
-    return None
-
-
-def _rotation(value: Value) -> tuple[Value, float, bool] | None:
-    """The one tensor that was rotated by position: (it, what its size was changed by, whether anything was multiplied).
-
-    None where two tensors, or something learned, had a part in it.
-    """
-    found: dict[Value, None] = {}
-    left, seen, turned = [value], {value}, False
-    while left:
-        each = left.pop()
-        op = each.op
-        if op is None:
-            return None
-        if each is not value and (projected(each) is not None or normed(each) is not None):
-            found[each] = None
-            continue
-        if not (copies(op) or op.name in _ROTATING):
-            return None
-        given = [one for one in op.inputs if one.data and one.floating and one.numel]
-        if op.name == "mul":
-            if len(given) != 1:
-                return None
-            turned = turned or (factor(op) is None and not _still(op))
-        for one in given:
-            if one not in seen:
-                seen.add(one)
-                left.append(one)
-    if len(found) != 1:
-        return None
-    (source,) = found
-    before, after = source.rms, value.rms
-    by = 1.0
-    if source.numel == value.numel and before > 0 and after > 0 and abs(after / before - 1) > 0.02:
-        by = after / before
-    return source, by, turned
-
-
-def _still(op: Op) -> bool:
-    """It multiplies with nothing but ones, or nothing but zeros: the cosine and sine of no angle."""
-    tables = [each for each in op.inputs if not each.data]
-    return all(each.rms == 0 or abs(each.rms - 1) < 1e-6 for each in tables)
-
-
-def _part(source: _HeadSource, count: int, place: int) -> Linear:
-    """The part of a matrix that gives `count` features; of three fused ones the place-th."""
-    linear = source.matrix.linear
-    if not source.parted and linear.fan_out <= count:
-        return linear
-    start = 0 if place == 0 else linear.fan_out - (3 - place) * count
-    return replace(linear, start=max(start, 0), fan_out=count, fused=linear.fan_out)
 
 
 def normed_input(value: Value, base: Value) -> tuple[Norm | None, Value, Value]:

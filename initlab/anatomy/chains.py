@@ -1,6 +1,6 @@
 """Residual streams in a trace: chains of sums, each of an earlier state and something computed from it.
 
-A sum x + f(x) belongs to a stream when f mixes features (see `initlab.anatomy.trace.MIXING`) and x, but for a factor,
+A sum x + f(x) belongs to a stream when f mixes features (see `initlab.anatomy.graph.MIXING`) and x, but for a factor,
 a norm or a function of each element, is the state before. Nothing is fitted, and nothing is read from names.
 """
 
@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from initlab.anatomy.graph import Op, Trace, Value
+from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import words
-from initlab.anatomy.trace import Op, Trace, Value
-from initlab.anatomy.walking import UNARY, copies, factor, normed, origin, shifted
+from initlab.anatomy.walking import UNARY, copies, factor, origin, shifted
 
 _MOVING = words("getitem chunk split cat index_select roll")
 
@@ -67,11 +68,6 @@ class Chain:
     """Updates of one stream, in order."""
 
     sums: list[Sum]
-
-    @property
-    def start(self) -> Value:
-        """The state before the first update."""
-        return self.sums[0].base
 
     @property
     def end(self) -> Value:
@@ -212,9 +208,7 @@ def _back(value: Value, scale: float) -> Iterator[_Step]:
             value, plain, scale = norm.source, False, 1.0
         elif added is not None:
             value = added[0]
-        elif (op.name in UNARY and op.inputs) or (
-            op.name in ("getitem", "chunk", "split", "cat", "index_select", "roll") and op.inputs
-        ):
+        elif op.name in UNARY | _MOVING and op.inputs:
             value, plain = op.inputs[0], False
         else:
             return

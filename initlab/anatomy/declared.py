@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from torch import nn
 
+from initlab.anatomy.graph import Trace
 from initlab.anatomy.names import nearest
 from initlab.anatomy.sites import Tap
 from initlab.anatomy.stream import Block, Stack
-from initlab.anatomy.trace import Trace
 from initlab.anatomy.walking import copies_of
 from initlab.errors import SiteError
 from initlab.schema import SITES

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from initlab.anatomy.graph import Value
 from initlab.anatomy.operations import words
-from initlab.anatomy.trace import Value
 from initlab.anatomy.walking import copies
 
 Array = NDArray[np.float64]

@@ -43,7 +43,6 @@ _SAME = {
     "clip": "clamp",
     "absolute": "abs",
     "negative": "neg",
-    "square_": "square",
 }
 
 
@@ -118,23 +117,24 @@ class Counts:
         for _, counts in self.entered:
             counts[name] += 1
 
+    def enter(self, name: str) -> None:
+        """Begin to count in a module, by its dotted name."""
+        self.entered.append((name, Counter()))
+
+    def leave(self, name: str) -> None:
+        """End it, and what was entered in it and never left, as a module whose error was caught."""
+        while self.entered and self.entered.pop()[0] != name:
+            pass
+
     @contextmanager
     def following(self, modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
         """Keep `entered` while a model runs; modules by dotted name."""
         handles = []
 
-        def enter(name: str, module: nn.Module, args: Any) -> None:
-            self.entered.append((name, Counter()))
-
-        def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
-            # a module that raised inside a caught error is left with the one around it
-            while self.entered and self.entered.pop()[0] != name:
-                pass
-
         try:
             for name, module in modules:
-                handles.append(module.register_forward_pre_hook(lambda m, a, n=name: enter(n, m, a), prepend=True))
-                handles.append(module.register_forward_hook(lambda m, a, o, n=name: leave(n, m, a, o)))
+                handles.append(module.register_forward_pre_hook(lambda *_, n=name: self.enter(n), prepend=True))
+                handles.append(module.register_forward_hook(lambda *_, n=name: self.leave(n)))
             yield
         finally:
             self.entered.clear()

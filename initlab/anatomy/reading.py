@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from initlab.anatomy.attending import Read, dropout, dropped, met, normed_input, read_attention
+from initlab.anatomy.attending import Read, dropout_behind, met, normed_input, read_attention
 from initlab.anatomy.functions import function_of, leaves
-from initlab.anatomy.trace import Op, Value
-from initlab.anatomy.walking import PARTING, Projected, copies, normed, origin, projected, unscaled
+from initlab.anatomy.graph import Op, Value
+from initlab.anatomy.norming import normed
+from initlab.anatomy.walking import PARTING, Projected, copies, origin, projected, unscaled
 from initlab.wiring import MLP, Activation, Attention, Linear
 
 
@@ -85,7 +86,7 @@ def _mlp(h: Value, out: Linear, base: Value) -> Read | None:
     if activation is None:
         return Read(why=f"the function of {met(h)}")
     norm, source, result = normed_input(matrix.source, base)
-    body = MLP(up=matrix.linear, out=out, activation=activation, dropout=_dropouts(h))
+    body = MLP(up=matrix.linear, out=out, activation=activation, dropout=dropout_behind([h]))
     return Read(body, norm, source, {"ln": result, "mlp_pre": leaf})
 
 
@@ -153,7 +154,3 @@ def _matrix_of(value: Value) -> Projected | None:
     if found is None and value.op is not None and value.op.name in PARTING and not copies(value.op):
         return projected(origin(value.op.inputs[0]))
     return found
-
-
-def _dropouts(value: Value) -> float:
-    return next((dropout(each.op) for each in dropped([value]) if each.op is not None), 0.0)

@@ -77,8 +77,9 @@ class _Placer:
         if len({(each, part) for _, each, part in parts}) == 1:  # all alike: no need to tell them apart
             parts = ()
         module = decided.modules[name.rpartition(".")[0]]
-        gain = role == Role.NORM_GAIN
-        offset = asking.gain_offset(module) if gain and asking.kind(module) == "norm" else 0.0
+        offset = 0.0
+        if role == Role.NORM_GAIN:
+            offset = self.wired.offsets[name] if name in self.wired.offsets else _asked_offset(module)
         return Parameter(
             name=name,
             role=role,
@@ -87,7 +88,7 @@ class _Placer:
             stack=home.path if home else "",
             parts=parts,
             axis=next((i for i, size in enumerate(parameter.shape) if size == divided), 0) if parts else 0,
-            offset=self.wired.offsets.get(name, offset) if gain else 0.0,
+            offset=offset,
             padding_row=decided.tables[name].padding_idx if name in decided.tables else None,
             kept=name in decided.kept,
         )
@@ -130,6 +131,10 @@ class _Placer:
             return decided.matrix[name].fan_in, decided.matrix[name].fan_out
         fans = stacks.linear_fans(decided.modules[name.rpartition(".")[0]]) if name.endswith("weight") else None
         return fans or (parameter.shape[-1], parameter.shape[-2])
+
+
+def _asked_offset(module: nn.Module) -> float:
+    return asking.gain_offset(module) if asking.kind(module) == "norm" else 0.0
 
 
 def _levels(stack: Container, decided: Decided) -> list[int]:

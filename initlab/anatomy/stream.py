@@ -7,7 +7,7 @@ isn't so is reported as unverified; nothing is guessed from names.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -15,9 +15,11 @@ from torch import nn
 
 from initlab.anatomy.attending import Read
 from initlab.anatomy.chains import Chain, Sum, Term, find_chains
+from initlab.anatomy.graph import Op, Place, Trace, Value
+from initlab.anatomy.homes import Homes, around, common, prefixes
+from initlab.anatomy.norming import normed
 from initlab.anatomy.reading import read_body
-from initlab.anatomy.trace import Op, Place, Trace, Value
-from initlab.anatomy.walking import copies_of, factor, normed, origin, parameter_of, settled, unscaled
+from initlab.anatomy.walking import copies_of, factor, origin, settled, unscaled
 
 UNLIKE = "the block's output isn't its input plus what its modules gave"
 
@@ -131,142 +133,45 @@ def find_stacks(model: nn.Module, trace: Trace, declared: Mapping[str, Sequence[
         trace: of a pass of it.
         declared: name of a stack -> its blocks, where the caller knows them; kept even if nothing can be verified.
     """
-    chains = find_chains(trace)
+    chains, homes = find_chains(trace), Homes(model)
     if declared is not None:
-        members = {block: name for name, blocks in declared.items() for block in blocks}
-        homes = {name: [each for chain in chains for each in chain.sums] for name in declared}
-        stacks = [_stack(trace, name, members, sums, list(declared[name])) for name, sums in homes.items()]
+        members = {block for blocks in declared.values() for block in blocks}
+        sums = [each for chain in chains for each in chain.sums]
+        stacks = [_stack(trace, homes, name, members, sums, blocks) for name, blocks in declared.items()]
         for stack in stacks:
             _settle_norm(trace, stack)
         return stacks
-    members = _members(model)
     grouped: dict[str, list[Sum]] = defaultdict(list)
     loose: list[Chain] = []
     for chain in chains:
-        home = _home(model, chain, members)
+        home = homes.of(chain)
         if home is None:
             loose.append(chain)
         else:
             grouped[home] += chain.sums
     found = []
     for name, sums in grouped.items():
-        inside = dict.fromkeys(_parts(model, name, sums, members), name)
-        whole = [path for path, around in members.items() if around == name and _is_block(model.get_submodule(path))]
-        stack = _stack(trace, name, inside, sums, whole if set(whole) & set(inside) else [])
+        inside, whole = set(homes.parts(name, sums)), homes.whole(name)
+        stack = _stack(trace, homes, name, inside, sums, [] if inside.isdisjoint(whole) else whole)
         if any(block.verified or block.replaced for block in stack.blocks):
             found.append(stack)
-    found += [one for chain in loose if (one := _loose(trace, chain, model))]
+    found += [one for chain in loose if (one := _loose(trace, homes, chain))]
     for stack in found:
         _settle_norm(trace, stack)
     first = {id(stack): min((b.start.index for b in stack.blocks if b.start), default=0) for stack in found}
     return sorted(found, key=lambda stack: first[id(stack)])
 
 
-def _members(model: nn.Module) -> dict[str, str]:
-    """What could be a block, by dotted name -> what holds it: members of lists, and children of one class."""
-    found: dict[str, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        children = [
-            (f"{name}.{key}" if name else key, child) for key, child in module._modules.items() if child is not None
-        ]
-        if isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
-            found |= {path: name for path, child in children if any(True for _ in child.parameters())}
-            continue
-        classes: dict[type, list[str]] = defaultdict(list)
-        for path, child in children:
-            if _is_block(child) and not isinstance(child, nn.ModuleList | nn.ModuleDict):
-                classes[type(child)].append(path)
-        found |= {path: name for paths in classes.values() if len(paths) > 1 for path in paths}
-    return found
-
-
-def _is_block(module: nn.Module) -> bool:
-    """Blocks hold two modules or more with weights of their own (norm, projection)."""
-    return sum(1 for part in module.modules() if any(True for _ in part.parameters(recurse=False))) >= 2
-
-
-def _prefixes(name: str) -> Iterator[str]:
-    """a, a.b, a.b.c of a.b.c."""
-    steps = name.split(".")
-    for count in range(1, len(steps) + 1):
-        yield ".".join(steps[:count])
-
-
-def used(term: Term, base: Value) -> list[str]:
-    """Names of the parameters with which a branch computes what it adds from the stream.
-
-    Args:
-        term: what is added.
-        base: the stream that it is computed from.
-    """
-    names: dict[str, None] = {}
-    seen: set[Value] = set()
-    left = [term.value]
-    while left:
-        value = left.pop()
-        if value in seen or value is base or value.op is None or not value.mixes(base):
-            continue
-        seen.add(value)
-        for given in value.op.inputs:
-            if given.data:
-                left.append(given)
-            elif known := parameter_of(given):
-                names[known[0]] = None
-    return list(names)
-
-
-def _around(each: Sum) -> Iterator[str]:
-    """Names of the modules that a sum is made in, and of what these are in, outermost first."""
-    op = each.terms[0].op
-    for module, _ in () if op is None else op.within:
-        yield from _prefixes(module)
-
-
-def _home(model: nn.Module, chain: Chain, members: Mapping[str, str]) -> str | None:
-    """The container that a stream's blocks are in: the outermost with several of them."""
-    places: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for each in chain.sums:
-        here = {path for term in each.terms for name in used(term, each.base) for path in _prefixes(name)}
-        around = set(_around(each))
-        held = {members[path] for path in around & members.keys()}
-        here = around | {path for path in here if members.get(path) not in held}
-        for path in here & members.keys():
-            places[members[path]][path] += 1
-    several = {name: inside for name, inside in places.items() if len(inside) > 1 or _is_list(model, name)}
-    if not several:
-        return None
-    most = max(sum(inside.values()) for inside in several.values())
-    return min((n for n, inside in several.items() if sum(inside.values()) == most), key=lambda n: (n.count("."), n))
-
-
-def _is_list(model: nn.Module, name: str) -> bool:
-    return isinstance(model.get_submodule(name), nn.ModuleList | nn.Sequential)
-
-
-def _parts(model: nn.Module, name: str, sums: Sequence[Sum], members: Mapping[str, str]) -> list[str]:
-    """The blocks of a container; where its members hold several blocks each (stages), those."""
-    outer = [path for path, around in members.items() if around == name]
-    inner: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for each in sums:
-        here = {path for term in each.terms for n in used(term, each.base) for path in _prefixes(n)}
-        member = next((path for path in outer if path in here), None)
-        for path in here & members.keys():
-            if member and path.startswith(f"{member}.") and members[path].startswith(member):
-                inner[member][path] += 1
-    lists = {m: {p: n for p, n in inside.items() if n >= 2} for m, inside in inner.items()}
-    if lists and all(len(inside) >= 2 for inside in lists.values()) and len(lists) == len(inner):
-        return [path for inside in lists.values() for path in inside]
-    return outer
-
-
-def _stack(trace: Trace, name: str, members: Mapping[str, str], sums: Sequence[Sum], whole: Sequence[str]) -> Stack:
+def _stack(
+    trace: Trace, homes: Homes, name: str, members: Collection[str], sums: Sequence[Sum], whole: Sequence[str]
+) -> Stack:
     """Put the updates into the blocks that their parameters are in."""
     owned: dict[str, list[Sum]] = {path: [] for path in whole}
     last = ""
     for each in sums:
         # the sum's own place first: a module that blocks share has its parameters under the first one's name
-        here = [p for p in _around(each) if p in members]
-        here = here or [p for t in each.terms for n in used(t, each.base) for p in _prefixes(n) if p in members]
+        here = [p for p in around(each) if p in members]
+        here = here or [p for n in homes.names(each) for p in prefixes(n) if p in members]
         path = here[0] if here else last
         if path:
             owned.setdefault(path, []).append(each)
@@ -375,15 +280,11 @@ def _inside(block: str, op: Op | None) -> tuple[str, str]:
     return (inside[0], inside[-1]) if inside else (block, block)
 
 
-def _loose(trace: Trace, chain: Chain, model: nn.Module) -> Stack | None:
+def _loose(trace: Trace, homes: Homes, chain: Chain) -> Stack | None:
     """A stream whose blocks stand in no list: one module used again and again, or updates written out one by one."""
     if len(chain.sums) < 2:
         return None
-    homes = []
-    for each in chain.sums:
-        modules = [name.rpartition(".")[0] for term in each.terms for name in used(term, each.base)]
-        homes.append(_common(modules))
-    whole = _common(homes)
+    whole = common([common([name.rpartition(".")[0] for name in homes.names(each)]) for each in chain.sums])
     if whole and Place(whole, "in", 1) in trace.at:
         return Stack(whole, [_block(trace, whole, chain.sums)], chain.end)
     blocks = []
@@ -392,19 +293,6 @@ def _loose(trace: Trace, chain: Chain, model: nn.Module) -> Stack | None:
         block.writes = [_write("", term) for term in each.terms]
         blocks.append(block)
     return Stack("", blocks, chain.end)
-
-
-def _common(names: Sequence[str]) -> str:
-    """The longest dotted name that all are in, or are."""
-    if not names:
-        return ""
-    steps = [name.split(".") for name in names]
-    kept = []
-    for places in zip(*steps, strict=False):
-        if len(set(places)) > 1:
-            break
-        kept.append(places[0])
-    return ".".join(kept)
 
 
 def _settle_norm(trace: Trace, stack: Stack) -> None:

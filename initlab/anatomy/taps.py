@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from initlab.anatomy.attending import SCORING, dropout, factors_of
+from initlab.anatomy.graph import Op, Place, Trace, Value
+from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import Operation
 from initlab.anatomy.sites import HeadTap, Tap
 from initlab.anatomy.stream import Block, Stack
-from initlab.anatomy.trace import Op, Place, Trace, Value
-from initlab.anatomy.walking import copies_of, normed, origin
+from initlab.anatomy.walking import copies_of, origin
 from initlab.anatomy.wirings import Branching, Reading
 from initlab.wiring import Attention
 

@@ -1,27 +1,22 @@
-"""What one pass of a model did: its tensors, the operations between them, and the modules around these.
-
-No tensor is kept: a value remembers its shape, where it came from, its root mean square, and a number if it is one.
-"""
+"""Listening to one pass of a model, and writing down what it does."""
 
 from __future__ import annotations
 
 import math
 import warnings
 import weakref
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from initlab.anatomy.operations import Listening, Operation, operation_name, words
-from initlab.anatomy.tensors import floats
-
-Where = Literal["in", "out"]
+from initlab.anatomy.graph import MIXING, Op, Place, Seen, Trace, Value, Where
+from initlab.anatomy.operations import Counts, Listening, operation_name, words
+from initlab.anatomy.tensors import floats, tensors
 
 # what is asked of a tensor, and gives none
 _ASKED = words(
@@ -31,166 +26,12 @@ _ASKED = words(
     "names len bool int retain_grad register_hook _version _base is_mps is_mkldnn is_xla is_inference "
     "result_type hash repr str format contains is_tensor output_nr"
 )
-# after these a feature is a mixture of others: what a skip connection never passes
-MIXING = words(
-    "linear matmul addmm baddbmm addbmm einsum bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
-    "convolution scaled_dot_product_attention lstm gru rnn_tanh rnn_relu fft rfft irfft ifft cumsum grouped_mm "
-    "flex_attention opaque avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d embedding_bag tensordot inner "
-    "outer multi_dot chain_matmul _grouped_mm"
-)
+
 
 _FEW = 64  # elements of a tensor that may stand for a number, as a mask of sequences that keeps all
+
+
 _SMALL = 1 << 16  # elements of a parameter or buffer whose root mean square is taken: gains, gates, position tables
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor was seen: entering (`in`) or leaving (`out`) the call-th use of a module."""
-
-    module: str
-    where: Where
-    call: int = 0
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Value:
-    """A tensor of the pass.
-
-    Attributes:
-        index: its number, in the order of the pass.
-        shape: of the tensor.
-        floating: whether it holds floating-point or complex numbers.
-        op: what gave it; None for a parameter, a buffer, an input, or a constant.
-        kind: where it came from if `op` is None.
-        name: dotted name of a parameter or buffer.
-        output: its place among what `op` gave.
-        before: bits of the values it was computed from, itself included.
-        mixed: bits of those that it was computed from through a MIXING operation.
-        number: the one that every element is, of a tensor that no input had a part in; None of learned ones but single
-            elements, and of large ones.
-        data: an input of the model had a part in it.
-        learned: a parameter had a part in it.
-        constant: of indices into a table: they are all the same.
-        rms: root mean square; NaN where it wasn't taken.
-    """
-
-    index: int
-    shape: tuple[int, ...]
-    floating: bool
-    op: Op | None = None
-    kind: Literal["op", "parameter", "buffer", "input", "constant"] = "constant"
-    name: str = ""
-    output: int = 0
-    before: int = 0
-    mixed: int = 0
-    number: float | None = None
-    data: bool = False
-    learned: bool = False
-    constant: bool = False
-    rms: float = math.nan
-
-    def __repr__(self) -> str:
-        return f"<{self.name or (self.op.name if self.op else self.kind)} {self.index}>"
-
-    def after(self, other: Value) -> bool:
-        """Whether it was computed from the other, or is the other."""
-        return bool(self.before >> other.index & 1)
-
-    def mixes(self, other: Value) -> bool:
-        """Whether it was computed from the other through a MIXING operation."""
-        return bool(self.mixed >> other.index & 1)
-
-    @property
-    def numel(self) -> int:
-        """Elements."""
-        return math.prod(self.shape)
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Op:
-    """One operation.
-
-    Attributes:
-        name: see `initlab.anatomy.operations.operation_name`.
-        function: what was called.
-        inputs: every tensor that it was given, in order, lists opened.
-        args: positional arguments, with Values for tensors.
-        kwargs: keyword arguments, likewise.
-        within: the modules around it, outermost first: (dotted name, ordinal of this call of the operation in it).
-        outputs: the tensors that it gave.
-        training: whether the innermost module is in train mode.
-        seen: of an attention: rows of what it sees, see `_visible`.
-    """
-
-    name: str
-    function: Any
-    inputs: list[Value]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    within: tuple[tuple[str, int], ...]
-    outputs: list[Value] = field(default_factory=list)
-    training: bool = False
-    seen: Seen | None = None
-
-    def __repr__(self) -> str:
-        return f"<{self.name} in {self.module or 'the model'}>"
-
-    @property
-    def module(self) -> str:
-        """Dotted name of the innermost module around it."""
-        return self.within[-1][0] if self.within else ""
-
-    def argument(self, place: int, name: str, otherwise: Any = None) -> Any:
-        """Get an argument by position or name."""
-        return self.args[place] if len(self.args) > place else self.kwargs.get(name, otherwise)
-
-    def tap(self, owners: Collection[str], value: Value | None = None) -> tuple[str, Operation] | None:
-        """Tell where to find one of its inputs again, or without one its output: (module, operation).
-
-        Args:
-            owners: modules by which a call may be told, as they are used once.
-            value: the input.
-        """
-        around = [each for each in self.within if each[0] in owners]
-        if not around:
-            return None
-        module, ordinal = around[-1]
-        if value is None:
-            return module, Operation(self.name, ordinal)
-        given = [each for each in self.inputs if each.floating]
-        place = next((i for i, each in enumerate(given) if each is value), None)
-        return None if place is None else (module, Operation(self.name, ordinal, place))
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the rows of an attention see, and whether something that differs from key to key is added to its scores."""
-
-    causal: bool
-    whole: bool  # every row sees every key
-    window: int | None
-    bias: bool
-
-
-class Trace:
-    """Everything that one pass did, in order."""
-
-    def __init__(self) -> None:
-        self.values: list[Value] = []
-        self.ops: list[Op] = []
-        self.places: dict[Value, list[Place]] = defaultdict(list)
-        self.at: dict[Place, Value] = {}
-        self.order: dict[str, int] = {}  # of the first use of each module
-        self.outputs: list[Value] = []
-        self.parameters: dict[str, Value] = {}
-
-    def readers(self) -> dict[Value, list[Op]]:
-        """List the operations that are given each value."""
-        found: dict[Value, list[Op]] = defaultdict(list)
-        for op in self.ops:
-            for value in dict.fromkeys(op.inputs):
-                found[value].append(op)
-        return found
 
 
 def traced(model: nn.Module, forward: Callable[[], Any]) -> Trace:
@@ -222,7 +63,7 @@ class _Listener(Listening):
             self._named[id(buffer)] = ("buffer", name)
         for name, parameter in model.named_parameters():
             self._named[id(parameter)] = ("parameter", name)
-        self._stack: list[tuple[str, Counter[str]]] = []
+        self._counts = Counts()
         self._calls: Counter[str] = Counter()
         self._norms: list[tuple[Value, Tensor]] = []
         self._sized: set[Value] = set()
@@ -237,8 +78,7 @@ class _Listener(Listening):
         with torch._C.DisableTorchFunction():  # what is asked here is nobody's business
             inputs: list[Value] = []
             template = self._swapped(args, inputs), self._swapped(kwargs, inputs)
-            for _, counts in self._stack:
-                counts[name] += 1
+            self._counts.count(name)
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             self._note_op(name, func, args, kwargs, inputs, template, result)
@@ -259,7 +99,7 @@ class _Listener(Listening):
         if not given and not changed:
             return
         op = Op(name, func, inputs, template[0], template[1], self._within(name))
-        op.training = bool(self._stack) and self._modes.get(self._stack[-1][0], False)
+        op.training = bool(op.within) and self._modes.get(op.module, False)
         self.trace.ops.append(op)
         if changed:
             given = [args[0]]
@@ -275,13 +115,13 @@ class _Listener(Listening):
             self._look_at_constants(inputs, args, kwargs)
         self._look_at_mask(op, args, kwargs, given)
         if name == "embedding" and len(inputs) == 2:
-            ids = next(t for t in _tensors((args, kwargs)) if not t.is_floating_point())
+            ids = next(t for t in tensors((args, kwargs)) if not t.is_floating_point())
             value = self.value(ids)
             value.constant = not value.data and ids.numel() > 0 and bool((ids == ids.flatten()[0]).all())
 
     def _look_at_constants(self, inputs: list[Value], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the size of what is made in the pass, though of no input: rotary tables, sinusoids."""
-        for value, tensor in zip(inputs, _tensors((args, kwargs)), strict=False):
+        for value, tensor in zip(inputs, tensors((args, kwargs)), strict=False):
             made = value.op is not None and not value.data and value.floating and 1 < value.numel <= _SMALL
             if made and value not in self._sized and _readable(tensor):
                 self._sized.add(value)
@@ -292,7 +132,7 @@ class _Listener(Listening):
         return entry is not None and entry[0]() is tensor and entry[2] == _version(tensor)
 
     def _within(self, name: str) -> tuple[tuple[str, int], ...]:
-        return tuple((module, counts[name] - 1) for module, counts in self._stack)
+        return tuple((module, counts[name] - 1) for module, counts in self._counts.entered)
 
     def _swapped(self, given: Any, inputs: list[Value]) -> Any:
         if isinstance(given, Tensor):
@@ -327,7 +167,6 @@ class _Listener(Listening):
         kind, name = self._named.get(id(tensor), ("constant", ""))
         value = self._note(tensor, None, kind, name)
         if kind == "parameter":
-            self.trace.parameters[name] = value
             value.learned = True
         value.number = _number(tensor, value)
         if value.number is None and value.floating and tensor.numel() <= _SMALL and _readable(tensor):
@@ -394,20 +233,19 @@ class _Listener(Listening):
     def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with torch._C.DisableTorchFunction():
             self.trace.order.setdefault(name, len(self.trace.order))
-            if not self._stack:
-                for tensor in _tensors((args, kwargs)):
+            if not self._counts.entered:
+                for tensor in tensors((args, kwargs)):
                     if not name or self.known(tensor) is None:
                         value = self._note(tensor, None, "input", "")
                         value.data = True
             self._put(name, "in", (*args, *kwargs.values()))
-            self._stack.append((name, Counter()))
+            self._counts.enter(name)
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         with torch._C.DisableTorchFunction():
-            while self._stack and self._stack.pop()[0] != name:
-                pass
-            given = [value for tensor in _tensors((args, kwargs)) if (value := self.known(tensor))]
-            for place, tensor in enumerate(_tensors(output)):
+            self._counts.leave(name)
+            given = [value for tensor in tensors((args, kwargs)) if (value := self.known(tensor))]
+            for place, tensor in enumerate(tensors(output)):
                 if self.known(tensor) is None and id(tensor) not in self._named:  # below Python
                     op = Op("opaque", None, given, (), {}, (*self._within("opaque"), (name, 0)))
                     self.trace.ops.append(op)
@@ -432,17 +270,6 @@ class _Listener(Listening):
         for op, counts, (rows, keys) in self._masks:
             op.seen = _as_seen(counts.tolist(), rows, keys)
         self._norms, self._masks, self._values = [], [], {}
-
-
-def _tensors(given: Any) -> Iterator[Tensor]:
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, dict):
-        for each in given.values():
-            yield from _tensors(each)
-    elif isinstance(given, tuple | list):
-        for each in given:
-            yield from _tensors(each)
 
 
 def _readable(tensor: Tensor) -> bool:

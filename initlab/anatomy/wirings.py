@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from initlab.anatomy.attending import Read, dropout
 from initlab.anatomy.chains import Sum, Term
+from initlab.anatomy.ends import embedding, with_head
 from initlab.anatomy.functions import rounded
+from initlab.anatomy.graph import Trace, Value
+from initlab.anatomy.norming import normed
 from initlab.anatomy.reading import read_body
 from initlab.anatomy.stream import Block, Stack, Write
-from initlab.anatomy.trace import Trace, Value
 from initlab.anatomy.walking import (
-    Projected,
     copies,
     factor,
-    normed,
     origin,
     parameter_of,
-    projected,
     settled,
     shifted,
     unscaled,
 )
 from initlab.wiring import MLP, Attention, Branch, Norm, Update, Wiring
 from initlab.wiring import Block as Wired
-from initlab.wiring import Term as Summand
 
 
 @dataclass(slots=True)
@@ -112,7 +108,7 @@ def _read_stack(trace: Trace, stack: Stack, before: Sequence[Stack], first: int,
         dropout=drop,
         unknown=tuple(_sentences(unknown)),
     )
-    wiring, head = _with_head(trace, stack, inside, wiring)
+    wiring, head = with_head(trace, stack, inside, wiring)
     return Reading(wiring if whole else None, wiring, branches, head if whole else None)
 
 
@@ -272,141 +268,3 @@ def _crossed(source: Value, before: Sequence[Stack]) -> int | None:
         if any(end is not None and origin(end) is origin(source) for end in ends):
             return number
     return None
-
-
-# where a stream begins
-
-
-def embedding(start: Value) -> tuple[tuple[Summand, ...] | None, Norm | None, float, float]:
-    """Read the sum that a stream begins with.
-
-    Returns:
-        its terms (None where it isn't such a sum), the norm of it, what it is multiplied with, the dropout in force.
-    """
-    norm, scale, drop, value = None, 1.0, 0.0, start
-    while value.op is not None:
-        op = value.op
-        drop = drop or dropout(op)
-        times = factor(op)
-        if copies(op):
-            value = op.inputs[0]
-        elif times is not None and times.vector is None:
-            scale, value = scale * times.number, times.value
-        elif norm is None and (found := normed(value)) is not None:
-            norm, value, scale = replace(found.norm, scale=found.norm.scale * scale), found.source, 1.0
-        else:
-            break
-    terms: list[Summand] = []
-    for part, by in _summands(value):
-        term = _summand(part, by)
-        if term is None:
-            return None, norm, scale, drop
-        terms.append(term)
-    return (tuple(terms) if any(term.kind == "token" for term in terms) else None), norm, scale, drop
-
-
-def _summands(value: Value) -> Iterator[tuple[Value, float]]:
-    left = [(value, 1.0)]
-    while left:
-        value, scale = left.pop()
-        op = value.op
-        times = factor(op)
-        if op is not None and op.name == "add" and sum(isinstance(each, Value) for each in op.args[:2]) == 2:
-            left += [(each, scale) for each in reversed(op.args[:2])]
-        elif op is not None and copies(op):
-            left.append((op.inputs[0], scale))
-        elif times is not None and times.vector is None:
-            left.append((times.value, scale * times.number))
-        else:
-            yield value, scale
-
-
-def _summand(value: Value, scale: float) -> Summand | None:
-    op = value.op
-    if (op is not None and op.name == "embedding") or (op is not None and op.name == "getitem" and len(op.inputs) == 2):
-        table, ids = op.inputs if op.name == "getitem" else (op.argument(1, "weight"), op.argument(0, "input"))
-        known = parameter_of(table)
-        if known is None:
-            return Summand(kind="position", weight=None, scale=scale, square=_square(value)) if not ids.data else None
-        given = origin(ids).kind == "input"
-        kind: Literal["token", "position", "constant"] = "token" if given else "position"
-        if ids.constant:
-            kind = "constant"
-        return Summand(kind=kind, weight=known[0], scale=rounded(scale * known[1]))
-    if value.data:
-        return None
-    known = parameter_of(value)
-    if known is not None:
-        many = len(value.shape) >= 2 and value.shape[-2] > 1
-        return Summand(kind="position" if many else "constant", weight=known[0], scale=rounded(scale * known[1]))
-    square = _square(value)
-    return None if square is None else Summand(kind="position", weight=None, scale=scale, square=square)
-
-
-def _square(value: Value) -> float | None:
-    return value.rms**2 if math.isfinite(value.rms) else None
-
-
-# what reads it last
-
-
-def _with_head(trace: Trace, stack: Stack, inside: Collection[str], wiring: Wiring) -> tuple[Wiring, Value | None]:
-    """Add the final norm and the head, where a matrix outside all blocks reads the last state; and give the logits."""
-    if stack.final is not None and (found := normed(stack.final)) is not None:
-        wiring = replace(wiring, final_norm=found.norm)
-    end = stack.final if stack.final is not None else stack.last
-    best: tuple[Projected, Value, float, float | None] | None = None
-    for op in trace.ops:
-        head = projected(op.outputs[0]) if op.outputs and end is not None else None
-        if head is None or end is None or any(module in inside for module, _ in op.within):
-            continue
-        source, scale = _multiple(head.source, origin(end))
-        if source is origin(end):
-            value, logit_scale, cap = _onwards(trace, head.result, scale)
-            if any(out.after(value) and not out.mixes(value) for out in trace.outputs):  # nothing comes behind it
-                best = head, value, logit_scale, cap
-    if best is None:
-        return wiring, None
-    head, logits, logit_scale, cap = best
-    tokens = {term.weight for term in wiring.terms or () if term.kind == "token"}
-    wiring = replace(
-        wiring,
-        head=head.linear,
-        tied=head.linear.weight in tokens,
-        logit_scale=rounded(logit_scale),
-        logit_cap=cap,
-    )
-    return wiring, logits
-
-
-def _multiple(value: Value, of: Value) -> tuple[Value, float]:
-    """Walk back through numbers, until a tensor."""
-    scale = 1.0
-    while origin(value) is not of:
-        inner = origin(value)
-        times = factor(inner.op)
-        if inner.op is not None and inner.op.name in ("getitem", "index_select", "select") and inner.op.inputs[0].data:
-            value = inner.op.inputs[0]  # the last positions alone
-            continue
-        if times is None or times.vector is not None:
-            break
-        value, scale = times.value, scale * times.number
-    return origin(value), scale
-
-
-def _onwards(trace: Trace, value: Value, scale: float) -> tuple[Value, float, float | None]:
-    """From what the head gives to the logits: through numbers and a soft cap."""
-    before = None
-    readers = trace.readers()
-    for _ in range(16):
-        nexts = [op for op in readers.get(value, []) if op.outputs and op.outputs[0].numel == value.numel]
-        step = next((op for op in nexts if copies(op) or factor(op) is not None or op.name == "tanh"), None)
-        if step is None:
-            break
-        times = factor(step)
-        if step.name == "tanh":
-            before, scale = scale, 1.0
-        elif times is not None and times.vector is None:
-            scale *= times.number
-        value = step.outputs[0]
-    return (value, scale, None) if before is None else (value, rounded(before * scale), rounded(scale))

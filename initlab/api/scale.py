@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from initlab.anatomy.inputs import Inputs
+    from initlab.anatomy.look import Anatomy
     from initlab.drawing.subject import Model
     from initlab.measure.sweep import Cell
 
@@ -89,7 +90,6 @@ def scale(
     from initlab.drawing.loading import choose_device
     from initlab.drawing.subject import source_of, subject_of
     from initlab.measure import steps as stepping
-    from initlab.measure.probe import look
     from initlab.measure.sweep import matmul_rate
 
     started = time.perf_counter()
@@ -123,16 +123,17 @@ def scale(
         return subject.make(cell.recipe, cell.n_layer, cell.n_embd, cell.seed, config.device)
 
     def measure(cell: Cell) -> Tables:
-        read: list[tuple[nn.Module, Inputs, dict[str, Any]]] = []
+        read: list[tuple[Inputs, dict[str, Any]]] = []
+        anatomies: list[Anatomy] = []
 
         def inputs(model: nn.Module, seed: int) -> Inputs:
-            read.append((model, *side.inputs(cell.recipe, model, seed)))
-            return read[0][1]
+            read.append(side.inputs(cell.recipe, model, seed))
+            return read[0][0]
 
-        tables = stepping.measure_steps(cell, config, make, inputs, make_optimizer)
+        tables = stepping.measure_steps(cell, config, make, inputs, make_optimizer, looked=anatomies.append)
         first = tables.at_step(0)
-        ((model, made, described),) = read
-        side.expect(cell.recipe, look(model, made, seed=cell.seed), first, made, described)
+        ((made, described),) = read
+        side.expect(cell.recipe, anatomies[0], first, made, described)
         rest = [tables.at_step(step) for step in tables.summary["step"] if step]
         return Tables.concat([first, *(Tables(part.records, part.heads, part.summary) for part in rest)])
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from initlab import schema
 from initlab.anatomy.inputs import Inputs
+from initlab.anatomy.look import Anatomy
 from initlab.anatomy.sizes import vocabulary
 from initlab.anatomy.tensors import floats
 from initlab.anatomy.unwrapping import eagerly
@@ -84,9 +85,23 @@ def own_optimizer(name: str, lr: float) -> MakeOptimizer:
 
 
 def measure_steps(
-    cell: Cell, config: ScaleConfig, make_model: MakeModel, make_inputs: MakeInputs, make_optimizer: MakeOptimizer
+    cell: Cell,
+    config: ScaleConfig,
+    make_model: MakeModel,
+    make_inputs: MakeInputs,
+    make_optimizer: MakeOptimizer,
+    *,
+    looked: Callable[[Anatomy], None] = lambda _: None,
 ) -> Tables:
-    """One model, measured at steps 0 to `steps`; it is trained on the batch that it is measured on.
+    """Measure one model at steps 0 to `steps`, trained on the batch that it is measured on.
+
+    Args:
+        cell: the recipe, size and seed.
+        config: what is measured, and how it is stepped.
+        make_model: makes the model of a cell.
+        make_inputs: of the model and a seed, what it is measured and trained on.
+        make_optimizer: of the model.
+        looked: gets what was seen of the model before the first step.
 
     Returns:
         records: activations and gradients at every step, weights at step 0 alone, and rows of kind `change`: the last
@@ -104,6 +119,7 @@ def measure_steps(
         parts: list[Tables] = []
         before: list[_Followed] = []
         anatomy = look(model, inputs, seed=cell.seed, autocast=DTYPES[config.dtype])
+        looked(anatomy)
         for step in range(config.steps + 1):
             started = time.perf_counter()
             if optimizer is not None and step:

@@ -1,0 +1,123 @@
+"""From q, k and v, as they enter an attention, back to their matrices: norms, rotations, parts of fused ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from initlab.anatomy.graph import Op, Value
+from initlab.anatomy.norming import normed
+from initlab.anatomy.operations import words
+from initlab.anatomy.walking import PARTING, Projected, copies, factor, origin, projected
+from initlab.wiring import Linear, Norm
+
+_ROTATING = words(
+    "add sub mul neg cat stack view_as_real view_as_complex complex polar real imag flip roll addcmul getitem chunk "
+    "split tensor_split split_with_sizes unbind narrow select index_select conj"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSource:
+    """Where the heads of q, k or v come from: a matrix, the norm and factor after it, whether rotated or parted."""
+
+    matrix: Projected
+    norm: Norm | None
+    scale: float
+    rotated: bool
+    parted: bool
+
+
+def head_source(value: Value) -> HeadSource | None:
+    """Read q, k or v as they enter back to the matrix: copies, numbers, a norm, rotations and parts in any order.
+
+    Args:
+        value: what enters the attention.
+    """
+    norm, scale, rotated, parted = None, 1.0, False, False
+    for _ in range(64):
+        found = projected(value)
+        if found is not None:
+            return HeadSource(found, norm, scale, rotated, parted)
+        op = value.op
+        if op is None:
+            return None
+        if copies(op):
+            value = op.inputs[0]
+            continue
+        times = factor(op)
+        if times is not None and times.vector is None:
+            scale, value = scale * times.number, times.value
+            continue
+        between = normed(value)
+        if between is not None:
+            if norm is not None:
+                return None
+            norm, value, scale = between.norm, between.source, scale
+            continue
+        if op.name in PARTING and projected(origin(op.inputs[0])) is not None:
+            value, parted = op.inputs[0], True
+            continue
+        turned = _rotation(value)
+        if turned is None:
+            return None
+        value, by, whole = turned
+        rotated = rotated or whole
+        scale *= by
+    return None
+
+
+def _rotation(value: Value) -> tuple[Value, float, bool] | None:
+    """The one tensor that was rotated by position: (it, what its size was changed by, whether anything was multiplied).
+
+    None where two tensors, or something learned, had a part in it.
+    """
+    found: dict[Value, None] = {}
+    left, seen, turned = [value], {value}, False
+    while left:
+        each = left.pop()
+        op = each.op
+        if op is None:
+            return None
+        if each is not value and (projected(each) is not None or normed(each) is not None):
+            found[each] = None
+            continue
+        if not (copies(op) or op.name in _ROTATING):
+            return None
+        given = [one for one in op.inputs if one.data and one.floating and one.numel]
+        if op.name == "mul":
+            if len(given) != 1:
+                return None
+            turned = turned or (factor(op) is None and not _still(op))
+        for one in given:
+            if one not in seen:
+                seen.add(one)
+                left.append(one)
+    if len(found) != 1:
+        return None
+    (source,) = found
+    before, after = source.rms, value.rms
+    by = 1.0
+    if source.numel == value.numel and before > 0 and after > 0 and abs(after / before - 1) > 0.02:
+        by = after / before
+    return source, by, turned
+
+
+def _still(op: Op) -> bool:
+    """It multiplies with nothing but ones, or nothing but zeros: the cosine and sine of no angle."""
+    tables = [each for each in op.inputs if not each.data]
+    return all(each.rms == 0 or abs(each.rms - 1) < 1e-6 for each in tables)
+
+
+def part_of(source: HeadSource, count: int, place: int) -> Linear:
+    """Get the part of a matrix that gives `count` features; of three fused ones the place-th.
+
+    Args:
+        source: the matrix, as it was found behind q, k or v.
+        count: features of all heads together.
+        place: 0 to 2, of q, k and v.
+    """
+    linear = source.matrix.linear
+    if not source.parted and linear.fan_out <= count:
+        return linear
+    start = 0 if place == 0 else linear.fan_out - (3 - place) * count
+    return replace(linear, start=max(start, 0), fan_out=count, fused=linear.fan_out)
