@@ -187,6 +187,8 @@ def _heads(
     keys = min(k.matrix.linear.fan_out, width)
     if k.matrix.linear.weight == q.matrix.linear.weight:  # fused: what is left of it is shared by keys and values
         keys = (q.matrix.linear.fan_out - width) // 2 if q.matrix.linear.fan_out > width else width
+    elif k.matrix.linear.weight == v.matrix.linear.weight and k.parted and v.parted:
+        keys = min(k.matrix.linear.fan_out // 2, width)
     seen = score.seen
     training = mixing.training if score is not mixing else score.training
     linears = [part_of(each, count, place) for place, (each, count) in enumerate(((q, width), (k, keys), (v, keys)))]

@@ -102,6 +102,7 @@ class Op:
         outputs: the tensors that it gave.
         training: whether the innermost module is in train mode.
         seen: of an attention: rows of what it sees, see `_visible`.
+        whole: the operation that ran, where this is one of the products that it stands for.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Op:
     outputs: list[Value] = field(default_factory=list)
     training: bool = False
     seen: Seen | None = None
+    whole: Op | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name} in {self.module or 'the model'}>"
@@ -121,6 +123,22 @@ class Op:
     def module(self) -> str:
         """Dotted name of the innermost module around it."""
         return self.within[-1][0] if self.within else ""
+
+    def gave(self, value: Value) -> None:
+        """Note one of its outputs, and what that was computed from.
+
+        Args:
+            value: new in the trace.
+        """
+        bits = mixed = 0
+        for each in self.inputs:
+            bits |= each.before
+            mixed |= each.mixed
+            value.data = value.data or each.data
+            value.learned = value.learned or each.learned
+        value.before |= bits
+        value.mixed = mixed | bits if self.name in MIXING else mixed
+        self.outputs.append(value)
 
     def argument(self, place: int, name: str, otherwise: Any = None) -> Any:
         """Get an argument by position or name."""
@@ -137,9 +155,10 @@ class Op:
         if not around:
             return None
         module, ordinal = around[-1]
+        whole = self.whole or self
         if value is None:
-            return module, Operation(self.name, ordinal)
-        given = [each for each in self.inputs if each.floating]
+            return (module, Operation(self.name, ordinal)) if self.outputs[:1] == whole.outputs[:1] else None
+        given = [each for each in whole.inputs if each.floating]
         place = next((i for i, each in enumerate(given) if each is value), None)
         return None if place is None else (module, Operation(self.name, ordinal, place))
 

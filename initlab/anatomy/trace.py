@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from initlab.anatomy.graph import MIXING, Op, Place, Seen, Trace, Value, Where
+from initlab.anatomy.contractions import parted
+from initlab.anatomy.graph import Op, Place, Seen, Trace, Value, Where
 from initlab.anatomy.operations import Counts, Listening, operation_name, words
 from initlab.anatomy.tensors import floats, tensors
 
@@ -103,6 +104,8 @@ class _Listener(Listening):
         self.trace.ops.append(op)
         if changed:
             given = [args[0]]
+        if name == "einsum" and len(inputs) > 2:
+            op = parted(self.trace, op)
         for place, tensor in enumerate(given):
             if self._unchanged(tensor):  # x.to(x.dtype)
                 continue
@@ -176,15 +179,7 @@ class _Listener(Listening):
     def _produced(self, op: Op, tensor: Tensor, place: int) -> Value:
         value = self._note(tensor, op, "op", "")
         value.output = place
-        bits = mixed = 0
-        for each in op.inputs:
-            bits |= each.before
-            mixed |= each.mixed
-            value.data = value.data or each.data
-            value.learned = value.learned or each.learned
-        value.before |= bits
-        value.mixed = mixed | bits if op.name in MIXING else mixed
-        op.outputs.append(value)
+        op.gave(value)
         if not value.data:
             value.number = _number(tensor, value)
         elif value.floating and tensor.numel() > 1 and not tensor._is_view() and _readable(tensor):
