@@ -35,6 +35,7 @@ LIGHT = {
 }
 # Both ends of the diverging scale are seen against both pages; see `diverging`.
 LESS, MORE, ON_CELL = "#c8660a", "#7b5fc7", "#14171a"
+STRONG = 0.95  # share of it from which on a cell takes ON_CELL; below, the page shines through and its ink is readable
 DARK = {
     "bg": "#14171a",
     "card": "#1c2125",

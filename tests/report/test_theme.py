@@ -74,6 +74,15 @@ def test_text_on_the_strongest_cells_is_readable():
         assert min(contrast(end, LIGHT["bg"]), contrast(end, DARK["bg"])) >= 3
 
 
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("end", [theme.LESS, theme.MORE], ids=["less", "more"])
+def test_text_on_any_cell_is_readable_on_its_page(palette, end):
+    ground, strongest = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (palette["bg"], end))
+    for share in np.linspace(0, 1, 41):  # colours are laid over the page as browsers do it, in sRGB
+        cell = "#" + "".join(f"{round(x):02x}" for x in share * strongest + (1 - share) * ground)
+        assert contrast(cell, theme.ON_CELL if share > theme.STRONG else palette["ink"]) >= 3.4, share
+
+
 def test_themes_have_the_same_tokens_and_a_light_colour_is_of_one_token_alone():
     assert list(LIGHT) == list(DARK)
     assert len({*LIGHT.values(), theme.LESS, theme.MORE, theme.ON_CELL}) == len(LIGHT) + 3  # svg.py tells them apart

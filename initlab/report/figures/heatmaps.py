@@ -12,7 +12,7 @@ import pandas as pd
 from initlab.judge.words import number
 from initlab.report.figures import figure
 from initlab.report.figures.data import grid_of
-from initlab.report.theme import ON_CELL, block_axis, diverging, new_figure, settle, short, style, unlabelled
+from initlab.report.theme import ON_CELL, STRONG, block_axis, diverging, new_figure, settle, short, style, unlabelled
 from initlab.report.view import View, view
 from initlab.rundir import Run
 from initlab.schema import SITES
@@ -193,7 +193,7 @@ def _draw(
                     ax=axes,
                 )
             for text, value in zip(axes.texts, grid[known], strict=False):
-                text.set_color(ON_CELL if abs(value) > 0.5 * limit else palette["ink"])
+                text.set_color(ON_CELL if abs(value) > STRONG * limit else palette["ink"])
             axes.set_title(short(recipe))
             axes.grid(False)
             axes.spines[:].set(visible=True, color=palette["grid"])
