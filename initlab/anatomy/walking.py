@@ -218,7 +218,8 @@ def _matrix(op: Op) -> tuple[Value, Value, int, int, Value | None] | None:
         return op.inputs[0], weight, weight.shape[-2], weight.shape[-1], None
     if op.name == "conv1d" and len(op.inputs) >= 2 and op.inputs[1].shape[-1] == 1:
         weight = op.inputs[1]
-        whole = weight.shape[1] == op.inputs[0].shape[-2]
+        groups = op.argument(6, "groups", 1)  # of channels that don't meet: a matrix of blocks on its diagonal
+        whole = weight.shape[1] * groups == op.inputs[0].shape[-2]
         bias = op.inputs[2] if len(op.inputs) > 2 else None
         return (op.inputs[0], weight, weight.shape[1], weight.shape[0], bias) if whole else None
     if op.name == "einsum":
