@@ -12,15 +12,13 @@ from initlab.anatomy.heading import head_source, part_of
 from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import words
 from initlab.anatomy.walking import copies, copies_of, factor, origin, shifted, unscaled
+from initlab.anatomy.weighing import SCORING, Weighed
 from initlab.wiring import MLP, Attention, Linear, Norm
 
 _MASKING = words("masked_fill where maximum add sub clamp")
 
 
 _MASKED = 1e3  # rms of what is added to scores, from which on it is a mask
-
-
-SCORING = "scaled_dot_product_attention"
 
 
 @dataclass(slots=True)
@@ -35,6 +33,7 @@ class Read:
         score: of an attention, the operation that takes its scores to its heads' weights.
         product: of an attention that is written out, the one that multiplies q with k.
         mixing: the one that multiplies the weights with v.
+        weighed: of an attention that isn't understood, every pattern in it.
         experts: of a branch that isn't understood as a whole, the tensors by site of each MLP that is a part of it.
         other: what keys and values are made of, where it isn't the branch's own stream.
     """
@@ -47,6 +46,7 @@ class Read:
     product: Op | None = None
     mixing: Op | None = None
     other: Value | None = None
+    weighed: list[Weighed] = field(default_factory=list)
     experts: list[dict[str, Value]] = field(default_factory=list)
     why: str = ""
 
@@ -72,11 +72,6 @@ def read_attention(h: Value, out: Linear | None, base: Value) -> Read | None:
     mixing = unscaled(h)[0].op
     if mixing is None:
         return None
-    if mixing.name == "mul" and len(mixing.inputs) == 2 and all(each.mixes(base) for each in mixing.inputs):
-        found = next((read for each in mixing.inputs if (read := read_attention(each, out, base))), None)
-        if found is not None:
-            found.body, found.why = None, f"what its heads give is gated in {mixing.module or 'the model itself'}"
-        return found
     if mixing.name == SCORING:
         query, key, value = (mixing.argument(i, n) for i, n in enumerate(("query", "key", "value")))
         scale = mixing.argument(6, "scale")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from initlab.anatomy.graph import Op, Trace, Value
 from initlab.anatomy.norming import normed
@@ -104,6 +104,8 @@ class _Finder:
     def __init__(self) -> None:
         self.chains: list[Chain] = []
         self.heads: dict[Value, Chain] = {}  # by the origin of the state after a chain's last sum
+        # by the origin of the state before it: what may turn out to be read by a branch alone
+        self.aside: dict[Value, tuple[Chain, list[Sum]]] = {}
 
     def look_at(self, op: Op) -> None:
         operands = _operands(op)
@@ -113,12 +115,18 @@ class _Finder:
         if not found:
             return
         # of two ways to read it the one that goes on with a stream, and with the latest
-        chain, made = max(found, key=lambda each: (each[0] is not None, each[1].base.index))
+        chain, made, sums = max(found, key=lambda each: (each[0] is not None, each[1].base.index))
         if chain is None:
             chain = Chain([])
             self.chains.append(chain)
+            before = origin(made.base)
         else:
-            self.heads.pop(origin(chain.sums[-1].value), None)
+            before = origin(chain.sums[-1].value)
+            self.heads.pop(before, None)
+            if sums is not None:
+                before, chain.sums = origin(made.base), sums
+        until = chain, [replace(each, terms=[replace(t) for t in each.terms]) for each in chain.sums]
+        self.aside[before] = until
         if chain.sums and chain.sums[-1].base is made.base and chain.sums[-1].after is None:  # in parallel
             last = chain.sums[-1]
             for term in last.terms:
@@ -129,35 +137,58 @@ class _Finder:
         else:
             if chain.sums and origin(made.base) is not origin(chain.sums[-1].value):
                 chain.sums[-1].after = made.base
+                self.aside[origin(made.base)] = until
             chain.sums.append(made)
         self.heads[origin(made.value)] = chain
 
     def _as_update(
         self, op: Op, skip: tuple[Value, float], added: tuple[Value, float]
-    ) -> tuple[Chain | None, Sum] | None:
-        """skip + added as the next update of a stream, or as the first of a new one."""
+    ) -> tuple[Chain | None, Sum, list[Sum] | None] | None:
+        """skip + added as the next update of a stream, or as the first of a new one.
+
+        Returns:
+            the stream; the update; what updates it goes on from, if not from all.
+        """
         branch = added[0]
         base: _Step | None = None
         for step in _back(skip[0], skip[1]):
             chain = self.heads.get(origin(step.value))
             if base is None and branch.mixes(origin(step.value)):  # also where a copy of it is added to
                 base = step
-            if chain is None:
+            if chain is None and base is step and step.plain and (aside := self._aside(step.value, branch)):
+                return aside[0], self._sum(op, base, added), aside[1]
+            if chain is None or (base is None and chain.sums[-1].keep < 0):  # f(x) - x is no state
                 continue
             last = chain.sums[-1]
             read = next((each.base for each in reversed(chain.sums) if branch.mixes(each.base)), None)
             if base is None and step.plain and read is not None:  # a state before the last sum
                 terms = list(_terms(branch, added[1], read, op))
                 parallel = read is last.base
-                return chain, Sum(read if parallel else step.value, op.outputs[0], terms, step.scale)
+                return chain, Sum(read if parallel else step.value, op.outputs[0], terms, step.scale), None
             if base is None and (older := self._older(branch, chain)):
-                return chain, Sum(step.value, op.outputs[0], [Term(branch, older, added[1], None, op)], step.scale)
+                term = Term(branch, older, added[1], None, op)
+                return chain, Sum(step.value, op.outputs[0], [term], step.scale), None
             if base is not None:
-                return chain, self._sum(op, base, added)
-        return None if base is None else (None, self._sum(op, base, added))
+                return chain, self._sum(op, base, added), None
+        return None if base is None else (None, self._sum(op, base, added), None)
+
+    def _aside(self, state: Value, read: Value) -> tuple[Chain, list[Sum]] | None:
+        """The chain that went on from a state, and its sums until then, where that last sum is only read by a branch.
+
+        As that of x + f(x + y): what comes of the branch is added to the state as it was before.
+        """
+        chain, sums = self.aside.get(origin(state), (None, []))
+        once = chain is not None and len(chain.sums) - len(sums) <= 1
+        return (chain, sums) if chain is not None and once and read.after(chain.sums[-1].value) else None
 
     def _sum(self, op: Op, base: _Step, added: tuple[Value, float]) -> Sum:
-        return Sum(base.value, op.outputs[0], list(_terms(added[0], added[1], base.value, op)), base.scale)
+        made = Sum(base.value, op.outputs[0], list(_terms(added[0], added[1], base.value, op)), base.scale)
+        for term in made.terms:
+            part = term.core.op
+            if part is not None and part.name == "sub" and origin(part.inputs[-1]) is origin(base.value):
+                term.core = origin(part.inputs[0])  # x + r · (f(x) - x) keeps 1 - r of x
+                made.keep -= term.scale
+        return made
 
     def _older(self, branch: Value, chain: Chain) -> Value | None:
         """The state of long ago that is added once more, as modded-nanogpt's x0."""

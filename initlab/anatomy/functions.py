@@ -120,7 +120,7 @@ def _replayed(value: Any, leaf: Value, grid: Tensor, known: dict[Value, Any]) ->
     if value is leaf:
         return grid
     if value.number is not None:
-        return value.number
+        return torch.tensor(value.number, dtype=grid.dtype)  # as torch.minimum wants it
     if value not in known:
         op = value.op
         if op is None:

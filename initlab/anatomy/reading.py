@@ -7,8 +7,10 @@ from dataclasses import replace
 from initlab.anatomy.attending import Read, dropout_behind, met, normed_input, read_attention
 from initlab.anatomy.functions import function_of, leaves
 from initlab.anatomy.graph import Op, Value
+from initlab.anatomy.heading import head_source
 from initlab.anatomy.norming import normed
 from initlab.anatomy.walking import PARTING, Projected, copies, origin, projected, unscaled
+from initlab.anatomy.weighing import find_weighed
 from initlab.wiring import MLP, Activation, Attention, Linear
 
 
@@ -22,7 +24,7 @@ def read_body(core: Value, base: Value) -> Read:
     out = projected(core)
     if out is None:
         found = read_attention(core, None, base)
-        return found or Read(why=met(core), experts=_experts(core, base))
+        return found or _in_part(core, core, base)
     if origin(out.source) is origin(base):
         return Read(why="a single matrix")
     inner = normed(out.source)
@@ -31,13 +33,31 @@ def read_body(core: Value, base: Value) -> Read:
         return Read(why="a single matrix")
     found = read_attention(h, out.linear, base) or _mlp(h, out.linear, base)
     if found is None:
-        return Read(why=met(h), experts=_experts(core, base))
+        return _in_part(core, h, base)
     if inner is not None and isinstance(found.body, Attention):
         found.body = replace(found.body, out_norm=inner.norm)
     elif inner is not None and isinstance(found.body, MLP):
         found.body = replace(found.body, inner_norm=inner.norm)
     found.values["attn_z" if found.score else "mlp_act"] = out.source
     return found
+
+
+def _in_part(core: Value, met_at: Value, base: Value) -> Read:
+    """What can be told of a branch that isn't understood: where its attention and its MLPs are."""
+    read = Read(why=met(met_at), experts=_experts(core, base))
+    attention = find_weighed(core, base)
+    if not attention.patterns:
+        return read
+    read.weighed, first = attention.patterns, attention.patterns[0]
+    read.score = first.score
+    if attention.z is not None:
+        read.values["attn_z"] = attention.z
+    if not first.key.mixes(base):
+        read.other = origin(first.key)
+    made = head_source(first.query)
+    if made is not None:
+        read.norm, read.source, read.values["ln"] = normed_input(made.matrix.source, base)
+    return read
 
 
 def _experts(core: Value, base: Value) -> list[dict[str, Value]]:

@@ -55,11 +55,13 @@ class HeadTap:
         layer: the block.
         module: dotted name of the module within a call of which the operation is.
         operation: `scaled_dot_product_attention`, `flex_attention`, or the `softmax` of one that is written out, whose
-            input are the scores, scaled, biased and masked; None: the module's output is q, k, v side by side, of
-            causal attention with scale 1/sqrt(head size).
+            input are the scores, scaled, biased and masked; with `pattern`, any that is given the scores (its
+            `argument`); None: the module's output is q, k, v side by side, of causal attention with scale
+            1/sqrt(head size).
         query: of a softmax, where q (…, T, hs) enters the product of the scores; None: not known.
         key: where k does, transposed: (…, hs, S).
         value: where v (…, S, hs) enters the product with the pattern.
+        pattern: of an attention of another form, where its weights (B, nh, T, S) enter the product with v.
         n_head: heads that have no dimension of their own: of a fused output, or of tensors (B·nh, T, hs), sequences
             before heads; 0: tensors of three dimensions are of one head.
     """
@@ -70,12 +72,13 @@ class HeadTap:
     query: Operation | None = None
     key: Operation | None = None
     value: Operation | None = None
+    pattern: Operation | None = None
     n_head: int = 0
 
     @property
     def operations(self) -> tuple[Operation, ...]:
         """Every operation that is to be heard of."""
-        return tuple(op for op in (self.query, self.key, self.operation, self.value) if op is not None)
+        return tuple(op for op in (self.query, self.key, self.operation, self.value, self.pattern) if op is not None)
 
 
 @dataclass(frozen=True, slots=True)

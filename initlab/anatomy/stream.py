@@ -196,6 +196,8 @@ def _block(trace: Trace, name: str, sums: list[Sum]) -> Block:
     """One block from its updates, compared with what went in and came out of it where it is a module that is called."""
     block = Block(name)
     given, gave = trace.at.get(Place(name, "in")), trace.at.get(Place(name, "out"))
+    if sums and gave is not None and gave.index < sums[0].value.index:
+        given = gave = None  # the module gives a branch: what stands for the block is one of its parts
     while Place(name, "in", block.uses) in trace.at:
         block.uses += 1
     if gave is not None:  # what it does when it is used again is no other block
@@ -211,9 +213,11 @@ def _block(trace: Trace, name: str, sums: list[Sum]) -> Block:
     if gave is not None:
         _close(sums[-1], gave)
     block.start = given if given is not None and _reaches(sums[0].base, given) else sums[0].base
-    block.end = sums[-1].end if gave is None or not _is_state(gave, sums[-1]) else gave
+    # what is normalised before the next block reads it is handed on so
+    late = gave is not None and _norms(sums[-1].end, gave)
+    block.end = sums[-1].end if gave is None or late or not _is_state(gave, sums[-1]) else gave
     ends = gave is None or _is_state(gave, sums[-1])
-    begins = given is None or block.start is given or not sums[0].base.after(given)
+    begins = given is None or block.start is given or not sums[0].base.after(given) or _norms(sums[0].base, given)
     block.verified = followed and ends and begins
     if not block.verified:
         block.replaced = _replaced(block, given, gave)
@@ -263,6 +267,12 @@ def _close(last: Sum, gave: Value) -> None:
 
 def _is_state(value: Value, last: Sum) -> bool:
     return settled(value) in (settled(last.value), settled(last.end))
+
+
+def _norms(state: Value, given: Value) -> bool:
+    """Whether a state is the norm of another, as where blocks begin by normalising the stream (nGPT)."""
+    found = normed(state)
+    return found is not None and origin(found.source) is origin(given)
 
 
 def _reaches(base: Value, given: Value) -> bool:

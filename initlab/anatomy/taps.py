@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from initlab.anatomy.attending import SCORING, dropout, factors_of
+from initlab.anatomy.attending import Read, dropout, factors_of
 from initlab.anatomy.graph import Op, Place, Trace, Value
 from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import Operation
 from initlab.anatomy.sites import HeadTap, Tap
 from initlab.anatomy.stream import Block, Stack
 from initlab.anatomy.walking import copies_of, origin
+from initlab.anatomy.weighing import SCORING, Weighed
 from initlab.anatomy.wirings import Branching, Reading
 from initlab.wiring import Attention
 
@@ -60,8 +61,7 @@ class Tapping:
         for reading in self.readings:
             for branches in reading.branches:
                 for one in branches:
-                    if one.read.score is not None:
-                        found.append(self._heads(layer, one))
+                    found += self._heads(layer, one)
                 layer += 1
         return [tap for tap in found if tap is not None]
 
@@ -107,8 +107,8 @@ class Tapping:
             taken.add(shown[norm])
             found.append(self.at(norm, shown[norm], layer))
         if one.branch.site not in taken or read.experts:
-            if read.score is not None and one.branch.site == "attn_out":
-                found += [self._argument(value, op, site, layer) for site, op, value in _scored(read.score, one)]
+            if one.branch.site == "attn_out":
+                found += [self._argument(value, op, site, layer) for site, op, value in _scored(read)]
             for site in ("attn_z", *_OF_MLP):
                 if site in read.values and (site != "attn_z" or one.branch.site == "attn_out"):
                     found.append(self.at(read.values[site], site, layer))
@@ -185,9 +185,15 @@ class Tapping:
         told = op.tap(self.once, value)
         return None if told is None else Tap(site, told[0], "op", layer, operation=told[1])
 
-    def _heads(self, layer: int, one: Branching) -> HeadTap | None:
-        score = one.read.score
-        assert score is not None
+    def _heads(self, layer: int, one: Branching) -> list[HeadTap | None]:
+        read = one.read
+        if read.weighed:
+            # the same pattern may weigh several tensors, one after another
+            distinct = {(each.query, each.key): each for each in read.weighed}
+            return [self._weighed(layer, each) for each in distinct.values()]
+        return [] if read.score is None else [self._scores(layer, read.score, one)]
+
+    def _scores(self, layer: int, score: Op, one: Branching) -> HeadTap | None:
         told = score.tap(self.once)
         if told is None:
             return None
@@ -196,27 +202,52 @@ class Tapping:
         n_head = body.n_head if isinstance(body, Attention) and len(score.inputs[0].shape) == 3 else 0
         given: dict[str, Operation] = {}
         if score.name != SCORING:
-            for site, op, value in _scored(score, one):
+            for site, op, value in _scored(one.read):
                 name = {"q": "query", "k": "key", "v": "value"}[site]
                 inner = op.tap([module], value)
                 if inner is not None:
                     given[name] = inner[1]
         return HeadTap(layer, module, operation, **given, n_head=n_head)
 
+    def _weighed(self, layer: int, each: Weighed) -> HeadTap | None:
+        """Scores and weights of an attention of another form, of heads with a dimension of their own."""
+        if each.score.name == SCORING:
+            told = each.score.tap(self.once)
+            return None if told is None else HeadTap(layer, *told)
+        if each.weights is None or len(each.scores.shape) < 4:
+            return None
+        op, weights = each.weights
+        around = [name for name, _ in op.within if name in self.once]
+        shared = [name for name, _ in each.score.within if name in around]
+        scores, pattern = each.score.tap(shared, each.scores), op.tap(shared[-1:], weights)
+        if scores is None or pattern is None:
+            return None
+        return HeadTap(layer, scores[0], scores[1], pattern=pattern[1])
 
-def _scored(score: Op, one: Branching) -> list[tuple[str, Op, Value]]:
+
+def _scored(read: Read) -> list[tuple[str, Op, Value]]:
     """(site, operation, its input) of q, k and v."""
+    score = read.score
+    if read.weighed:
+        parts = [
+            part
+            for each in read.weighed
+            for part in (("q", each.product, each.query), ("k", each.product, each.key), ("v", each.mixing, each.value))
+        ]
+        return list({(site, value): (site, op, value) for site, op, value in parts}.values())
+    if score is None:
+        return []
     if score.name == SCORING:
         return [
             (s, score, score.argument(i, n)) for i, (s, n) in enumerate((("q", "query"), ("k", "key"), ("v", "value")))
         ]
     found: list[tuple[str, Op, Value]] = []
-    if one.read.product is not None:
-        query, key = factors_of(one.read.product, score)
-        found += [("q", one.read.product, query), ("k", one.read.product, key)]
-    if one.read.mixing is not None:
+    if read.product is not None:
+        query, key = factors_of(read.product, score)
+        found += [("q", read.product, query), ("k", read.product, key)]
+    if read.mixing is not None:
         pattern = score.outputs[0]
-        value = next((v for v in one.read.mixing.inputs if v.data and not v.after(pattern)), None)
+        value = next((v for v in read.mixing.inputs if v.data and not v.after(pattern)), None)
         if value is not None:
-            found.append(("v", one.read.mixing, value))
+            found.append(("v", read.mixing, value))
     return found

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -54,3 +56,37 @@ def changed(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 def moved(value: Any, device: torch.device) -> Any:
     """Move every tensor of a value to the device; containers keep their kind."""
     return changed(value, lambda tensor: tensor.to(device))
+
+
+def gradient_node(tensor: Tensor) -> Any:
+    """Get what gave a tensor, in the graph of its gradient; None without one.
+
+    Args:
+        tensor: any.
+    """
+    try:
+        return tensor.grad_fn
+    except RuntimeError:  # a view made without gradients, of what was changed since
+        return None
+
+
+def nearest(tensor: Tensor, known: Callable[[Any, int], T | None]) -> list[T]:
+    """List what is known of the tensors that one was computed from, by the graph of its gradient.
+
+    Args:
+        tensor: where to begin.
+        known: what is known of the n-th output of a node; where it is something the walk ends.
+    """
+    found: dict[T, None] = {}
+    left, seen = [(gradient_node(tensor), tensor.output_nr)], set()
+    while left:
+        each = left.pop()
+        if each[0] is None or each in seen:
+            continue
+        seen.add(each)
+        what = known(*each)
+        if what is None:
+            left += each[0].next_functions
+        else:
+            found[what] = None
+    return list(found)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from initlab.anatomy.contractions import parted
 from initlab.anatomy.graph import Op, Place, Seen, Trace, Value, Where
 from initlab.anatomy.operations import Counts, Listening, operation_name, words
-from initlab.anatomy.tensors import floats, tensors
+from initlab.anatomy.tensors import floats, gradient_node, nearest, tensors
 
 # what is asked of a tensor, and gives none
 _ASKED = words(
@@ -58,6 +58,7 @@ class _Listener(Listening):
         self.trace = Trace()
         self._modes = {name: module.training for name, module in model.named_modules()}
         self._values: dict[int, tuple[weakref.ref[Tensor], Value, int]] = {}
+        self._grads: dict[tuple[Any, int], Value] = {}  # by the node of its gradient's graph, and which of its outputs
         self._changed: dict[int, Value] = {}  # by storage's first view: the value of its last change
         self._named: dict[int, tuple[Literal["parameter", "buffer"], str]] = {}
         for name, buffer in model.named_buffers():
@@ -69,8 +70,6 @@ class _Listener(Listening):
         self._norms: list[tuple[Value, Tensor]] = []
         self._sized: set[Value] = set()
         self._masks: list[tuple[Op, Tensor, tuple[int, int]]] = []
-
-    # the pass
 
     def heard(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = operation_name(func)
@@ -168,6 +167,11 @@ class _Listener(Listening):
             self.trace.ops.append(op)
             return self._produced(op, tensor, 0)
         kind, name = self._named.get(id(tensor), ("constant", ""))
+        made_of = [] if name else self._made_of(tensor)
+        if made_of:  # below Python, as a scripted function or an autograd function of a user's own
+            op = Op("opaque", None, made_of, (), {}, self._within("opaque"))
+            self.trace.ops.append(op)
+            return self._produced(op, tensor, 0)
         value = self._note(tensor, None, kind, name)
         if kind == "parameter":
             value.learned = True
@@ -175,6 +179,15 @@ class _Listener(Listening):
         if value.number is None and value.floating and tensor.numel() <= _SMALL and _readable(tensor):
             self._norms.append((value, _size(tensor)))
         return value
+
+    def _made_of(self, tensor: Tensor) -> list[Value]:
+        """The nearest tensors seen before that a tensor was computed from, by the graph of its gradient."""
+
+        def known(node: Any, place: int) -> Value | None:
+            parameter = getattr(node, "variable", None)
+            return self._grads.get((node, place)) if parameter is None else self.value(parameter)
+
+        return sorted(nearest(tensor, known), key=lambda value: value.index)
 
     def _produced(self, op: Op, tensor: Tensor, place: int) -> Value:
         value = self._note(tensor, op, "op", "")
@@ -192,9 +205,9 @@ class _Listener(Listening):
         value.before = 1 << value.index
         self.trace.values.append(value)
         self._values[id(tensor)] = weakref.ref(tensor), value, _version(tensor)
+        if (node := gradient_node(tensor)) is not None:
+            self._grads[node, tensor.output_nr] = value
         return value
-
-    # masks
 
     def _look_at_mask(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]) -> None:
         if op.name == "scaled_dot_product_attention":
@@ -209,8 +222,6 @@ class _Listener(Listening):
         elif op.name == "softmax" and given and given[0].dim() >= 3 and given[0].is_floating_point():
             pattern = given[0]
             self._masks.append((op, _counts(pattern > 0), (pattern.shape[-2], pattern.shape[-1])))
-
-    # modules
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
@@ -264,7 +275,7 @@ class _Listener(Listening):
                 value.rms = norm / math.sqrt(max(1, value.numel))
         for op, counts, (rows, keys) in self._masks:
             op.seen = _as_seen(counts.tolist(), rows, keys)
-        self._norms, self._masks, self._values = [], [], {}
+        self._norms, self._masks, self._values, self._grads = [], [], {}, {}
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -81,7 +81,7 @@ def factor(op: Op | None) -> Factor | None:
         return None
     first, second = op.args[:2]
     if isinstance(first, Value) and isinstance(second, Value) and first.data and second.data:
-        return None
+        return Factor(first) if op.name == "mul" and _keeps_all(second) else None
     if not (isinstance(first, Value) and first.data):
         if op.name == "div" or not isinstance(second, Value):
             return None
@@ -95,6 +95,12 @@ def factor(op: Op | None) -> Factor | None:
     if op.name == "mul" and isinstance(second, Value) and is_vector(second, first):
         return Factor(first, vector=second)
     return None
+
+
+def _keeps_all(value: Value) -> bool:
+    """A mask of positions, made of the input alone, that hides none."""
+    sizes = (each.rms for each in copies_of(value))
+    return value.shape[-1:] == (1,) and not value.learned and any(abs(size - 1) < 1e-6 for size in sizes)
 
 
 def is_vector(vector: Value, of: Value) -> bool:
@@ -218,7 +224,8 @@ def _matrix(op: Op) -> tuple[Value, Value, int, int, Value | None] | None:
         return op.inputs[0], weight, weight.shape[-2], weight.shape[-1], None
     if op.name == "conv1d" and len(op.inputs) >= 2 and op.inputs[1].shape[-1] == 1:
         weight = op.inputs[1]
-        whole = weight.shape[1] == op.inputs[0].shape[-2]
+        groups = op.argument(6, "groups", 1)  # of channels that don't meet: a matrix of blocks on its diagonal
+        whole = weight.shape[1] * groups == op.inputs[0].shape[-2]
         bias = op.inputs[2] if len(op.inputs) > 2 else None
         return (op.inputs[0], weight, weight.shape[1], weight.shape[0], bias) if whole else None
     if op.name == "einsum":

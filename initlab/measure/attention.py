@@ -22,6 +22,7 @@ SEQUENCES = 8  # sequences of the batch that are looked at
 # A score this far below its row's largest is masked: masks are -1e4, the largest negative number or -infinity, while
 # what is learned or drawn and differs by a hundred has a probability of 0 already.
 MASKED = 9000.0
+_OFF = 0.01  # from 1, of a sum of probabilities: rounding in 16 bits is allowed for
 
 
 def query_rows(T: int) -> Tensor:
@@ -240,6 +241,25 @@ def softmax_statistics(scores: Tensor, pattern: Tensor, dim: int = -1, n_head: i
     if scores.shape[-1] < 2:
         return None
     return _found(*(sampled(x).float() for x in (scores, pattern)))
+
+
+def weight_statistics(scores: Tensor, weights: Tensor) -> Found | None:
+    """Attention of any form, by its scores and by what multiplies the values.
+
+    Args:
+        scores: (B, nh, T, S), masked before they become weights, if at all.
+        weights: of the same shape.
+
+    Returns:
+        as `softmax_statistics`; of heads whose weights aren't probabilities in every row, entropies are NaN.
+    """
+    found = softmax_statistics(scores, weights)
+    if found is None:
+        return None
+    off = ((found.pattern.sum(-1) - 1).abs() > _OFF) | (found.pattern < 0).any(-1)
+    off &= found.where is None or found.where.any(-1)
+    found.per_head[:2].masked_fill_(off.any(2).any(0), math.nan)
+    return found
 
 
 def sampled(x: Tensor) -> Tensor:

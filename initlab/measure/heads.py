@@ -24,6 +24,7 @@ from initlab.measure.attention import (
     head_statistics,
     sequences_in,
     softmax_statistics,
+    weight_statistics,
 )
 from initlab.measure.hearing import Heard, Hearing, tensor_of
 from initlab.measure.statistics.taking import Measurements
@@ -64,6 +65,7 @@ class HeadReader:
         self._found = found
         self._calls: Counter[int] = Counter()
         self._written_out: dict[int, WrittenOut] = {}
+        self._scores: dict[int, Tensor | None] = {}  # of attention whose weights are still to come
 
     def wanted(self) -> list[tuple[str, Operation, Heard]]:
         """List the operations that show heads: within a call of which module, and who gets it."""
@@ -106,7 +108,9 @@ class HeadReader:
         output: Any,
     ) -> None:
         try:
-            if operation == tap.operation:
+            if tap.pattern is not None:
+                self._weigh(number, tap, operation, tensor_of(operation, args, kwargs, output))
+            elif operation == tap.operation:
                 self._read(number, tap, args, kwargs, output)
             else:
                 self._meet(number, tap, operation, tensor_of(operation, args, kwargs, output))
@@ -130,6 +134,17 @@ class HeadReader:
                 written.meet_softmax(found, sequences_in(first, n_head))
         if found is not None:
             self._note(number, tap, found, first.dtype)
+
+    def _weigh(self, number: int, tap: HeadTap, operation: Operation, x: Tensor | None) -> None:
+        """Statistics of scores, and of the weights that come after them."""
+        if operation == tap.operation:
+            self._scores[number] = x
+        scores = self._scores.get(number)
+        if operation == tap.pattern and x is not None and scores is not None:
+            del self._scores[number]
+            found = weight_statistics(scores, x)
+            if found is not None:
+                self._note(number, tap, found, x.dtype)
 
     def _meet(self, number: int, tap: HeadTap, operation: Operation, x: Tensor | None) -> None:
         written = self._written(number, tap)

@@ -146,6 +146,27 @@ class Post(Keeping):
         return self.norm_2(x + self.down(u.tanh()))
 
 
+class Grouped(Post):
+    """An MLP of grouped convolutions, whose activation has a ceiling kept as a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Conv1d(D, 4 * D, 1, groups=4), nn.Conv1d(4 * D, D, 1, groups=4)
+        self.register_buffer("top", torch.tensor(0.5))
+
+    def forward(self, x):
+        q, k, v = (
+            part.view(B, T, NH, HS).transpose(1, 2)
+            for part in F.linear(x, self.attn.in_proj_weight, self.attn.in_proj_bias).chunk(3, -1)
+        )
+        self.keep(q=q, k=k, v=v, attn_z=F.scaled_dot_product_attention(q, k, v))
+        x = self.norm_1(x + self.attn(x, x, x, need_weights=False)[0])
+        u = self.up(x.mT)
+        act = torch.minimum(u, self.top).sigmoid()
+        self.keep(mlp_pre=u, mlp_act=act)
+        return self.norm_2(x + self.down(act).mT)
+
+
 class Model(nn.Module):
     def __init__(self, block):
         super().__init__()
@@ -159,7 +180,7 @@ class Model(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize("block", [Rotated, WrittenOut, Raw, Parallel, Post])
+@pytest.mark.parametrize("block", [Rotated, WrittenOut, Raw, Parallel, Post, Grouped])
 def test_inner_sites_are_what_the_model_computes(block):
     torch.manual_seed(0)
     model = Model(block).double().eval()
