@@ -143,6 +143,7 @@ class Branch:
         site: attn_out, cross_attn_out, mlp_out or mixer_out: the site of what is added.
         body: what it computes; None where that isn't known.
         norm: of what it reads; None where it reads the stream itself.
+        norms: more of them, of the same state, where queries, keys and values, or gate and up, read one each.
         post: norm of what the body gave, before it is added.
         scale: number that the result is multiplied with as it is added.
         gain: dotted name of a parameter with one number a channel (LayerScale) that multiplies it; None without one.
@@ -153,6 +154,7 @@ class Branch:
     site: str
     body: Attention | MLP | None
     norm: Norm | None = None
+    norms: tuple[Norm, ...] = ()
     post: Norm | None = None
     scale: float = 1.0
     gain: str | None = None

@@ -8,7 +8,17 @@ from initlab.anatomy.attending import Read, dropout_behind, met, normed_input, r
 from initlab.anatomy.functions import function_of, leaves
 from initlab.anatomy.graph import Op, Value
 from initlab.anatomy.norming import normed
-from initlab.anatomy.walking import PARTING, Projected, copies, origin, projected, unscaled
+from initlab.anatomy.walking import (
+    PARTING,
+    Projected,
+    copies,
+    is_vector,
+    origin,
+    parameter_of,
+    projected,
+    shifted,
+    unscaled,
+)
 from initlab.wiring import MLP, Activation, Attention, Linear
 
 
@@ -62,6 +72,9 @@ def _experts(core: Value, base: Value) -> list[dict[str, Value]]:
 def _mlp(h: Value, out: Linear, base: Value) -> Read | None:
     """f(x up), f(x gate) · (x up), and what their parts are."""
     op = unscaled(h)[0].op
+    added = shifted(op)
+    if added is not None and is_vector(added[1], added[0]) and projected(h) is None:
+        return _biased(_mlp(added[0], out, base), added[1])
     if op is not None and op.name == "glu":
         whole = projected(origin(op.inputs[0]))
         return (
@@ -87,7 +100,18 @@ def _mlp(h: Value, out: Linear, base: Value) -> Read | None:
         return Read(why=f"the function of {met(h)}")
     norm, source, result = normed_input(matrix.source, base)
     body = MLP(up=matrix.linear, out=out, activation=activation, dropout=dropout_behind([h]))
-    return Read(body, norm, source, {"ln": result, "mlp_pre": leaf})
+    return Read(body, norm, (), source, {"ln": result, "mlp_pre": leaf})
+
+
+def _biased(read: Read | None, vector: Value) -> Read | None:
+    """An MLP with a vector that is added before its last matrix."""
+    if read is None or not isinstance(read.body, MLP):
+        return read
+    if vector.rms != 0:
+        read.body, read.why = None, "a vector is added before its last matrix"
+    elif (known := parameter_of(vector)) is not None and read.body.up.bias is None:  # at 0 it is any bias
+        read.body = replace(read.body, up=replace(read.body.up, bias=known[0]))
+    return read
 
 
 def _product(op: Op, a: Value, b: Value, out: Linear, base: Value) -> Read | None:
@@ -123,13 +147,14 @@ def _gated(
         first = replace(first, start=half if late else 0, fan_out=half, fused=2 * half)
         second = replace(second, start=0 if late else half, fan_out=half, fused=2 * half)
     norm, source, result = normed_input(gate.source, base)
-    if origin(up.source) is not origin(gate.source):
+    also, other, _ = normed_input(up.source, base)
+    if other is not source or (also is None) is not (norm is None):
         return Read(why="gate and up read different tensors")
     values = {"ln": result, "mlp_pre": pre}
     if pre is not linear:
         values["mlp_linear"] = linear
     body = MLP(up=second, gate=first, out=out, activation=activation)
-    return Read(body, norm, source, values)
+    return Read(body, norm, () if also is None or also == norm else (also,), source, values)
 
 
 def _is_late(value: Value) -> bool:

@@ -19,6 +19,9 @@ COPYING = words(
 )
 
 
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
+
+
 PARTING = words("getitem chunk split tensor_split split_with_sizes unbind narrow select index_select")
 
 
@@ -34,7 +37,21 @@ def copies(op: Op) -> bool:
     """Tell whether an operation gives what it is given, in another shape, dtype or place."""
     if op.name in COPYING:
         return True
-    return op.name == "getitem" and bool(op.outputs) and op.outputs[0].numel == op.inputs[0].numel
+    if op.name not in _NEUTRAL and op.name != "getitem":
+        return False
+    if not op.outputs or not op.inputs or op.outputs[0].numel != op.inputs[0].numel:
+        return False
+    return op.name == "getitem" or _changes_nothing(op)
+
+
+def _changes_nothing(op: Op) -> bool:
+    """It adds 0, or multiplies with 1."""
+    if len(op.args) != 2 or op.args[0] is not op.inputs[0]:
+        return False
+    other = op.args[1]
+    if isinstance(other, Value):
+        other = None if other.learned else other.number
+    return other == _NEUTRAL[op.name] and not isinstance(other, bool)
 
 
 def origin(value: Value) -> Value:

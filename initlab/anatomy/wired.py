@@ -76,7 +76,7 @@ def _block(out: Wired, block: Block, spot: Spot, named: Mapping[str, Tensor]) ->
 
 
 def _norms(branch: Branch) -> Iterator[Norm | None]:
-    yield from (branch.norm, branch.post)
+    yield from (branch.norm, *branch.norms, branch.post)
     if isinstance(branch.body, Attention):
         yield from (branch.body.query_norm, branch.body.key_norm, branch.body.out_norm)
     elif isinstance(branch.body, MLP):

@@ -161,6 +161,7 @@ def _branch(term: Term, each: Sum, write: Write, before: Sequence[Stack]) -> Bra
         site="",
         body=read.body,
         norm=read.norm if read.body is not None else None,
+        norms=read.norms if read.body is not None else (),
         post=None if post is None else post.norm,
         scale=rounded(term.scale / term.vector.rms if term.vector is not None and term.vector.rms else term.scale),
         gain=gain[0] if gain else None,

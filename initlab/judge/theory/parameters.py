@@ -248,7 +248,10 @@ class _Builder:
     def branch(self, branch: names.Branch, layer: int, width: int, sites: Mapping[str, str], *, seen: bool) -> Branch:
         gain = 1.0 if branch.gain is None else self.squares.of(branch.gain)
         body: Attention | MLP | None = None
-        if isinstance(branch.body, names.Attention):
+        unlike = {self.norm(norm) for norm in (branch.norm, *branch.norms)}
+        if len(unlike) > 1:  # one norm for all is what the closed form knows
+            body = None
+        elif isinstance(branch.body, names.Attention):
             body = self.attention(branch.body, layer, width)
         elif branch.body is not None:
             body = self.mlp(branch.body, width)
