@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from initlab.anatomy.attending import Read, dropout_behind, met, normed_input, read_attention
-from initlab.anatomy.functions import function_of, leaves
-from initlab.anatomy.graph import Op, Value
+from initlab.anatomy.attending import Read, met, read_attention
+from initlab.anatomy.experts import experts_of
+from initlab.anatomy.graph import Value
+from initlab.anatomy.mlps import read_mlp
 from initlab.anatomy.norming import normed
-from initlab.anatomy.walking import (
-    PARTING,
-    Projected,
-    copies,
-    is_vector,
-    origin,
-    parameter_of,
-    projected,
-    shifted,
-    unscaled,
-)
-from initlab.wiring import MLP, Activation, Attention, Linear
+from initlab.anatomy.walking import origin, projected
+from initlab.wiring import MLP, Attention
 
 
 def read_body(core: Value, base: Value) -> Read:
@@ -32,150 +23,19 @@ def read_body(core: Value, base: Value) -> Read:
     out = projected(core)
     if out is None:
         found = read_attention(core, None, base)
-        return found or Read(why=met(core), experts=_experts(core, base))
+        return found or Read(why=met(core), experts=experts_of(core, base))
     if origin(out.source) is origin(base):
         return Read(why="a single matrix")
     inner = normed(out.source)
     h = out.source if inner is None else inner.source
     if inner is not None and origin(inner.source) is origin(base):
         return Read(why="a single matrix")
-    found = read_attention(h, out.linear, base) or _mlp(h, out.linear, base)
+    found = read_attention(h, out.linear, base) or read_mlp(h, out.linear, base)
     if found is None:
-        return Read(why=met(h), experts=_experts(core, base))
+        return Read(why=met(h), experts=experts_of(core, base))
     if inner is not None and isinstance(found.body, Attention):
         found.body = replace(found.body, out_norm=inner.norm)
     elif inner is not None and isinstance(found.body, MLP):
         found.body = replace(found.body, inner_norm=inner.norm)
     found.values["attn_z" if found.score else "mlp_act"] = out.source
-    return found
-
-
-def _experts(core: Value, base: Value) -> list[dict[str, Value]]:
-    """MLPs anywhere between a state of the stream and what is added to it, as those of a mixture."""
-    found: list[dict[str, Value]] = []
-    seen: set[Value] = set()
-    left = [core]
-    while left:
-        value = left.pop()
-        if value in seen or value.op is None or not value.mixes(base):
-            continue
-        seen.add(value)
-        out = projected(value)
-        read = None if out is None or len(value.shape) < 2 else _mlp(out.source, out.linear, base)
-        if out is not None and read is not None and isinstance(read.body, MLP) and read.body.activation != "identity":
-            found.append({**read.values, "mlp_act": out.source})
-            continue
-        left += [given for given in value.op.inputs if given.data]
-    return found[::-1]
-
-
-def _mlp(h: Value, out: Linear, base: Value) -> Read | None:
-    """f(x up), f(x gate) · (x up), and what their parts are."""
-    op = unscaled(h)[0].op
-    added = shifted(op)
-    if added is not None and is_vector(added[1], added[0]) and projected(h) is None:
-        return _biased(_mlp(added[0], out, base), added[1])
-    if op is not None and op.name == "glu":
-        whole = projected(origin(op.inputs[0]))
-        return (
-            None
-            if whole is None
-            else _gated(whole, whole, op.inputs[0], op.inputs[0], "sigmoid", out, base, fused=True)
-        )
-    if op is not None and op.name == "mul" and len(op.inputs) == 2:
-        sides = [leaves(each, _is_leaf) for each in op.inputs]
-        if all(side is not None and len(side) == 1 for side in sides):
-            (a,), (b,) = (side or [] for side in sides)
-            if a is not b:
-                return _product(op, a, b, out, base)
-    found = leaves(h, _is_leaf)
-    if found is None or len(found) != 1:
-        return None
-    (leaf,) = found
-    matrix = _matrix_of(leaf)
-    if matrix is None:
-        return None
-    activation = function_of(h, leaf)
-    if activation is None:
-        return Read(why=f"the function of {met(h)}")
-    norm, source, result = normed_input(matrix.source, base)
-    body = MLP(up=matrix.linear, out=out, activation=activation, dropout=dropout_behind([h]))
-    return Read(body, norm, (), source, {"ln": result, "mlp_pre": leaf})
-
-
-def _biased(read: Read | None, vector: Value) -> Read | None:
-    """An MLP with a vector that is added before its last matrix."""
-    if read is None or not isinstance(read.body, MLP):
-        return read
-    if vector.rms != 0:
-        read.body, read.why = None, "a vector is added before its last matrix"
-    elif (known := parameter_of(vector)) is not None and read.body.up.bias is None:  # at 0 it is any bias
-        read.body = replace(read.body, up=replace(read.body.up, bias=known[0]))
-    return read
-
-
-def _product(op: Op, a: Value, b: Value, out: Linear, base: Value) -> Read | None:
-    """f(gate) · up, with the two in any order."""
-    for gate, up, gate_side, up_side in ((a, b, *op.inputs), (b, a, *op.inputs[::-1])):
-        if function_of(up_side, up) != "identity":
-            continue
-        one, other = _matrix_of(gate), _matrix_of(up)
-        activation = function_of(gate_side, gate)
-        if one is None or other is None or activation is None:
-            continue
-        return _gated(one, other, gate, up, activation, out, base, fused=one.linear.weight == other.linear.weight)
-    return Read(why=f"the product of {met(op.inputs[0])} and {met(op.inputs[1])}")
-
-
-def _gated(
-    gate: Projected,
-    up: Projected,
-    pre: Value,
-    linear: Value,
-    activation: Activation,
-    out: Linear,
-    base: Value,
-    *,
-    fused: bool,
-) -> Read:
-    first, second = gate.linear, up.linear
-    if fused:
-        half = first.fan_out // 2
-        late = _is_late(pre)
-        if pre is linear:  # F.glu: the second half is the gate
-            late = True
-        first = replace(first, start=half if late else 0, fan_out=half, fused=2 * half)
-        second = replace(second, start=0 if late else half, fan_out=half, fused=2 * half)
-    norm, source, result = normed_input(gate.source, base)
-    also, other, _ = normed_input(up.source, base)
-    if other is not source or (also is None) is not (norm is None):
-        return Read(why="gate and up read different tensors")
-    values = {"ln": result, "mlp_pre": pre}
-    if pre is not linear:
-        values["mlp_linear"] = linear
-    body = MLP(up=second, gate=first, out=out, activation=activation)
-    return Read(body, norm, () if also is None or also == norm else (also,), source, values)
-
-
-def _is_late(value: Value) -> bool:
-    """The second of two parts."""
-    op = value.op
-    if op is None:
-        return False
-    if op.name != "getitem":
-        return value.output > 0
-    index = op.args[1] if len(op.args) > 1 else None
-    last = index[-1] if isinstance(index, tuple) and index else index
-    return (isinstance(last, slice) and bool(last.start)) or last == 1
-
-
-def _is_leaf(value: Value) -> bool:
-    return _matrix_of(value) is not None
-
-
-def _matrix_of(value: Value) -> Projected | None:
-    """The matrix that gave a tensor, or whose part it is."""
-    found = projected(value)
-    if found is None and value.op is not None and value.op.name in PARTING and not copies(value.op):
-        return projected(origin(value.op.inputs[0]))
     return found

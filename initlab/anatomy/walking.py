@@ -190,7 +190,7 @@ class Projected:
 def projected(value: Value) -> Projected | None:
     """Read a tensor as a matrix of another, with the bias that is added at once."""
     result, op, bias = value, value.op, None
-    if op is not None and (added := shifted(op)) is not None:
+    if op is not None and (added := shifted(op) or _picked_bias(op)) is not None:
         inner = origin(added[0])
         if inner.op is None or inner.op.name not in _MATRICES:
             return None
@@ -217,6 +217,17 @@ def projected(value: Value) -> Projected | None:
     return Projected(linear, source, result)
 
 
+def _picked_bias(op: Op) -> tuple[Value, Value] | None:
+    """Read an addition of rows of a parameter, picked by what the input had a part in, as an expert's bias is."""
+    if op.name != "add" or len(op.inputs) != 2:
+        return None
+    for given, bias in (op.inputs, op.inputs[::-1]):
+        picked = origin(bias).op
+        if picked is not None and picked.name in PARTING and bias.data and parameter_of(bias) is not None:
+            return given, bias
+    return None
+
+
 _MATRICES = words("linear addmm matmul einsum conv1d baddbmm _grouped_mm grouped_mm")
 
 
@@ -233,6 +244,9 @@ def _matrix(op: Op) -> tuple[Value, Value, int, int, Value | None] | None:
     if op.name in ("matmul", "_grouped_mm", "grouped_mm") and len(op.inputs) >= 2 and _is_weight(op.inputs[1]):
         weight = op.inputs[1]
         return op.inputs[0], weight, weight.shape[-2], weight.shape[-1], None
+    if op.name == "matmul" and len(op.inputs) == 2 and _is_weight(op.inputs[0]) and op.inputs[1].shape[-1] == 1:
+        weight = op.inputs[0]
+        return op.inputs[1], weight, weight.shape[-1], weight.shape[-2], None
     if op.name == "conv1d" and len(op.inputs) >= 2 and op.inputs[1].shape[-1] == 1:
         weight = op.inputs[1]
         whole = weight.shape[1] == op.inputs[0].shape[-2]
@@ -253,7 +267,7 @@ def _einsum(op: Op) -> tuple[Value, Value, int, int, Value | None] | None:
         return None
     given, out = equation.replace(" ", "").split("->")
     letters = given.split(",")
-    place = next((i for i, x in enumerate(op.inputs) if not x.data), None)
+    place = next((i for i, x in enumerate(op.inputs) if not x.data or _is_weight(x)), None)
     if place is None or not op.inputs[1 - place].data:
         return None
     weight, source = op.inputs[place], op.inputs[1 - place]

@@ -189,7 +189,7 @@ def write_sites(branches: Sequence[Branching], block: str) -> list[str]:
         body = one.branch.body
         if isinstance(body, Attention):
             kinds.append("attn_out" if body.cross is None else "cross_attn_out")
-        elif isinstance(body, MLP) or one.read.experts:
+        elif isinstance(body, MLP) or one.read.experts or "mlp_pre" in one.read.values:
             kinds.append("mlp_out")
         elif one.read.score is not None:
             kinds.append("attn_out" if one.read.other is None else "cross_attn_out")
