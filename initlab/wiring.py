@@ -90,6 +90,8 @@ class Attention:
         rotary: queries and keys are rotated by their position.
         cross: number, in the model, of the stack whose last state gives keys and values; None: its own stream does.
         dropout: probability in force on the attention weights.
+        apart: query, key and value of each head, where every one has matrices of its own; the three above are then
+            the first's.
     """
 
     query: Linear
@@ -112,6 +114,7 @@ class Attention:
     rotary: bool = False
     cross: int | None = None
     dropout: float = 0.0
+    apart: tuple[tuple[Linear, Linear, Linear], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,8 @@ class Read:
         product: of an attention that is written out, the one that multiplies q with k.
         mixing: the one that multiplies the weights with v.
         experts: of a branch that isn't understood as a whole, the tensors by site of each MLP that is a part of it.
+        heads: of heads that are computed one by one, and of attention inside a branch that isn't understood as a whole,
+            each as it was read.
         other: what keys and values are made of, where it isn't the branch's own stream.
     """
 
@@ -50,6 +52,7 @@ class Read:
     mixing: Op | None = None
     other: Value | None = None
     experts: list[dict[str, Value]] = field(default_factory=list)
+    heads: list[Read] = field(default_factory=list)
     why: str = ""
 
 

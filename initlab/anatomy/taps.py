@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from initlab.anatomy.attending import SCORING, dropout, factors_of
+from initlab.anatomy.attending import SCORING, Read, dropout, factors_of
 from initlab.anatomy.graph import Op, Place, Trace, Value
 from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import Operation
@@ -60,8 +60,7 @@ class Tapping:
         for reading in self.readings:
             for branches in reading.branches:
                 for one in branches:
-                    if one.read.score is not None:
-                        found.append(self._heads(layer, one))
+                    found += [self._heads(layer, one, read) for read in _attentions(one.read)]
                 layer += 1
         return [tap for tap in found if tap is not None]
 
@@ -107,11 +106,13 @@ class Tapping:
             taken.add(shown[norm])
             found.append(self.at(norm, shown[norm], layer))
         if one.branch.site not in taken or read.experts:
-            if read.score is not None and one.branch.site == "attn_out":
-                found += [self._argument(value, op, site, layer) for site, op, value in _scored(read.score, one)]
-            for site in ("attn_z", *_OF_MLP):
-                if site in read.values and (site != "attn_z" or one.branch.site == "attn_out"):
-                    found.append(self.at(read.values[site], site, layer))
+            attentions = _attentions(read) if one.branch.site == "attn_out" or read.heads else []
+            for each in attentions:
+                found += [self._argument(value, op, site, layer) for site, op, value in _scored(each)]
+            whole = [read] if "attn_z" in read.values else attentions
+            given = [each.values["attn_z"] for each in whole if attentions and "attn_z" in each.values]
+            found += [self.at(value, "attn_z", layer) for value in given]
+            found += [self.at(read.values[site], site, layer) for site in _OF_MLP if site in read.values]
             for expert in read.experts:
                 found += [self.at(expert[site], site, layer) for site in _OF_MLP if site in expert]
         taken.add(one.branch.site)
@@ -185,18 +186,18 @@ class Tapping:
         told = op.tap(self.once, value)
         return None if told is None else Tap(site, told[0], "op", layer, operation=told[1])
 
-    def _heads(self, layer: int, one: Branching) -> HeadTap | None:
-        score = one.read.score
+    def _heads(self, layer: int, one: Branching, read: Read) -> HeadTap | None:
+        score = read.score
         assert score is not None
         told = score.tap(self.once)
         if told is None:
             return None
         module, operation = told
-        body = one.branch.body if isinstance(one.branch.body, Attention) else one.read.body
+        body = one.branch.body if isinstance(one.branch.body, Attention) and read is one.read else read.body
         n_head = body.n_head if isinstance(body, Attention) and len(score.inputs[0].shape) == 3 else 0
         given: dict[str, Operation] = {}
         if score.name != SCORING:
-            for site, op, value in _scored(score, one):
+            for site, op, value in _scored(read):
                 name = {"q": "query", "k": "key", "v": "value"}[site]
                 inner = op.tap([module], value)
                 if inner is not None:
@@ -204,19 +205,25 @@ class Tapping:
         return HeadTap(layer, module, operation, **given, n_head=n_head)
 
 
-def _scored(score: Op, one: Branching) -> list[tuple[str, Op, Value]]:
+def _attentions(read: Read) -> list[Read]:
+    return read.heads or ([read] if read.score is not None else [])
+
+
+def _scored(read: Read) -> list[tuple[str, Op, Value]]:
     """(site, operation, its input) of q, k and v."""
+    score = read.score
+    assert score is not None
     if score.name == SCORING:
         return [
             (s, score, score.argument(i, n)) for i, (s, n) in enumerate((("q", "query"), ("k", "key"), ("v", "value")))
         ]
     found: list[tuple[str, Op, Value]] = []
-    if one.read.product is not None:
-        query, key = factors_of(one.read.product, score)
-        found += [("q", one.read.product, query), ("k", one.read.product, key)]
-    if one.read.mixing is not None:
+    if read.product is not None:
+        query, key = factors_of(read.product, score)
+        found += [("q", read.product, query), ("k", read.product, key)]
+    if read.mixing is not None:
         pattern = score.outputs[0]
-        value = next((v for v in one.read.mixing.inputs if v.data and not v.after(pattern)), None)
+        value = next((v for v in read.mixing.inputs if v.data and not v.after(pattern)), None)
         if value is not None:
-            found.append(("v", one.read.mixing, value))
+            found.append(("v", read.mixing, value))
     return found

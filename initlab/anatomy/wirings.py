@@ -191,7 +191,7 @@ def write_sites(branches: Sequence[Branching], block: str) -> list[str]:
             kinds.append("attn_out" if body.cross is None else "cross_attn_out")
         elif isinstance(body, MLP) or one.read.experts or "mlp_pre" in one.read.values:
             kinds.append("mlp_out")
-        elif one.read.score is not None:
+        elif one.read.score is not None or one.read.heads:
             kinds.append("attn_out" if one.read.other is None else "cross_attn_out")
         elif re.search(r"mixer|mamba|ssm|rnn|conv", name):
             kinds.append("mixer_out")
