@@ -54,6 +54,8 @@ class Linear:
         start: first of the fused matrix's output features that are this part's.
         fused: output features of the whole parameter; `fan_out` where it isn't fused.
         module: dotted name of the module that applies it, the nearest one where it is no module of its own.
+        square: mean square of the matrix where it is computed from the parameter, as by weight norm; None where it is
+            the parameter.
     """
 
     weight: str
@@ -63,6 +65,7 @@ class Linear:
     start: int = 0
     fused: int = 0
     module: str = ""
+    square: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

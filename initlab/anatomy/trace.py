@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from initlab.anatomy.graph import MIXING, Op, Place, Seen, Trace, Value, Where
 from initlab.anatomy.operations import Counts, Listening, operation_name, words
 from initlab.anatomy.tensors import floats, tensors
+from initlab.anatomy.walking import weight_of
 
 # what is asked of a tensor, and gives none
 _ASKED = words(
@@ -113,6 +114,8 @@ class _Listener(Listening):
             self._produced(op, kwargs["out"], 0)
         if name in ("add", "mul", "baddbmm"):
             self._look_at_constants(inputs, args, kwargs)
+        if name in MIXING:
+            self._look_at_weights(inputs, args, kwargs)
         self._look_at_mask(op, args, kwargs, given)
         if name == "embedding" and len(inputs) == 2:
             ids = next(t for t in tensors((args, kwargs)) if not t.is_floating_point())
@@ -124,6 +127,17 @@ class _Listener(Listening):
         for value, tensor in zip(inputs, tensors((args, kwargs)), strict=False):
             made = value.op is not None and not value.data and value.floating and 1 < value.numel <= _SMALL
             if made and value not in self._sized and _readable(tensor):
+                self._sized.add(value)
+                self._norms.append((value, _size(tensor)))
+
+    def _look_at_weights(self, inputs: list[Value], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take the size of matrices that are computed from parameters: normalised, masked, scaled."""
+        for value, tensor in zip(inputs, tensors((args, kwargs)), strict=False):
+            made = value.op is not None and value.learned and not value.data and value.floating
+            if not made or len(value.shape) < 2 or value in self._sized or not _readable(tensor):
+                continue
+            held = weight_of(value)
+            if held is not None and held[1] is not None:
                 self._sized.add(value)
                 self._norms.append((value, _size(tensor)))
 

@@ -178,6 +178,33 @@ def parameter_of(value: Value | None) -> tuple[str, float, float] | None:
     return None
 
 
+def weight_of(value: Value) -> tuple[str, float | None] | None:
+    """Tell whose parameter a matrix is, also one that is computed: normalised, masked, with an adapter's product added.
+
+    Args:
+        value: what is multiplied with.
+
+    Returns:
+        the name of the one parameter of its size, and the matrix's mean square where it isn't the parameter itself.
+    """
+    plain = parameter_of(value)
+    if plain is not None:
+        return plain[0], None if plain[1:] == (1.0, 0.0) else value.rms**2
+    if value.data or not value.learned:
+        return None
+    found: dict[str, None] = {}
+    left, seen = [value], {value}
+    while left:
+        each = left.pop()
+        if each.kind == "parameter" and each.numel == value.numel:
+            found[each.name] = None
+        for given in each.op.inputs if each.op is not None else ():
+            if given not in seen:
+                seen.add(given)
+                left.append(given)
+    return (next(iter(found)), value.rms**2) if len(found) == 1 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Projected:
     """A matrix that was applied, what it was given, and what came out, its bias included."""
@@ -202,12 +229,13 @@ def projected(value: Value) -> Projected | None:
     if given is None:
         return None
     source, weight, fan_in, fan_out, own_bias = given
-    known = parameter_of(weight)
-    if known is None:
+    held = weight_of(weight)
+    if held is None:
         return None
     also = parameter_of(own_bias)
     linear = Linear(
-        weight=known[0],
+        weight=held[0],
+        square=held[1],
         bias=bias or (also[0] if also else None),
         fan_in=fan_in,
         fan_out=fan_out,
@@ -258,7 +286,7 @@ def _matrix(op: Op) -> tuple[Value, Value, int, int, Value | None] | None:
 
 
 def _is_weight(value: Value) -> bool:
-    return len(value.shape) >= 2 and parameter_of(value) is not None
+    return len(value.shape) >= 2 and weight_of(value) is not None
 
 
 def _einsum(op: Op) -> tuple[Value, Value, int, int, Value | None] | None:

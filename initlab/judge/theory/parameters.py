@@ -216,7 +216,8 @@ class _Builder:
 
     def linear(self, linear: names.Linear, width: int, part: str | None = None) -> Linear:
         """A matrix that reads so many features; of one that reads others, as the last of a low-rank one, no more."""
-        square = self.squares.of(linear.weight, part) if linear.fan_in == width else math.nan
+        square = self.squares.of(linear.weight, part) if linear.square is None else linear.square
+        square = square if linear.fan_in == width else math.nan
         bias = self.squares.of(linear.bias)
         return Linear(square=square, fan_in=linear.fan_in, fan_out=linear.fan_out, bias=bias)
 
