@@ -112,32 +112,23 @@ class _Listener(Listening):
                 self._changed[id(tensor._base if tensor._is_view() else tensor)] = value
         if isinstance(kwargs.get("out"), Tensor):
             self._produced(op, kwargs["out"], 0)
-        if name in ("add", "mul", "baddbmm"):
-            self._look_at_constants(inputs, args, kwargs)
-        if name in MIXING:
-            self._look_at_weights(inputs, args, kwargs)
+        if name in ("add", "mul") or name in MIXING:
+            self._look_at_made(name, inputs, args, kwargs)
         self._look_at_mask(op, args, kwargs, given)
         if name == "embedding" and len(inputs) == 2:
             ids = next(t for t in tensors((args, kwargs)) if not t.is_floating_point())
             value = self.value(ids)
             value.constant = not value.data and ids.numel() > 0 and bool((ids == ids.flatten()[0]).all())
 
-    def _look_at_constants(self, inputs: list[Value], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take the size of what is made in the pass, though of no input: rotary tables, sinusoids."""
+    def _look_at_made(self, name: str, inputs: list[Value], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take the size of what is made in the pass, though of no input: rotary tables, sinusoids, computed weights."""
         for value, tensor in zip(inputs, tensors((args, kwargs)), strict=False):
-            made = value.op is not None and not value.data and value.floating and 1 < value.numel <= _SMALL
-            if made and value not in self._sized and _readable(tensor):
-                self._sized.add(value)
-                self._norms.append((value, _size(tensor)))
-
-    def _look_at_weights(self, inputs: list[Value], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take the size of matrices that are computed from parameters: normalised, masked, scaled."""
-        for value, tensor in zip(inputs, tensors((args, kwargs)), strict=False):
-            made = value.op is not None and value.learned and not value.data and value.floating
-            if not made or len(value.shape) < 2 or value in self._sized or not _readable(tensor):
+            made = value.op is not None and not value.data and value.floating and value not in self._sized
+            if not made or not _readable(tensor):
                 continue
-            held = weight_of(value)
-            if held is not None and held[1] is not None:
+            small = name in ("add", "mul", "baddbmm") and 1 < value.numel <= _SMALL
+            held = weight_of(value) if name in MIXING and value.learned and len(value.shape) >= 2 else None
+            if small or (held is not None and held[1] is not None):
                 self._sized.add(value)
                 self._norms.append((value, _size(tensor)))
 
