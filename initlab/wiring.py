@@ -54,6 +54,8 @@ class Linear:
         start: first of the fused matrix's output features that are this part's.
         fused: output features of the whole parameter; `fan_out` where it isn't fused.
         module: dotted name of the module that applies it, the nearest one where it is no module of its own.
+        square: mean square of the matrix where it is computed from the parameter, as by weight norm; None where it is
+            the parameter.
     """
 
     weight: str
@@ -63,6 +65,7 @@ class Linear:
     start: int = 0
     fused: int = 0
     module: str = ""
+    square: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,8 @@ class Attention:
         rotary: queries and keys are rotated by their position.
         cross: number, in the model, of the stack whose last state gives keys and values; None: its own stream does.
         dropout: probability in force on the attention weights.
+        apart: query, key and value of each head, where every one has matrices of its own; the three above are then
+            the first's.
     """
 
     query: Linear
@@ -112,6 +117,7 @@ class Attention:
     rotary: bool = False
     cross: int | None = None
     dropout: float = 0.0
+    apart: tuple[tuple[Linear, Linear, Linear], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +149,7 @@ class Branch:
         site: attn_out, cross_attn_out, mlp_out or mixer_out: the site of what is added.
         body: what it computes; None where that isn't known.
         norm: of what it reads; None where it reads the stream itself.
+        norms: more of them, of the same state, where queries, keys and values, or gate and up, read one each.
         post: norm of what the body gave, before it is added.
         scale: number that the result is multiplied with as it is added.
         gain: dotted name of a parameter with one number a channel (LayerScale) that multiplies it; None without one.
@@ -153,6 +160,7 @@ class Branch:
     site: str
     body: Attention | MLP | None
     norm: Norm | None = None
+    norms: tuple[Norm, ...] = ()
     post: Norm | None = None
     scale: float = 1.0
     gain: str | None = None

@@ -79,6 +79,8 @@ def required(model: nn.Module) -> list[inspect.Parameter]:
     without = [p for p in known if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not any(p.kind in POSITIONAL for p in without):
         without = [*[p for p in known if p.kind in POSITIONAL][:1], *without]
+    if sizes.writes(model) and without and without[0].name == getattr(model, "main_input_name", ""):
+        without += [p for p in known if p.name == "decoder_input_ids" and p not in without]
     return without
 
 
@@ -127,24 +129,34 @@ class Maker:
         self.tables = sizes.token_tables(model) if ids is not None else []
         self.entries = list(sizes.entries(model))
         self.lead: tuple[int, ...] = () if ids is None else tuple(ids.shape)
+        self.aside = ""
 
     def arguments(self) -> list[Argument]:
         """Say what each argument is that the forward can't do without, in its order."""
         wanted = required(self.model)
         kinds: dict[str, str] = {}
+        self.aside = self._other_than_ids(wanted)
         for place, parameter in enumerate(wanted):
-            kinds[parameter.name] = kind_of(parameter, reads_ids=self.ids is not None, first=place == 0)
+            first = place == 0 and parameter.name != self.aside
+            kinds[parameter.name] = kind_of(parameter, reads_ids=self.ids is not None, first=first)
         self.graph = bool({"edges", "adjacency"} & set(kinds.values()))
         numbers: dict[str, int] = {}
-        made = []
+        names = list(parameters(self.model))
+        made: list[Argument] = []
         for parameter in wanted:
             kind = kinds[parameter.name]
             number = numbers.get(kind, 0)
             numbers[kind] = number + 1
             forms = tuple(self._forms(parameter.name, kind, number))
-            keyword = parameter.kind == parameter.KEYWORD_ONLY
+            # also one that others, which aren't given, stand before
+            keyword = parameter.kind == parameter.KEYWORD_ONLY or names.index(parameter.name) != len(made)
             made.append(Argument(parameter.name, kind if forms else "", forms, keyword))
         return made
+
+    def _other_than_ids(self, wanted: list[inspect.Parameter]) -> str:
+        """The name of the first argument where the ids are those that a decoder writes, and it reads something else."""
+        main = wanted[0].name if wanted else ""
+        return main if self.ids is not None and sizes.writes(self.model) and main not in sizes.IDS else ""
 
     def calls(self) -> Iterator[dict[str, Any]]:
         """Yield whole calls to try, by name of the argument; those of one kind go through their forms together."""
@@ -235,7 +247,7 @@ class Maker:
         if kind == "images":
             images = [e for e in main if isinstance(e[1], nn.Conv2d)]
             named, main = [e for e in named if e in images], images or main
-        if self.ids is not None and kind == "vectors" and not named:
+        if self.ids is not None and kind == "vectors" and not named and name != self.aside:
             width = self.tables[0].width if self.tables else 1
             return [(*self._first[:2], width)]
         tops: dict[str, tuple[str, nn.Module]] = {}

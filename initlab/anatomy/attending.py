@@ -28,6 +28,7 @@ class Read:
     Attributes:
         body: None where it isn't understood; `why` then says what was met.
         norm: of what it reads.
+        norms: others of the same state, where keys and values, or what a gate multiplies, read one of their own.
         source: what that norm, or the body itself, was given.
         values: tensors by site: ln (what the norm gives), attn_z, mlp_pre, mlp_linear, mlp_act.
         score: of an attention, the operation that takes its scores to its heads' weights.
@@ -35,11 +36,14 @@ class Read:
         mixing: the one that multiplies the weights with v.
         weighed: of an attention that isn't understood, every pattern in it.
         experts: of a branch that isn't understood as a whole, the tensors by site of each MLP that is a part of it.
+        heads: of heads that are computed one by one, and of attention inside a branch that isn't understood as a whole,
+            each as it was read.
         other: what keys and values are made of, where it isn't the branch's own stream.
     """
 
     body: Attention | MLP | None = None
     norm: Norm | None = None
+    norms: tuple[Norm, ...] = ()
     source: Value | None = None
     values: dict[str, Value] = field(default_factory=dict)
     score: Op | None = None
@@ -48,6 +52,7 @@ class Read:
     other: Value | None = None
     weighed: list[Weighed] = field(default_factory=list)
     experts: list[dict[str, Value]] = field(default_factory=list)
+    heads: list[Read] = field(default_factory=list)
     why: str = ""
 
 
@@ -211,6 +216,10 @@ def _heads(
     read.norm, read.source, result = reads[0]
     read.values["ln"] = result
     own = [source is reads[0][1] for _, source, _ in reads]
+    norms = [norm for (norm, _, _), mine in zip(reads, own, strict=True) if mine]
+    if None in norms and any(norms):
+        read.body, read.why = None, "of queries, keys and values some are made of what a norm gives, and some aren't"
+    read.norms = tuple(dict.fromkeys(norm for norm in norms if norm is not None and norm != read.norm))
     if not own[1]:
         read.other = reads[1][1]
     elif not own[2]:

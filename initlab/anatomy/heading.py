@@ -12,7 +12,7 @@ from initlab.wiring import Linear, Norm
 
 _ROTATING = words(
     "add sub mul neg cat stack view_as_real view_as_complex complex polar real imag flip roll addcmul getitem chunk "
-    "split tensor_split split_with_sizes unbind narrow select index_select conj"
+    "split tensor_split split_with_sizes unbind narrow select index_select conj setitem"
 )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from initlab.anatomy.chains import Chain, Sum, Term
 from initlab.anatomy.graph import Value
-from initlab.anatomy.walking import parameter_of
+from initlab.anatomy.walking import weight_of
 
 
 class Homes:
@@ -130,7 +130,7 @@ def _used(term: Term, base: Value) -> list[str]:
         for given in value.op.inputs:
             if given.data:
                 left.append(given)
-            elif known := parameter_of(given):
+            elif known := weight_of(given):
                 names[known[0]] = None
     return list(names)
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from initlab.anatomy.arguments import DECODED, POSITIONAL, TARGETS, Maker, parameters, required
+from initlab.anatomy.arguments import DECODED, POSITIONAL, TARGETS, Maker, kind_of, parameters, required
 from initlab.anatomy.examples import example, shown, signature
-from initlab.anatomy.sizes import IDS, vocabulary
+from initlab.anatomy.sizes import IDS, vocabulary, writes
 from initlab.anatomy.tensors import moved, tensors
 from initlab.errors import ConfigError
 from initlab.models.nanogpt import NanoGPT
 
 TOKENS = 1024  # of a batch that is made here
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 _NO_IDS = re.compile(r"^(targets?|labels?|y)$|mask|type|segment|position")  # (B, T) integers that are no tokens
 
@@ -27,13 +30,15 @@ class Inputs:
     """One call of a model's forward.
 
     `ids` and `targets` are what the loss and the tied head's own logit refer to, (B, T) each; None for models without
-    tokens. `aim` says what the targets are, and `notes` what was changed of a caller's batch.
+    tokens. `labels` are a caller's classes, one for each of what the model classifies, which its forward isn't given.
+    `aim` says what the targets are, and `notes` what was changed of a caller's batch.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     ids: Tensor | None = None
     targets: Tensor | None = None
+    labels: Tensor | None = None
     aim: str = "next-token"
     notes: tuple[str, ...] = ()
 
@@ -45,6 +50,7 @@ class Inputs:
             kwargs=moved(self.kwargs, device),
             ids=moved(self.ids, device),
             targets=moved(self.targets, device),
+            labels=moved(self.labels, device),
         )
 
     def call(self, model: nn.Module) -> Any:
@@ -115,7 +121,7 @@ def ways(model: nn.Module, ids: Tensor | None, targets: Tensor | None = None, se
                 yield replace(given, kwargs={**given.kwargs, "pixel_values": image}, notes=(said,))
         if len(wanted) < 2:
             return
-    optional = [name for name in TARGETS if name in names and name not in wanted]
+    optional = [name for name in TARGETS if name in names and name not in wanted and not writes(model)]
     needed = [name for name in TARGETS if name in wanted]
     short = ids is not None and targets is None and ids.shape[1] > 2 and not isinstance(model, NanoGPT)
     if ids is not None and (needed or optional):
@@ -183,10 +189,11 @@ def of_batch(model: nn.Module, batch: Any, choose: Callable[[Ways], Inputs] | No
                 raise ConfigError(f"ids are {shapes}; expected the same shape")
             return _of_tensor(model, batch[0], batch[1], choose)
         args, notes = _taken(model, tuple(batch))
+        labels = _classes(batch[len(args) :])
         if len(args) == 1 and _is_ids(args[0]) and vocabulary(model) is not None:
             made = _of_tensor(model, args[0], None, choose)
-            return replace(made, notes=(*notes, *made.notes))
-        return replace(_of_arguments(model, args), notes=notes)
+            return replace(made, labels=labels, notes=(*notes, *made.notes))
+        return replace(_of_arguments(model, args), labels=labels, notes=notes)
     if hasattr(batch, "__iter__") and not isinstance(batch, str):
         first = next(iter(batch), None)
         if first is None:
@@ -271,11 +278,27 @@ def _taken(model: nn.Module, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tu
     """Without the trailing arguments that the forward doesn't take, as the labels of a loader's (image, label)."""
     known = parameters(model).values()
     positional = [p for p in known if p.kind in POSITIONAL]
-    if any(p.kind == p.VAR_POSITIONAL for p in known) or not 0 < len(positional) < len(args):
+    if any(p.kind == p.VAR_POSITIONAL for p in known) or not positional:
         return args, ()
-    left = len(args) - len(positional)
-    note = f"the forward takes {len(positional)} of the batch's {len(args)} values: the last {left} weren't given to it"
-    return args[: len(positional)], (note,)
+    takes = len(positional)
+    if 1 < len(args) <= takes and _classes(args[-1:]) is not None and _is_aside(positional[len(args) - 1]):
+        takes = len(args) - 1
+    left = len(args) - takes
+    if left <= 0:
+        return args, ()
+    note = f"the forward takes {takes} of the batch's {len(args)} values: the last {left} weren't given to it"
+    return args[:takes], (note,)
+
+
+def _is_aside(parameter: inspect.Parameter) -> bool:
+    """An argument that a forward can do without, and that no vector of integers is meant for, such as a mask."""
+    return parameter.default is None and kind_of(parameter, reads_ids=False, first=False) in ("mask", "padding")
+
+
+def _classes(left: Sequence[Any]) -> Tensor | None:
+    """The classes among what a forward wasn't given: integers."""
+    found = [each for each in left if isinstance(each, Tensor) and each.dim() and each.dtype in _WHOLE]
+    return found[0].long() if len(found) == 1 else None
 
 
 def of_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:

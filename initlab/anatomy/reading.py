@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from initlab.anatomy.attending import Read, dropout_behind, met, normed_input, read_attention
-from initlab.anatomy.functions import function_of, leaves
-from initlab.anatomy.graph import Op, Value
+from initlab.anatomy.apart import read_apart
+from initlab.anatomy.attending import Read, met, normed_input, read_attention
+from initlab.anatomy.experts import experts_of
+from initlab.anatomy.graph import Value
 from initlab.anatomy.heading import head_source
+from initlab.anatomy.mlps import read_mlp
 from initlab.anatomy.norming import normed
-from initlab.anatomy.walking import PARTING, Projected, copies, origin, projected, unscaled
+from initlab.anatomy.walking import origin, projected
 from initlab.anatomy.weighing import find_weighed
-from initlab.wiring import MLP, Activation, Attention, Linear
+from initlab.wiring import MLP, Attention
 
 
 def read_body(core: Value, base: Value) -> Read:
@@ -24,153 +26,38 @@ def read_body(core: Value, base: Value) -> Read:
     out = projected(core)
     if out is None:
         found = read_attention(core, None, base)
-        return found or _in_part(core, core, base)
+        if found is None:
+            return _in_part(core, core, base)
+        found.values["attn_z"] = core
+        return found
     if origin(out.source) is origin(base):
         return Read(why="a single matrix")
     inner = normed(out.source)
     h = out.source if inner is None else inner.source
     if inner is not None and origin(inner.source) is origin(base):
         return Read(why="a single matrix")
-    found = read_attention(h, out.linear, base) or _mlp(h, out.linear, base)
+    found = read_attention(h, out.linear, base) or read_apart(h, out.linear, base) or read_mlp(h, out.linear, base)
     if found is None:
         return _in_part(core, h, base)
     if inner is not None and isinstance(found.body, Attention):
         found.body = replace(found.body, out_norm=inner.norm)
     elif inner is not None and isinstance(found.body, MLP):
         found.body = replace(found.body, inner_norm=inner.norm)
-    found.values["attn_z" if found.score else "mlp_act"] = out.source
+    found.values["attn_z" if found.score or found.heads else "mlp_act"] = out.source
     return found
 
 
 def _in_part(core: Value, met_at: Value, base: Value) -> Read:
     """What can be told of a branch that isn't understood: where its attention and its MLPs are."""
-    read = Read(why=met(met_at), experts=_experts(core, base))
-    attention = find_weighed(core, base)
-    if not attention.patterns:
+    read = Read(why=met(met_at), experts=experts_of(core, base))
+    read.weighed = find_weighed(core, base)
+    if not read.weighed:
         return read
-    read.weighed, first = attention.patterns, attention.patterns[0]
+    first = read.weighed[0]
     read.score = first.score
-    if attention.z is not None:
-        read.values["attn_z"] = attention.z
     if not first.key.mixes(base):
         read.other = origin(first.key)
     made = head_source(first.query)
     if made is not None:
         read.norm, read.source, read.values["ln"] = normed_input(made.matrix.source, base)
     return read
-
-
-def _experts(core: Value, base: Value) -> list[dict[str, Value]]:
-    """MLPs anywhere between a state of the stream and what is added to it, as those of a mixture."""
-    found: list[dict[str, Value]] = []
-    seen: set[Value] = set()
-    left = [core]
-    while left:
-        value = left.pop()
-        if value in seen or value.op is None or not value.mixes(base):
-            continue
-        seen.add(value)
-        out = projected(value)
-        read = None if out is None or len(value.shape) < 2 else _mlp(out.source, out.linear, base)
-        if out is not None and read is not None and isinstance(read.body, MLP) and read.body.activation != "identity":
-            found.append({**read.values, "mlp_act": out.source})
-            continue
-        left += [given for given in value.op.inputs if given.data]
-    return found[::-1]
-
-
-def _mlp(h: Value, out: Linear, base: Value) -> Read | None:
-    """f(x up), f(x gate) · (x up), and what their parts are."""
-    op = unscaled(h)[0].op
-    if op is not None and op.name == "glu":
-        whole = projected(origin(op.inputs[0]))
-        return (
-            None
-            if whole is None
-            else _gated(whole, whole, op.inputs[0], op.inputs[0], "sigmoid", out, base, fused=True)
-        )
-    if op is not None and op.name == "mul" and len(op.inputs) == 2:
-        sides = [leaves(each, _is_leaf) for each in op.inputs]
-        if all(side is not None and len(side) == 1 for side in sides):
-            (a,), (b,) = (side or [] for side in sides)
-            if a is not b:
-                return _product(op, a, b, out, base)
-    found = leaves(h, _is_leaf)
-    if found is None or len(found) != 1:
-        return None
-    (leaf,) = found
-    matrix = _matrix_of(leaf)
-    if matrix is None:
-        return None
-    activation = function_of(h, leaf)
-    if activation is None:
-        return Read(why=f"the function of {met(h)}")
-    norm, source, result = normed_input(matrix.source, base)
-    body = MLP(up=matrix.linear, out=out, activation=activation, dropout=dropout_behind([h]))
-    return Read(body, norm, source, {"ln": result, "mlp_pre": leaf})
-
-
-def _product(op: Op, a: Value, b: Value, out: Linear, base: Value) -> Read | None:
-    """f(gate) · up, with the two in any order."""
-    for gate, up, gate_side, up_side in ((a, b, *op.inputs), (b, a, *op.inputs[::-1])):
-        if function_of(up_side, up) != "identity":
-            continue
-        one, other = _matrix_of(gate), _matrix_of(up)
-        activation = function_of(gate_side, gate)
-        if one is None or other is None or activation is None:
-            continue
-        return _gated(one, other, gate, up, activation, out, base, fused=one.linear.weight == other.linear.weight)
-    return Read(why=f"the product of {met(op.inputs[0])} and {met(op.inputs[1])}")
-
-
-def _gated(
-    gate: Projected,
-    up: Projected,
-    pre: Value,
-    linear: Value,
-    activation: Activation,
-    out: Linear,
-    base: Value,
-    *,
-    fused: bool,
-) -> Read:
-    first, second = gate.linear, up.linear
-    if fused:
-        half = first.fan_out // 2
-        late = _is_late(pre)
-        if pre is linear:  # F.glu: the second half is the gate
-            late = True
-        first = replace(first, start=half if late else 0, fan_out=half, fused=2 * half)
-        second = replace(second, start=0 if late else half, fan_out=half, fused=2 * half)
-    norm, source, result = normed_input(gate.source, base)
-    if origin(up.source) is not origin(gate.source):
-        return Read(why="gate and up read different tensors")
-    values = {"ln": result, "mlp_pre": pre}
-    if pre is not linear:
-        values["mlp_linear"] = linear
-    body = MLP(up=second, gate=first, out=out, activation=activation)
-    return Read(body, norm, source, values)
-
-
-def _is_late(value: Value) -> bool:
-    """The second of two parts."""
-    op = value.op
-    if op is None:
-        return False
-    if op.name != "getitem":
-        return value.output > 0
-    index = op.args[1] if len(op.args) > 1 else None
-    last = index[-1] if isinstance(index, tuple) and index else index
-    return (isinstance(last, slice) and bool(last.start)) or last == 1
-
-
-def _is_leaf(value: Value) -> bool:
-    return _matrix_of(value) is not None
-
-
-def _matrix_of(value: Value) -> Projected | None:
-    """The matrix that gave a tensor, or whose part it is."""
-    found = projected(value)
-    if found is None and value.op is not None and value.op.name in PARTING and not copies(value.op):
-        return projected(origin(value.op.inputs[0]))
-    return found

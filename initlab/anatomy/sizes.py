@@ -5,6 +5,7 @@ People keep them in a config, a dict or on the module itself, under many names; 
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterator
@@ -78,15 +79,30 @@ def declared(model: nn.Module, names: tuple[str, ...]) -> Iterator[int]:
 def vocabulary(model: nn.Module) -> int | None:
     """Ids that the model understands: as it declares, where a table has them, else rows of its token table.
 
-    None for a model of other inputs.
+    None for a model of other inputs alone.
     """
-    if getattr(model, "main_input_name", "input_ids") not in (*IDS, "decoder_input_ids", "inputs"):
+    others = getattr(model, "main_input_name", "input_ids") not in (*IDS, "decoder_input_ids", "inputs")
+    if others and not writes(model):
         return None  # Hugging Face's name for what a model takes, such as pixel_values
     tables = token_tables(model)
     if not tables:
         return None
     most = max(table.rows for table in tables)
     return next((size for size in declared(model, _VOCABULARIES) if 0 < size <= most), tables[0].rows)
+
+
+def writes(model: nn.Module) -> bool:
+    """Tell whether a model decodes tokens of what it reads, as a speech recogniser does, by Hugging Face's names.
+
+    Args:
+        model: any module.
+    """
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    try:
+        return "decoder_input_ids" in inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def token_tables(model: nn.Module) -> list[Table]:
@@ -185,7 +201,10 @@ def taken(model: nn.Module, module: nn.Module, *, graph: bool) -> list[tuple[int
             return [(4, module.in_channels, size, size) for size in image_sizes(model, stride)]
         case nn.Conv1d():
             bare: list[tuple[int, ...]] = [(4, 4096)] if module.in_channels == 1 else []  # a wave
-            return [*((4, module.in_channels, size) for size in (256, *lengths(model))), *bare]
+            known = lengths(model)
+            # what is so long after the convolutions' strides
+            strided = [size * _stride(model, module) for size in known]
+            return [*((4, module.in_channels, size) for size in dict.fromkeys((256, *known, *strided))), *bare]
         case nn.Conv3d():
             return [(2, module.in_channels, 8, 32, 32)]
         case nn.MultiheadAttention():
@@ -207,6 +226,15 @@ def taken(model: nn.Module, module: nn.Module, *, graph: bool) -> list[tuple[int
             image = patch(model, width)
             return [*([(4, image[0], image[1], image[1])] if image else []), *vectors]
     return []
+
+
+def _stride(model: nn.Module, first: nn.Conv1d) -> int:
+    """Steps of the input for one behind a convolution and those that stand beside it."""
+    for module in model.modules():
+        beside = [each for each in module.children() if isinstance(each, nn.Conv1d)]
+        if first in beside:
+            return math.prod(each.stride[0] for each in beside)
+    return first.stride[0]
 
 
 def _values(model: nn.Module, names: tuple[str, ...]) -> Iterator[Any]:

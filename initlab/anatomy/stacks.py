@@ -70,8 +70,9 @@ def attribute(module: nn.Module, names: tuple[str, ...]) -> int | None:
 
 
 def matrices(model: nn.Module, stack: Container) -> Iterator[Matrix]:
-    """Find the matrices in a container's blocks. Embeddings, convolutions and norms are none."""
+    """Find the matrices in a container's blocks. Embeddings, convolutions, norms and adapters of a weight are none."""
     modules = dict(model.named_modules())
+    computing = tuple(f"{name}." for name, each in modules.items() if isinstance(each, parametrize.ParametrizationList))
     for name, parameter in model.named_parameters():
         index = stack.index(name)
         owner = modules[name.rpartition(".")[0]]
@@ -79,6 +80,8 @@ def matrices(model: nn.Module, stack: Container) -> Iterator[Matrix]:
             continue
         if isinstance(owner, nn.Embedding | _ConvNd):
             continue
+        if name.startswith(computing) and not isinstance(owner, parametrize.ParametrizationList):
+            continue  # an adapter's
         matrix = _matrix(name, parameter, owner, stack.blocks[index], modules)
         if matrix:
             yield matrix

@@ -61,7 +61,8 @@ class Tapping:
         for reading in self.readings:
             for branches in reading.branches:
                 for one in branches:
-                    found += self._heads(layer, one)
+                    for read in one.read.heads or [one.read]:
+                        found += self._heads(layer, one, read)
                 layer += 1
         return [tap for tap in found if tap is not None]
 
@@ -108,10 +109,10 @@ class Tapping:
             found.append(self.at(norm, shown[norm], layer))
         if one.branch.site not in taken or read.experts:
             if one.branch.site == "attn_out":
-                found += [self._argument(value, op, site, layer) for site, op, value in _scored(read)]
-            for site in ("attn_z", *_OF_MLP):
-                if site in read.values and (site != "attn_z" or one.branch.site == "attn_out"):
-                    found.append(self.at(read.values[site], site, layer))
+                for each in read.heads or [read]:
+                    found += [self._argument(value, op, site, layer) for site, op, value in _scored(each)]
+                found += [self.at(value, "attn_z", layer) for value in _projected(read)]
+            found += [self.at(read.values[site], site, layer) for site in _OF_MLP if site in read.values]
             for expert in read.experts:
                 found += [self.at(expert[site], site, layer) for site in _OF_MLP if site in expert]
         taken.add(one.branch.site)
@@ -185,44 +186,56 @@ class Tapping:
         told = op.tap(self.once, value)
         return None if told is None else Tap(site, told[0], "op", layer, operation=told[1])
 
-    def _heads(self, layer: int, one: Branching) -> list[HeadTap | None]:
-        read = one.read
+    def _heads(self, layer: int, one: Branching, read: Read) -> list[HeadTap | None]:
         if read.weighed:
             # the same pattern may weigh several tensors, one after another
             distinct = {(each.query, each.key): each for each in read.weighed}
-            return [self._weighed(layer, each) for each in distinct.values()]
-        return [] if read.score is None else [self._scores(layer, read.score, one)]
+            batch = read.source.shape[0] if read.source is not None and len(read.source.shape) == 3 else 0
+            return [self._weighed(layer, each, batch) for each in distinct.values()]
+        return [] if read.score is None else [self._scores(layer, read, read.score, one)]
 
-    def _scores(self, layer: int, score: Op, one: Branching) -> HeadTap | None:
+    def _scores(self, layer: int, read: Read, score: Op, one: Branching) -> HeadTap | None:
         told = score.tap(self.once)
         if told is None:
             return None
         module, operation = told
-        body = one.branch.body if isinstance(one.branch.body, Attention) else one.read.body
+        body = one.branch.body if isinstance(one.branch.body, Attention) and read is one.read else read.body
         n_head = body.n_head if isinstance(body, Attention) and len(score.inputs[0].shape) == 3 else 0
         given: dict[str, Operation] = {}
         if score.name != SCORING:
-            for site, op, value in _scored(one.read):
+            for site, op, value in _scored(read):
                 name = {"q": "query", "k": "key", "v": "value"}[site]
                 inner = op.tap([module], value)
                 if inner is not None:
                     given[name] = inner[1]
         return HeadTap(layer, module, operation, **given, n_head=n_head)
 
-    def _weighed(self, layer: int, each: Weighed) -> HeadTap | None:
-        """Scores and weights of an attention of another form, of heads with a dimension of their own."""
+    def _weighed(self, layer: int, each: Weighed, batch: int) -> HeadTap | None:
+        """Scores and weights of an attention of another form."""
         if each.score.name == SCORING:
             told = each.score.tap(self.once)
             return None if told is None else HeadTap(layer, *told)
-        if each.weights is None or len(each.scores.shape) < 4:
+        if each.weights is None:
             return None
         op, weights = each.weights
+        if len(each.scores.shape) < 4:  # heads without a dimension of their own
+            told = each.score.tap(self.once) if weights.op is each.score and each.score.name == "softmax" else None
+            n_head = each.scores.shape[0] // batch if batch else 0
+            return None if told is None or not n_head else HeadTap(layer, *told, n_head=n_head if n_head > 1 else 0)
         around = [name for name, _ in op.within if name in self.once]
         shared = [name for name, _ in each.score.within if name in around]
         scores, pattern = each.score.tap(shared, each.scores), op.tap(shared[-1:], weights)
         if scores is None or pattern is None:
             return None
         return HeadTap(layer, scores[0], scores[1], pattern=pattern[1])
+
+
+def _projected(read: Read) -> list[Value]:
+    """What output matrices are given: of all heads together, or of each."""
+    if "attn_z" in read.values:
+        return [read.values["attn_z"]]
+    apart = [each.values.get("attn_z") for each in read.heads] + [each.z for each in read.weighed]
+    return list(dict.fromkeys(value for value in apart if value is not None))
 
 
 def _scored(read: Read) -> list[tuple[str, Op, Value]]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from initlab.anatomy.contractions import parted
-from initlab.anatomy.graph import Op, Place, Seen, Trace, Value, Where
+from initlab.anatomy.graph import MIXING, Op, Place, Seen, Trace, Value, Where
 from initlab.anatomy.operations import Counts, Listening, operation_name, words
 from initlab.anatomy.tensors import floats, gradient_node, nearest, tensors
+from initlab.anatomy.walking import weight_of
 
 # what is asked of a tensor, and gives none
 _ASKED = words(
@@ -113,19 +114,23 @@ class _Listener(Listening):
                 self._changed[id(tensor._base if tensor._is_view() else tensor)] = value
         if isinstance(kwargs.get("out"), Tensor):
             self._produced(op, kwargs["out"], 0)
-        if name in ("add", "mul", "baddbmm"):
-            self._look_at_constants(inputs, args, kwargs)
+        if name in ("add", "mul") or name in MIXING:
+            self._look_at_made(name, inputs, args, kwargs)
         self._look_at_mask(op, args, kwargs, given)
         if name == "embedding" and len(inputs) == 2:
             ids = next(t for t in tensors((args, kwargs)) if not t.is_floating_point())
             value = self.value(ids)
             value.constant = not value.data and ids.numel() > 0 and bool((ids == ids.flatten()[0]).all())
 
-    def _look_at_constants(self, inputs: list[Value], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take the size of what is made in the pass, though of no input: rotary tables, sinusoids."""
+    def _look_at_made(self, name: str, inputs: list[Value], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take the size of what is made in the pass, though of no input: rotary tables, sinusoids, computed weights."""
         for value, tensor in zip(inputs, tensors((args, kwargs)), strict=False):
-            made = value.op is not None and not value.data and value.floating and 1 < value.numel <= _SMALL
-            if made and value not in self._sized and _readable(tensor):
+            made = value.op is not None and not value.data and value.floating and value not in self._sized
+            if not made or not _readable(tensor):
+                continue
+            small = name in ("add", "mul", "baddbmm") and 1 < value.numel <= _SMALL
+            held = weight_of(value) if name in MIXING and value.learned and len(value.shape) >= 2 else None
+            if small or (held is not None and held[1] is not None):
                 self._sized.add(value)
                 self._norms.append((value, _size(tensor)))
 

@@ -19,6 +19,9 @@ COPYING = words(
 )
 
 
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
+
+
 PARTING = words("getitem chunk split tensor_split split_with_sizes unbind narrow select index_select")
 
 
@@ -34,7 +37,21 @@ def copies(op: Op) -> bool:
     """Tell whether an operation gives what it is given, in another shape, dtype or place."""
     if op.name in COPYING:
         return True
-    return op.name == "getitem" and bool(op.outputs) and op.outputs[0].numel == op.inputs[0].numel
+    if op.name not in _NEUTRAL and op.name != "getitem":
+        return False
+    if not op.outputs or not op.inputs or op.outputs[0].numel != op.inputs[0].numel:
+        return False
+    return op.name == "getitem" or _changes_nothing(op)
+
+
+def _changes_nothing(op: Op) -> bool:
+    """It adds 0, or multiplies with 1."""
+    if len(op.args) != 2 or op.args[0] is not op.inputs[0]:
+        return False
+    other = op.args[1]
+    if isinstance(other, Value):
+        other = None if other.learned else other.number
+    return other == _NEUTRAL[op.name] and not isinstance(other, bool)
 
 
 def origin(value: Value) -> Value:
@@ -167,6 +184,33 @@ def parameter_of(value: Value | None) -> tuple[str, float, float] | None:
     return None
 
 
+def weight_of(value: Value) -> tuple[str, float | None] | None:
+    """Tell whose parameter a matrix is, also one that is computed: normalised, masked, with an adapter's product added.
+
+    Args:
+        value: what is multiplied with.
+
+    Returns:
+        the name of the one parameter of its size, and the matrix's mean square where it isn't the parameter itself.
+    """
+    plain = parameter_of(value)
+    if plain is not None:
+        return plain[0], None if plain[1:] == (1.0, 0.0) else value.rms**2
+    if value.data or not value.learned:
+        return None
+    found: dict[str, None] = {}
+    left, seen = [value], {value}
+    while left:
+        each = left.pop()
+        if each.kind == "parameter" and each.numel == value.numel:
+            found[each.name] = None
+        for given in each.op.inputs if each.op is not None else ():
+            if given not in seen:
+                seen.add(given)
+                left.append(given)
+    return (next(iter(found)), value.rms**2) if len(found) == 1 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Projected:
     """A matrix that was applied, what it was given, and what came out, its bias included."""
@@ -179,7 +223,7 @@ class Projected:
 def projected(value: Value) -> Projected | None:
     """Read a tensor as a matrix of another, with the bias that is added at once."""
     result, op, bias = value, value.op, None
-    if op is not None and (added := shifted(op)) is not None:
+    if op is not None and (added := shifted(op) or _picked_bias(op)) is not None:
         inner = origin(added[0])
         if inner.op is None or inner.op.name not in _MATRICES:
             return None
@@ -191,12 +235,13 @@ def projected(value: Value) -> Projected | None:
     if given is None:
         return None
     source, weight, fan_in, fan_out, own_bias = given
-    known = parameter_of(weight)
-    if known is None:
+    held = weight_of(weight)
+    if held is None:
         return None
     also = parameter_of(own_bias)
     linear = Linear(
-        weight=known[0],
+        weight=held[0],
+        square=held[1],
         bias=bias or (also[0] if also else None),
         fan_in=fan_in,
         fan_out=fan_out,
@@ -204,6 +249,17 @@ def projected(value: Value) -> Projected | None:
         module=op.module,
     )
     return Projected(linear, source, result)
+
+
+def _picked_bias(op: Op) -> tuple[Value, Value] | None:
+    """Read an addition of rows of a parameter, picked by what the input had a part in, as an expert's bias is."""
+    if op.name != "add" or len(op.inputs) != 2:
+        return None
+    for given, bias in (op.inputs, op.inputs[::-1]):
+        picked = origin(bias).op
+        if picked is not None and picked.name in PARTING and bias.data and parameter_of(bias) is not None:
+            return given, bias
+    return None
 
 
 _MATRICES = words("linear addmm matmul einsum conv1d baddbmm _grouped_mm grouped_mm")
@@ -222,6 +278,9 @@ def _matrix(op: Op) -> tuple[Value, Value, int, int, Value | None] | None:
     if op.name in ("matmul", "_grouped_mm", "grouped_mm") and len(op.inputs) >= 2 and _is_weight(op.inputs[1]):
         weight = op.inputs[1]
         return op.inputs[0], weight, weight.shape[-2], weight.shape[-1], None
+    if op.name == "matmul" and len(op.inputs) == 2 and _is_weight(op.inputs[0]) and op.inputs[1].shape[-1] == 1:
+        weight = op.inputs[0]
+        return op.inputs[1], weight, weight.shape[-1], weight.shape[-2], None
     if op.name == "conv1d" and len(op.inputs) >= 2 and op.inputs[1].shape[-1] == 1:
         weight = op.inputs[1]
         groups = op.argument(6, "groups", 1)  # of channels that don't meet: a matrix of blocks on its diagonal
@@ -234,7 +293,7 @@ def _matrix(op: Op) -> tuple[Value, Value, int, int, Value | None] | None:
 
 
 def _is_weight(value: Value) -> bool:
-    return len(value.shape) >= 2 and parameter_of(value) is not None
+    return len(value.shape) >= 2 and weight_of(value) is not None
 
 
 def _einsum(op: Op) -> tuple[Value, Value, int, int, Value | None] | None:
@@ -243,7 +302,7 @@ def _einsum(op: Op) -> tuple[Value, Value, int, int, Value | None] | None:
         return None
     given, out = equation.replace(" ", "").split("->")
     letters = given.split(",")
-    place = next((i for i, x in enumerate(op.inputs) if not x.data), None)
+    place = next((i for i, x in enumerate(op.inputs) if not x.data or _is_weight(x)), None)
     if place is None or not op.inputs[1 - place].data:
         return None
     weight, source = op.inputs[place], op.inputs[1 - place]

@@ -8,7 +8,7 @@ difference of several patterns: enough to say where q, k, v and z are, not what 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from initlab.anatomy.graph import Op, Value
 from initlab.anatomy.operations import words
@@ -41,6 +41,7 @@ class Weighed:
         scores: what it is given, of a column for each key.
         weights: what is multiplied with v, before dropout, and the operation that is given it; None where they aren't
             a row for each row of the scores.
+        z: what the output matrix is given; None without one.
     """
 
     product: Op
@@ -51,24 +52,17 @@ class Weighed:
     score: Op
     scores: Value
     weights: tuple[Op, Value] | None
-
-
-@dataclass(slots=True)
-class Found:
-    """What was found: patterns, and the tensor that the output projection is given; None without one."""
-
-    patterns: list[Weighed] = field(default_factory=list)
     z: Value | None = None
 
 
-def find_weighed(core: Value, base: Value) -> Found:
+def find_weighed(core: Value, base: Value) -> list[Weighed]:
     """Find the attention nearest to what is added to a stream, at most one matrix away from it.
 
     Args:
         core: the tensor that is added.
         base: the stream's state before.
     """
-    found = Found()
+    found: list[Weighed] = []
     left: list[tuple[Value, Value | None]] = [(core, None)]  # (tensor, what the last matrix on the way was given)
     seen = {core}
     while left:
@@ -84,8 +78,7 @@ def find_weighed(core: Value, base: Value) -> Found:
             continue
         patterns = list(_patterns(op, base))
         if patterns:
-            found.patterns += patterns
-            found.z = found.z or z
+            found += [replace(each, z=z) for each in patterns]
             continue
         for given in op.inputs:
             if given.data and given.floating and given not in seen:

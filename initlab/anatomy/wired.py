@@ -76,7 +76,7 @@ def _block(out: Wired, block: Block, spot: Spot, named: Mapping[str, Tensor]) ->
 
 
 def _norms(branch: Branch) -> Iterator[Norm | None]:
-    yield from (branch.norm, branch.post)
+    yield from (branch.norm, *branch.norms, branch.post)
     if isinstance(branch.body, Attention):
         yield from (branch.body.query_norm, branch.body.key_norm, branch.body.out_norm)
     elif isinstance(branch.body, MLP):
@@ -85,8 +85,9 @@ def _norms(branch: Branch) -> Iterator[Norm | None]:
 
 def _attention(out: Wired, body: Attention, spot: Spot, named: Mapping[str, Tensor]) -> None:
     held: dict[str, list[tuple[Role, Linear]]] = {}
-    for role, linear in ((Role.ATTN_Q, body.query), (Role.ATTN_K, body.key), (Role.ATTN_V, body.value)):
-        held.setdefault(linear.weight, []).append((role, linear))
+    for linears in body.apart or ((body.query, body.key, body.value),):
+        for role, linear in zip((Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V), linears, strict=True):
+            held.setdefault(linear.weight, []).append((role, linear))
     for name, parts in held.items():
         if len(parts) == 1:
             _linear(out, parts[0][0], parts[0][1], spot, named)

@@ -161,6 +161,7 @@ def _branch(term: Term, each: Sum, write: Write, before: Sequence[Stack]) -> Bra
         site="",
         body=read.body,
         norm=read.norm if read.body is not None else None,
+        norms=read.norms if read.body is not None else (),
         post=None if post is None else post.norm,
         scale=rounded(term.scale / term.vector.rms if term.vector is not None and term.vector.rms else term.scale),
         gain=gain[0] if gain else None,
@@ -188,9 +189,9 @@ def write_sites(branches: Sequence[Branching], block: str) -> list[str]:
         body = one.branch.body
         if isinstance(body, Attention):
             kinds.append("attn_out" if body.cross is None else "cross_attn_out")
-        elif isinstance(body, MLP) or one.read.experts:
+        elif isinstance(body, MLP) or one.read.experts or "mlp_pre" in one.read.values:
             kinds.append("mlp_out")
-        elif one.read.score is not None:
+        elif one.read.score is not None or one.read.heads:
             kinds.append("attn_out" if one.read.other is None else "cross_attn_out")
         elif re.search(r"mixer|mamba|ssm|rnn|conv", name):
             kinds.append("mixer_out")

@@ -27,10 +27,17 @@ class Judged:
 def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
     """Cross entropy of logits if the output holds any, else the model's own loss, else the output's mean square.
 
+    Logits are of a caller's class labels, or of token ids.
+
     Raises:
         ProbeError: the output holds no floating-point tensor.
     """
     found = list(floats(output))
+    if inputs.labels is not None:
+        classes = next((each for each in found if _classifies(each, inputs.labels)), None)
+        if classes is not None:
+            wide = classes if classes.dtype == torch.float64 else classes.float()
+            return Judged(F.cross_entropy(wide, inputs.labels), "class labels", None)
     if inputs.ids is not None and inputs.targets is not None:
         logits = logits_in(output, inputs.ids, vocab_size)
         if logits is not None:
@@ -72,6 +79,14 @@ def logits_in(output: Any, ids: Tensor | None, vocab_size: int | None) -> Tensor
     # as a forward that takes targets flattens them for its loss
     flat = next((t for t in found if t.dim() == 2 and len(t) == ids.numel() and vocab_size is not None), None)
     return None if flat is None else flat.view(*ids.shape, -1)
+
+
+def _classifies(tensor: Tensor, labels: Tensor) -> bool:
+    """It may be the logits (N, classes, …) of labels (N, …)."""
+    if tensor.dim() != labels.dim() + 1 or tensor.shape[:1] + tensor.shape[2:] != labels.shape or not labels.numel():
+        return False
+    kept = labels[labels != -100]  # what doesn't count, as torch marks it
+    return bool(kept.numel()) and int(kept.min()) >= 0 and int(kept.max()) < tensor.shape[1]
 
 
 def _spans(tensor: Tensor, vocab_size: int | None) -> bool:

@@ -10,6 +10,8 @@ from torch import nn
 from initlab.anatomy.arguments import Maker, kind_of
 from initlab.anatomy.inputs import ways
 from initlab.errors import ConfigError
+from initlab.measure.batches import inputs_for
+from initlab.options import Text
 
 IDS = torch.randint(50, (2, 6), generator=torch.Generator().manual_seed(0))
 
@@ -138,6 +140,30 @@ def test_what_cant_be_made_is_asked_for_by_name():
     with pytest.raises(ConfigError, match=r"made for Needs\(x, oracle, \*, mask\): nothing is known of oracle;") as e:
         next(ways(Needs(), IDS, IDS))
     assert line in str(e.value)
+
+
+class Transcribes(nn.Module):
+    """Reads so many frames that two convolutions leave as many as there are positions, and writes tokens."""
+
+    main_input_name = "input_features"
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(is_encoder_decoder=True, vocab_size=30)
+        self.conv1, self.conv2 = nn.Conv1d(5, 8, 3, padding=1), nn.Conv1d(8, 8, 3, stride=2, padding=1)
+        self.embed_positions, self.embed_tokens = nn.Embedding(20, 8), nn.Embedding(30, 8)
+
+    def forward(self, input_features=None, attention_mask=None, decoder_input_ids=None, labels=None):
+        x = self.conv2(self.conv1(input_features)).mT + self.embed_positions.weight
+        y = self.embed_tokens(decoder_input_ids) + x.mean(1, keepdim=True)
+        return y @ self.embed_tokens.weight.T
+
+
+def test_what_a_decoder_writes_of_another_input_is_made_with_it():
+    made, described = inputs_for(Transcribes(), None, text=Text("uniform"), seed=0)
+    assert made.kwargs["decoder_input_ids"] is made.ids and "labels" not in made.kwargs
+    assert made.args[0].shape[1:] == (5, 40) and len(made.args) == 1
+    assert described["vocab_size"] == 30 and made.targets.max() < 30
 
 
 def test_arguments_by_keyword_are_given_so():

@@ -226,6 +226,21 @@ def test_what_the_forward_cant_take_is_left_out_and_said(second):
     assert len(inputs.of_batch(nn.Sequential(nn.Linear(3, 3)), (image, image)).args) == 1
 
 
+class Masks(Takes):
+    def forward(self, x, attention_mask=None):
+        return x, attention_mask
+
+
+def test_labels_that_the_forward_isnt_given_are_kept_for_the_loss():
+    image, labels = torch.randn(2, 3), torch.tensor([0, 1], dtype=torch.int32)
+    for model in (Plain(), Masks()):
+        made = inputs.of_batch(model, [image, labels])
+        assert made.args == (image,) and made.labels.tolist() == [0, 1] and made.labels.dtype == torch.int64
+    assert inputs.of_batch(Plain(), (IDS, labels)).labels.tolist() == [0, 1]
+    assert inputs.of_batch(Masks(), (image, torch.ones(2, 3))).labels is None
+    assert inputs.of_batch(Plain(), (image, None)).labels is None
+
+
 def test_a_scalar_counts_as_one():
     assert Inputs(args=(torch.tensor(0.5), torch.randn(2, 3))).n_tokens == 1
 

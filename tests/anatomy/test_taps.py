@@ -8,24 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import initlab
-
-B, T, D, NH, V = 2, 12, 32, 4, 40
-HS = D // NH
-INNER = ("q", "k", "v", "attn_z", "mlp_pre", "mlp_act")
-
-
-KEPT = {}  # outside the models, whose own attributes a probe puts back
-
-
-class Keeping(nn.Module):
-    """A block that keeps what it computes, by site."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm_1, self.norm_2 = nn.LayerNorm(D), nn.LayerNorm(D)
-
-    def keep(self, **tensors):
-        KEPT.setdefault(id(self), {}).update({site: tensor.detach().clone() for site, tensor in tensors.items()})
+from tests.helpers.keeping import HS, NH, B, D, Keeping, Model, T, V, check_inner_sites
 
 
 class Rotated(Keeping):
@@ -167,31 +150,9 @@ class Grouped(Post):
         return self.norm_2(x + self.down(act).mT)
 
 
-class Model(nn.Module):
-    def __init__(self, block):
-        super().__init__()
-        self.embed, self.head = nn.Embedding(V, D), nn.Linear(D, V)
-        self.blocks = nn.ModuleList(block() for _ in range(2))
-
-    def forward(self, ids):
-        x = self.embed(ids)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-
 @pytest.mark.parametrize("block", [Rotated, WrittenOut, Raw, Parallel, Post, Grouped])
 def test_inner_sites_are_what_the_model_computes(block):
-    torch.manual_seed(0)
-    model = Model(block).double().eval()
-    ids = torch.randint(V, (B, T + 1))
-    probe = initlab.probe(model, (ids[:, :-1], ids[:, 1:]))
-    for layer, each in enumerate(model.blocks):
-        for site in INNER:
-            row = probe.at(site, layer).squeeze()
-            assert row["var"] == pytest.approx(KEPT[id(each)][site].var(unbiased=False).item(), rel=1e-9), (layer, site)
-    heads = probe.heads.groupby("layer").size()
-    assert heads.tolist() == [NH, NH]
+    check_inner_sites(block)
 
 
 class ValueResidual(Keeping):

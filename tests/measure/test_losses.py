@@ -46,3 +46,16 @@ def test_float64_logits_keep_their_precision():
     logits = torch.randn(2, 6, 50, dtype=torch.float64)
     assert take_loss(logits, made(), 50).loss.dtype == torch.float64
     assert math.isfinite(take_loss(logits.half(), made(), 50).loss.item())
+
+
+def test_a_callers_classes_are_what_logits_are_compared_with():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 3, requires_grad=True), torch.tensor([0, 2, 1, 1, -100])
+    judged = take_loss((logits, torch.randn(5, 8)), Inputs(labels=labels), None)
+    assert judged.targets == "class labels" and judged.logits is None
+    assert judged.loss.item() == pytest.approx(F.cross_entropy(logits, labels).item())
+    map_ = torch.randn(2, 3, 4, 4)  # one for each pixel
+    judged = take_loss(map_, Inputs(labels=torch.ones(2, 4, 4, dtype=torch.long)), None)
+    assert judged.targets == "class labels"
+    for other in (torch.tensor([0, 1, 2, 3, 0]), torch.tensor([0, 1]), torch.full((5,), -100)):
+        assert take_loss(logits, Inputs(labels=other), None).targets == "mean square of the output"

@@ -216,7 +216,8 @@ class _Builder:
 
     def linear(self, linear: names.Linear, width: int, part: str | None = None) -> Linear:
         """A matrix that reads so many features; of one that reads others, as the last of a low-rank one, no more."""
-        square = self.squares.of(linear.weight, part) if linear.fan_in == width else math.nan
+        square = self.squares.of(linear.weight, part) if linear.square is None else linear.square
+        square = square if linear.fan_in == width else math.nan
         bias = self.squares.of(linear.bias)
         return Linear(square=square, fan_in=linear.fan_in, fan_out=linear.fan_out, bias=bias)
 
@@ -248,7 +249,10 @@ class _Builder:
     def branch(self, branch: names.Branch, layer: int, width: int, sites: Mapping[str, str], *, seen: bool) -> Branch:
         gain = 1.0 if branch.gain is None else self.squares.of(branch.gain)
         body: Attention | MLP | None = None
-        if isinstance(branch.body, names.Attention):
+        unlike = {self.norm(norm) for norm in (branch.norm, *branch.norms)}
+        if len(unlike) > 1:  # one norm for all is what the closed form knows
+            body = None
+        elif isinstance(branch.body, names.Attention):
             body = self.attention(branch.body, layer, width)
         elif branch.body is not None:
             body = self.mlp(branch.body, width)
@@ -266,11 +270,11 @@ class _Builder:
 
     def attention(self, body: names.Attention, layer: int, width: int) -> Attention:
         other = width if body.cross is None else self.widths[body.cross]
-        given = body.value.fan_out // body.n_kv_head * body.n_head
+        given = body.value.fan_out * max(1, len(body.apart)) // body.n_kv_head * body.n_head
         return Attention(
-            query=self.linear(body.query, width, "attn_q"),
-            key=self.linear(body.key, other, "attn_k"),
-            value=self.linear(body.value, other, "attn_v"),
+            query=self.of_heads(body, 0, width),
+            key=self.of_heads(body, 1, other),
+            value=self.of_heads(body, 2, other),
             out=None if body.out is None else self.writing(body.out, given),
             n_head=body.n_head,
             n_kv_head=body.n_kv_head,
@@ -287,6 +291,17 @@ class _Builder:
             spread=self.measured.scores.get(layer, math.nan) ** 2 if body.bias else None,
             cross=body.cross,
             dropout=body.dropout,
+        )
+
+    def of_heads(self, body: names.Attention, place: int, width: int) -> Linear:
+        """Queries', keys' or values' matrix; of heads with one each, what these are on average, side by side."""
+        heads = body.apart or ((body.query, body.key, body.value),)
+        found = [self.linear(head[place], width, ("attn_q", "attn_k", "attn_v")[place]) for head in heads]
+        return Linear(
+            square=sum(each.square for each in found) / len(found),
+            fan_in=found[0].fan_in,
+            fan_out=sum(each.fan_out for each in found),
+            bias=sum(each.bias for each in found) / len(found),
         )
 
     def mlp(self, body: names.MLP, width: int) -> MLP:
