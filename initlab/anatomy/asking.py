@@ -30,9 +30,10 @@ def kind(module: nn.Module) -> Literal["norm", "scale", ""]:
     """
     if is_norm(module):
         return "norm"
+    if not module._parameters or isinstance(module, _PLAIN):  # most modules: seen at once
+        return ""
     vectors = [p for p in module.parameters(recurse=False) if p.squeeze().dim() == 1]
-    count = sum(1 for _ in module.parameters())
-    if isinstance(module, _PLAIN) or not vectors or len(vectors) != count or count > 2 or vectors[0].is_meta:
+    if not vectors or len(vectors) > 2 or len(vectors) != sum(1 for _ in module.parameters()) or vectors[0].is_meta:
         return ""
     once, more, turned = (_answer(module, 1.0, factor) for factor in (1.0, 4.0, -1.0))
     if once is None or more is None or turned is None or not bool(once.any()):

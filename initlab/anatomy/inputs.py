@@ -68,7 +68,8 @@ class Inputs:
         return first[..., 0].numel() if first.dim() == 3 else len(first)
 
 
-Ways = Callable[[slice], Iterator[Inputs]]
+Rows = slice | tuple[slice, slice]  # of a batch, or of them a part of each
+Ways = Callable[[Rows], Iterator[Inputs]]
 
 
 def of_ids(model: nn.Module, ids: Tensor, targets: Tensor) -> Inputs:

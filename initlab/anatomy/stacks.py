@@ -156,7 +156,8 @@ def stream_width(model: nn.Module, stack: Container, found: list[Matrix], embedd
     """
     norms: Counter[int] = Counter()
     for name, module in model.named_modules():
-        if stack.index(name + ".") is not None and kind(module) == "norm":
+        # of one without parameters of its own nothing is counted, whatever it is
+        if module._parameters and stack.index(name + ".") is not None and kind(module) == "norm":
             norms.update(p.numel() for p in module.parameters(recurse=False))
     reads, writes = Counter(m.fan_in for m in found), Counter(m.fan_out for m in found)
     if embedded and reads[embedded] and writes[embedded] and (norms[embedded] or not norms):

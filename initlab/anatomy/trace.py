@@ -107,10 +107,11 @@ class _Listener(Listening):
         if name == "einsum" and len(inputs) > 2:
             op = parted(self.trace, op)
         for place, tensor in enumerate(given):
-            if self._unchanged(tensor):  # x.to(x.dtype)
+            entry = self._values.get(id(tensor))
+            if entry is not None and entry[0]() is tensor and entry[2] == _version(tensor):  # x.to(x.dtype)
                 continue
             value = self._produced(op, tensor, place)
-            if any(tensor is each for each in args):  # in place
+            if entry is not None and any(tensor is each for each in args):  # in place
                 self._changed[id(tensor._base if tensor._is_view() else tensor)] = value
         if isinstance(kwargs.get("out"), Tensor):
             self._produced(op, kwargs["out"], 0)
@@ -134,12 +135,8 @@ class _Listener(Listening):
                 self._sized.add(value)
                 self._norms.append((value, _size(tensor)))
 
-    def _unchanged(self, tensor: Tensor) -> bool:
-        entry = self._values.get(id(tensor))
-        return entry is not None and entry[0]() is tensor and entry[2] == _version(tensor)
-
     def _within(self, name: str) -> tuple[tuple[str, int], ...]:
-        return tuple((module, counts[name] - 1) for module, counts in self._counts.entered)
+        return tuple([(module, counts[name] - 1) for module, counts in self._counts.entered])
 
     def _swapped(self, given: Any, inputs: list[Value]) -> Any:
         if isinstance(given, Tensor):
@@ -225,8 +222,9 @@ class _Listener(Listening):
                 causal = bool(op.argument(5, "is_causal", False))
                 op.seen = Seen(causal=causal, whole=not causal or sizes[0] == 1, window=None, bias=False)
         elif op.name == "softmax" and given and given[0].dim() >= 3 and given[0].is_floating_point():
-            pattern = given[0]
-            self._masks.append((op, _counts(pattern > 0), (pattern.shape[-2], pattern.shape[-1])))
+            pattern = given[0].detach()
+            one = pattern.reshape(-1, *pattern.shape[-2:])[:1]  # the first head's stands for all
+            self._masks.append((op, _counts(one > 0), (pattern.shape[-2], pattern.shape[-1])))
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
@@ -274,10 +272,12 @@ class _Listener(Listening):
 
     def settle(self) -> None:
         """Read what was left on the device."""
-        if self._norms:
-            norms = torch.stack([norm.cpu() for _, norm in self._norms]).tolist()
-            for (value, _), norm in zip(self._norms, norms, strict=True):
-                value.rms = norm / math.sqrt(max(1, value.numel))
+        alike: dict[tuple[torch.device, torch.dtype], list[tuple[Value, Tensor]]] = {}
+        for value, norm in self._norms:
+            alike.setdefault((norm.device, norm.dtype), []).append((value, norm))
+        for group in alike.values():
+            for (value, _), number in zip(group, torch.stack([norm for _, norm in group]).tolist(), strict=True):
+                value.rms = number / math.sqrt(max(1, value.numel))
         for op, counts, (rows, keys) in self._masks:
             op.seen = _as_seen(counts.tolist(), rows, keys)
         self._norms, self._masks, self._values, self._grads = [], [], {}, {}
@@ -300,9 +300,7 @@ def _number(tensor: Tensor, value: Value) -> float | None:
 
 def _size(tensor: Tensor) -> Tensor:
     """The 2-norm, summed up in float32 or wider."""
-    return torch.linalg.vector_norm(
-        tensor.detach(), dtype=torch.float32 if tensor.element_size() < 4 else None
-    ).double()
+    return torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32 if tensor.element_size() < 4 else None)
 
 
 def _version(tensor: Tensor) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from initlab.anatomy.arguments import required
 from initlab.anatomy.examples import example, signature
-from initlab.anatomy.inputs import TOKENS, Inputs, Ways, of_batch, ways
+from initlab.anatomy.inputs import TOKENS, Inputs, Rows, Ways, of_batch, ways
 from initlab.anatomy.sizes import LONGEST, lengths, vocabulary
 from initlab.anatomy.tensors import floats
 from initlab.anatomy.trying import first_that_runs
@@ -22,6 +22,7 @@ from initlab.errors import ConfigError, DataError, InitlabError, ProbeError
 from initlab.measure.losses import logits_in
 from initlab.options import Text
 
+FEW = 16  # tokens of a sequence that tell whether the likeliest way to call a forward works
 SHORTEST = 8  # tokens: a model that can't read so many isn't given fewer
 
 
@@ -95,7 +96,7 @@ def _read(model: nn.Module, corpus: Corpus, vocab_size: int, text: Text, seed: i
         if vocab_size < corpus.vocab_size:  # of one id: no text has so few
             ids, targets = ids % vocab_size, targets % vocab_size
 
-        def found(part: slice, ids: Tensor = ids, targets: Tensor = targets) -> Any:
+        def found(part: Rows, ids: Tensor = ids, targets: Tensor = targets) -> Any:
             return ways(model, ids[part], targets[part], seed)
 
         try:
@@ -136,14 +137,32 @@ def _made(model: nn.Module, found: Ways, seed: int) -> Inputs:
 
 
 def _chosen(model: nn.Module, found: Ways, seed: int) -> Inputs:
-    """The same for a caller's ids: where no way works, the likeliest, of which the look says what is wrong."""
+    """The same for a caller's ids: where no way works, the likeliest, of which the look says what is wrong.
+
+    A few tokens show that the likeliest works, as it mostly does; only where they don't, whole sequences are tried.
+    """
     if len(list(islice(found(slice(0, 2)), 2))) < 2:
         return next(found(slice(None)))
-    number = _first(model, found, seed)
+    sample, complete = _trial(model, found)
+    works = False
+
+    def works_whole(output: Any, inputs: Inputs) -> bool:
+        nonlocal works
+        works = complete(output, inputs)
+        return works
+
+    first_that_runs(model, islice(found((sample, slice(0, FEW))), 1), seed, works_whole)
+    number = 0 if works else _first(model, found, seed)
     return next(islice(found(slice(None)), 0 if isinstance(number, Exception) else number, None))
 
 
 def _first(model: nn.Module, found: Ways, seed: int) -> int | Exception:
+    sample, complete = _trial(model, found)
+    return first_that_runs(model, found(sample), seed, complete)
+
+
+def _trial(model: nn.Module, found: Ways) -> tuple[slice, Callable[[Any, Inputs], bool]]:
+    """The rows to try, and whether what a forward returned is all that is wanted."""
     sample = slice(0, 1 if len(required(model)) < 2 else 2)
     several = len(list(islice(found(sample), 2))) > 1
     vocab_size = vocabulary(model)
@@ -155,7 +174,7 @@ def _first(model: nn.Module, found: Ways, seed: int) -> int | Exception:
             return False
         return all(math.isfinite(each.sum(dtype=torch.float32)) for each in floats(output))
 
-    return first_that_runs(model, found(sample), seed, complete)
+    return sample, complete
 
 
 def _line(error: BaseException | None) -> str:

@@ -34,6 +34,7 @@ class Role(StrEnum):
     OTHER = "other"  # none of these, or not known which
 
 
+_ROLES = frozenset(Role)
 QKV = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)
 INNER = (Role.ATTN_QKV, *QKV, Role.MLP_IN, Role.MLP_GATE)  # what reads the stream in attention and MLPs
 OUTPUTS = (Role.ATTN_OUT, Role.MLP_OUT)  # what writes into the residual stream
@@ -75,15 +76,17 @@ class Dims:
         Raises:
             RecipeError: the expression doesn't evaluate to a number.
         """
-        names = {name: getattr(self, name) for name in self.__slots__}
         try:
-            value = float(eval(_compiled(text), {"__builtins__": {}} | _FUNCTIONS, names))
+            code = _compiled(text)
+            names = {name: getattr(self, name) for name in code.co_names if name in self.__slots__}
+            value = float(eval(code, dict(_SCOPE), names))
         except Exception as error:
-            raise RecipeError(f"formula {text!r} can't be evaluated: {error}; names: {', '.join(names)}") from None
+            known = ", ".join(self.__slots__)
+            raise RecipeError(f"formula {text!r} can't be evaluated: {error}; names: {known}") from None
         return Formula(value, text)
 
 
-_FUNCTIONS = {"sqrt": math.sqrt, "log": math.log, "min": min}
+_SCOPE = {"__builtins__": {}, "sqrt": math.sqrt, "log": math.log, "min": min}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -188,6 +191,7 @@ class Orthogonal:
 
 
 Distribution = Normal | Uniform | TruncNormal | Constant | Orthogonal
+_NUMBERS = {Constant: ("finite", -math.inf), TruncNormal: ("finite, positive", math.ulp(0.0))}
 Rule = Callable[[Role, Dims], Distribution]
 
 
@@ -210,7 +214,7 @@ class Recipe:
         Raises:
             RecipeError: an unknown role, the recipe has no answer for it, or its answer isn't a finite distribution.
         """
-        if role not in Role.__members__.values():
+        if role not in _ROLES:
             raise RecipeError(f"unknown role {role!r}; expected one of {', '.join(Role)}")
         if role in QKV and not self.knows(role, dims):
             role = Role.ATTN_QKV
@@ -239,8 +243,7 @@ class Recipe:
                 )
             value = replace(value, larger=max(dims.fan_in, dims.fan_out))
         numbers = [getattr(value, name) for name in value.__slots__]
-        expected = {Constant: "finite", TruncNormal: "finite, positive"}.get(type(value), "finite, non-negative")
-        lowest = {Constant: -math.inf, TruncNormal: math.ulp(0.0)}.get(type(value), 0.0)
+        expected, lowest = _NUMBERS.get(type(value), ("finite, non-negative", 0.0))
         if not all(_finite(number) and number >= lowest for number in numbers):
             raise RecipeError(f"recipe {self.id} returned {value!r} for role {role}; expected {expected} numbers")
         return value

@@ -8,6 +8,7 @@ from functools import partial
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity
 from initlab.judge.rules.base import RULES, Case, Finding, Rule, Status, rule
+from initlab.judge.rules.counting import parts
 from initlab.judge.rules.fresh import before_training, only_inits, why_not_init
 from initlab.judge.rules.selecting import chosen, named
 from initlab.rundir import Run
@@ -52,7 +53,7 @@ def evaluate(
     """
     choice = chosen(select, ignore, limits)
     run, kind = before_training(run), run.manifest.get("kind")
-    inits, start = only_inits(run), _start(run)
+    inits, start = only_inits(run), _start(run) if kind in _OVER_STEPS else run
     recipes = list(
         dict.fromkeys(str(r) for t in (run.tables.summary, run.tables.records) for r in t["recipe"].unique())
     )
@@ -62,7 +63,7 @@ def evaluate(
         case = partial(Case, rule=each, limits=choice.limits[each.code])
         try:
             measured = each.measure(inits if each.about_init else run if later else start)
-            groups = measured.groupby(list(each.by), observed=True) if len(measured) else ()
+            groups = parts(measured, each.by, sort=True)
             found = [each.judge(case(recipe=str(keys[0])), rows) for keys, rows in groups]
         except Exception as error:
             raise ConfigError(

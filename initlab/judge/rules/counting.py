@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
+from initlab.judge.cache import kept
 from initlab.judge.words import listed
 from initlab.rundir import Run
 
@@ -14,11 +16,27 @@ CELL = ["recipe", "run_id", "seed", "n_layer", "n_embd"]
 MATRICES = ("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_gate", "mlp_out")  # inside the blocks
 
 
+@kept
 def rows_of(run: Run, kind: str, *sites: str) -> pd.DataFrame:
     """Records of a kind, at some sites or at all."""
     records = run.tables.records
     keep = records["kind"] == kind
     return records[keep & records["site"].isin(sites)] if sites else records[keep]
+
+
+def parts(frame: pd.DataFrame, by: Sequence[str], *, sort: bool = False) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """Yield the keys and the rows of every group, as groupby does.
+
+    A probe is of one recipe, one cell and mostly one stack, so that all rows are one group: that is seen at once, where
+    to group costs as much as to judge.
+    """
+    if frame.empty:
+        return
+    keys = [frame[column].unique() for column in by]
+    if all(len(values) == 1 and not pd.isna(values[0]) for values in keys):
+        yield tuple(values[0] for values in keys), frame
+    else:
+        yield from frame.groupby(list(by), observed=True, sort=sort)
 
 
 def family(modules: pd.Series) -> pd.Series:

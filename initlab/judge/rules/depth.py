@@ -95,6 +95,8 @@ def _slope(group: pd.DataFrame, column: str) -> tuple[float, float]:
 def measure_unscaled(run: Run) -> pd.DataFrame:
     """`writes`, with the embedding's variance and the projections' std at each size, and the branches' fits."""
     records = run.tables.records
+    if len(records[["n_layer", "n_embd"]].drop_duplicates()) < 2:  # no exponent of one depth
+        return pd.DataFrame()
     found = writes(records)
     sizes = ["recipe", "n_embd", "n_layer"]
     embed = records[(records["site"] == "embed") & (records["kind"] == "activation")]

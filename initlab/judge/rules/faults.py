@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from initlab.judge import SEVERITIES, Severity
+from initlab.judge.cache import kept
 from initlab.judge.rules.base import Case, Finding
-from initlab.judge.rules.counting import seeds
+from initlab.judge.rules.counting import parts, seeds
 from initlab.rundir import Run
 
 _SHOWN = 3  # faults, in a message
@@ -39,9 +40,12 @@ class Fault:
     measured: float | None = None
 
 
+@kept
 def measure_wiring(run: Run) -> pd.DataFrame:
     """Every branch of every block, as the table `wiring` has it, its own module, and what the loss is taken against."""
     rows = run.tables.wiring
+    # as plain objects texts are one array, and to choose rows of many arrays is most of what these rules cost
+    rows = rows.astype(dict.fromkeys(rows.columns[rows.dtypes == "string"], object))
     targets = run.tables.summary.drop_duplicates("run_id").set_index("run_id")["targets"]
     return rows.assign(targets=rows["run_id"].astype(str).map(targets.astype(str).to_dict()), inside=inside(rows))
 
@@ -65,7 +69,7 @@ def stacks(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     Args:
         rows: of the table `wiring`, of one recipe.
     """
-    for (run_id, _), group in rows.groupby(["run_id", "stack"], observed=True, sort=False):
+    for (run_id, _), group in parts(rows, ["run_id", "stack"]):
         yield str(run_id), group
 
 

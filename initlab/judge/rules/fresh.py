@@ -27,7 +27,10 @@ def trained(summary: pd.DataFrame) -> pd.DataFrame:
 
 def only_inits(run: Run) -> Run:
     """The run without trained cells and without steps after the first."""
-    known = set(trained(run.tables.summary.query("step == 0"))["run_id"])
+    summary = run.tables.summary
+    known = set(trained(summary[summary["step"] == 0])["run_id"])
+    if not known and not any(table["step"].any() for _, table in run.tables.items() if "step" in table):
+        return run
     kept = {}
     for name, table in run.tables.items():
         rows = table[~table["run_id"].isin(known)]

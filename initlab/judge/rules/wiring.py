@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -17,11 +18,14 @@ from initlab.judge.words import listed, plural, trimmed
 _NEEDS = "a residual stream that was followed"
 _KNOWN = ("attention", "mlp")
 
+Row = Mapping[str, Any]  # of the table `wiring`
+Say = Callable[[Row, Row, str], tuple[str, str]]
 
-def _presence(before: str, what: str, column: str) -> Callable[[pd.Series, pd.Series, str], tuple[str, str]]:
+
+def _presence(before: str, what: str, column: str) -> Say:
     """Say that a block lacks what the others have, or has what they lack."""
 
-    def say(row: pd.Series, usual: pd.Series, others: str) -> tuple[str, str]:
+    def say(row: Row, usual: Row, others: str) -> tuple[str, str]:
         there, name = bool(row[column]), row["inside"]
         if there:
             return (
@@ -37,10 +41,10 @@ def _presence(before: str, what: str, column: str) -> Callable[[pd.Series, pd.Se
     return say
 
 
-def _value(what: str, column: str) -> Callable[[pd.Series, pd.Series, str], tuple[str, str]]:
+def _value(what: str, column: str) -> Say:
     """Say that a block has another value than the others."""
 
-    def say(row: pd.Series, usual: pd.Series, others: str) -> tuple[str, str]:
+    def say(row: Row, usual: Row, others: str) -> tuple[str, str]:
         here, there = (_shown(each[column]) for each in (row, usual))
         text = f"{row['block']}: {what.format(name=row['inside'])} {here}; in {others} {there}"
         return text, f"make {row['inside']} as in the other blocks ({there} in place of {here})"
@@ -53,7 +57,7 @@ def _shown(value: object) -> str:
 
 
 # what is compared: name -> (columns that must be alike, of what kinds it is known, how it is said)
-_FEATURES: dict[str, tuple[tuple[str, ...], Callable[[pd.Series, pd.Series, str], tuple[str, str]]]] = {
+_FEATURES: dict[str, tuple[tuple[str, ...], Say]] = {
     "norm": (_KNOWN, _presence("before", "norm", "norm")),
     "post_norm": ((*_KNOWN, "unknown"), _presence("after", "norm", "post_norm")),
     "sum_norm": ((*_KNOWN, "unknown"), _presence("of the sum after", "norm", "sum_norm")),
@@ -79,24 +83,28 @@ def _odd_ones(run_id: str, rows: pd.DataFrame) -> Iterator[Fault]:
         sees=followed["causal"].map({1: "those before it", 0: "all"}),
     )
     yield from _lacking(run_id, followed, len(blocks))
-    for _, slot in followed.groupby("slot", sort=False):
+    slots: dict[str, list[Row]] = {}
+    for each in followed.to_dict("records"):
+        slots.setdefault(each["slot"], []).append(each)
+    for slot in slots.values():
         for name, (kinds, say) in _FEATURES.items():
-            known = slot[slot["kind"].isin(kinds)]
+            known = [each for each in slot if each["kind"] in kinds]
             if name in ("keep", "scale", "post_norm", "sum_norm"):
-                known = known[known["keep"] != 0]
-            if (like := _COMPARABLE.get(name)) and len(known):
-                known = known[known[like] == known[like].mode().iloc[0]]
-            values = [bool(v) if name in _NAMED else _rounded(v) for v in known[name]]
+                known = [each for each in known if each["keep"] != 0]
+            if (like := _COMPARABLE.get(name)) and known:
+                most = pd.Series([each[like] for each in known], dtype=followed[like].dtype).mode().iloc[0]
+                known = [each for each in known if each[like] is not pd.NA and each[like] == most]
+            values = [bool(each[name]) if name in _NAMED else _rounded(each[name]) for each in known]
             if not values:
                 continue
             usual = Counter(values).most_common(1)[0][0]
             odd = [place for place, value in enumerate(values) if value != usual]
             if not unexplained(odd, len(values)):
                 continue
-            sibling = known.iloc[values.index(usual)]
+            sibling = known[values.index(usual)]
             others = f"the other {len(values) - len(odd)} blocks"
             for place in odd:
-                row = known.iloc[place]
+                row = known[place]
                 text, advice = say(row, sibling, others)
                 yield _fault(run_id, row, text, advice)
 
@@ -119,7 +127,7 @@ def _lacking(run_id: str, rows: pd.DataFrame, count: int) -> Iterator[Fault]:
     if not unexplained([places[layer] for layer in odd], count):
         return
     for layer, missing in odd.items():
-        row = rows[rows["layer"] == layer].iloc[0]
+        row = rows[rows["layer"] == layer].iloc[0].to_dict()
         whole = next(at for at, each in sites.items() if tuple(sorted(each.elements())) == usual)
         like = rows[rows["layer"] == whole]
         names = listed([anywhere(name) for name in like.loc[like["site"].isin(missing), "inside"]])
@@ -128,7 +136,7 @@ def _lacking(run_id: str, rows: pd.DataFrame, count: int) -> Iterator[Fault]:
         yield _fault(run_id, row, text, advice)
 
 
-def _fault(run_id: str, row: pd.Series, text: str, advice: str) -> Fault:
+def _fault(run_id: str, row: Row, text: str, advice: str) -> Fault:
     return Fault(run_id, text, advice, "warning", (int(row["layer"]),), str(row["site"]))
 
 
