@@ -816,6 +816,19 @@ def test_an_overrated_own_token_is_unlearned_and_so_milder():
     assert (own.severity, spread.severity, lost.severity) == ("warning", "error", "error")
 
 
+@pytest.mark.parametrize(("loss", "std", "seen"), [(0.03, 1.0, None), (0.95, 1.0, None), (1.5, 1.0, 1.5), (0.1, 1.2, 0.71)])
+def test_a_first_loss_is_judged_without_the_luck_of_its_batch(loss, std, seen):
+    """Logits of std 1 cost 0.5 nats in 256 tokens, whatever these are; of a text of few tokens a batch has 0 to 1."""
+    (finding,) = verdicts(run_of(summary=summary(loss=math.log(256) + loss, own_logit=0.0, logit_std=std)), "LOG001")
+    usual = std**2 / 2
+    luck = 3 * std * math.sqrt(0.05)
+    assert finding.measured == pytest.approx(usual if abs(loss - usual) < luck else loss, abs=0.02)
+    assert finding.status == ("pass" if seen is None else "fail")
+    if seen is not None:
+        beside = " on average (0.10 in this batch)" if loss < seen else ""
+        assert f"{seen:.2f} nats above ln V{beside} at 4 layers" in finding.message
+
+
 def test_select_ignore_and_prefixes():
     run = run_of(stream(0.0), summary(token_position_ratio=0.001))
     codes = {finding.code for finding in evaluate(run, select=["emb", "RES001"])}
