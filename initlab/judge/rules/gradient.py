@@ -131,8 +131,8 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
     basis="derived",
     why="A parameter without gradient doesn't learn: it is unused, detached, or shut off. Behind a zero that learns "
     "itself it only waits: up to four further passes (eight of a model that drops branches by chance) on a copy put "
-    "small numbers where a zero has a gradient, move what may be a gate (1 + w is shut at w = -1), and see what gets one "
-    "then.",
+    "small numbers where a zero has a gradient, move what may be a gate (1 + w is shut at w = -1), and see what gets "
+    "one then.",
     advice="Check that the parameter is used in the forward pass.",
     false_alarms="Parameters that only other inputs reach, such as experts that this batch wasn't routed to; parts "
     "that nothing differentiable follows (indexers that feed a top-k, an unused pooler). Both are warnings: they are "
