@@ -96,9 +96,9 @@ def _read_stack(trace: Trace, stack: Stack, before: Sequence[Stack], first: int,
         wired.append(
             Wired(layer=first + number, updates=_with_replaced(updates, block, before), name=block.name, note=note)
         )
-    for one, other in pairwise(stack.blocks):
-        if one.end is not None and other.start is not None and not _handed_on(one.end, other.start):
-            unknown.append((other.name, f"it begins with something else than what {one.name} hands on"))
+    for earlier, later in pairwise(stack.blocks):
+        if earlier.end is not None and later.start is not None and not _handed_on(earlier.end, later.start):
+            unknown.append((later.name, f"it begins with something else than what {earlier.name} hands on"))
             whole = False
     start = next((block.start for block in stack.blocks if block.start is not None), None)
     if start is None:
