@@ -295,11 +295,15 @@ class GPT(nn.Module):
         return self.head(self.norm_f(x))
 
 
+class Encoder(GPT):
+    """Trained on masked tokens, so that every position may see all."""
+
+
 def gpt(
-    block: type[nn.Module] = Block, *, model: dict[str, Any] | None = None, **heads: Any
+    block: type[nn.Module] = Block, *, kind: type[GPT] = GPT, model: dict[str, Any] | None = None, **heads: Any
 ) -> Callable[[], nn.Module]:
     """A maker of a GPT of such blocks."""
-    return lambda: GPT(lambda layer: block(layer, **heads), **(model or {}))
+    return lambda: kind(lambda layer: block(layer, **heads), **(model or {}))
 
 
 NOPE: dict[str, Any] = {"positions": False}
@@ -311,7 +315,7 @@ CASES = [
     case("pre-norm, explicit softmax", gpt(explicit=True)),
     case("pre-norm, fused qkv", gpt(fused=True)),
     case("post-norm", gpt(Post)),
-    case("post-norm, bidirectional", gpt(Post, causal=False)),
+    case("post-norm, bidirectional", gpt(Post, kind=Encoder, causal=False)),
     case("sandwich norm", gpt(Sandwich)),
     case("norm on writes alone", gpt(OutputNorm)),
     case("parallel", gpt(Parallel)),

@@ -49,31 +49,33 @@ def embedding(start: Value) -> tuple[tuple[Summand, ...] | None, Norm | None, fl
         else:
             break
     terms: list[Summand] = []
-    for part, by in _summands(value):
-        term = _summand(part, by)
+    for part, by, alike in _summands(value):
+        term = _summand(part, by, alike=alike)
         if term is None:
             return None, norm, scale, drop
         terms.append(term)
     return (tuple(terms) if any(term.kind == "token" for term in terms) else None), norm, scale, drop
 
 
-def _summands(value: Value) -> Iterator[tuple[Value, float]]:
-    left = [(value, 1.0)]
+def _summands(value: Value) -> Iterator[tuple[Value, float, bool]]:
+    """What is added, what it is multiplied with, and whether it is one vector for all positions, as of a picture."""
+    left = [(value, 1.0, False)]
     while left:
-        value, scale = left.pop()
+        value, scale, alike = left.pop()
+        alike = alike or (len(value.shape) == 3 and value.shape[-2] == 1)
         op = value.op
         times = factor(op)
         if op is not None and op.name == "add" and sum(isinstance(each, Value) for each in op.args[:2]) == 2:
-            left += [(each, scale) for each in reversed(op.args[:2])]
+            left += [(each, scale, alike) for each in reversed(op.args[:2])]
         elif op is not None and copies(op):
-            left.append((op.inputs[0], scale))
+            left.append((op.inputs[0], scale, alike))
         elif times is not None and times.vector is None:
-            left.append((times.value, scale * times.number))
+            left.append((times.value, scale * times.number, alike))
         else:
-            yield value, scale
+            yield value, scale, alike
 
 
-def _summand(value: Value, scale: float) -> Summand | None:
+def _summand(value: Value, scale: float, *, alike: bool) -> Summand | None:
     op = value.op
     if (op is not None and op.name == "embedding") or (op is not None and op.name == "getitem" and len(op.inputs) == 2):
         table, ids = op.inputs if op.name == "getitem" else (op.argument(1, "weight"), op.argument(0, "input"))
@@ -92,7 +94,9 @@ def _summand(value: Value, scale: float) -> Summand | None:
         many = len(value.shape) >= 2 and value.shape[-2] > 1
         return Summand(kind="position" if many else "constant", weight=known[0], scale=rounded(scale * known[1]))
     square = _square(value)
-    return None if square is None else Summand(kind="position", weight=None, scale=scale, square=square)
+    if square is None:
+        return None
+    return Summand(kind="constant" if alike else "position", weight=None, scale=scale, square=square)
 
 
 def _square(value: Value) -> float | None:

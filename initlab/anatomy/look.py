@@ -45,7 +45,8 @@ class Anatomy:
         parameters: all of them with their roles, in the model's own order, tied ones once. Their `dims.layer` counts
             in their own stack, which is what recipes ask for.
         wirings: of the stacks whose way was understood.
-        seen: of every stack as far as it was read, understood or not.
+        seen: of every stack as far as it was read, understood or not; what a branch is multiplied with, as it is when
+            none is dropped by chance.
         layout: `nanogpt` for a NanoGPT, or a model laid out as one, module by module, that no pass was made of.
         notes: what was taken off the model before: torch.compile, DataParallel, DistributedDataParallel.
     """
@@ -128,6 +129,9 @@ def of(
             said += missed
         wirings = [each.wiring for each in readings if each.wiring is not None]
         seen = [each.seen for each in readings if each.seen is not None]
+        if model.training and any(_uneven(each) for each in seen):
+            with around():
+                seen = _without_chance(model, forward, seen)
         said += [sentence for wiring in wirings for sentence in wiring.unknown]
     roles = find_roles(model, wirings, said_roles)
     if sites is not None:
@@ -144,7 +148,8 @@ def of(
             for parameter in parameters
             if parameter.role in (Role.TOKEN_EMBED, Role.POS_EMBED)
         }
-        sites = site_map(model, stacks, stream, heads, embeddings, layers.of, said)
+        terms = {term.weight: term.scale for each in seen for term in each.terms or () if term.weight is not None}
+        sites = site_map(model, stacks, stream, heads, embeddings, layers.of, said, terms)
         layout: Literal["nanogpt", ""] = ""
     else:
         layout = "nanogpt"
@@ -161,6 +166,22 @@ def of(
         layout=layout,
         notes=tuple(taken),
     )
+
+
+def _uneven(wiring: Wiring) -> bool:
+    """Whether what branches are multiplied with differs between blocks."""
+    return len({tuple(branch.scale for branch in block.branches()) for block in wiring.blocks}) > 1
+
+
+def _without_chance(model: nn.Module, forward: Callable[[], Any], seen: list[Wiring]) -> list[Wiring]:
+    """Read the stacks again with nothing dropped: stochastic depth multiplies by 0 or more than 1, as chance has it."""
+    model.eval()
+    trace = traced(model, forward)
+    again = [each.seen for each in read_stacks(trace, find_stacks(model, trace)) if each.seen is not None]
+    alike = [[len(tuple(block.branches())) for block in each.blocks] for each in again]
+    if alike != [[len(tuple(block.branches())) for block in each.blocks] for each in seen]:
+        return seen
+    return again
 
 
 def _by_heart(model: nn.Module) -> SiteMap | None:

@@ -92,6 +92,7 @@ class SiteMap:
     n_head: int = 0  # 0: unknown
     token_embedding: str = ""
     position_embedding: str = ""
+    embedded: tuple[float, float] | None = None  # what these two are multiplied with in their sum, where it was read
     notes: tuple[str, ...] = ()  # what was found, and what could not be verified
 
 
@@ -170,6 +171,7 @@ def site_map(
     embeddings: Mapping[Role, str],
     layer_of: Callable[[str], int | None],
     notes: Sequence[str] = (),
+    terms: Mapping[str, float] | None = None,
 ) -> SiteMap:
     """Map a model with these stacks: their taps, and every other layer's as `module`.
 
@@ -181,7 +183,10 @@ def site_map(
         embeddings: names of the modules that embed tokens and positions, by role.
         layer_of: the block that a module is in.
         notes: what else is to be said of the model.
+        terms: parameters that the sum of the embedding is of, and what each is multiplied with.
     """
+    tables = [embeddings.get(role, "") for role in (Role.TOKEN_EMBED, Role.POS_EMBED)]
+    factors = [f for table in tables for name, f in (terms or {}).items() if name.removesuffix(".weight") == table]
     blocks = [block for stack in stacks for block in stack.blocks]
     taps = list(stream)
     taken = {tap.module for tap in taps if tap.where == "out"}
@@ -195,8 +200,9 @@ def site_map(
         n_layer=len(blocks),
         n_embd=next((block.width for block in blocks if block.width), 0),
         heads=tuple(heads),
-        token_embedding=embeddings.get(Role.TOKEN_EMBED, ""),
-        position_embedding=embeddings.get(Role.POS_EMBED, ""),
+        token_embedding=tables[0],
+        position_embedding=tables[1],
+        embedded=(factors[0], factors[1]) if len(factors) == 2 else None,
         notes=(*_notes(stacks), *notes),
     )
 

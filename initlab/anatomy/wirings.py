@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from initlab.anatomy.attending import Read, dropout
 from initlab.anatomy.chains import Sum, Term
@@ -95,6 +96,10 @@ def _read_stack(trace: Trace, stack: Stack, before: Sequence[Stack], first: int,
         wired.append(
             Wired(layer=first + number, updates=_with_replaced(updates, block, before), name=block.name, note=note)
         )
+    for earlier, later in pairwise(stack.blocks):
+        if earlier.end is not None and later.start is not None and not _handed_on(earlier.end, later.start):
+            unknown.append((later.name, f"it begins with something else than what {earlier.name} hands on"))
+            whole = False
     start = next((block.start for block in stack.blocks if block.start is not None), None)
     if start is None:
         return Reading(None, branches=branches)
@@ -110,6 +115,11 @@ def _read_stack(trace: Trace, stack: Stack, before: Sequence[Stack], first: int,
     )
     wiring, head = with_head(trace, stack, inside, wiring)
     return Reading(wiring if whole else None, wiring, branches, head if whole else None)
+
+
+def _handed_on(end: Value, start: Value) -> bool:
+    """Whether a block begins with what another ends with: nothing was mixed into it on the way, as by a long skip."""
+    return start.after(origin(end)) and not start.mixes(origin(end))
 
 
 def _with_replaced(updates: Sequence[Update], block: Block, before: Sequence[Stack]) -> tuple[Update, ...]:

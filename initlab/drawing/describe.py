@@ -17,6 +17,7 @@ from initlab.drawing.apply import drawn_from, was_applied
 from initlab.drawing.uneven import odd_rows
 from initlab.errors import RecipeError
 from initlab.recipes import Distribution, Recipe, Role, registry
+from initlab.recipes.base import OUTPUTS
 
 TOLERANCE = 0.05  # relative, of a std; wider where a tensor is too small to tell
 _SAMPLE = 1 << 17  # elements that the kurtosis is taken from
@@ -69,7 +70,8 @@ def describe(anatomy: Anatomy, recipes: Iterable[str | Recipe] | None = None) ->
     for place in anatomy.parameters:
         groups.setdefault((place.role, place.stack), []).append(_moments(place, parameters[place.name]))
     # on a model that was drawn anew on purpose, its own code no longer says what was meant
-    code = "" if was_applied(model) else depth_code(model)
+    outputs = [place.name for place in anatomy.parameters if place.role in OUTPUTS]
+    code = "" if was_applied(model) else depth_code(model, outputs)
     rows = []
     for (role, stack), group in groups.items():
         shape = tuple(parameters[group[0].place.name].shape)

@@ -25,7 +25,7 @@ from initlab.measure.losses import take_loss
 
 PASSES = 4  # zeros behind zeros, as a head, the gates of the branches, and what is inside: three deep
 PASSES_BY_CHANCE = 8  # of a model that draws: a branch that is dropped half of the time is missing in all once in 500
-NUDGE = 0.02  # std of what is put in the place of a zero
+NUDGE = 0.02  # std of what is put in the place of a zero, and added to a gate
 
 
 def reached(
@@ -35,7 +35,8 @@ def reached(
 
     Each pass draws its own dropout, and takes the gradient of a random linear function of the output: a mean square
     has none where the output is 0. After it, every element that is 0 and has a gradient is set to a small random
-    number, on a copy: so would a step of training. An element that has none stays, as in training.
+    number, on a copy: so would a step of training. An element that has none stays, as in training. Where zeros lead no
+    further, everything of one dimension or none moves once: a gate of 1 + w is shut at w = -1.
 
     Args:
         model: is left as it was; its own weights aren't written.
@@ -50,6 +51,7 @@ def reached(
     moved: dict[str, Tensor] = {}
     found: set[str] = set()
     chance = False  # the model draws as it runs
+    gates = False  # what may be a gate has been moved
     for turn in range(PASSES_BY_CHANCE):
         with untouched(model, seed + 1 + turn):
             before = _random_states(model)
@@ -59,6 +61,8 @@ def reached(
             del output
             new = _any({name: learning[name][1] for name in lacking if name in learning and name not in found})
             nudged = _nudged(learning)
+            if not (new or nudged or gates):
+                nudged, gates = _shaken(learning), True
         found |= new
         moved |= nudged
         if len(found) == len(lacking) or not (chance or (turn + 1 < PASSES and (new or nudged))):
@@ -107,4 +111,14 @@ def _nudged(learning: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     for name in sorted(_any(zeros)):
         value = learning[name][0].detach()
         copies[name] = torch.where(zeros[name], NUDGE * torch.randn_like(value), value).requires_grad_()
+    return copies
+
+
+def _shaken(learning: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Copies of what may be a gate, a number or one for each channel, moved a little where it has a gradient."""
+    copies = {}
+    for name, (parameter, given) in sorted(learning.items()):
+        if parameter.dim() <= 1:
+            value = parameter.detach()
+            copies[name] = (value + NUDGE * torch.randn_like(value) * given).requires_grad_()
     return copies

@@ -149,8 +149,8 @@ class Recorder:
     def _settle_embedding(self, embed: Tensor) -> None:
         """Mean squares of token and position embedding, as they enter their sum.
 
-        Where the sum can't be taken apart, as behind a norm, they count as they are; but a table that isn't trained or
-        of another shape, which may be for rotations or for the scores, counts only where it is seen in the sum.
+        Where the sum can't be taken apart, as behind a norm, a table of positions counts where the operations show that
+        it is part of the sum, and how much it is multiplied with.
         """
         parts, self._parts = self._parts, {}
         if "token" not in parts:
@@ -165,8 +165,9 @@ class Recorder:
             found["token"] = found["token"] * sum_of[0] ** 2
             if sum_of[1]:
                 found["position"] = torch.tensor(sum_of[1])
-        elif position is not None and factors is None and _is_added(parts["token"], position):
-            found["position"] = position.detach().float().square().mean()
+        elif position is not None and factors is None and self.sites.embedded is not None:
+            found["token"] = found["token"] * self.sites.embedded[0] ** 2
+            found["position"] = position.detach().float().square().mean() * self.sites.embedded[1] ** 2
         self.scalars.pop("position", None)
         self.scalars |= found
 
@@ -307,12 +308,6 @@ def _part(tensor: Tensor, tap: Tap) -> Tensor:
     width = tensor.shape[-1] // tap.parts
     assert tap.part is not None
     return tensor[..., tap.part * width : (tap.part + 1) * width]
-
-
-def _is_added(token: Tensor, position: Tensor) -> bool:
-    """By its shape and by whether it is trained, the output of a position table may be added to the tokens'."""
-    trained = position.requires_grad or not token.requires_grad
-    return trained and position.shape[-1] == token.shape[-1] and position.shape[-2] in (1, token.shape[-2])
 
 
 def together(x: Tensor) -> Tensor:

@@ -92,6 +92,25 @@ def test_an_undone_depth_scaling_is_seen_on_hugging_faces_gpt2() -> None:
     ]
 
 
+class HeadScaled(nn.Module):
+    """A model whose code scales its head by depth, and nothing else."""
+
+    def __init__(self, num_layers: int = 4) -> None:
+        super().__init__()
+        self.num_layers, self.lm_head = num_layers, nn.Linear(8, 8)
+        self.o_proj = nn.Linear(8, 8)
+
+    def _init_weights(self) -> None:
+        out_std = 0.02 / math.sqrt(2.0 * self.num_layers)
+        nn.init.normal_(self.lm_head.weight, std=out_std)
+
+
+def test_code_that_scales_something_else_by_depth_says_nothing_of_the_writes() -> None:
+    assert depth_code(HeadScaled()) == "HeadScaled._init_weights"
+    assert depth_code(HeadScaled(), ["blocks.0.o_proj.weight"]) == ""
+    assert depth_code(HeadScaled(), ["blocks.0.lm_head.weight"]) == "HeadScaled._init_weights"
+
+
 def test_one_layer_that_was_drawn_otherwise_is_named() -> None:
     rows = describe(of(undo_scaling(foreign("GPT2"), ".h.2.")))
     assert mismatches(rows) == [

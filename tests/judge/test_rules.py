@@ -21,6 +21,7 @@ C_PROJ = "transformer.h.0.attn.c_proj.weight"
 MLP = "transformer.h.0.mlp.c_proj.weight"
 GATED = ("layers.0.scale_in.weight", "layers.0.alpha")
 INDEXER = "layers.0.attn.indexer.wq.weight"
+DEEP = "layers.0.attn.packer.indexer.wq.weight"
 SUMMARY = {**KEYS, "n_head": 1, "block_size": 64, "vocab_size": 256, "n_params": 1, "n_tokens": 64}
 
 
@@ -279,6 +280,7 @@ CASES = {
             (run_of(silenced(output=0.0)), "error"),
             # a part of a branch that learns otherwise, as what feeds a top-k
             (run_of(gradient(INDEXER, modules=(INDEXER, "layers.0.attn.q_proj.weight"))), "warning"),
+            (run_of(gradient(DEEP, modules=(DEEP, "layers.0.attn.packer.proj.weight"))), "warning"),
             (run_of(gradient("pooler.weight", role=None, modules=("pooler.weight", C_ATTN))), "warning"),
         ],
         [
@@ -434,6 +436,8 @@ CASES = {
         [
             wired(),
             wired((0, "mlp", {"norm": ""})),  # the first block may be special
+            # the last norm of sums is the model's own
+            wired((None, "mlp", {"sum_norm": "n"}), (5, "mlp", {"sum_norm": ""})),
             wired((1, "mlp", {"norm": ""}), (4, "mlp", {"norm": ""})),  # every third
             wired((4, "mlp", {"scale": 0.5}), (5, "mlp", {"scale": 0.5})),  # the last ones
             wired(*((layer, "mlp", {"scale": 1 / (layer + 1)}) for layer in range(6))),  # by depth
@@ -445,7 +449,8 @@ CASES = {
     ),
     "WIR002": (
         [(wired((2, "mlp", REPLACED)), "error"), (wired((None, "attention", REPLACED)), "warning")],
-        [wired(), wired((2, "mlp", {"keep": 0.0}))],  # a gate that is shut at first
+        # a gate that is shut at first; something else than attention or an MLP
+        [wired(), wired((2, "mlp", {"keep": 0.0})), wired((2, "mlp", REPLACED | {"kind": "unknown"}))],
         [run_of(summary=summary())],
     ),
     "WIR003": (
@@ -814,6 +819,21 @@ def test_an_overrated_own_token_is_unlearned_and_so_milder():
     (spread,) = verdicts(run_of(summary=summary(loss=11.0, own_logit=0.0, logit_std=3.4)), "LOG001")
     (lost,) = verdicts(run_of(summary=summary(loss=234.0, own_logit=239.0, logit_std=35.0)), "LOG001")
     assert (own.severity, spread.severity, lost.severity) == ("warning", "error", "error")
+
+
+@pytest.mark.parametrize(
+    ("loss", "std", "seen"), [(0.03, 1.0, None), (0.95, 1.0, None), (1.5, 1.0, 1.5), (0.1, 1.2, 0.71)]
+)
+def test_a_first_loss_is_judged_without_the_luck_of_its_batch(loss, std, seen):
+    """Logits of std 1 cost 0.5 nats in 256 tokens, whatever these are; of a text of few tokens a batch has 0 to 1."""
+    (finding,) = verdicts(run_of(summary=summary(loss=math.log(256) + loss, own_logit=0.0, logit_std=std)), "LOG001")
+    usual = std**2 / 2
+    luck = 3 * std * math.sqrt(0.05)
+    assert finding.measured == pytest.approx(usual if abs(loss - usual) < luck else loss, abs=0.02)
+    assert finding.status == ("pass" if seen is None else "fail")
+    if seen is not None:
+        beside = " on average (0.10 in this batch)" if loss < seen else ""
+        assert f"{seen:.2f} nats above ln V{beside} at 4 layers" in finding.message
 
 
 def test_select_ignore_and_prefixes():

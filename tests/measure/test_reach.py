@@ -108,6 +108,18 @@ def test_a_product_of_two_zeros_stays_one() -> None:
     assert {"tower.0.gate", "tower.0.scale", "tower.0.up.weight"} <= zero - waits
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_stands_behind_a_gate_of_1_plus_minus_1_waits(cut: bool) -> None:
+    """LayerScale as libraries write it whose every gain is 1 + w: it is shut, and none of its numbers is 0."""
+    model = Small(lambda block, y: (y.detach() if cut else y) * (1 + block.scale))
+    for block in model.tower:
+        nn.init.constant_(block.scale, -1.0)
+        del block.gate, block.post
+    zero, waits = lacking(model)
+    assert "tower.1.up.weight" in zero and "tower.1.scale" not in zero
+    assert waits == (set() if cut else zero)
+
+
 def test_nothing_is_run_again_where_every_gradient_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "reached", lambda *_: pytest.fail("no parameter lacks a gradient"))
     model = initlab.NanoGPT(initlab.NanoGPTConfig(n_layer=1, n_head=1, n_embd=D, block_size=T, vocab_size=V))

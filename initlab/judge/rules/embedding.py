@@ -68,7 +68,7 @@ def match_embeddings(finding: Finding, model: Described) -> list[Change]:
     "defaults in nanoGPT (ratio 1/(3·n_embd), 0.3 to 0.5 nats behind after 300 to 2000 steps at width 128) and "
     "GPT-2's (ratio 1); nothing between was trained. A fixed table (sinusoids) is part of the architecture, and no "
     "run of ours shows what it costs: a warning at most. A norm between the two embeddings and the stream hides by "
-    "how much the model scales them; then they count as they are, and a fixed table not at all.",
+    "how much the model scales them; then they count where the operations show it, and else aren't judged.",
     source="nanoGPT with its init removed: wpe ~ N(0, 1), tied wte ~ U(±1/√n_embd)",
     since="0.1.0",
     evidence="residual",

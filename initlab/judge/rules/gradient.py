@@ -39,7 +39,7 @@ def measure_zero(run: Run) -> pd.DataFrame:
         whole, own, seen = (
             table[(table["run_id"] == run_id) & (table["step"] == step)] for table in (found, empty, outputs)
         )
-        learning = list(whole.loc[~whole["zero"], "module"])
+        learning, every = list(whole.loc[~whole["zero"], "module"]), list(whole["module"])
         peak = seen.groupby(["kind", "module"], observed=True)["abs_max"].max()
         forward, backward = (dict(peak.xs(kind)) if kind in peak else {} for kind in ("activation", "grad"))
         owners = _owner(rows["module"])
@@ -59,7 +59,9 @@ def measure_zero(run: Run) -> pd.DataFrame:
         found.loc[rows.index, "waits"] = (rows["reached"] == 1) | (rows["reached"].isna() & _behind(rows, gates))
         found.loc[rows.index, "ran"] = owners.isin(set(forward))
         unknown = (rows["role"].isna() | (rows["role"] == "other")).to_numpy()
-        found.loc[rows.index, "aside"] = unknown | np.array([_helper(module, learning) for module in rows["module"]])
+        found.loc[rows.index, "aside"] = unknown | np.array(
+            [_helper(module, learning, every) for module in rows["module"]]
+        )
     return found
 
 
@@ -91,15 +93,21 @@ def _block(module: str) -> str:
     return found.group() if found else ""
 
 
-def _helper(module: str, learning: list[str]) -> bool:
-    """A sub-module inside a branch in which nothing learns, while other parts of the branch do."""
+def _helper(module: str, learning: list[str], every: list[str]) -> bool:
+    """A sub-module inside a branch in which nothing learns, while other parts of the branch do.
+
+    It holds modules of its own, however deep in the branch: a matrix alone is no helper.
+    """
     block = _block(module)
     parts = module.removeprefix(block).split(".")
-    if not block or len(parts) < 4:
+    branch = f"{block}{parts[0]}."
+    if not block or not any(name.startswith(branch) for name in learning):
         return False
-    branch, part = f"{block}{parts[0]}.", f"{block}{parts[0]}.{parts[1]}."
-    inside = [name for name in learning if name.startswith(branch)]
-    return bool(inside) and not any(name.startswith(part) for name in inside)
+    for deep in range(2, len(parts)):
+        part = f"{block}{'.'.join(parts[:deep])}."
+        if not any(name.startswith(part) for name in learning):
+            return any("." in name.removeprefix(part) for name in every if name.startswith(part))
+    return False
 
 
 def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
@@ -123,7 +131,8 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
     basis="derived",
     why="A parameter without gradient doesn't learn: it is unused, detached, or shut off. Behind a zero that learns "
     "itself it only waits: up to four further passes (eight of a model that drops branches by chance) on a copy put "
-    "small numbers where a zero has a gradient, and see what gets one then.",
+    "small numbers where a zero has a gradient, move what may be a gate (1 + w is shut at w = -1), and see what gets "
+    "one then.",
     advice="Check that the parameter is used in the forward pass.",
     false_alarms="Parameters that only other inputs reach, such as experts that this batch wasn't routed to; parts "
     "that nothing differentiable follows (indexers that feed a top-k, an unused pooler). Both are warnings: they are "

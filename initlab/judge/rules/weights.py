@@ -106,7 +106,8 @@ def measure_unscaled_code(run: Run) -> pd.DataFrame:
     "scaling of its own code; every model trained from it started with a residual stream that grows with depth.",
     advice="Find out why the scaling isn't reached, or draw the projections again.",
     false_alarms="Code that scales under a condition which this config doesn't meet. The code is looked for by a "
-    "pattern in the source of the model's own classes: std, init and a root of n_layer in one line.",
+    "pattern in the source of the model's own classes: std, init and a root of n_layer in one line. One that names "
+    "modules of the model, and no output projection among them, is about others, as a head or a connector.",
     source="huggingface/transformers#47458",
     since="0.1.0",
     remedy=scale_outputs,

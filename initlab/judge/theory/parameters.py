@@ -43,9 +43,10 @@ class Measured:
 
     Attributes:
         positions: of each stack; empty: the text's block_size.
-        var: variance by (site, layer), of the writes of branches without a body and of an unknown embedding.
+        var: variance by (site, layer), of the writes of branches without a body and of what a stack without terms
+            begins with: `embed` of the first, `resid_pre` of its first block for another.
         alike: mean product of two positions over the mean square, by (site, layer), of the same writes.
-        together: mean product of two different positions' embeddings, over their mean square.
+        together: mean product of two different positions' embeddings, over their mean square, in the first stack.
         scores: by layer, std of the attention logits within a row, where something is added to them.
     """
 
@@ -81,7 +82,8 @@ def setting_of(
     positions = measured.positions or [text.block_size] * len(wirings)
     widths = [each.n_embd for each in wirings]
     builder = _Builder(_Squares(parameters, recipe), measured, widths)
-    return Setting(stacks=tuple(map(builder.stack, wirings, positions)), text=text)
+    stacks = [builder.stack(each, T, first=not i) for i, (each, T) in enumerate(zip(wirings, positions, strict=False))]
+    return Setting(stacks=tuple(stacks), text=text)
 
 
 def nanogpt_parameters(
@@ -179,13 +181,15 @@ class _Builder:
         self.squares, self.measured, self.widths = squares, measured, widths
         self.written: set[str] = set()  # matrices that wrote to a stream
 
-    def stack(self, wiring: names.Wiring, positions: int) -> Stack:
+    def stack(self, wiring: names.Wiring, positions: int, *, first: bool) -> Stack:
         measured = self.measured
+        begins = ("embed", None) if first else ("resid_pre", wiring.blocks[0].layer if wiring.blocks else None)
+        together = measured.together if first else measured.alike.get(begins, math.nan)
         return Stack(
             positions=positions,
             n_embd=wiring.n_embd,
             terms=None if wiring.terms is None else tuple(self.term(term) for term in wiring.terms),
-            begun=(measured.var.get(("embed", None), math.nan), measured.together),
+            begun=(measured.var.get(begins, math.nan), together),
             embed_norm=self.norm(wiring.embed_norm),
             embed_scale=wiring.embed_scale,
             blocks=tuple(self.block(block, wiring.n_embd) for block in wiring.blocks),
