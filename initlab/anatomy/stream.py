@@ -166,7 +166,7 @@ def _stack(
     trace: Trace, homes: Homes, name: str, members: Collection[str], sums: Sequence[Sum], whole: Sequence[str]
 ) -> Stack:
     """Put the updates into the blocks that their parameters are in."""
-    owned: dict[str, list[Sum]] = {path: [] for path in whole}
+    owned: dict[str, list[list[Sum]]] = {path: [] for path in whole}  # one list for each time that it is come to
     last = ""
     for each in sums:
         # the sum's own place first: a module that blocks share has its parameters under the first one's name
@@ -174,7 +174,10 @@ def _stack(
         here = here or [p for n in homes.names(each) for p in prefixes(n) if p in members]
         path = here[0] if here else last
         if path:
-            owned.setdefault(path, []).append(each)
+            runs = owned.setdefault(path, [])
+            if path != last or not runs:
+                runs.append([])
+            runs[-1].append(each)
             last = path
     blocks = [_block(trace, path, mine) for path, mine in owned.items()]
     order = {block.name: _first(trace, block) for block in blocks}
@@ -192,12 +195,21 @@ def _first(trace: Trace, block: Block) -> int:
     return given.index if given is not None else len(trace.values)
 
 
-def _block(trace: Trace, name: str, sums: list[Sum]) -> Block:
-    """One block from its updates, compared with what went in and came out of it where it is a module that is called."""
+def _block(trace: Trace, name: str, runs: list[list[Sum]]) -> Block:
+    """One block from its updates, compared with what went in and came out of it where it is a module that is called.
+
+    Args:
+        trace: of the pass.
+        name: of the block.
+        runs: its updates, in a list for each time that the stream comes to it.
+    """
     block = Block(name)
+    sums = [each for run in runs for each in run]
     given, gave = trace.at.get(Place(name, "in")), trace.at.get(Place(name, "out"))
     if sums and gave is not None and gave.index < sums[0].value.index:
         given = gave = None  # the module gives a branch: what stands for the block is one of its parts
+    if sums and given is None and gave is None:
+        sums, block.uses = runs[0], len(runs)
     while Place(name, "in", block.uses) in trace.at:
         block.uses += 1
     if gave is not None:  # what it does when it is used again is no other block
@@ -296,7 +308,7 @@ def _loose(trace: Trace, homes: Homes, chain: Chain) -> Stack | None:
         return None
     whole = common([common([name.rpartition(".")[0] for name in homes.names(each)]) for each in chain.sums])
     if whole and Place(whole, "in", 1) in trace.at:
-        return Stack(whole, [_block(trace, whole, chain.sums)], chain.end)
+        return Stack(whole, [_block(trace, whole, [chain.sums])], chain.end)
     blocks = []
     for number, each in enumerate(chain.sums):
         block = Block(f"update {number}", [each], each.base, each.end, verified=True)

@@ -130,3 +130,33 @@ def test_blocks_of_lists_side_by_side_and_a_mask_on_the_stream():
     for site in ("q", "k", "v", "attn_z", "mlp_pre", "mlp_act", "resid_post"):
         assert probe.at(site)["layer"].tolist() == [0, 1, 2], site
         assert probe.at(site)["expected_var"].notna().all(), site
+
+
+class Again(nn.Module):
+    """An attention and an MLP, each with its norm in a list of two, gone through three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(V, D), nn.Linear(D, V)
+        self.parts = nn.ModuleList(nn.ModuleList([Norm(), part]) for part in (Attention(), Gated()))
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        for norm, part in [*self.parts] * 3:
+            x = x + part(norm(x))
+        return self.head(x)
+
+
+def test_parts_used_again_are_seen_in_their_first_use():
+    torch.manual_seed(0)
+    model = Again().eval()
+    assert [(block.name, block.uses, len(block.sums)) for block in stack_of(model).blocks] == [
+        ("parts.0", 3, 1),
+        ("parts.1", 3, 1),
+    ]
+    probe = initlab.probe(model, ids())
+    x = model.embed(ids())
+    mid = x + model.parts[0][1](model.parts[0][0](x))
+    assert probe.at("resid_post", 0)["var"].item() == pytest.approx(mid.var(correction=0).item(), rel=1e-5)
+    for site in ("q", "k", "v", "attn_z", "attn_out"):
+        assert probe.at(site)["layer"].tolist() == [0], site
