@@ -41,6 +41,7 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("hidden_size_per_layer_input", "per_layer_input_dim", "laurel_rank", "adapter_rank"), 16),
     "rotary_dim": 8,
     "mamba_d_ssm": 128,
+    **dict.fromkeys(("d_latents", "adapter_input_size", "audio_hidden_size"), 64),
     "word_embed_proj_dim": 64,
 }
 # ... and these don't.
@@ -66,6 +67,9 @@ COUNTS: dict[str, int | str | bool] = {
     **dict.fromkeys(("n_groups", "mamba_n_groups", "mamba_ngroups", "attn_layer_offset", "expert_layer_offset"), 1),
     **dict.fromkeys(("attn_layer_period", "expert_layer_period"), 2),
     **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 16),
+    **dict.fromkeys(("num_self_attention_heads", "num_cross_attention_heads"), 4),
+    "num_self_attends_per_block": LAYERS,
+    "num_latents": 32,
     **dict.fromkeys(("num_nextn_predict_layers", "num_kv_shared_layers"), 0),
     "default_language": "en_XX",
     "index_topk": 8,
@@ -86,7 +90,11 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {name: None for name in SMALL if "head" in name and not name.endswith("heads")},
     {"num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "n_group": None, "topk_group": None},
 )
-EXTRA: tuple[dict[str, Any], ...] = ({}, {"is_decoder": True, "is_encoder_decoder": False})
+EXTRA: tuple[dict[str, Any], ...] = (
+    {},
+    {"is_decoder": True, "is_encoder_decoder": False},
+    {"pad_token_id": 1, "mask_token_id": 4},
+)
 
 
 class TooSlow(BaseException):  # not an Exception, so that nothing on the way takes it for a model's error
@@ -184,6 +192,7 @@ def run(model: Any) -> None:
     logits = model(**given).logits
     if not torch.isfinite(logits).all():
         raise ValueError("logits aren't finite")
+    logits = logits[:, : ids.shape[1]]  # Perceiver's are as many as it has positions
     torch.nn.functional.cross_entropy(logits.float().flatten(0, -2), ids.flatten()).backward()
     model.zero_grad(set_to_none=True)
 
