@@ -195,7 +195,7 @@ def assert_healthy(
     broken = [f for f in found.findings if f.status == "fail" and f.severity in counted]
     if broken:
         lines = [f"{f.severity} {f.code} {f.name}: {f.message}\n  help: {f.advice}" for f in broken]
-        raise AssertionError("\n".join([f"{type(model).__name__} isn't healthy at init:", *lines]))
+        raise AssertionError("\n".join([f"{found.run.manifest['config']['model']} isn't healthy at init:", *lines]))
     return found
 
 

@@ -34,6 +34,7 @@ _PARTLY = (
     "index_copy",
     "put",
 )
+_REPLACING = ("set_", "resize_")  # give a tensor other memory, and write none
 _COPIES = ("clone", "_to_copy", "contiguous")
 
 
@@ -145,7 +146,7 @@ class Hearing(TorchDispatchMode):
         """
         try:
             return self.memories.get(StorageWeakRef(tensor.untyped_storage()))
-        except (NotImplementedError, RuntimeError):  # a kind of tensor that has none
+        except (NotImplementedError, RuntimeError, ValueError):  # a kind of tensor that has none, or a lazy one
             return None
 
     def bare(self) -> Iterator[tuple[torch.UntypedStorage, Memory]]:
@@ -312,6 +313,8 @@ def _told(func: Any) -> _Told:
         if each.alias_info is not None and each.alias_info.is_write
     )
     name = str(schema.name).rpartition("::")[2]
+    if name in _REPLACING:
+        return _Told(name, (), False)
     fresh = any(each.alias_info is None for each in schema.returns) or name == "lift_fresh"
     return _Told(name[:-1] if name.endswith("_") else name, writes, fresh)
 

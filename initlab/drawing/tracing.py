@@ -72,9 +72,13 @@ def writes_of(model: nn.Module) -> list[dict[str, Any]]:
         model: as it was made, without wrappers.
     """
     found = _TRACED.get(model, [])
-    now = {name: tensor._version for name, tensor in model.named_parameters()} if found else {}
-    now |= {name: tensor._version for name, tensor in model.named_buffers()} if found else {}
+    tensors = [*model.named_parameters(), *model.named_buffers()] if found else []
+    now = {name: _version(tensor) for name, tensor in tensors}
     return [_shown(row) for row in found if now.get(row["parameter"]) == row[_VERSIONS]]
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() or nn.parameter.is_lazy(tensor) else tensor._version
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +116,7 @@ def _rows(model: nn.Module, hearing: Hearing) -> Iterator[dict[str, Any]]:
             "copied": "" if copied == first else copied,
             "state": state,
             "unset": _unset(tensor, memory),
-            _VERSIONS: tensor._version,
+            _VERSIONS: _version(tensor),
         }
         writes = sorted([(write, 0) for write in own] + [(write, 1) for write in lost], key=lambda each: each[0].order)
         if not writes:
@@ -169,7 +173,7 @@ def _unset(tensor: Tensor, memory: Memory | None) -> float:
         return 0.0
     if not memory.bare and not (memory.value.kind == "constant" and math.isnan(memory.value.mean)):
         return 0.0
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:  # can't be NaN, or not made so
         return float(memory.value.kind == "empty")
     with torch.no_grad():
         return float(tensor.detach().isnan().float().mean())

@@ -425,6 +425,31 @@ def test_compiled_models_moved_ones_and_copies_are_traced() -> None:
     assert of(lambda: copy.deepcopy(drawn()), "tok.weight").iloc[-1]["text"] == "normal(0, 0.02)"
 
 
+def inferred() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(2, 2)
+
+
+def lazily() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 2))
+
+
+def normed() -> nn.Module:
+    return nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))
+
+
+def of_a_byte() -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.scale = nn.Parameter(torch.zeros(2, dtype=torch.float8_e4m3fn), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize("factory", [inferred, lazily, normed, of_a_byte])
+def test_unusual_tensors_raise_nothing(factory: Callable[[], nn.Module]) -> None:
+    found = initlab.trace_init(factory)
+    assert writes_of(found.model) and failed(factory) == {} and repr(found)
+
+
 def test_a_seed_is_of_the_draw_alone() -> None:
     state = torch.get_rng_state()
     a, b = (initlab.trace_init(Tower, seed=7).model for _ in range(2))

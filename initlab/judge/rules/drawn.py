@@ -76,6 +76,8 @@ def said(row: pd.Series) -> str:
     """
     place, _, function = str(row["where"]).rpartition(" ")
     did = f"{row['operation']}({row['arguments']})" if len(str(row["arguments"])) < 60 else f"{row['operation']}(…)"
+    if not row["arguments"] and row["distribution"] not in ("constant", "computed"):
+        did = f"{row['operation']}: {row['text']}"
     if row["by"] == "default":
         did = f"torch's own init, {row['text']}"
     return f"{place} ({function}: {did})"
@@ -104,7 +106,7 @@ def with_lines(run: Run, findings: Sequence[Finding], roles: dict[str, tuple[Rol
     rows = writes_of(run)
     return [
         replace(each, drawn_at=_lines(run, rows, each, roles.get(each.code, ())))
-        if each.status == "fail" and not each.drawn_at
+        if each.status == "fail" and ".py:" not in each.message  # else it names lines by itself
         else each
         for each in findings
     ]
@@ -112,7 +114,12 @@ def with_lines(run: Run, findings: Sequence[Finding], roles: dict[str, tuple[Rol
 
 def _lines(run: Run, rows: pd.DataFrame, finding: Finding, roles: Sequence[Role]) -> str:
     own = rows[(rows["recipe"] == finding.recipe) & (rows["held"] == "parameter") & (rows["replaced"] == 0)]
-    names = _named(finding.message, set(own["parameter"])) or _about(run, finding, [role.value for role in roles])
+    words = set(re.findall(r"[A-Za-z_][\w.]*\w", finding.message))
+    told = [role.value for role in Role if "_" in role.value and role.value in words]  # `other` and `bias` are words
+    pairs = own[["parameter", "tied"]].drop_duplicates().itertuples(index=False)
+    names = {name for name, tied in pairs if words & {name, *str(tied).split(", ")}} or _about(
+        run, finding, told or [role.value for role in roles]
+    )
     last = last_draws(own[own["parameter"].isin(names)])
     if last.empty:
         return ""
@@ -128,11 +135,6 @@ def _lines(run: Run, rows: pd.DataFrame, finding: Finding, roles: Sequence[Role]
         shown.append(said(first) + "".join(scaled[:_MOST]))
     more = f" and {plural(len(shown) - _MOST, 'other draw')}" if len(shown) > _MOST else ""
     return "; ".join(shown[:_MOST]) + more
-
-
-def _named(message: str, names: set[str]) -> set[str]:
-    """Parameters that a message names in full."""
-    return names & set(re.findall(r"[A-Za-z_][\w.]*\w", message))
 
 
 def _about(run: Run, finding: Finding, roles: Sequence[str]) -> set[str]:
