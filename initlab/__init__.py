@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from initlab.api.predict import predict
     from initlab.api.probe import assert_healthy, probe
     from initlab.api.scale import scale
+    from initlab.api.trace_init import trace_init
     from initlab.api.train import train
     from initlab.api.watch import watch
     from initlab.engines.base import engine
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
     from initlab.report.figures import figure
     from initlab.results import Comparison, Confirmation, Probe, Scaling, Training, Watch, load
     from initlab.results.profile import Profile
+    from initlab.results.tracing import InitTrace
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
     "Comparison": "initlab.results",
     "Confirmation": "initlab.results",
+    "InitTrace": "initlab.results.tracing",
     "InitlabError": "initlab.errors",
     "NanoGPT": "initlab.models.nanogpt",
     "NanoGPTConfig": "initlab.models.config",
@@ -58,6 +61,7 @@ _HOME = {
     "rule": "initlab.judge.rules.base",
     "scale": "initlab.api.scale",
     "statistic": "initlab.measure.statistics",
+    "trace_init": "initlab.api.trace_init",
     "train": "initlab.api.train",
     "watch": "initlab.api.watch",
 }
@@ -65,6 +69,7 @@ _HOME = {
 __all__ = [
     "Comparison",
     "Confirmation",
+    "InitTrace",
     "InitlabError",
     "NanoGPT",
     "NanoGPTConfig",
@@ -91,6 +96,7 @@ __all__ = [
     "rule",
     "scale",
     "statistic",
+    "trace_init",
     "train",
     "watch",
 ]

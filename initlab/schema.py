@@ -231,6 +231,37 @@ WIRING: dict[str, Column] = {
     "logit_cap": Column("float64", "c where logits are c·tanh(logits / c); NaN without"),
 }
 
+WRITES: dict[str, Column] = {
+    "run_id": _KEYS["run_id"],
+    "parameter": Column("string", "dotted name; of a tied one, its first", key=True),
+    "held": Column("category", "parameter, or buffer", key=True),
+    "shape": Column("string", "768×3072"),
+    "ndim": Column("Int64", "its dimensions"),
+    "holder": Column("string", "class of the module that has it"),
+    "tied": Column("string", "its other names, with commas between"),
+    "untied": Column("string", "a name that shared this tensor while the model was made, and has one of its own now"),
+    "copied": Column("string", "a parameter before it with the same draw, which this one is a copy of"),
+    "state": Column(
+        "category", "of the finished model: meta: has no memory; unheard: made before, or out of sight; else set"
+    ),
+    "unset": Column("float64", "share of its elements that nothing ever wrote, or that were written as NaN"),
+    "order": Column("Int64", "number of the write among all that were heard, from 0; NA of what was never written"),
+    "operation": Column("string", "as the code has it: normal_, mul_, zeros"),
+    "arguments": Column("string", "of it, those that are numbers and words"),
+    "distribution": Column(
+        "category", "normal, cut normal, uniform, constant, given, computed, …; after a scaling too"
+    ),
+    "text": Column("string", "it with its numbers: normal(0, 0.02)"),
+    "mean": Column("float64", "of it; NaN where it has none"),
+    "std": Column("float64", "of it; of a cut normal that of the whole one"),
+    "factor": Column("float64", "what a scaling multiplied every element with; NaN of other writes"),
+    "share": Column("float64", "of the tensor that was written; NaN where that isn't known"),
+    "where": Column("string", "file:line function, in the user's code"),
+    "by": Column("category", "default: the init of a module of torch's, or code"),
+    "made": Column("Int64", "1 = the memory was made with it (zeros), 0 = overwritten"),
+    "replaced": Column("Int64", "1 = of memory that the finished model doesn't have under this name any more"),
+}
+
 TRAINING: dict[str, Column] = {
     "run_id": Column("category", "training run; a row of the table runs", key=True),
     "step": Column("int64", "optimizer steps done before this row's batch; 0 = the init's own loss"),
@@ -266,6 +297,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "summary": SUMMARY,
     "coverage": COVERAGE,
     "wiring": WIRING,
+    "writes": WRITES,
     "training": TRAINING,
     "runs": RUNS,
 }
@@ -372,6 +404,7 @@ class Tables:
     summary: pd.DataFrame = field(default_factory=lambda: table("summary", []))
     coverage: pd.DataFrame = field(default_factory=lambda: table("coverage", []))
     wiring: pd.DataFrame = field(default_factory=lambda: table("wiring", []))
+    writes: pd.DataFrame = field(default_factory=lambda: table("writes", []))
     training: pd.DataFrame = field(default_factory=lambda: table("training", []))
     runs: pd.DataFrame = field(default_factory=lambda: table("runs", []))
 
@@ -389,7 +422,7 @@ class Tables:
         return Tables(**{name: frame[frame["run_id"] == run_id] for name, frame in self.items()})
 
     def at_step(self, step: int) -> Tables:
-        """The rows of one step; coverage, wiring and runs are of the models, at any step."""
+        """The rows of one step; coverage, wiring, writes and runs are of the models, at any step."""
         return Tables(
             **{name: frame[frame["step"] == step] if "step" in frame else frame for name, frame in self.items()}
         )

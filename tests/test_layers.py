@@ -52,6 +52,7 @@ PUBLIC_FUNCTIONS = {
     "probe",
     "scale",
     "statistic",
+    "trace_init",
     "train",
     "watch",
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from initlab import schema
 from initlab.api.manifest import new_manifest
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity, matching, rules, theory
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def probe(
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     batch: Any = None,
     *,
     recipe: str | Recipe | Rule | None = None,
@@ -53,7 +54,9 @@ def probe(
         model: probed in the mode it is in and left exactly as found, also after an error: weights, `.grad`, buffers,
             plain attributes, hooks, modes and random states (not what its forward changes outside it: globals, files,
             objects of other packages; see `initlab.anatomy.restoring.untouched`). A compiled model is measured eagerly,
-            through the original with the same parameters; a lazy one must have been initialised.
+            through the original with the same parameters; a lazy one must have been initialised. Or a function that
+            makes one, or its class: it is called once, under `trace_init`, and findings name the lines that drew what
+            they are about.
         batch: token ids (B, T), whose targets are the next tokens; (ids, targets), -1 where there is no target; a
             tuple of arguments; a dict of keyword arguments; or a loader of any of these. Two ids for a forward that
             needs two are its arguments. Default: about 1024 tokens of `text` for a model with a vocabulary, in
@@ -92,6 +95,7 @@ def probe(
     from initlab.anatomy.filters import chosen_modules
     from initlab.anatomy.restoring import random_state_kept
     from initlab.anatomy.unwrapping import unwrap
+    from initlab.drawing.tracing import writes_of
     from initlab.measure.batches import inputs_for
     from initlab.measure.moments import PRESETS
     from initlab.measure.probe import Identity, look, measure_inputs
@@ -106,6 +110,7 @@ def probe(
         raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     statistics = choose(metrics, stats)
     entry = registry.get(recipe) if recipe is not None else None
+    model = _made(model)
     inside, _ = unwrap(model)
     sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
     modules = list(modules) if isinstance(modules, Iterator) else modules
@@ -146,6 +151,8 @@ def probe(
         manifest["metrics"] = meanings(statistics)
     if not step:
         manifest["init"] = _init_facts(anatomy, declared=entry is not None)
+        rows = writes_of(inside)
+        tables.writes = schema.table("writes", [row | {"run_id": identity.run_id} for row in rows])
     manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
     return Probe(Run(tables, manifest))
 
@@ -188,8 +195,20 @@ def assert_healthy(
     broken = [f for f in found.findings if f.status == "fail" and f.severity in counted]
     if broken:
         lines = [f"{f.severity} {f.code} {f.name}: {f.message}\n  help: {f.advice}" for f in broken]
-        raise AssertionError("\n".join([f"{type(model).__name__} isn't healthy at init:", *lines]))
+        raise AssertionError("\n".join([f"{found.run.manifest['config']['model']} isn't healthy at init:", *lines]))
     return found
+
+
+def _made(model: Any) -> nn.Module:
+    """The model, or what a function makes under a trace."""
+    from torch import nn
+
+    from initlab.drawing.tracing import trace
+
+    if isinstance(model, nn.Module) or not callable(model):
+        found: nn.Module = model
+        return found
+    return trace(model).model
 
 
 def _expect(tables: Tables, anatomy: Anatomy, inputs: Inputs, described: dict[str, Any], recipe: Recipe | None) -> None:

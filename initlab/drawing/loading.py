@@ -18,7 +18,8 @@ from torch import nn
 
 from initlab.corpus import load_corpus
 from initlab.drawing.apply import apply_recipe
-from initlab.errors import ConfigError
+from initlab.drawing.tracing import trace
+from initlab.errors import ConfigError, ProbeError
 from initlab.models.config import PRESETS
 from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import registry
@@ -174,12 +175,12 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(f"{name} is of type {type(found).__name__}; expected a function that makes a torch.nn.Module")
     _check_arguments(name, found, arguments)
     try:
-        model = found(**arguments)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"model {name!r} can't be made: {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
-    return model
+        return trace(found, **arguments).model
+    except ProbeError as error:
+        cause = error.__cause__
+        if cause is None:
+            raise ConfigError(f"{name}: {error}") from None
+        raise ConfigError(f"model {name!r} can't be made: {type(cause).__name__}: {cause}") from cause
 
 
 def _check_arguments(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

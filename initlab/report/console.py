@@ -99,7 +99,8 @@ def _print_finding(console: Console, finding: Finding, width: int) -> None:
         head.append(f"  ({finding.seeds_failing}/{plural(finding.seeds_total, 'seed')})", style="dim")
     console.print(head)
     limit = f" (limit {finding.limit})" if finding.limit else ""
-    lines = [("", f"{finding.message}{limit}"), ("--> ", where(finding)), ("help: ", finding.advice)]
+    lines = [("", f"{finding.message}{limit}"), ("--> ", where(finding)), ("drawn at ", finding.drawn_at)]
+    lines += [("help: ", finding.advice)]
     for label, body in lines if finding.severity != "info" else lines[:1]:  # a note asks for nothing
         if body:
             text = textwrap.fill(

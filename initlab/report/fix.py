@@ -81,7 +81,9 @@ def _reasons(proposal: Shown) -> list[str]:
 
 def _finding(finding: Finding) -> str:
     head = f"{GLYPHS[finding.severity]} {finding.code} {finding.name}: {finding.message}"
-    return _filled(head, "  ", "    ")
+    lines = [_filled(head, "  ", "    ")]
+    lines += [_filled(f"drawn at {finding.drawn_at}", "    ", "      ")] * bool(finding.drawn_at)
+    return "\n".join(lines)
 
 
 def _note(finding: Finding) -> str:

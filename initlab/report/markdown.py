@@ -80,7 +80,8 @@ def _case(finding: Finding, several: bool) -> str:
     ]
     known = "; ".join(filter(None, about))
     name = f"**{_plain(finding.recipe or 'every recipe')}**" + (f" ({_plain(known)})" if known else "")
-    return f"{name}: {_plain(finding.message)}"
+    drawn = f" Drawn at {_plain(finding.drawn_at)}." if finding.drawn_at else ""
+    return f"{name}: {_plain(finding.message)}{'.' * bool(drawn)}{drawn}"
 
 
 def _table(table: Table) -> list[str]:

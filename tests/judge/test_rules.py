@@ -25,11 +25,47 @@ DEEP = "layers.0.attn.packer.indexer.wq.weight"
 SUMMARY = {**KEYS, "n_head": 1, "block_size": 64, "vocab_size": 256, "n_params": 1, "n_tokens": 64}
 
 
-def run_of(records=(), summary=(), heads=(), wiring=(), **manifest):
+WRITE = {
+    "run_id": "r",
+    "held": "parameter",
+    "state": "set",
+    "unset": 0.0,
+    "ndim": 2,
+    "shape": "64×64",
+    "holder": "Linear",
+}
+WRITE |= {"share": 1.0, "by": "code", "made": 0, "replaced": 0, "operation": "normal_", "arguments": "mean=0, std=0.02"}
+WRITE |= {
+    "distribution": "normal",
+    "text": "normal(0, 0.02)",
+    "mean": 0.0,
+    "std": 0.02,
+    "order": 0,
+    "where": "m.py:9 init",
+}
+DEFAULT = {
+    "by": "default",
+    "distribution": "uniform",
+    "text": "uniform(-0.1, 0.1)",
+    "std": 0.06,
+    "where": "m.py:3 __init__",
+}
+ZERO = {
+    "distribution": "constant",
+    "text": "0",
+    "std": 0.0,
+    "operation": "zeros_",
+    "arguments": "",
+    "where": "m.py:5 set",
+}
+
+
+def run_of(records=(), summary=(), heads=(), wiring=(), writes=(), **manifest):
     tables = Tables(
         records=schema.table("records", [RECORD | row for row in records]),
         summary=schema.table("summary", [SUMMARY | row for row in summary]),
         heads=schema.table("heads", [KEYS | {"head": 0, "n_rows": 32, "entropy": 1.0} | row for row in heads]),
+        writes=schema.table("writes", [WRITE | row for row in writes]),
         wiring=schema.table("wiring", [{k: v for k, v in KEYS.items() if k != "step"} | row for row in wiring]),
     )
     return Run(tables, {"data": {"sum_p2": 0.05}, "cells": []} | manifest)
@@ -234,7 +270,105 @@ def close_to(*mismatches, closest="nanogpt"):
 
 
 # code -> (frames that fail, with their severity), (frames that pass), (frames where it can't say)
+def written(*rows, names=("up", "down", "gate"), blocks=4, **common):
+    """Writes to matrices of each block, one after another; a row is (names it is for, columns)."""
+    found = [
+        common | columns | {"parameter": f"tower.{layer}.{name}.weight", "order": order}
+        for order, (own, columns) in enumerate(rows)
+        for name in names
+        for layer in range(blocks)
+        if name in own
+    ]
+    return run_of(summary=summary(), writes=found)
+
+
+ALL = ("up", "down", "gate")
+MORE = (*ALL, "q", "k")
+TWICE = {"factor": 0.5, "operation": "mul_", "where": "m.py:12 scale"}
+EMPTY = {"order": None, "unset": 1.0, "distribution": None, "by": None, "where": None}
+OUTSIDE = {"parameter": "tok.weight", "std": 0.02 * 8**0.5}
+
 CASES = {
+    "DRW001": (
+        [
+            (run_of(summary=summary(), writes=[EMPTY | {"parameter": "norm.weight"}]), "error"),
+            (run_of(summary=summary(), writes=[EMPTY | {"parameter": "cache", "held": "buffer"}]), "warning"),
+            (run_of(summary=summary(), writes=[{"parameter": "a", "state": "meta"}]), "error"),
+            (run_of(summary=summary(), writes=[{"parameter": "a", "unset": 0.5}]), "error"),
+            (written((ALL, {}), unset=1.0, replaced=1), "error"),
+            (written((ALL, {}), unset=1.0, distribution="constant", mean=math.nan), "error"),
+        ],
+        [written((ALL, {}))],
+        [run_of(summary=summary()), written((ALL, {}), state="unheard")],
+    ),
+    "DRW002": (
+        [
+            (written((ALL, DEFAULT), (("up", "gate"), {})), "warning"),
+            (written((ALL, DEFAULT), (("up", "gate"), {}), blocks=1), "info"),
+        ],
+        [written((ALL, DEFAULT), (ALL, {})), written((ALL, DEFAULT)), written((ALL, DEFAULT), (("up",), {}))],
+        [run_of(summary=summary())],
+    ),
+    "DRW003": (
+        [
+            (written((("down",), ZERO), (ALL, {})), "warning"),
+            (written((("down",), ZERO | {"std": 0.01, "distribution": "normal"}), (ALL, {})), "warning"),
+            (written((ALL, {}), (ALL, DEFAULT)), "warning"),
+            (written((("down",), {"made": 1, "distribution": "computed"}), (ALL, {})), "warning"),
+            (written((("down", "up"), {"std": 0.1, "where": "m.py:4 own"}), (MORE, {}), names=MORE), "info"),
+        ],
+        [
+            written((ALL, {}), (("down",), ZERO)),
+            written((("down",), ZERO | {"made": 1}), (ALL, {})),
+            written((("down",), {"where": "m.py:4 own"}), (ALL, {})),
+            written((ALL, DEFAULT), (ALL, {})),
+        ],
+        [run_of(summary=summary())],
+    ),
+    "DRW004": (
+        [
+            (written((ALL, {}), (("down",), TWICE), (("down",), TWICE)), "warning"),
+            (written((ALL, {}), (("down",), {"std": 0.01}), (("down",), TWICE)), "warning"),
+        ],
+        [written((ALL, {}), (("down",), TWICE)), written((ALL, {}), (("down",), {"std": 0.01}))],
+        [run_of(summary=summary())],
+    ),
+    "DRW005": (
+        [
+            (written((ALL, {}), untied="tok.weight"), "warning"),
+            (written((ALL, {"std": 1.0}), (ALL, {}), tied="head.weight"), "warning"),
+        ],
+        [written((ALL, {}), (ALL, {}), tied="head.weight"), written((ALL, {"std": 1.0}), (ALL, {}))],
+        [run_of(summary=summary())],
+    ),
+    "DRW006": (
+        [(written((ALL, {}), (("up",), {"share": 0.1, "std": 1.0, "text": "normal(0, 1)"})), "warning")],
+        [
+            written((ALL, {}), (("up",), {"share": 0.1})),
+            written((ALL, {}), (("up",), {"share": 0.9, "std": 1.0})),
+            written((ALL, {}), (("up",), ZERO | {"share": 0.1})),
+        ],
+        [run_of(summary=summary())],
+    ),
+    "DRW007": (
+        [
+            (
+                run_of(summary=summary(), writes=[*written((ALL, {})).tables.writes.to_dict("records"), OUTSIDE]),
+                "warning",
+            )
+        ],
+        [
+            run_of(
+                summary=summary(), writes=[*written((ALL, {})).tables.writes.to_dict("records"), {"parameter": "tok"}]
+            )
+        ],
+        [run_of(summary=summary()), written((ALL, {}))],
+    ),
+    "DRW008": (
+        [(written((ALL, {}), copied="tower.0.up.weight"), "warning")],
+        [written((ALL, {}))],
+        [run_of(summary=summary())],
+    ),
     "RES001": (
         [(run_of(stream(0.0)), "warning"), (run_of(stream(-0.3)), "warning")],
         [
@@ -570,7 +704,19 @@ def test_every_rule_has_cases_and_a_text():
         assert all(f"{{{name}}}" in rule.limit for name in rule.limits), rule.code
 
 
-LAST_NUMBER = {"ACT": 2, "ATT": 2, "EMB": 1, "GRD": 2, "INI": 4, "LOG": 2, "NUM": 4, "RES": 7, "SCL": 2, "WIR": 8}
+LAST_NUMBER = {
+    "ACT": 2,
+    "ATT": 2,
+    "DRW": 8,
+    "EMB": 1,
+    "GRD": 2,
+    "INI": 4,
+    "LOG": 2,
+    "NUM": 4,
+    "RES": 7,
+    "SCL": 2,
+    "WIR": 8,
+}
 CODES_EVER = {f"{family}{number:03}" for family, last in LAST_NUMBER.items() for number in range(1, last + 1)}
 
 

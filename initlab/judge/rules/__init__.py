@@ -9,6 +9,7 @@ from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity
 from initlab.judge.rules.base import RULES, Case, Finding, Rule, Status, rule
 from initlab.judge.rules.counting import parts
+from initlab.judge.rules.drawn import with_lines
 from initlab.judge.rules.fresh import before_training, only_inits, why_not_init
 from initlab.judge.rules.selecting import chosen, named
 from initlab.rundir import Run
@@ -80,6 +81,7 @@ def evaluate(
             if all(one.recipe != recipe for one in found):
                 reason = why_not_init(run, recipe) if each.about_init else ""
                 findings.append(case(recipe=recipe).not_applicable(reason or f"Needs {each.needs}"))
+    findings = with_lines(run, findings, {each.code: each.roles for each in choice.rules})
     return sorted(findings, key=lambda f: (_ORDER[f.status], SEVERITIES.index(f.severity), -f.effect))
 
 

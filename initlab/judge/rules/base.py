@@ -25,6 +25,8 @@ P = ParamSpec("P")
 # in the catalogue's order; what else is in this folder comes after them
 _FAMILIES = (
     "weights",
+    "drawing",
+    "redrawing",
     "wiring",
     "bodies",
     "depth",
@@ -220,6 +222,7 @@ class Finding:
     advice: str = ""  # names the line to change
     basis: Basis = "derived"
     source: str = ""
+    drawn_at: str = ""  # the lines that drew the parameters it is about, of a model that was traced
 
     def as_dict(self) -> dict[str, Any]:
         """Turn the finding into JSON-ready values."""

@@ -1,0 +1,113 @@
+"""Who called: the line of the user's code that an operation of torch came from."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import initlab
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_OWN = f"{Path(initlab.__file__).parent}{os.sep}"
+_MODELS = f"{_OWN}models{os.sep}"  # initlab's own model is code like any other
+_PYTHON = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_DEFAULTS = ("__init__", "reset_parameters", "_reset_parameters")  # of torch's modules, where their own init is drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of code.
+
+    Attributes:
+        where: `file:line function`.
+        default: the init is that of a module of torch's, which the line made or reset.
+        named: the function by which the line writes (`trunc_normal_`), with its arguments; None where that is an
+            operation of torch alone.
+    """
+
+    where: str
+    default: bool
+    named: FrameType | None
+
+
+def place(frame: FrameType | None, stop: FrameType) -> Place:
+    """Find the innermost line outside torch, initlab, Python's own library and functions that write one tensor.
+
+    Such functions end in `_`, as torch's `normal_` and those of other libraries do: who calls them decides.
+
+    Args:
+        frame: from which to look outwards.
+        stop: the frame in which the user's code was called.
+    """
+    default, named, last = False, None, None
+    while frame is not None and frame is not stop:
+        code = frame.f_code
+        kind = _kind(code)
+        if kind == "init" or (kind == "code" and _writes(code.co_name) and _takes_tensor(frame)):
+            named = frame
+        elif kind == "code":
+            return Place(_shown(code, frame.f_lineno), default, named)
+        default = default or kind == "default"
+        last = frame if kind == "default" else last
+        frame = frame.f_back
+    return Place(_shown(last.f_code, last.f_lineno) if last else "", default, named)
+
+
+def arguments(frame: FrameType) -> str:
+    """Write the arguments of a function that are no tensors: `mean=0.0, std=0.02`.
+
+    Args:
+        frame: of a call of it.
+    """
+    code, held = frame.f_code, frame.f_locals
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return ", ".join(
+        f"{name}={held[name]:.6g}" if isinstance(held[name], float) else f"{name}={held[name]!r}"
+        for name in names
+        if isinstance(held.get(name), int | float | str) and not isinstance(held[name], Tensor)
+    )
+
+
+@functools.cache
+def _kind(code: CodeType) -> Literal["init", "default", "skipped", "code"]:
+    file = code.co_filename
+    if file.startswith(_TORCH):
+        if _writes(code.co_name) and file == torch.nn.init.__file__:
+            return "init"
+        if code.co_name == "load_state_dict":
+            return "init"
+        return "default" if code.co_name in _DEFAULTS else "skipped"
+    if file.startswith(_OWN):
+        return "code" if file.startswith(_MODELS) else "skipped"
+    if file.startswith("<frozen") or file == "<string>":
+        return "skipped"
+    return "skipped" if file.startswith(_PYTHON) and not any(part in file for part in _INSTALLED) else "code"
+
+
+def _writes(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__") and not name.startswith("_")
+
+
+def _takes_tensor(frame: FrameType) -> bool:
+    code = frame.f_code
+    return bool(code.co_argcount) and isinstance(frame.f_locals.get(code.co_varnames[0]), Tensor)
+
+
+@functools.lru_cache(4096)
+def _shown(code: CodeType, line: int) -> str:
+    path = Path(code.co_filename)
+    text = str(path)
+    for part in _INSTALLED:
+        text = text.rpartition(part)[2]
+    if text == str(path) and path.is_absolute() and path.is_relative_to(Path.cwd()):
+        text = str(path.relative_to(Path.cwd()))
+    return f"{text}:{line} {code.co_name.strip('<>')}"
