@@ -95,7 +95,7 @@ class Proposal:
         """
         if self.after is None:
             return self.before.report(out)
-        both = Comparison(beside(self.before.run, self.after.run, str(self)))
+        both = Comparison(beside(self.before.run, self.after.run, self.rows))
         both.judge(**self.before.run.manifest.get("judging", {}))
         return both.report(out)
 

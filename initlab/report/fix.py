@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.rules import Finding
-from initlab.judge.words import trimmed
+from initlab.judge.words import plural, trimmed
 from initlab.report.verdict import GLYPHS, coverage
 from initlab.rundir import Run
 from initlab.schema import Tables, cast
@@ -156,20 +156,24 @@ def _filled(text: str, first: str = "", rest: str = "") -> str:
     )
 
 
-def beside(before: Run, after: Run, text: str) -> Run:
+def beside(before: Run, after: Run, rows: Sequence[dict[str, Any]]) -> Run:
     """Make one run of two probes of a model, as found and as changed, for one report.
 
     Args:
         before: the model as found.
         after: the changed copy.
-        text: of the proposal.
+        rows: of `Proposal.rows`.
     """
-    named = [_renamed(run.tables, name) for run, name in ((before, AS_FOUND), (after, CHANGED))]
-    manifest = before.manifest | {"kind": "compare", "fix": text, "cells": [f"{AS_FOUND}-s", f"{CHANGED}-s"]}
+    tables = Tables.concat([_renamed(run.tables, name) for run, name in ((before, AS_FOUND), (after, CHANGED))])
+    manifest = before.manifest | {"kind": "compare", "recipes": {}, "cells": [AS_FOUND, CHANGED]}
     manifest["config"] = before.manifest["config"] | {"recipes": [AS_FOUND, CHANGED]}
-    manifest["recipes"] = {}
-    tables = Tables.concat(named)
-    manifest["cells"] = list(dict.fromkeys(tables.summary["run_id"].astype(str)))
+    # which recipe the weights fit, and what doesn't, is of one model
+    manifest["init"] = {key: value for key, value in (before.manifest.get("init") or {}).items() if key == "depth_code"}
+    manifest["changes"] = [
+        f"{row['role']} of {plural(row['n'], 'parameter')} ({row['names'][0]}{', …' if row['n'] > 1 else ''}) "
+        f"{row['how']}, std {_number(row['found'])} → {_number(row['proposed'])}; {row['code']}: {row['why']}"
+        for row in rows
+    ]
     return Run(tables, manifest)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,6 +150,17 @@ def test_a_block_drawn_larger_gets_its_former_weights_back(factor: float) -> Non
     assert proposal.left == []
 
 
+def test_the_report_shows_the_model_beside_its_changed_copy(tmp_path: Path) -> None:
+    model = Llama(4, 64)
+    model.layers[2].up.weight.data.mul_(4)
+    page = initlab.fix(model, **QUICK).report(tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert page.name == "report.html"
+    assert "changed: mlp_in of 1 parameter (layers.2.up.weight) × 0.25, std 0.0793 → 0.0198; INI003" in text
+    assert "as found (init); changed passes" in text
+    assert [str(r) for r in initlab.load(tmp_path / "out").summary["recipe"]] == ["as found", "changed"]
+
+
 def test_rows_of_one_head_are_brought_back_and_the_other_rows_stay() -> None:
     def enlarge(model: Any) -> None:
         model.layers[1].wq.weight[32:64] *= 50
@@ -240,6 +252,7 @@ def zero_branches(model: Llama) -> Llama:
     ids=["plain", "zero branches", "layer scale 0", "gains of 2 by the class", "deep", "torch"],
 )
 def test_what_is_meant_or_harmless_is_left(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
     model = make()
     before = state(model)
     proposal = initlab.fix(model, apply=True, **QUICK)
