@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from initlab.api.mend import Look, Mended, mend
 from initlab.api.probe import probe
 from initlab.errors import ConfigError, RecipeError
-from initlab.judge import matching, mending, rules
-from initlab.judge.remedies import Change, Described
+from initlab.judge import rules
+from initlab.judge.mending import wired_wrongly
+from initlab.judge.remedies import Change
 from initlab.judge.rules import Finding
-from initlab.judge.rules.depth import unscaled_outputs
 from initlab.judge.rules.fresh import TRAINED_BELOW
 from initlab.options import checked_seed, refuse_unknown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
-from initlab.report.fix import Shown, proposal_text
-from initlab.results import Probe
+from initlab.report.fix import Shown, beside, proposal_text
+from initlab.results import Comparison, Probe
 
 if TYPE_CHECKING:
     from torch import nn
-
-ROUNDS = 4  # of finding, change, new measurement: a change can uncover what another finding hid
 
 
 @dataclass
@@ -38,6 +37,7 @@ class Proposal:
         left: findings that stay.
         notes: what is worth knowing, and not changed: what is as published, or what a change lets the blocks' writes
             become (unscaled by depth, and now above the embedding).
+        refused: what was tried and isn't proposed, with the reason.
         applied: whether the model was changed.
     """
 
@@ -49,26 +49,27 @@ class Proposal:
     notes: list[Finding]
     after: Probe | None
     _change: Callable[[], None] | None = field(repr=False)
+    refused: list[tuple[Change, str]] = field(default_factory=list)
     applied: bool = False
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Per role and stack: role, stack, n (parameters), names, found and proposed (std), how, code, why."""
-        return [
-            {
-                "role": change.role,
-                "stack": change.stack,
-                "n": len(change.names),
-                "names": list(change.names),
-                "found": change.found,
-                "proposed": change.proposed,
-                "how": change.how,
-                "recipe": change.recipe,
-                "code": change.code,
-                "why": change.why,
-            }
-            for change in self.changes
-        ]
+        """Per role and stack: role, stack, n (parameters), names, found and proposed (std), how, code, why, evidence.
+
+        `code` is of the finding that goes with it, `why` says what is odd, compared with what; `evidence` in a word:
+        siblings, recipe, or the rule's own remedy. `part` names the rows of a matrix that it is about, and no others.
+        """
+        return [_row(change) for change in self.changes]
+
+    @property
+    def not_proposed(self) -> list[dict[str, Any]]:
+        """What was tried and doesn't help: as `rows`, with the `reason`."""
+        return [_row(change) | {"reason": reason} for change, reason in self.refused]
+
+    @property
+    def wiring(self) -> list[str]:
+        """A line for each finding whose cause is no weight: what to change in the code."""
+        return [f"{finding.code}: {finding.advice}" for finding in wired_wrongly(self.left)]
 
     def apply(self) -> None:
         """Change the model, in place, as shown.
@@ -83,6 +84,21 @@ class Proposal:
         self._change()
         self.applied = True
 
+    def report(self, out: str | Path) -> Path:
+        """Write report.html and what belongs to it, the model as found beside the changed copy; returns its path.
+
+        Args:
+            out: the folder.
+
+        Raises:
+            RunError: it holds another run, or can't be written.
+        """
+        if self.after is None:
+            return self.before.report(out)
+        both = Comparison(beside(self.before.run, self.after.run, self.rows))
+        both.judge(**self.before.run.manifest.get("judging", {}))
+        return both.report(out)
+
     def __repr__(self) -> str:
         return proposal_text(
             Shown(
@@ -91,11 +107,30 @@ class Proposal:
                 rows=self.rows,
                 left=self.left,
                 notes=self.notes,
+                refused=self.not_proposed,
+                wired=wired_wrongly(self.problems),
                 before=self.before.run,
                 after=self.after.run if self.after else None,
                 applied=self.applied,
             )
         )
+
+
+def _row(change: Change) -> dict[str, Any]:
+    return {
+        "role": change.role,
+        "stack": change.stack,
+        "n": len(change.names),
+        "names": list(change.names),
+        "part": None if change.rows is None else dict(zip(("axis", "first", "end"), change.rows, strict=True)),
+        "found": change.found,
+        "proposed": change.proposed,
+        "how": change.how,
+        "recipe": change.recipe,
+        "code": change.code,
+        "why": change.why,
+        "evidence": change.evidence,
+    }
 
 
 def fix(
@@ -110,12 +145,17 @@ def fix(
     limits: Mapping[str, float] | None = None,
     **options: Any,
 ) -> Proposal:
-    """Propose the smallest change of the weights that clears the findings of `probe`, tried on a copy.
+    """Propose the smallest change of the weights that brings back what is odd about them, proved on a copy.
 
-    Role by role first: multiply the output projections by 1/√(2·n_layer), give positions the tokens' std, shrink the
-    head, draw what was lost. Where that doesn't clear the findings, the roles that they are about, and then whatever
-    else doesn't fit the nearest published recipe (or `recipe`), are brought to it. Of what clears most, the change of
-    the fewest roles is proposed. Findings that no init can clear are listed as left.
+    Evidence in this order: a parameter, or rows of one, that differs from its siblings (the same of the other blocks)
+    becomes what they are; a role that differs from the recipe that the others fit, or from the model's config, becomes
+    that; only then counts what the rule that fails knows as a remedy. What is meant is left (frozen, zero and learning,
+    a gate, what its module or the config declares), and so is what no failing check depends on. Where the model is
+    wired wrongly, no weight is changed to hide it: the line to change is said.
+
+    A change is proposed where a finding goes, no other check and no measure gets worse beyond what seeds scatter, and
+    everything else stays as it is, bit for bit. A scale is restored by a factor, which keeps the draw; drawn anew is
+    only what is no draw (constant, of low rank, copied, not finite, 0 where nothing can learn).
 
     Args:
         model: left exactly as found, unless `apply`. The copy takes as much memory again.
@@ -130,7 +170,8 @@ def fix(
 
     Returns:
         Proposal: `.rows` (role, parameters, std found and proposed, how, why), `.before` and `.after` (probes),
-        `.left` (findings that stay), `.apply()`; its `str` is all of it as text.
+        `.left` (findings that stay), `.wiring` (what to change in the code), `.apply()`, `.report(out)`; its `str` is
+        all of it as text.
 
     Raises:
         RecipeError: the model was trained, so that another scale would destroy what it has learnt; unknown recipe.
@@ -145,114 +186,24 @@ def fix(
     counted = {rule.code for rule in rules.chosen(select, ignore, limits).rules}
     inside, _ = unwrap(model)
 
-    def measure(candidate: nn.Module) -> Probe:
+    def measure(candidate: nn.Module, seed: int = seed) -> Probe:
         found = probe(candidate, batch, recipe=declared, seed=seed, **options)
         found.judge(select=select, ignore=ignore, limits=limits)
         return found
 
     before = measure(inside)
     _refuse_trained(inside, before)
-    look = _Look(inside, before, declared, counted)
+    look = Look(inside, before, declared, counted)
     proposal = Proposal(type(inside).__name__, before, look.problems, [], look.problems, look.notes, None, None)
     if look.problems:
-        best = _search(inside, look, measure, declared, seed)
-        if best is not None:
-            changes, found = best
-            proposal.changes, proposal.left, proposal.after = changes, found.problems, found.probe
-            proposal.notes = found.notes
-            proposal._change = lambda: _apply(inside, changes, declared, seed)
+        done: Mended = mend(inside, look, measure, declared, seed)
+        proposal.refused = done.refused
+        if done.changes:
+            proposal.changes, proposal.left, proposal.after = done.changes, done.look.problems, done.look.probe
+            proposal.notes, proposal._change = done.look.notes, lambda: done.make(inside)
     if apply and proposal.changes:
         proposal.apply()
     return proposal
-
-
-class _Look:
-    """A model measured and described: what is wrong, and what could be done."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        found: Probe,
-        declared: Recipe | None,
-        counted: Container[str],
-        first: _Look | None = None,
-    ):
-        from initlab.api.looking import anatomy_of
-        from initlab.drawing.describe import describe
-
-        self.probe = found
-        self.counted = counted  # codes of the rules in force
-        known: list[str | Recipe] = [*matching.REFERENCES]
-        if declared is not None and declared.id not in known:
-            known.append(declared)
-        self.rows = describe(anatomy_of(model), known)
-        failed = [f for f in found.findings if f.status == "fail" and f.severity != "info"]
-        # a declared recipe says what was meant, and INI001 whether it is so
-        said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)
-        unscaled = None if said else unscaled_outputs(self.rows, _growth(found))
-        unscaled = unscaled if unscaled is not None and unscaled.code in counted else None
-        # An embedding that shrinks leaves the same writes above it: that is no fault of the change, nor to be chased.
-        counts = first is None or first.unscaled
-        self.unscaled: bool = unscaled is not None and unscaled.severity != "info" and counts
-        self.notes = [unscaled] if unscaled and not self.unscaled else []
-        self.problems: list[Finding] = failed + ([unscaled] if unscaled and self.unscaled else [])
-
-    @property
-    def score(self) -> tuple[int, int]:
-        """Errors, then warnings; the fewer the better."""
-        return tuple(sum(f.severity == level for f in self.problems) for level in ("error", "warning"))  # type: ignore[return-value]
-
-    def described(self, reference: str) -> Described:
-        return Described(self.rows, reference, dict(self.probe.summary.iloc[0]))
-
-
-def _search(
-    model: nn.Module, look: _Look, measure: Callable[[nn.Module], Probe], declared: Recipe | None, seed: int
-) -> tuple[list[Change], _Look] | None:
-    """The best of: changes role by role; the nearest recipe; nanogpt. None where none of them helps."""
-    from initlab.drawing.apply import copied
-
-    nearest = declared.id if declared else matching.reference_of(look.rows)
-
-    def tried(changes: list[Change], twin: nn.Module) -> _Look:
-        _apply(twin, changes, declared, seed)
-        return _Look(twin, measure(twin), declared, look.counted, look)
-
-    twin, seen, changes = copied(model), look, list[Change]()
-    for _ in range(ROUNDS):
-        taken = {(change.role, change.stack, change.code) for change in changes}
-        new = mending.propose(seen.problems, seen.described(nearest))
-        new = [change for change in new if (change.role, change.stack, change.code) not in taken]
-        if not new:
-            break
-        changes += new
-        seen = tried(new, twin)
-    candidates = [(mending.merged(changes), seen)] if changes else []
-    for reference in dict.fromkeys([nearest] if declared else [nearest, "nanogpt"]):
-        if any(not each.problems for _, each in candidates):
-            break
-        about, rest = mending.toward_the_reference(look.problems, look.described(reference))
-        left = look.problems
-        if about:
-            candidates.append((about, tried(about, copied(model))))
-            left = candidates[-1][1].problems
-        if left and rest:
-            whole = about + [replace(change, code=left[0].code) for change in rest]
-            candidates.append((whole, tried(whole, copied(model))))
-    better = [each for each in candidates if each[1].score < look.score]
-    return min(better, key=lambda each: (each[1].score, len({change.role for change in each[0]})), default=None)
-
-
-def _apply(model: nn.Module, changes: Sequence[Change], declared: Recipe | None, seed: int) -> None:
-    from initlab.drawing.apply import apply_recipe, rescale
-
-    for change in changes:
-        if change.factor is not None:
-            rescale(model, change.names, change.factor)
-        else:
-            known = declared is not None and change.recipe == declared.id
-            source = declared if known and declared is not None else registry.get(change.recipe)
-            apply_recipe(model, source, seed, only=change.names)
 
 
 def _refuse_trained(model: nn.Module, found: Probe) -> None:
@@ -264,11 +215,3 @@ def _refuse_trained(model: nn.Module, found: Probe) -> None:
             f"{type(model).__name__} was trained ({reason}): fix changes inits, and another scale would destroy what "
             "it has learnt; give it a fresh model"
         )
-
-
-def _growth(found: Probe) -> float:
-    """Variance that the blocks add to the stream, in units of the embedding's."""
-    embed, last = found.at("embed")["var"], found.at("resid_post")["var"]
-    if embed.empty or last.empty or not embed.iloc[0] > 0:
-        return math.nan
-    return float(last.max() / embed.iloc[0] - 1)

@@ -24,8 +24,9 @@ def add(commands: Commands) -> None:
     fix = commands.add_parser(
         "fix",
         help="propose the smallest change of the init that clears the findings",
-        description="Propose the smallest change of a fresh model's weights that clears the findings of `probe`, tried "
-        "on a copy: std found and proposed per role, findings before and after.",
+        description="Propose the smallest change of a fresh model's weights that brings back what is odd about them, "
+        "proved on a copy: std found and proposed per role with the reason, findings before and after. What is wired "
+        "wrongly is said with the line to change.",
     )
     fix.add_argument(
         "model",
@@ -34,6 +35,9 @@ def add(commands: Commands) -> None:
     )
     fix.add_argument("--recipe", metavar="RECIPE", help="what the model should have been drawn from")
     fix.add_argument("--save", metavar="FILE", help="write the changed model's state_dict there, for load_state_dict")
+    fix.add_argument(
+        "-o", "--out", metavar="DIR", help="write a report there: the model as found beside the changed copy"
+    )
     fix.add_argument("--data", default="docstrings", metavar="PATH", help="text to measure with, as for `probe`")
     fix.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
     add_given(fix)
@@ -63,6 +67,7 @@ def _fix(options: argparse.Namespace) -> int:
         text=text,
         **judging,
     )
+    page = proposal.report(options.out) if options.out is not None else None
     saved = target is not None and bool(proposal.changes)
     if target is not None and saved:
         proposal.apply()
@@ -72,12 +77,17 @@ def _fix(options: argparse.Namespace) -> int:
             "model": proposal.model,
             "problems": [finding.as_dict() for finding in proposal.problems],
             "changes": proposal.rows,
+            "not_proposed": proposal.not_proposed,
+            "wiring": proposal.wiring,
             "left": [finding.as_dict() for finding in proposal.left],
+            "report": str(page) if page else None,
             "saved": str(target) if saved else None,
         }
         print(json.dumps(json_ready(found), ensure_ascii=False, indent=1))
     else:
         print(proposal)
+        if page is not None:
+            print(f"\nreport  {page}")
         if target is not None:
             print(f"\nweights  {target}" if saved else f"\nnothing was changed, so {target} wasn't written")
     if options.fail_on == "never":

@@ -119,14 +119,6 @@ class _Table:
         return self.values[role, dims]
 
 
-def rescale(model: nn.Module, names: Collection[str], factor: float) -> None:
-    """Multiply parameters in place, which keeps what was drawn but for its scale."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in names:
-                parameter.mul_(factor)
-
-
 def copied(model: nn.Module) -> nn.Module:
     """Copy a model deeply; the copy counts as drawn from a recipe where the model does. Raises ConfigError."""
     try:

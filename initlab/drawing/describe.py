@@ -54,9 +54,9 @@ def describe(anatomy: Anatomy, recipes: Iterable[str | Recipe] | None = None) ->
     Keys: role, stack, n_layer, n_embd, n (parameters), numel, shape (of the first), mean, std (pooled), std_min,
     std_max, stds (by parameter name), distribution, matches (ids of the recipes that fit every parameter), nearest and
     difference (the id closest in std, and how far it is, relative), expected (per id: std, flat: the same in every
-    parameter, text, misfits; empty where nothing is expected: of gates, and of role `other`), odd (rows that differ
-    from the others of their matrix, see `initlab.drawing.uneven`), depth_code (the model's own code that scales by
-    depth, unless apply_recipe has overruled it). Gates and what is of role `other` come last.
+    parameter, each: std by parameter, text, misfits; empty where nothing is expected: of gates, and of role `other`),
+    odd (rows that differ from the others of their matrix, see `initlab.drawing.uneven`), depth_code (the model's own
+    code that scales by depth, unless apply_recipe has overruled it). Gates and what is of role `other` come last.
 
     Raises:
         RecipeError: an unknown recipe, or a model on the meta device.
@@ -177,6 +177,7 @@ def _expected(group: list[_Found], recipe: Recipe, distribution: str) -> dict[st
     """What the recipe draws for these parameters, and the names of those that were drawn otherwise; or nothing."""
     misfits: list[_Found] = []
     stds = []
+    each: dict[str, float] = {}
     first: Distribution | None = None
     for found in group:
         values = drawn_from(found.place, recipe)
@@ -191,12 +192,13 @@ def _expected(group: list[_Found], recipe: Recipe, distribution: str) -> dict[st
             drawn = [(size, role, value) for (size, role, _), value in zip(found.place.parts, values, strict=True)]
             std, mean = _pooled((size, float(value.std)) for size, _, value in drawn), _mean(drawn)
         for part in found.parts:
-            own = [each for each in drawn if each[1] == part.role]
+            own = [piece for piece in drawn if piece[1] == part.role]
             fits = _fits_one(part, _mean(own), _pooled((size, float(value.std)) for size, _, value in own))
             other = other or not fits
         if not found.parts:
             other = other or not _fits_one(_Part(found.place.role, found.numel, found.mean, found.std), mean, std)
         stds.append((found.numel, std))
+        each[found.place.name] = std
         if other:
             misfits.append(found)
     assert first is not None  # a group has a member
@@ -207,6 +209,7 @@ def _expected(group: list[_Found], recipe: Recipe, distribution: str) -> dict[st
     return {
         "std": whole,
         "flat": len({round(std, 12) for _, std in stds}) == 1,
+        "each": each,
         "mean": mean,
         "kind": first.kind,
         "text": text,

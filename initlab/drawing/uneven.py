@@ -29,8 +29,8 @@ def odd_rows(values: Tensor, place: Parameter, padding: int | None = None) -> li
         padding: a row of zeros that is meant.
 
     Returns:
-        for each: name of the parameter, which rows in words, their rms, that of the others, and whether it is a
-        whole part of a fused matrix, for which a recipe may have a reason.
+        for each: name of the parameter, which rows in words, `rows` (axis, first, last + 1), their rms, that of the
+        others, and whether it is a whole part of a fused matrix, for which a recipe may have a reason.
     """
     if values.dim() != 2 or place.role == Role.OTHER:
         return []
@@ -41,7 +41,7 @@ def odd_rows(values: Tensor, place: Parameter, padding: int | None = None) -> li
         return []
     if padding is not None:
         squares[padding] = squares.median()
-    found = _odd_parts(squares, length, place)
+    found = _odd_parts(squares, length, place, axis)
     if found:
         return found
     n_head = place.dims.n_head
@@ -49,7 +49,7 @@ def odd_rows(values: Tensor, place: Parameter, padding: int | None = None) -> li
     for size in ([len(squares) // n_head] if heads else []) + [1]:
         ranges = _odd_ranges(squares.view(-1, size).mean(1), size * length)
         if ranges:
-            return [_entry(place, squares, range(a * size, b * size)) for a, b in ranges]
+            return [_entry(place, squares, range(a * size, b * size), axis) for a, b in ranges]
     return []
 
 
@@ -61,7 +61,7 @@ def _axis(place: Parameter, shape: torch.Size) -> int:
     return 1 if shape[0] != rows and shape[1] == rows else 0
 
 
-def _odd_parts(squares: Tensor, length: int, place: Parameter) -> list[dict[str, Any]]:
+def _odd_parts(squares: Tensor, length: int, place: Parameter, axis: int) -> list[dict[str, Any]]:
     """Queries, keys or values that differ from the rest of the fused matrix."""
     held: dict[Role, list[int]] = {}
     start = 0
@@ -78,7 +78,8 @@ def _odd_parts(squares: Tensor, length: int, place: Parameter) -> list[dict[str,
         if all(own.differs(each) for each in beside) and not (len(beside) > 1 and beside[0].differs(beside[1])):
             rest = math.sqrt(sum(each.square for each in beside) / len(beside))
             which = f"the {role} rows of {place.name}"
-            out.append({"name": place.name, "which": which, "rms": math.sqrt(own.square), "rest": rest, "part": True})
+            entry = {"name": place.name, "which": which, "rms": math.sqrt(own.square), "rest": rest, "part": True}
+            out.append(entry | {"rows": (axis, min(held[role]), max(held[role]) + 1)})
     return out[:1]
 
 
@@ -122,7 +123,7 @@ class _Mean:
         return far and math.sqrt(min(self.square, other.square) / high) < 1 - _LEAST
 
 
-def _entry(place: Parameter, squares: Tensor, rows: range) -> dict[str, Any]:
+def _entry(place: Parameter, squares: Tensor, rows: range, axis: int) -> dict[str, Any]:
     inside = torch.zeros(len(squares), dtype=torch.bool)
     inside[rows.start : rows.stop] = True
     inside = inside.to(squares.device)
@@ -131,6 +132,7 @@ def _entry(place: Parameter, squares: Tensor, rows: range) -> dict[str, Any]:
     return {
         "name": place.name,
         "which": f"{which} of {place.name}",
+        "rows": (axis, rows.start, rows.stop),
         "rms": math.sqrt(float(squares[inside].mean())),
         "rest": math.sqrt(float(squares[~inside].median())),
         "part": False,

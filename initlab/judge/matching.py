@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from initlab.errors import RecipeError
@@ -21,6 +22,7 @@ REFERENCES = (
     "olmo-full-megatron",
     "olmo-normal",
 )
+CONFIG = "config"  # id of the recipe that a model's own config makes
 TOLERANCE = 0.05  # relative, of a std: "has the value that it would have without depth scaling"
 # Of recipes that fit equally many roles, those whose std are likelier by more than four standard errors stand alone.
 _CLOSER = 16.0
@@ -102,10 +104,20 @@ def mismatches(rows: Sequence[dict[str, Any]], recipes: Sequence[str] | None = N
     return [*_misfits(best[0], described), *_odd(best[0], described)] if best else []
 
 
-def reference_of(rows: Sequence[dict[str, Any]]) -> str:
-    """The recipe that the model is nearest to, among those that models are trained from; else nanogpt."""
+def reference_of(rows: Sequence[dict[str, Any]], closest: str = "") -> str:
+    """The recipe that the model is nearest to, among those that models are trained from, and its config's own numbers.
+
+    Without one that fits more than half of the roles it is any other that does, then the config's, else nanogpt.
+
+    Args:
+        rows: of `drawing.describe`.
+        closest: of all known recipes the one that fits most roles, where one does.
+    """
     best, _ = best_recipes(narrowed(rows))
-    return next((id for id in REFERENCES if id in best), "nanogpt")
+    if not best and closest:
+        return closest
+    declared = any(CONFIG in row["expected"] for row in rows)
+    return next((id for id in (*REFERENCES, CONFIG) if id in best), CONFIG if declared else "nanogpt")
 
 
 def unscaled(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[str]]]:
@@ -115,12 +127,14 @@ def unscaled(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[
     """
     inputs: dict[str, float] = {}
     for row in rows:
-        if row["role"] in INNER:
-            inputs[row["stack"]] = max(row["std"], inputs.get(row["stack"], 0.0))
+        if row["role"] in INNER:  # of a block that is drawn otherwise the median knows nothing
+            usual = median(row["stds"].values()) if row.get("stds") else row["std"]
+            inputs[row["stack"]] = max(usual, inputs.get(row["stack"], 0.0))
+    whole, _ = best_recipes(rows)  # by itself a std may lie near any of a dozen recipes'
     found = []
     for row in rows:
         beside = inputs.get(row["stack"], 0.0) if row["role"] in OUTPUTS else 0.0
-        scaled = beside > 0 and any("layer" in row["expected"][id]["text"] for id in row["matches"])
+        scaled = any(id in whole and "layer" in row["expected"][id]["text"] for id in row["matches"])
         if beside > 0 and row["n_layer"] > 1 and not scaled:
             limit = beside**2 / math.sqrt(2 * row["n_layer"])
             found.append((row, [name for name, each in row["stds"].items() if each**2 > limit]))
@@ -134,7 +148,8 @@ def narrowed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         rows: of `drawing.describe`.
     """
     known = compared(rows)
-    return [row | {"expected": {id: e for id, e in row["expected"].items() if id in REFERENCES}} for row in known]
+    kept = (*REFERENCES, CONFIG)
+    return [row | {"expected": {id: e for id, e in row["expected"].items() if id in kept}} for row in known]
 
 
 def _score(id: str, described: Sequence[dict[str, Any]]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab.judge.matching import TOLERANCE, unscaled
 from initlab.judge.words import trimmed
-from initlab.recipes import Role
+from initlab.recipes import Constant, Normal, Role, Uniform
 
 if TYPE_CHECKING:
     from initlab.judge.rules import Finding  # whose modules import this one
@@ -25,7 +25,9 @@ GPT2_STD = 0.02 * math.sqrt(768)  # of the logits and of the hidden pre-activati
 class Change:
     """What to do with some parameters of one role.
 
-    `factor` multiplies them, which keeps the draw; without one they are drawn anew from the `recipe`. `how` says so.
+    `factor` multiplies them, which keeps the draw; without one they are drawn anew, from `drawn` or as the `recipe` has
+    it. `how` says so. With `rows` (axis, first, last + 1) it is about these alone, with `only_bad` about the elements
+    that aren't finite.
     """
 
     role: str
@@ -38,6 +40,10 @@ class Change:
     how: str
     factor: float | None = None
     recipe: str = ""
+    drawn: Normal | Uniform | Constant | None = None
+    rows: tuple[int, int, int] | None = None
+    only_bad: bool = False
+    evidence: str = "rule"  # what it was compared with: siblings, recipe, config; or a rule's own remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,17 @@ class Described:
         rows: of `drawing.describe`, compared at least with the reference.
         reference: id of the recipe that a role is drawn from where it must be drawn.
         summary: the probe's summary row.
+        counted: of `drawing.census`.
+        declared: std that the model's config names.
+        strict: the reference is what the user says was meant, its distributions included.
     """
 
     rows: Sequence[dict[str, Any]]
     reference: str
     summary: dict[str, Any]
+    counted: Sequence[dict[str, Any]] = ()
+    declared: Sequence[float] = ()
+    strict: bool = False  # the reference was declared, its distributions too
 
     def of(self, *roles: Role) -> list[dict[str, Any]]:
         """Pick rows.
@@ -70,6 +82,15 @@ class Described:
         """
         found: dict[str, Any] = row["expected"].get(self.reference, {})
         return found
+
+    def trains(self, row: dict[str, Any]) -> bool:
+        """Tell whether all parameters of a row are trained; what is frozen was put there on purpose.
+
+        Args:
+            row: one of `rows`.
+        """
+        frozen = {entry["name"] for entry in self.counted if not entry["trains"]}
+        return not frozen & set(row["stds"])
 
 
 Remedy = Callable[["Finding", Described], list[Change]]
@@ -104,7 +125,7 @@ def redraw_what_is_off(finding: Finding, model: Described) -> list[Change]:
         wanted = model.wanted(row)
         if wanted.get("misfits"):
             why = f"{model.reference} draws {wanted['text']}"
-            changes += _as_wanted(row, wanted, finding, why, model)
+            changes += as_wanted(row, wanted["misfits"], finding, why, model)
     return changes
 
 
@@ -142,19 +163,40 @@ def towards(row: dict[str, Any], std: float, finding: Finding, why: str, model: 
     return [drawn(row, list(row["stds"]), row["std"], finding, why, model)]
 
 
-def _as_wanted(
-    row: dict[str, Any], wanted: dict[str, Any], finding: Finding, why: str, model: Described
-) -> list[Change]:
-    names = wanted["misfits"]
-    std = _pooled(row["stds"][name] for name in names)
-    # alike but for their scale, in every parameter: multiplying keeps the draw
-    uniform = row["distribution"] == "uniform"
-    centred = abs(wanted["misfit_mean"]) <= TOLERANCE * std
-    alike = wanted["kind"] in ("normal", "uniform") and uniform == (wanted["kind"] == "uniform") and centred
-    scatter = max(row["stds"][name] for name in names) <= (1 + TOLERANCE) * min(row["stds"][name] for name in names)
-    if alike and scatter and wanted["std"] > 0 and std > 0 and wanted["flat"]:
-        return rescaled(row, names, wanted["std"] / std, finding, why)
-    return [drawn(row, names, std, finding, why, model)]
+def as_wanted(row: dict[str, Any], names: Sequence[str], finding: Finding, why: str, model: Described) -> list[Change]:
+    """Bring some parameters of a role to the reference: by a factor where they are a draw, else by a new one.
+
+    Args:
+        row: of the role.
+        names: of the parameters.
+        finding: that it answers.
+        why: in words.
+        model: whose reference says how to draw.
+    """
+    wanted = model.wanted(row)
+    counted = {entry["name"]: entry for entry in model.counted}
+    scaled: list[tuple[float, list[str]]] = []  # the factor of the first, and all that share it
+    anew: list[str] = []
+    for name in names:
+        std, goal = row["stds"][name], wanted["each"][name] if "each" in wanted else wanted["std"]
+        drawn_once = counted[name]["kind"] in ("normal", "uniform", "") if name in counted else std > 0
+        mean = counted[name]["mean"] if name in counted else wanted["misfit_mean"]
+        centred = math.isfinite(std) and abs(mean) <= TOLERANCE * std
+        kind = {row["distribution"], wanted["kind"]}
+        other = "orthogonal" in kind or (model.strict and kind == {"normal", "uniform"})
+        factor = goal / std if std > 0 and goal > 0 else 1.0
+        if not (drawn_once and centred and abs(factor - 1) > TOLERANCE / 2) or other:
+            anew.append(name)
+        elif near := next((each for each in scaled if abs(math.log(each[0] / factor)) < 2 * TOLERANCE), None):
+            near[1].append(name)
+        else:
+            scaled.append((factor, [name]))
+    changes = []
+    for factor, group in scaled:
+        goal = wanted["each"][group[0]] if "each" in wanted else wanted["std"]
+        pooled = _pooled(row["stds"][name] for name in group)
+        changes += rescaled(row, group, goal / pooled if wanted["flat"] else factor, finding, why)
+    return changes + ([drawn(row, anew, _pooled(row["stds"][n] for n in anew), finding, why, model)] if anew else [])
 
 
 def drawn(row: dict[str, Any], names: list[str], found: float, finding: Finding, why: str, model: Described) -> Change:
@@ -190,7 +232,7 @@ def _pooled(stds: Iterable[float]) -> float:
 
 
 def leave(finding: Finding, model: Described) -> list[Change]:
-    """Propose nothing: no draw of its weights mends a model that is wired wrongly.
+    """Propose nothing: no draw of its weights mends a model that is wired wrongly. `fix` then says what to change.
 
     Args:
         finding: of the rule.

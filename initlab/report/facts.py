@@ -79,6 +79,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("judged by", judging(run)),
         ("date", str(run.manifest.get("created") or "").replace("T", " ").removesuffix("Z")),
     ]
+    found += [("changed", line) for line in run.manifest.get("changes") or []]
     return [(label, str(value)) for label, value in found if value not in (None, "")]
 
 
@@ -107,9 +108,13 @@ def judging(run: Run) -> str:
 
 
 def model_notes(run: Run) -> list[str]:
-    """What the probe found out about the model itself: its stacks, what could not be verified, what was unwrapped."""
+    """What the probe found out about the model itself: its stacks, what could not be verified, what was unwrapped.
+
+    Of a model beside its changed copy, what was changed before it.
+    """
     coverage = run.tables.coverage
-    return list(dict.fromkeys(coverage.loc[coverage["site"] == "model", "note"]))
+    changes = [f"changed: {line}" for line in run.manifest.get("changes") or []]
+    return list(dict.fromkeys([*changes, *coverage.loc[coverage["site"] == "model", "note"]]))
 
 
 def header(run: Run) -> str:

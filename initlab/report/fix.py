@@ -12,11 +12,15 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.rules import Finding
-from initlab.judge.words import trimmed
+from initlab.judge.words import plural, trimmed
 from initlab.report.verdict import GLYPHS, coverage
 from initlab.rundir import Run
+from initlab.schema import Tables, cast
+
+AS_FOUND, CHANGED = "as found", "changed"  # what a report calls the two
 
 _MOST = 100  # columns, on a wider terminal too
+_MOST_REFUSED = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +32,8 @@ class Shown:
     rows: Sequence[dict[str, Any]]
     left: Sequence[Finding]
     notes: Sequence[Finding]
+    refused: Sequence[dict[str, Any]]
+    wired: Sequence[Finding]
     before: Run
     after: Run | None
     applied: bool
@@ -42,17 +48,39 @@ def proposal_text(proposal: Shown) -> str:
     lines = [f"{proposal.model} as found{part}", ""]
     lines += [_finding(finding) for finding in proposal.problems]
     if not proposal.rows:
-        return "\n".join([*lines, "", "No change of the init that was tried clears that.", *_hints(proposal.left)])
+        lines += ["", *_refused(proposal), _unchanged(proposal), *_hints(proposal.left)]
+        return "\n".join(lines)
     lines += ["", "changed" if proposal.applied else "proposed", "", *_table(proposal), "", *_reasons(proposal), ""]
     if proposal.left:
         lines += ["afterwards, on a copy, there stays", "", *map(_finding, proposal.left), *_hints(proposal.left)]
     else:
         lines.append(_filled(f"Afterwards, measured on a copy: {_passes(proposal)}."))
-    lines += map(_note, proposal.notes)
+    lines += [*_refused(proposal), *map(_note, proposal.notes)]
     if not proposal.applied:
         how = "proposal.apply(), fix(model, apply=True) or, in a shell, --save changes it"
         lines += ["", _filled(f"The model is as it was; {how}.")]
     return "\n".join(lines)
+
+
+def _unchanged(proposal: Shown) -> str:
+    if proposal.wired:
+        codes = ", ".join(finding.code for finding in proposal.wired)
+        return _filled(
+            f"No weight is at fault and none is changed: {codes} {_is(proposal.wired)} a matter of the code."
+        )
+    return "No change of the init that was tried clears that."
+
+
+def _is(several: Sequence[object]) -> str:
+    return "are" if len(several) > 1 else "is"
+
+
+def _refused(proposal: Shown) -> list[str]:
+    """What was tried and isn't proposed."""
+    return [
+        _filled(f"not proposed: {row['role']} {row['how']}, by {row['evidence']}: {row['reason']}.", "  ", "    ")
+        for row in proposal.refused[:_MOST_REFUSED]
+    ]
 
 
 def _table(proposal: Shown) -> list[str]:
@@ -128,3 +156,33 @@ def _filled(text: str, first: str = "", rest: str = "") -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def beside(before: Run, after: Run, rows: Sequence[dict[str, Any]]) -> Run:
+    """Make one run of two probes of a model, as found and as changed, for one report.
+
+    Args:
+        before: the model as found.
+        after: the changed copy.
+        rows: of `Proposal.rows`.
+    """
+    tables = Tables.concat([_renamed(run.tables, name) for run, name in ((before, AS_FOUND), (after, CHANGED))])
+    manifest = before.manifest | {"kind": "compare", "recipes": {}, "cells": [AS_FOUND, CHANGED]}
+    manifest["config"] = before.manifest["config"] | {"recipes": [AS_FOUND, CHANGED]}
+    # which recipe the weights fit, and what doesn't, is of one model
+    manifest["init"] = {key: value for key, value in (before.manifest.get("init") or {}).items() if key == "depth_code"}
+    manifest["changes"] = [
+        f"{row['role']} of {plural(row['n'], 'parameter')} ({row['names'][0]}{', …' if row['n'] > 1 else ''}) "
+        f"{row['how']}, std {_number(row['found'])} → {_number(row['proposed'])}; {row['code']}: {row['why']}"
+        for row in rows
+    ]
+    return Run(tables, manifest)
+
+
+def _renamed(tables: Tables, name: str) -> Tables:
+    frames = {}
+    for table, frame in tables.items():
+        columns = {column: name for column in ("recipe",) if column in frame}
+        columns |= {"run_id": name} if "run_id" in frame else {}
+        frames[table] = cast(table, frame.assign(**columns)) if len(frame) else frame
+    return Tables(**frames)

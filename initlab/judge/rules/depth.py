@@ -210,8 +210,10 @@ def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding |
     between 1 and 1/(2·n_layer). As in RES001, writes that sum to less than the embedding's own variance are no matter,
     unless the model's own code says that they are scaled.
 
-    A warning; a note (`info`) on a model without learned positions whose every role fits a published recipe: Llama and
-    its like are published with outputs at 0.02, GPT-2 and its like with scaled ones.
+    A warning; a note (`info`) on a model without learned positions that is nearest to a published recipe which draws
+    its outputs so (Llama and its like are published with outputs at 0.02, GPT-2 and its like with scaled ones; what
+    doesn't fit the recipe elsewhere says nothing of the outputs), and on one that fits none, as T5: nothing then says
+    that scaled ones were meant.
 
     Args:
         rows: of `drawing.describe`, compared with `matching.REFERENCES`.
@@ -224,8 +226,8 @@ def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding |
     roles, n_layer = " and ".join(dict.fromkeys(row["role"] for row in found)), found[0]["n_layer"]
     called = listed(list(dict.fromkeys(in_block(name) for row, names in unscaled(rows) for name in names)))
     stds = ", ".join(dict.fromkeys(f"{trimmed(row['std_max'], 2)}" for row in found))
-    best, left = best_recipes(narrowed(rows))
-    published = best[0] if best and not left and not code and not any(r["role"] == Role.POS_EMBED for r in rows) else ""
+    published = "" if code or any(row["role"] == Role.POS_EMBED for row in rows) else _published(rows)
+    meant = code or (best_recipes(narrowed(rows))[0] and not published)
     verb = "aren't" if " and " in roles else "isn't"
     message = f"{roles} (std {stds}) {verb} depth-scaled at {n_layer} layers"
     message += f", though {code} says so" if code else ""
@@ -235,12 +237,24 @@ def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding |
     case = Case(rule=unscaled_branch_writes, recipe="", limits=unscaled_branch_writes.limits)
     return case.failed(
         message,
-        severity="info" if published else "warning",
+        severity="warning" if meant else "info",
         site=found[0]["role"],
         measured=growth,
         unit="× the embedding's variance",
         limit=f"std² of outputs ≤ that of inputs / √(2·{n_layer}), or an added variance ≤ the embedding's",
         effect=math.log(growth) if growth > 0 else 0.0,
         advice=f"divide the std of {called} by √(2·{n_layer})"
-        + (", as recipe='megatron' does, if your depth calls for it" if published else ""),
+        + ("" if meant else ", as recipe='megatron' does, if your depth calls for it"),
     )
+
+
+def _published(rows: Sequence[dict[str, Any]]) -> str:
+    """The recipe nearest to the model, where it draws the unscaled outputs as they are, but for single ones."""
+    for recipe in best_recipes(narrowed(rows))[0]:
+        fits = []
+        for row, names in unscaled(rows):
+            off = set(row["expected"].get(recipe, {"misfits": names})["misfits"])
+            fits.append(not names or 3 * len(off & set(names)) <= len(names))
+        if all(fits):
+            return recipe
+    return ""

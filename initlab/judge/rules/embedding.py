@@ -32,8 +32,11 @@ def measure_drowned(run: Run) -> pd.DataFrame:
 
 
 def match_embeddings(finding: Finding, model: Described) -> list[Change]:
-    """Give position and token embedding one std: move whichever is farther from the reference."""
-    tokens, positions = model.of(Role.TOKEN_EMBED), model.of(Role.POS_EMBED)
+    """Give position and token embedding one std: move whichever is farther from the reference.
+
+    Beside a fixed table neither moves: it is the sum that lacks a factor.
+    """
+    tokens, positions = model.of(Role.TOKEN_EMBED), [row for row in model.of(Role.POS_EMBED) if model.trains(row)]
     if not tokens or not positions:
         return []
     token = max(tokens, key=lambda row: row["numel"])

@@ -113,10 +113,12 @@ def _helper(module: str, learning: list[str], every: list[str]) -> bool:
 def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
     """Draw what is 0 where the reference has something else: nothing else can shut a gradient off."""
     changes = []
+    counted = {entry["name"]: entry for entry in model.counted}
     for row in model.rows:
         wanted = model.wanted(row)
         zero = [name for name, std in row.get("stds", {}).items() if std == 0]
-        if zero and row.get("mean") == 0 and (wanted.get("std") or wanted.get("mean")):
+        zero = [name for name in zero if counted[name]["mean"] == 0] if counted else zero
+        if zero and (counted or row.get("mean") == 0) and (wanted.get("std") or wanted.get("mean")):
             changes.append(drawn(row, zero, 0.0, finding, "0 lets no gradient through", model))
     return changes
 

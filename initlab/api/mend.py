@@ -1,0 +1,273 @@
+"""How `fix` finds its change: candidates by evidence, each tried on a copy, and what isn't needed taken out again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from initlab.judge import matching, mending
+from initlab.judge.remedies import Change, Described
+from initlab.judge.rules import RULES, Finding
+from initlab.judge.rules.depth import unscaled_outputs
+from initlab.judge.siblings import Group
+from initlab.judge.worsening import worse
+from initlab.recipes import Recipe, registry
+from initlab.results import Probe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ROUNDS = 6  # of finding, change, new measurement: a change can uncover what another finding hid
+_SINGLE = 4  # groups that are tried one by one where all of them don't help
+
+
+class Look:
+    """A model measured and described: what is wrong, and what could be done."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        found: Probe,
+        declared: Recipe | None,
+        counted: Container[str],
+        first: Look | None = None,
+    ):
+        from initlab.api.looking import anatomy_of
+        from initlab.drawing.census import census
+        from initlab.drawing.declared import config_recipe, declared_stds
+        from initlab.drawing.describe import describe
+
+        self.probe = found
+        self.counted = counted  # codes of the rules in force
+        self.declared = declared
+        self.config = config_recipe(model, matching.CONFIG) if declared is None else None
+        self.closest = str((found.run.manifest.get("init") or {}).get("closest", ""))
+        named = dict.fromkeys([*matching.REFERENCES, *([self.closest] if self.closest else [])])
+        known: list[str | Recipe] = [*named, *filter(None, [self.config])]
+        if declared is not None and declared.id not in known:
+            known.append(declared)
+        anatomy = anatomy_of(model)
+        self.rows = describe(anatomy, known)
+        self.entries = census(anatomy)
+        self.stds = declared_stds(model)
+        failed = [f for f in found.findings if f.status == "fail" and f.severity != "info"]
+        # a declared recipe says what was meant, and INI001 whether it is so
+        said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)
+        unscaled = None if said else unscaled_outputs(self.rows, _growth(found))
+        unscaled = unscaled if unscaled is not None and unscaled.code in counted else None
+        # An embedding that shrinks leaves the same writes above it: that is no fault of the change, nor to be chased.
+        counts = first is None or first.unscaled
+        self.unscaled: bool = unscaled is not None and unscaled.severity != "info" and counts
+        self.notes = [unscaled] if unscaled and not self.unscaled else []
+        self.problems: list[Finding] = failed + ([unscaled] if unscaled and self.unscaled else [])
+
+    @property
+    def score(self) -> tuple[int, int]:
+        """Errors, then warnings; the fewer the better."""
+        return tuple(sum(f.severity == level for f in self.problems) for level in ("error", "warning"))  # type: ignore[return-value]
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """Severity of each problem."""
+        return {finding.code: finding.severity for finding in self.problems}
+
+    @cached_property
+    def described(self) -> Described:
+        """The model as remedies are given it."""
+        reference = self.declared.id if self.declared else matching.reference_of(self.rows, self.closest)
+        return Described(
+            self.rows,
+            reference,
+            dict(self.probe.summary.iloc[0]),
+            self.entries,
+            self.stds,
+            strict=self.declared is not None,
+        )
+
+    def gone(self, after: Look) -> list[str]:
+        """Codes of the problems that aren't there after a change; one that couldn't be judged any more hasn't gone."""
+        judged = {f.code for f in after.probe.findings if f.status != "not_applicable"} | {"RES001"}
+        return [code for code in self.codes if code not in after.codes and code in judged]
+
+
+@dataclass
+class Mended:
+    """What came of it.
+
+    Attributes:
+        look: at the changed copy, or at the model where nothing is changed.
+        groups: of changes, in order.
+        make: changes a model so.
+        refused: changes that don't help, and why.
+    """
+
+    look: Look
+    groups: list[Group]
+    make: Callable[[nn.Module], None]
+    refused: list[tuple[Change, str]] = field(default_factory=list)
+
+    @property
+    def changes(self) -> list[Change]:
+        """All of them; those that multiply the same parameters as one."""
+        return mending.merged(change for group in self.groups for change in group.changes)
+
+
+def mend(model: nn.Module, first: Look, measure: Callable[..., Probe], declared: Recipe | None, seed: int) -> Mended:
+    """Find the smallest change that clears most.
+
+    Args:
+        model: stays as it is.
+        first: look at it, with problems.
+        measure: probes a model; takes `seed`.
+        declared: recipe that was meant.
+        seed: of what is drawn.
+    """
+    return _Search(model, first, measure, declared, seed).run()
+
+
+class _Search:
+    def __init__(
+        self, model: nn.Module, first: Look, measure: Callable[..., Probe], declared: Recipe | None, seed: int
+    ):
+        self.model, self.first, self.measure, self.declared, self.seed = model, first, measure, declared, seed
+        self.refused: dict[tuple[Any, ...], tuple[Change, str]] = {}
+        self._again: Probe | None = None
+
+    def run(self) -> Mended:
+        states = self._states()
+        for groups, look in sorted(states, key=lambda state: (state[1].score, len(state[0]))):
+            if look.score >= self.first.score:
+                break
+            groups, look = self._pruned(groups, look)
+            if reasons := self._worse(groups, look):
+                self._refuse(groups, reasons[0])
+                continue
+            return self._mended(look, groups)
+        return self._mended(self.first, [])
+
+    def _mended(self, look: Look, groups: list[Group]) -> Mended:
+        kept = {_key(change) for group in groups for change in group.changes}
+        refused = [each for key, each in self.refused.items() if key not in kept]
+        return Mended(look, groups, lambda target: self._make(target, groups), refused)
+
+    def _states(self) -> list[tuple[list[Group], Look]]:
+        """What each step led to: the first evidence that helps, then what is left or was uncovered."""
+        groups, look = list[Group](), self.first
+        states = []
+        tried: set[tuple[Any, ...]] = set()
+        for _ in range(ROUNDS):
+            step = self._step(groups, look, tried) if look.problems else None
+            if step is None:
+                break
+            groups, look = step
+            states.append((groups, look))
+        return states
+
+    def _step(self, groups: list[Group], look: Look, tried: set[tuple[Any, ...]]) -> tuple[list[Group], Look] | None:
+        for stage in mending.stages(look.problems):
+            found = [
+                group for group in stage(look.problems, look.described) if not set(map(_key, group.changes)) & tried
+            ]
+            if not found:
+                continue
+            tried |= {_key(change) for group in found for change in group.changes}
+            singles = [[group] for group in found[:_SINGLE]] if len(found) > 1 else []
+            for some in [found, *singles]:
+                seen = self._tried([*groups, *some])
+                if self._helps(look, seen):
+                    return [*groups, *some], seen
+            self._refuse(found, f"{', '.join(look.codes)} {'stays' if len(look.codes) == 1 else 'stay'}")
+        return None
+
+    def _helps(self, look: Look, seen: Look) -> bool:
+        milder = [code for code, level in look.codes.items() if level == "error" and seen.codes.get(code) == "warning"]
+        return bool(look.gone(seen) or milder)
+
+    def _pruned(self, groups: list[Group], look: Look) -> tuple[list[Group], Look]:
+        """Without what no finding depends on; what is left says which finding goes with it."""
+        if len(groups) < 2:
+            return self._said(groups, look), look
+        at = len(groups) - 1
+        while at >= 0 and len(groups) > 1:
+            rest = groups[:at] + groups[at + 1 :]
+            seen = self._tried(rest)
+            if seen.score <= look.score and not set(seen.codes) - set(look.codes):
+                groups, look = rest, seen
+            at -= 1
+        return self._said(groups, look), look
+
+    def _said(self, groups: list[Group], look: Look) -> list[Group]:
+        """With the code of a finding that went, where the first guess did not."""
+        gone = self.first.gone(look)
+        named = [
+            tuple(c if c.code in gone or not gone else replace(c, code=_likely(c, gone)) for c in group.changes)
+            for group in groups
+        ]
+        return [Group(changes, group.text) for changes, group in zip(named, groups, strict=True)]
+
+    def _worse(self, groups: list[Group], look: Look) -> list[str]:
+        from initlab.drawing.edits import untouched
+
+        twin = self._twin(groups)
+        names = {name for group in groups for change in group.changes for name in change.names}
+        if moved := untouched(self.model, twin, names):
+            return [f"{moved[0]} would change too"]
+        if self._again is None:
+            self._again = self.measure(self.model, seed=self.seed + 1)
+        return worse(
+            self.first.probe.run,
+            look.probe.run,
+            self._again.run,
+            self.first.probe.findings,
+            look.probe.findings,
+        )
+
+    def _refuse(self, groups: Sequence[Group], reason: str) -> None:
+        for change in (change for group in groups for change in group.changes):
+            self.refused.setdefault(_key(change), (change, reason))
+
+    def _tried(self, groups: list[Group]) -> Look:
+        twin = self._twin(groups)
+        return Look(twin, self.measure(twin), self.declared, self.first.counted, self.first)
+
+    def _twin(self, groups: list[Group]) -> nn.Module:
+        from initlab.drawing.apply import copied
+
+        twin = copied(self.model)
+        self._make(twin, groups)
+        return twin
+
+    def _make(self, target: nn.Module, groups: Sequence[Group]) -> None:
+        from initlab.drawing.edits import redraw, rescale
+
+        for change in (change for group in groups for change in group.changes):
+            if change.factor is not None:
+                rescale(target, change.names, change.factor, change.rows)
+            else:
+                source = change.drawn or self._recipe(change.recipe)
+                redraw(target, change.names, source, self.seed, only_bad=change.only_bad)
+
+    def _recipe(self, id: str) -> Recipe:
+        own = [each for each in (self.declared, self.first.config) if each is not None and each.id == id]
+        return own[0] if own else registry.get(id)
+
+
+def _likely(change: Change, gone: Sequence[str]) -> str:
+    rules = RULES.items()
+    return next((code for code in gone if code in rules and change.role in rules[code].roles), gone[0])
+
+
+def _key(change: Change) -> tuple[Any, ...]:
+    size = None if change.factor is None else round(math.log(change.factor), 2)
+    return (change.role, change.stack, change.names, size, change.recipe, change.drawn, change.rows)
+
+
+def _growth(found: Probe) -> float:
+    """Variance that the blocks add to the stream, in units of the embedding's."""
+    embed, last = found.at("embed")["var"], found.at("resid_post")["var"]
+    if embed.empty or last.empty or not embed.iloc[0] > 0:
+        return math.nan
+    return float(last.max() / embed.iloc[0] - 1)

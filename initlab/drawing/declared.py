@@ -1,0 +1,71 @@
+"""What a model's own config says of its init."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from initlab.anatomy.source import depth_code
+from initlab.drawing.apply import was_applied
+from initlab.recipes import Constant, Dims, Distribution, Normal, Recipe, Role
+from initlab.recipes.base import OUTPUTS, VECTORS
+
+_STD = re.compile(r"(^|_)(init(ializer)?_(range|std)|init_method_std|initializer_std)$")
+_FACTOR = re.compile(r"(^|_)init(ializer)?_factor$")
+_HELD = ("config", "cfg", "args", "hparams")  # where a model keeps it
+
+
+def declared_stds(model: nn.Module) -> list[float]:
+    """List the std that a model's config names: `initializer_range`, `init_std`, …; else factors, of which 1 is one.
+
+    Args:
+        model: that holds it.
+    """
+    numbers = [(name, number) for name, number in _numbers(model) if math.isfinite(number) and number > 0]
+    stds = [number for name, number in numbers if _STD.search(name)]
+    return stds or [number for name, number in numbers if _FACTOR.search(name)]
+
+
+def config_recipe(model: nn.Module, id: str) -> Recipe | None:
+    """Make a recipe of the one std that a model's config names; its own code tells whether outputs are depth-scaled.
+
+    Args:
+        model: that holds it.
+        id: of the recipe.
+
+    Returns:
+        None where the config names none, or the model was drawn from a recipe since.
+    """
+    stds = {number for name, number in _numbers(model) if _STD.search(name) and number > 0}
+    if len(stds) != 1 or was_applied(model):
+        return None
+    (std,) = stds
+    scaled = bool(depth_code(model))
+
+    def rule(role: Role, dims: Dims) -> Distribution:
+        if role in VECTORS:
+            return Constant(1.0 if role == Role.NORM_GAIN else 0.0)
+        return Normal(dims(f"{std!r} / sqrt(2 * n_layer)" if scaled and role in OUTPUTS else f"{std!r}"))
+
+    return Recipe(id=id, family="config", summary="the std that the config names", source="the model", rule=rule)
+
+
+def _numbers(model: nn.Module) -> Iterator[tuple[str, float]]:
+    for held in _HELD:
+        config: Any = getattr(model, held, None)
+        if config is None or isinstance(config, nn.Module):
+            continue
+        if isinstance(config, Mapping):
+            named = dict(config)
+        elif dataclasses.is_dataclass(config):
+            named = {each.name: getattr(config, each.name, None) for each in dataclasses.fields(config)}
+        else:
+            named = dict(getattr(config, "__dict__", {}))
+        for name, value in named.items():
+            if isinstance(name, str) and isinstance(value, int | float) and not isinstance(value, bool):
+                yield name, float(value)
