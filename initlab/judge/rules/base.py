@@ -27,6 +27,7 @@ _FAMILIES = (
     "weights",
     "wiring",
     "bodies",
+    "behaviour",
     "depth",
     "theory",
     "stream",
