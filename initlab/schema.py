@@ -262,6 +262,29 @@ WRITES: dict[str, Column] = {
     "replaced": Column("Int64", "1 = of memory that the finished model doesn't have under this name any more"),
 }
 
+BEHAVIOUR: dict[str, Column] = {
+    **{name: column for name, column in _KEYS.items() if name != "step"},
+    "check": Column(
+        "category",
+        "what is asked of passes over two short sequences: later (do positions before a changed token move), context "
+        "(do those after it), samples (does the other sequence), order (does the last position, when those before it "
+        "are turned round), rows (do two equal sequences differ), targets (how many places on is a token's target), "
+        "random (do two passes in eval differ), padding (does what a mask leaves move with what it hides)",
+        key=True,
+    ),
+    "value": Column(
+        "float64", "farthest that any of them moves, ‖change‖/‖output‖; of targets, places. NaN: it couldn't be told"
+    ),
+    "scale": Column("float64", "how far what should move does; of targets, the model's own loss"),
+    "noise": Column("float64", "what may move by rounding; of targets, within which two losses are the same"),
+    "share": Column("float64", "share of the positions asked that move"),
+    "where": Column("string", "positions, modules or the argument concerned"),
+    "aim": WIRING["aim"],
+    "mode": SUMMARY["mode"],
+    "routed": Column("Int64", "1 = a router chooses among experts, which may be full"),
+    "note": Column("string", "why it couldn't be told"),
+}
+
 TRAINING: dict[str, Column] = {
     "run_id": Column("category", "training run; a row of the table runs", key=True),
     "step": Column("int64", "optimizer steps done before this row's batch; 0 = the init's own loss"),
@@ -298,6 +321,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "coverage": COVERAGE,
     "wiring": WIRING,
     "writes": WRITES,
+    "behaviour": BEHAVIOUR,
     "training": TRAINING,
     "runs": RUNS,
 }
@@ -405,6 +429,7 @@ class Tables:
     coverage: pd.DataFrame = field(default_factory=lambda: table("coverage", []))
     wiring: pd.DataFrame = field(default_factory=lambda: table("wiring", []))
     writes: pd.DataFrame = field(default_factory=lambda: table("writes", []))
+    behaviour: pd.DataFrame = field(default_factory=lambda: table("behaviour", []))
     training: pd.DataFrame = field(default_factory=lambda: table("training", []))
     runs: pd.DataFrame = field(default_factory=lambda: table("runs", []))
 
@@ -422,7 +447,7 @@ class Tables:
         return Tables(**{name: frame[frame["run_id"] == run_id] for name, frame in self.items()})
 
     def at_step(self, step: int) -> Tables:
-        """The rows of one step; coverage, wiring, writes and runs are of the models, at any step."""
+        """The rows of one step; coverage, wiring, behaviour, writes and runs are of the models, at any step."""
         return Tables(
             **{name: frame[frame["step"] == step] if "step" in frame else frame for name, frame in self.items()}
         )

@@ -30,8 +30,9 @@ class Inputs:
     """One call of a model's forward.
 
     `ids` and `targets` are what the loss and the tied head's own logit refer to, (B, T) each; None for models without
-    tokens. `labels` are a caller's classes, one for each of what the model classifies, which its forward isn't given.
-    `aim` says what the targets are, and `notes` what was changed of a caller's batch.
+    tokens. `labels` are a caller's classes, one for each of what the model classifies, which its forward isn't given;
+    `own_labels` those of a batch for the model's own loss, which it isn't given either. `aim` says what the targets
+    are, and `notes` what was changed of a caller's batch.
     """
 
     args: tuple[Any, ...] = ()
@@ -39,6 +40,7 @@ class Inputs:
     ids: Tensor | None = None
     targets: Tensor | None = None
     labels: Tensor | None = None
+    own_labels: Tensor | None = None
     aim: str = "next-token"
     notes: tuple[str, ...] = ()
 
@@ -51,6 +53,7 @@ class Inputs:
             ids=moved(self.ids, device),
             targets=moved(self.targets, device),
             labels=moved(self.labels, device),
+            own_labels=moved(self.own_labels, device),
         )
 
     def call(self, model: nn.Module) -> Any:
@@ -253,10 +256,10 @@ def _of_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> Inputs:
         return Inputs(kwargs=kwargs, ids=ids)
     if labels.shape != ids.shape:
         shapes = f"ids are {tuple(ids.shape)} and labels {tuple(labels.shape)}"
-        if _shifts(model):
+        if shifts(model):
             raise ConfigError(f"batch: {shapes}; expected the same shape")
         return Inputs(kwargs=kwargs, ids=ids)
-    if _shifts(model):
+    if shifts(model):
         del kwargs["labels"]
         targets = next_tokens(labels)
     else:
@@ -265,11 +268,17 @@ def _of_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> Inputs:
     targets = targets.long().masked_fill(targets == -100, -1)
     if not (targets >= 0).any():
         raise ConfigError(f"no position of the batch, {tuple(ids.shape)}, has a target; expected a label besides -100")
-    return Inputs(kwargs=kwargs, ids=ids, targets=targets, aim="next-token" if _shifts(model) else "labels")
+    if shifts(model):
+        return Inputs(kwargs=kwargs, ids=ids, targets=targets, own_labels=labels)
+    return Inputs(kwargs=kwargs, ids=ids, targets=targets, aim="labels")
 
 
-def _shifts(model: nn.Module) -> bool:
-    """Whether a model's labels are its ids, one place on: Hugging Face's classes are named for their task."""
+def shifts(model: nn.Module) -> bool:
+    """Tell whether a model's labels are its ids, one place on: Hugging Face's classes are named for their task.
+
+    Args:
+        model: any.
+    """
     task = re.search(r"(?:For(?=[A-Z])|MaskedLM)(\w*)", type(model).__name__)
     decodes = task is None or task[1].startswith(("CausalLM", "ConditionalGeneration"))
     return decodes and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)

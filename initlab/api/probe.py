@@ -97,6 +97,7 @@ def probe(
     from initlab.anatomy.unwrapping import unwrap
     from initlab.drawing.tracing import writes_of
     from initlab.measure.batches import inputs_for
+    from initlab.measure.behaviour import behaviour_rows
     from initlab.measure.moments import PRESETS
     from initlab.measure.probe import Identity, look, measure_inputs
     from initlab.measure.statistics import choose, meanings
@@ -129,6 +130,11 @@ def probe(
     with random_state_kept(inside):  # a loader that shuffles draws from it
         inputs, described = inputs_for(inside, batch, text=text, seed=seed)
     anatomy, chosen, tables = measured(inputs)
+    keys = {"run_id": identity.run_id, "recipe": label, "seed": seed} | {
+        name: int(tables.summary[name].iloc[0]) for name in ("n_layer", "n_embd")
+    }
+    rows = behaviour_rows(keys, anatomy, inputs, given=batch is not None, autocast=DTYPES[dtype], seed=seed)
+    tables.behaviour = schema.table("behaviour", rows)
     _expect(tables, anatomy, inputs, described, entry)
     if chosen is not None:  # only now: the closed form needs every weight
         _keep(tables, chosen)

@@ -54,9 +54,9 @@ def reached(
     gates = False  # what may be a gate has been moved
     for turn in range(PASSES_BY_CHANCE):
         with untouched(model, seed + 1 + turn):
-            before = _random_states(model)
+            before = random_states(model)
             output = run(lambda *args, **kwargs: functional_call(model, moved, args, kwargs))  # noqa: B023
-            chance = chance or _random_states(model) != before
+            chance = chance or random_states(model) != before
             learning = _learning(model, moved, _aim(output, inputs, vocabulary(model)))
             del output
             new = _any({name: learning[name][1] for name in lacking if name in learning and name not in found})
@@ -70,8 +70,12 @@ def reached(
     return found
 
 
-def _random_states(model: nn.Module) -> list[Any]:
-    """Where the generators stand that models draw from."""
+def random_states(model: nn.Module) -> list[Any]:
+    """Tell where the generators stand that models draw from.
+
+    Args:
+        model: for the devices that it is on.
+    """
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
     # models that draw from NumPy's global state are why it is looked at

@@ -25,7 +25,7 @@ def wiring_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
         keys: the cell's key columns; the step isn't one of this table.
         anatomy: of the model.
     """
-    shared = {name: value for name, value in keys.items() if name != "step"} | {"aim": _aim(anatomy.model)}
+    shared = {name: value for name, value in keys.items() if name != "step"} | {"aim": aim_of(anatomy.model)}
     rows = []
     for number, wiring in enumerate(anatomy.seen):
         stack = shared | {"stack": number} | _of_stack(wiring)
@@ -40,7 +40,12 @@ def wiring_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
     return rows
 
 
-def _aim(model: nn.Module) -> str | None:
+def aim_of(model: nn.Module) -> str | None:
+    """Read from the name of a model's class what it is trained on: next-token, else, or nothing.
+
+    Args:
+        model: any.
+    """
     name = type(model).__name__
     if _NEXT_TOKEN.search(name):
         return "next-token"

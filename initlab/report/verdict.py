@@ -14,7 +14,10 @@ from initlab.report.view import recipes_of, steps_of
 from initlab.rundir import Run
 
 GLYPHS = {"error": "✗", "warning": "!", "info": "i", "pass": "✓", "not_applicable": "–"}
-QUESTIONS = ("Width", "Updates", "Wiring", "Init", "Depth", "Embedding", "Attention", "Logits", "Gradient", "Numerics")
+QUESTIONS = (
+    *("Width", "Updates", "Wiring", "Behaviour", "Init", "Depth", "Embedding", "Attention", "Logits", "Gradient"),
+    "Numerics",
+)
 # of what a prediction, a grade or a comparison is called
 _STATUS = {
     "healthy": "pass",

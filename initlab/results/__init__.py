@@ -101,6 +101,11 @@ class Result:
         return self.run.tables.wiring
 
     @property
+    def behaviour(self) -> pd.DataFrame:
+        """What moves when tokens are changed, one row per check; columns in `initlab.schema.BEHAVIOUR`."""
+        return self.run.tables.behaviour
+
+    @property
     def worst(self) -> Severity | None:
         """The highest severity among the failed findings; None when every check passed."""
         return worst(self.findings)

@@ -60,13 +60,15 @@ ZERO = {
 }
 
 
-def run_of(records=(), summary=(), heads=(), wiring=(), writes=(), **manifest):
+def run_of(records=(), summary=(), heads=(), wiring=(), writes=(), behaviour=(), **manifest):
+    still = {k: v for k, v in KEYS.items() if k != "step"}
     tables = Tables(
         records=schema.table("records", [RECORD | row for row in records]),
         summary=schema.table("summary", [SUMMARY | row for row in summary]),
         heads=schema.table("heads", [KEYS | {"head": 0, "n_rows": 32, "entropy": 1.0} | row for row in heads]),
         writes=schema.table("writes", [WRITE | row for row in writes]),
-        wiring=schema.table("wiring", [{k: v for k, v in KEYS.items() if k != "step"} | row for row in wiring]),
+        wiring=schema.table("wiring", [still | row for row in wiring]),
+        behaviour=schema.table("behaviour", [still | row for row in behaviour]),
     )
     return Run(tables, {"data": {"sum_p2": 0.05}, "cells": []} | manifest)
 
@@ -103,6 +105,14 @@ def wired(*changes, blocks=6, logit_std=0.3, gated=1, targets="next-token", **st
                 row.update(columns)
     found = [{"layer": layer, "logit_std": logit_std} for layer in range(blocks)]
     return run_of(summary=summary(targets=targets), heads=found, wiring=[row for row in rows if row["layer"] >= 0])
+
+
+def behaved(check, value, scale=1.0, changes=(), targets="next-token", **row):
+    """A run of one perturbation, of the decoder of `wired` with some changes; None: of a model without a stream."""
+    run = run_of(summary=summary(targets=targets)) if changes is None else wired(*changes, targets=targets)
+    row = {"check": check, "value": value, "scale": scale, "noise": 1e-5, "share": 1.0} | row
+    run.tables.behaviour = run_of(behaviour=[row]).tables.behaviour
+    return run
 
 
 REPLACED = {"keep": 0.0, "note": "isn't added"}
@@ -628,6 +638,79 @@ CASES = {
         [wired(), wired(NOWHERE, terms="token position"), wired(NOWHERE, (None, "attention", {"bias": 1}))],
         [wired(NOWHERE, terms=""), wired(NOWHERE, (1, "mlp", {"kind": "unknown", "site": "mixer_out"}))],
     ),
+    "BEH001": (
+        [
+            (behaved("later", 0.01), "error"),
+            (behaved("later", 0.01, changes=None), "warning"),
+            (behaved("later", 0.01, changes=None, aim="next-token", targets="labels"), "error"),
+            (behaved("later", 0.01, changes=None, share=0.2), "error"),
+            (behaved("later", 0.01, routed=1), "info"),
+            (behaved("later", math.inf), "error"),
+        ],
+        [behaved("later", 0.0, 0.01), behaved("later", 9e-6, 0.01)],
+        [
+            behaved("later", 0.01, changes=[UNMASKED]),
+            behaved("later", 0.01, changes=None, aim="else"),
+            behaved("later", 0.01, changes=None, targets="labels"),
+            behaved("later", 0.0, 0.0),
+            behaved("later", math.nan, note="it raised"),
+            wired(),
+        ],
+    ),
+    "BEH002": (
+        [(behaved("order", 1e-7), "warning"), (behaved("order", 1e-7, changes=None), "warning")],
+        [behaved("order", 0.01)],
+        [behaved("order", 1e-7, changes=[NOWHERE]), behaved("order", 1e-7, 1e-3), behaved("order", math.nan), wired()],
+    ),
+    "BEH003": (
+        [
+            (behaved("samples", 0.01), "warning"),
+            (behaved("samples", 0.01, routed=1), "info"),
+            (behaved("samples", 0.01, where="first axis"), "info"),
+            (behaved("samples", 0.01, where="batch axis"), "error"),
+            (behaved("samples", 0.01, where="tower.0.pre"), "warning"),
+            (behaved("samples", 0.01, targets="mean square of the output"), "warning"),
+        ],
+        [behaved("samples", 0.0), behaved("samples", 0.01, where="tower.0.pre", targets="mean square of the output")],
+        [behaved("samples", math.nan, note="it raised"), wired()],
+    ),
+    "BEH004": (
+        [
+            (behaved("targets", 0.0), "error"),
+            (behaved("targets", 0.0, where="labels that are the ids"), "info"),
+            (behaved("targets", 2.0, where="the caller's labels"), "error"),
+        ],
+        [behaved("targets", 1.0), behaved("targets", 2.0)],
+        [behaved("targets", math.nan), wired()],
+    ),
+    "BEH005": (
+        [(behaved("random", 0.1, where="tower.0.mix"), "warning"), (behaved("random", 0.1), "info")],
+        [behaved("random", 0.0)],
+        [behaved("random", math.nan), wired()],
+    ),
+    "BEH006": (
+        [
+            (behaved("padding", 0.01, where="attention_mask"), "warning"),
+            (behaved("padding", 0.01, where="attention_mask", changes=None), "info"),
+        ],
+        [behaved("padding", 0.0)],
+        [behaved("padding", 0.0, 0.0), behaved("padding", math.nan), wired()],
+    ),
+    "BEH007": (
+        [(behaved("context", 0.0), "error"), (behaved("context", 0.0, changes=None, aim="next-token"), "error")],
+        [behaved("context", 0.01), behaved("context", 0.01, changes=None)],
+        [
+            behaved("context", 0.0, where="batch axis"),
+            behaved("context", 0.0, 1e-4),
+            behaved("context", 0.0, changes=None),
+            behaved("context", math.nan),
+        ],
+    ),
+    "BEH008": (
+        [(behaved("rows", 0.1), "warning"), (behaved("rows", 0.1, routed=1), "info")],
+        [behaved("rows", 0.0)],
+        [behaved("rows", math.nan), wired()],
+    ),
     "NUM001": (
         [(run_of([{"kind": "activation", "site": "mlp_pre", "layer": 3, "frac_nonfinite": 0.01}]), "error")],
         [run_of([{"kind": "activation", "site": "mlp_pre", "layer": 3}])],
@@ -704,19 +787,8 @@ def test_every_rule_has_cases_and_a_text():
         assert all(f"{{{name}}}" in rule.limit for name in rule.limits), rule.code
 
 
-LAST_NUMBER = {
-    "ACT": 2,
-    "ATT": 2,
-    "DRW": 8,
-    "EMB": 1,
-    "GRD": 2,
-    "INI": 4,
-    "LOG": 2,
-    "NUM": 4,
-    "RES": 7,
-    "SCL": 2,
-    "WIR": 8,
-}
+LAST_NUMBER = {"ACT": 2, "ATT": 2, "BEH": 8, "DRW": 8, "EMB": 1, "GRD": 2, "INI": 4, "LOG": 2, "NUM": 4, "RES": 7}
+LAST_NUMBER |= {"SCL": 2, "WIR": 8}
 CODES_EVER = {f"{family}{number:03}" for family, last in LAST_NUMBER.items() for number in range(1, last + 1)}
 
 

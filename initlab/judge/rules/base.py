@@ -29,6 +29,7 @@ _FAMILIES = (
     "redrawing",
     "wiring",
     "bodies",
+    "behaviour",
     "depth",
     "theory",
     "stream",

@@ -173,6 +173,19 @@ def unusual_score_scale(case: Case, rows: pd.DataFrame) -> Finding:
     return verdict(case, rows, faults, "The scores are scaled by 1/√head_size, or drawn as if they were")
 
 
+def told_apart(stack: pd.DataFrame) -> bool | None:
+    """Tell whether anything tells the positions of a stack apart; None where a branch isn't understood.
+
+    Args:
+        stack: its rows of the table `wiring`.
+    """
+    other = ~stack["kind"].isin(["attention", "mlp"]) & (stack["site"].astype(str) != "mlp_out")
+    own = stack[(stack["kind"] == "attention") & stack["cross"].isna()]
+    if other.any() or own.empty:
+        return None
+    return "position" in stack["terms"].iloc[0] or bool((own["rotary"] == 1).any() or (own["bias"] == 1).any())
+
+
 @rule(
     code="WIR008",
     question="Wiring",
@@ -195,12 +208,10 @@ def no_positions(case: Case, rows: pd.DataFrame) -> Finding:
     """Judge the stacks that read tokens, of which every branch but experts is understood."""
     faults, judged = [], False
     for run_id, stack in stacks(rows[rows["terms"].str.contains("token")]):
-        other = ~stack["kind"].isin(["attention", "mlp"]) & (stack["site"].astype(str) != "mlp_out")
         own = stack[(stack["kind"] == "attention") & stack["cross"].isna()]
-        if other.any() or own.empty:
-            continue
-        judged = True
-        if "position" in stack["terms"].iloc[0] or (own["rotary"] == 1).any() or (own["bias"] == 1).any():
+        placed = told_apart(stack)
+        judged = judged or placed is not None
+        if placed is not False:
             continue
         name, causal = _modules(own), bool((own["causal"] == 1).all())
         text = f"Nothing tells positions apart: no position embedding, no rotation and no bias of the scores in {name}"

@@ -99,7 +99,7 @@ def _odd_ones(run_id: str, rows: pd.DataFrame) -> Iterator[Fault]:
                 continue
             usual = Counter(values).most_common(1)[0][0]
             odd = [place for place, value in enumerate(values) if value != usual]
-            if name == "sum_norm" and usual and odd == [len(values) - 1] and known["final_norm"].iloc[-1]:
+            if name == "sum_norm" and usual and odd == [len(values) - 1] and known[-1]["final_norm"]:
                 continue  # the norm of the last sum stands behind the blocks
             if not unexplained(odd, len(values)):
                 continue

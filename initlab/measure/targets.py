@@ -1,0 +1,88 @@
+"""Which token a loss asks for: the one that is read, the next, or one further on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from initlab.anatomy.arguments import parameters
+from initlab.anatomy.inputs import Inputs, shifts
+from initlab.measure.passes import Pass, Passes
+from initlab.measure.wired import aim_of
+
+LIKE = 2e-6  # how near, relative, two means of the same float32 losses are: a few roundings
+APART = 10  # times as far is every other
+_SAME = 0.9  # share of the targets that are the ids themselves, or the next
+_NATURAL = 0.5  # ids that repeat so often can't be told from their next
+
+
+def shift_of(passes: Passes, inputs: Inputs, base: Pass, given: bool) -> dict[str, Any]:
+    """Tell how many places after the token that is read its target stands; `value` is NaN where it can't be told.
+
+    A model's own loss is compared with cross entropies of its logits, at each shift. Where a model leaves the loss to
+    its caller, and the caller gave targets, these are compared with the ids.
+
+    Args:
+        passes: over the model.
+        inputs: of two short sequences.
+        base: the pass over them.
+        given: targets and ids are the caller's.
+    """
+    row: dict[str, Any] = {"value": math.nan, "where": "the caller's targets" if given else ""}
+    ids, targets = inputs.ids, inputs.targets
+    if ids is None or targets is None or inputs.aim != "next-token" or aim_of(passes.model) == "else":
+        return row
+    if passes.half:
+        return row | {"note": "a loss in 16 bits"}
+    names = parameters(passes.model)
+    if inputs.own_labels is not None or ("labels" in names and "input_ids" in names and shifts(passes.model)):
+        labels = ids if inputs.own_labels is None else inputs.own_labels
+        try:
+            base = passes.run(replace(inputs, kwargs={**inputs.kwargs, "labels": labels}))
+        except Exception as error:
+            return row | {"note": f"with labels, {type(error).__name__}: {error}"}
+        targets, given = labels, inputs.own_labels is not None
+        row["where"] = "the caller's labels" if given else "labels that are the ids"
+    own = _place(ids, targets)
+    if own is None:
+        return row
+    if not base.losses or base.shown is None or base.shown.dim() != 3:
+        return row | ({"value": float(own)} if given and not base.losses else {})
+    loss = float(base.losses[0])
+    off: dict[int, float] = {}  # by places on, of the nearest
+    for labels, place in ((ids, 0), (targets, own)):
+        for shift in (0, 1):
+            value = _entropy(base.shown, labels, shift)
+            off[place + shift] = min(off.get(place + shift, math.inf), abs(value - loss) / abs(loss))
+    nearest, second = sorted(off, key=off.__getitem__)[:2]
+    if off[nearest] <= LIKE and off[second] > APART * LIKE:
+        row["value"] = float(nearest)
+    return row | {"scale": loss, "noise": LIKE}
+
+
+def _place(ids: Tensor, targets: Tensor) -> int | None:
+    """0 where the targets are the ids, 1 where they are the next ones; None: neither, or it can't be told."""
+    counted = targets >= 0
+    if not counted.any() or targets.shape != ids.shape:
+        return None
+    if float((ids[:, 1:] == ids[:, :-1]).double().mean()) > _NATURAL:
+        return None
+    if float((ids == targets)[counted].double().mean()) > _SAME:
+        return 0
+    after = counted[:, :-1]
+    same = (ids[:, 1:] == targets[:, :-1])[after]
+    return 1 if len(same) and float(same.double().mean()) > _SAME else None
+
+
+def _entropy(logits: Tensor, labels: Tensor, shift: int) -> float:
+    """Mean cross entropy against labels so many places on, those below 0 left out."""
+    T = labels.shape[1]
+    wanted = labels[:, shift:].flatten()
+    wide = logits[:, : T - shift].flatten(0, 1)
+    wide = wide if wide.dtype == torch.float64 else wide.float()
+    return float(F.cross_entropy(wide, wanted.clamp_min(-1).long(), ignore_index=-1))
