@@ -179,7 +179,8 @@ def _stack(
                 runs.append([])
             runs[-1].append(each)
             last = path
-    blocks = [_block(trace, path, mine) for path, mine in owned.items()]
+    several = sum(1 for runs in owned.values() if runs) > 1  # a list inside a branch is no list of blocks
+    blocks = [_block(trace, path, mine, parts=several) for path, mine in owned.items()]
     order = {block.name: _first(trace, block) for block in blocks}
     blocks.sort(key=lambda block: order[block.name])
     end = next((block.end for block in reversed(blocks) if block.end is not None), None)
@@ -195,19 +196,20 @@ def _first(trace: Trace, block: Block) -> int:
     return given.index if given is not None else len(trace.values)
 
 
-def _block(trace: Trace, name: str, runs: list[list[Sum]]) -> Block:
+def _block(trace: Trace, name: str, runs: list[list[Sum]], *, parts: bool = False) -> Block:
     """One block from its updates, compared with what went in and came out of it where it is a module that is called.
 
     Args:
         trace: of the pass.
         name: of the block.
         runs: its updates, in a list for each time that the stream comes to it.
+        parts: what it is named after may be a part of it.
     """
     block = Block(name)
     sums = [each for run in runs for each in run]
     given, gave = trace.at.get(Place(name, "in")), trace.at.get(Place(name, "out"))
-    if sums and gave is not None and gave.index < sums[0].value.index:
-        given = gave = None  # the module gives a branch: what stands for the block is one of its parts
+    if parts and sums and gave is not None and gave.index < sums[0].value.index:
+        given = gave = None  # the module gives a branch, and the block is that and what follows
     if sums and given is None and gave is None:
         sums, block.uses = runs[0], len(runs)
     while Place(name, "in", block.uses) in trace.at:
