@@ -78,7 +78,7 @@ def writes_of(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() or nn.parameter.is_lazy(tensor) else tensor._version
+    return 0 if nn.parameter.is_lazy(tensor) or tensor.is_inference() else tensor._version
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
