@@ -21,7 +21,7 @@ from initlab.anatomy.inputs import Inputs
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.tensors import changed, tensors
 from initlab.measure.changing import ROWS, holders, short, with_argument, with_ids
-from initlab.measure.passes import REGROUPED, REGROUPED_16, Pass, Passes, moved
+from initlab.measure.passes import REGROUPED, REGROUPED_16, REGROUPED_64, Pass, Passes, moved
 from initlab.measure.targets import shift_of
 from initlab.measure.wired import aim_of
 from initlab.recipes import Role
@@ -176,14 +176,22 @@ class Reading:
         model = self.passes.model
         call = with_ids(model, self.inputs, turned, self.names)
         args, kwargs = changed((call.args, call.kwargs), _alike)
-        after = self.passes.run(replace(call, args=args, kwargs=kwargs))
-        replaced = self.with_ids(_swapped(self.ids, 0, slice(0, T - 1)))
+        calls = [self.inputs, replace(call, args=args, kwargs=kwargs)]
+        calls.append(with_ids(model, self.inputs, _swapped(self.ids, 0, slice(0, T - 1)), self.names))
+        after, replaced = map(self.passes.run, calls[1:])
         noise = REGROUPED_16 if self.passes.half else REGROUPED
-        if after.states == self.base.states == replaced.states:
-            value, scale = (self.base.moved(each)[0][-1] for each in (after, replaced))
-            yield {"check": "order", "value": value, "scale": scale, "noise": noise}
-        else:
-            yield {"check": "order", "note": DRAWS}
+        value, scale = (self.base.moved(each)[0][-1] for each in (after, replaced))
+        row = {"check": "order", "value": value, "scale": scale, "noise": noise}
+        if not after.states == self.base.states == replaced.states:
+            row = {"check": "order", "note": DRAWS}
+        elif value <= noise < scale:  # where it has next to no effect yet, it may have some beyond the rounding
+            try:
+                base, *both = (self.passes.run(each, double=True) for each in calls)
+                value, scale = (base.moved(each)[0][-1] for each in both)
+                row |= {"value": value, "scale": scale, "noise": REGROUPED_64}
+            except Exception as error:
+                row = {"check": "order", "note": f"in float64, {type(error).__name__}: {error}"}
+        yield row
         if after.drew:
             yield {"check": "rows", "note": "the model draws at random"}
             return
@@ -217,7 +225,8 @@ class Reading:
             yield {"check": "padding", "note": DRAWS}
             return
         first = 0 if encoder else hidden
-        value, scale = (max(one.moved(two)[0][first:]) for one, two in ((before, after), (self.base, open_)))
+        # what a convolution reads of its neighbours isn't the mask's to hide: the position that moves least counts
+        value, scale = (min(one.moved(two)[0][first:]) for one, two in ((before, after), (self.base, open_)))
         yield {"check": "padding", "value": value, "scale": scale, "noise": self.noise, "where": name}
 
 

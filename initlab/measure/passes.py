@@ -36,6 +36,7 @@ ROUNDING_16 = 3e-4
 # most 5e-7 in the models of benchmarks/), or in 16 bits a step in most of the elements.
 REGROUPED = 2e-6
 REGROUPED_16 = 3e-2
+REGROUPED_64 = 1e-12
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -78,7 +79,13 @@ class Passes:
         self._device = next(self.model.parameters()).device
 
     def run(
-        self, inputs: Inputs, *, seed: int | None = None, training: bool | None = None, listen: bool = False
+        self,
+        inputs: Inputs,
+        *,
+        seed: int | None = None,
+        training: bool | None = None,
+        listen: bool = False,
+        double: bool = False,
     ) -> Pass:
         """Make one pass.
 
@@ -87,6 +94,7 @@ class Passes:
             seed: in place of the usual one.
             training: the mode; None: as the model was found.
             listen: for dropout.
+            double: work in float64, on copies of parameters and buffers.
 
         Raises:
             Exception: whatever the model raises.
@@ -98,11 +106,12 @@ class Passes:
                 model.train(training)
             before = random_states(model)
             with (
-                torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None),
+                torch.autocast(self._device.type, self._autocast, self._autocast is not None and not double),
                 nullcontext() if heard is None else heard.inside(model),
             ):
-                if self._nudged:
-                    output = functional_call(model, self._nudged, given.args, given.kwargs)
+                if self._nudged or double:
+                    held = self._doubled() if double else self._nudged
+                    output = functional_call(model, held, given.args, given.kwargs)
                 else:
                     output = given.call(model)
             states = random_states(model)
@@ -130,6 +139,10 @@ class Passes:
     def half(self) -> bool:
         """Numbers of 16 bits are among those that a pass works with."""
         return self._autocast in _HALF or any(p.dtype in _HALF for p in self.model.parameters())
+
+    def _doubled(self) -> dict[str, Tensor]:
+        named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **self._nudged}
+        return {name: value.detach().double() for name, value in named.items() if value.is_floating_point()}
 
     def stir(self) -> None:
         """From here on move every gain and gate a little too: one with an offset is closed at another number than 0."""

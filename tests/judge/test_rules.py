@@ -690,10 +690,10 @@ CASES = {
     ),
     "BEH006": (
         [
-            (behaved("padding", 0.01, where="attention_mask"), "warning"),
-            (behaved("padding", 0.01, where="attention_mask", changes=None), "info"),
+            (behaved("padding", 0.01, 0.01, where="attention_mask"), "warning"),
+            (behaved("padding", 0.01, 0.01, where="attention_mask", changes=None), "info"),
         ],
-        [behaved("padding", 0.0)],
+        [behaved("padding", 0.0), behaved("padding", 0.01, 0.03)],
         [behaved("padding", 0.0, 0.0), behaved("padding", math.nan), wired()],
     ),
     "BEH007": (

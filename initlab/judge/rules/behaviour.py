@@ -233,16 +233,17 @@ def random_in_eval(case: Case, rows: pd.DataFrame) -> Finding:
 @rule(
     code="BEH006",
     question="Behaviour",
-    measures="how far the output of positions that a mask leaves moves when tokens that it hides are changed",
+    measures="how far the output of the stillest position that a mask leaves moves when tokens that it hides change",
     needs=f"{_NEEDS} and takes attention_mask or key_padding_mask",
-    limits=_LIMITS,
-    unit="× rounding",
-    limit=_LIMIT,
-    basis="derived",
+    limits={"most": 0.5},
+    unit="× as far",
+    limit="≤ {most}× as far as where nothing hides them",
+    basis="heuristic",
     why="Sequences of a batch are padded to one length. A model that reads the padding gives another answer to the "
     "same text in another batch.",
     advice="add the mask to the scores before the softmax: -inf where it hides a key",
-    false_alarms="Models that are only ever padded on the right under a causal mask. Recurrent ones: a note.",
+    false_alarms="Models that are only ever padded on the right under a causal mask. Recurrent ones: a note. What is "
+    "read otherwise than by attention (convolutions, landmarks, pooling) moves some, which passes.",
     source="transformers, attention_mask: 1 keeps; torch.nn.MultiheadAttention, key_padding_mask: True hides",
     since="0.1.0",
     about_init=False,
@@ -258,12 +259,13 @@ def padding_mask_ignored(case: Case, rows: pd.DataFrame) -> Finding:
         return case.not_applicable("It couldn't be told: positions don't read each other")
     faults = []
     for _, row in told.iterrows():
-        if not moves(row, case.limits["most"]):
+        share = float(row["value"] / row["scale"])
+        if not moves(row, 1.0) or share <= case.limits["most"]:
             continue
         text = f"Tokens that {row['where']} hides move the output of others by {percent(row['value'])}"
         text += f"; by {percent(row['scale'])} where nothing hides them"
         severity: Severity = "warning" if row["open"] or row["masked"] else "info"
-        faults.append(Fault(str(row["run_id"]), text, case.rule.advice, severity, site="attn", measured=ratio(row)))
+        faults.append(Fault(str(row["run_id"]), text, case.rule.advice, severity, site="attn", measured=share))
     return verdict(case, told, faults, "What a padding mask hides isn't read")
 
 
