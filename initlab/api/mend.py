@@ -58,6 +58,8 @@ class Look:
         said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)
         unscaled = None if said else unscaled_outputs(self.rows, _growth(found))
         unscaled = unscaled if unscaled is not None and unscaled.code in counted else None
+        if unscaled is not None and first is not None and first.unscaled:  # what was meant, the model as found says
+            unscaled = replace(unscaled, severity="warning")
         # An embedding that shrinks leaves the same writes above it: that is no fault of the change, nor to be chased.
         counts = first is None or first.unscaled
         self.unscaled: bool = unscaled is not None and unscaled.severity != "info" and counts

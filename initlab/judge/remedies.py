@@ -163,6 +163,24 @@ def towards(row: dict[str, Any], std: float, finding: Finding, why: str, model: 
     return [drawn(row, list(row["stds"]), row["std"], finding, why, model)]
 
 
+def plain(factor: float, slack: float, *others: float) -> float:
+    """Give the whole number, ten of them, or root of 2, or one over it, that chance doesn't tell a factor from.
+
+    Args:
+        factor: as measured.
+        slack: of its logarithm, that chance makes.
+        others: numbers that are as likely.
+
+    Returns:
+        The factor itself, where there is no such number.
+    """
+    for number in (*others, *range(2, 13), *range(20, 101, 10), *(10**n for n in range(3, 10)), math.sqrt(2)):
+        for each in (float(number), 1 / number):
+            if abs(math.log(factor / each)) <= min(slack, TOLERANCE):
+                return each
+    return factor
+
+
 def as_wanted(row: dict[str, Any], names: Sequence[str], finding: Finding, why: str, model: Described) -> list[Change]:
     """Bring some parameters of a role to the reference: by a factor where they are a draw, else by a new one.
 
@@ -195,7 +213,10 @@ def as_wanted(row: dict[str, Any], names: Sequence[str], finding: Finding, why: 
     for factor, group in scaled:
         goal = wanted["each"][group[0]] if "each" in wanted else wanted["std"]
         pooled = _pooled(row["stds"][name] for name in group)
-        changes += rescaled(row, group, goal / pooled if wanted["flat"] else factor, finding, why)
+        elements = row["numel"] * len(group) / max(1, row["n"])
+        exact = goal / pooled if wanted["flat"] else factor
+        exact = plain(exact, 3 / math.sqrt(2 * max(1, elements)), math.sqrt(2 * row["n_layer"]))
+        changes += rescaled(row, group, exact, finding, why)
     return changes + ([drawn(row, anew, _pooled(row["stds"][n] for n in anew), finding, why, model)] if anew else [])
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from initlab.judge.remedies import Change
+from initlab.judge.remedies import Change, plain
 from initlab.judge.rules.trends import off_trend
 from initlab.judge.words import plural, trimmed
 from initlab.recipes import Constant, Normal, Uniform
@@ -199,7 +199,7 @@ def _rows(entries: Sequence[Entry], kin: dict[str, list[Entry]]) -> Iterator[Gro
         for odd in entry["odd"]:
             if (odd["part"], odd["rows"]) in usual or odd["rms"] == 0:
                 continue
-            factor, _ = _plain(odd["rest"] / odd["rms"], 0.05)
+            factor = plain(odd["rest"] / odd["rms"], 0.05)
             text = f"{odd['which']} have std {trimmed(odd['rms'])}, the others {trimmed(odd['rest'])}"
             changes.append(_scaled(entry, factor, text, found=odd["rms"], rows=odd["rows"]))
     if changes:
@@ -223,7 +223,7 @@ def _scales(families: Iterable[Sequence[Entry]], taken: set[str]) -> Iterator[Gr
         odd += [one for one in beside if abs(math.log(one[1])) > math.log(_BESIDE) + _SIGMAS * one[2]]
         changes = []
         for entry, factor, error, count in _common(odd):
-            factor, _ = _plain(factor, 3 * error)
+            factor = plain(factor, 3 * error)
             others = f"{trimmed(entry['std'] * factor)} in the other {count - 1} blocks"
             changes.append(_scaled(entry, factor, f"{entry['name']} has std {trimmed(entry['std'])}, {others}"))
         yield Group(tuple(changes), "; ".join(change.why for change in changes))
@@ -257,16 +257,6 @@ def _common(
     same = all(abs(math.log(f) - mean) < _SIGMAS * e for _, f, e, _ in odd)
     for entry, factor, own, count in odd:
         yield (entry, math.exp(mean), error, count) if same else (entry, factor, own, count)
-
-
-def _plain(factor: float, slack: float) -> tuple[float, bool]:
-    """The whole number, ten of them, or root of 2, or one over it, that chance doesn't tell the factor from."""
-    numbers = [*range(2, 13), *range(20, 101, 10), *(10**n for n in range(3, 10)), math.sqrt(2)]
-    for number in numbers:
-        for each in (float(number), 1 / number):
-            if abs(math.log(factor / each)) <= min(slack, 0.05):
-                return each, True
-    return factor, False
 
 
 def _vectors(entries: Sequence[Entry], kin: dict[str, list[Entry]], taken: set[str]) -> Iterator[Group]:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from initlab.judge.matching import best_recipes, narrowed, unscaled
+from initlab.judge.matching import REFERENCES, best_recipes, narrowed, unscaled
 from initlab.judge.remedies import scale_outputs
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import in_block
 from initlab.judge.words import listed, trimmed
 from initlab.recipes import Role
-from initlab.recipes.base import OUTPUTS
+from initlab.recipes.base import OUTPUTS, VECTORS
 from initlab.rundir import Run
 
 # what each branch writes, and what enters its last projection
@@ -212,8 +212,8 @@ def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding |
 
     A warning; a note (`info`) on a model without learned positions that is nearest to a published recipe which draws
     its outputs so (Llama and its like are published with outputs at 0.02, GPT-2 and its like with scaled ones; what
-    doesn't fit the recipe elsewhere says nothing of the outputs), and on one that fits none, as T5: nothing then says
-    that scaled ones were meant.
+    doesn't fit the recipe elsewhere says nothing of the outputs), and on one whose other matrices don't all fit a
+    recipe that scales, as T5: nothing then says that scaled outputs were meant.
 
     Args:
         rows: of `drawing.describe`, compared with `matching.REFERENCES`.
@@ -227,7 +227,7 @@ def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding |
     called = listed(list(dict.fromkeys(in_block(name) for row, names in unscaled(rows) for name in names)))
     stds = ", ".join(dict.fromkeys(f"{trimmed(row['std_max'], 2)}" for row in found))
     published = "" if code or any(row["role"] == Role.POS_EMBED for row in rows) else _published(rows)
-    meant = code or (best_recipes(narrowed(rows))[0] and not published)
+    meant = code or (not published and _scaling_meant(rows))
     verb = "aren't" if " and " in roles else "isn't"
     message = f"{roles} (std {stds}) {verb} depth-scaled at {n_layer} layers"
     message += f", though {code} says so" if code else ""
@@ -258,3 +258,18 @@ def _published(rows: Sequence[dict[str, Any]]) -> str:
         if all(fits):
             return recipe
     return ""
+
+
+def _scaling_meant(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether all matrices but the outputs fit one recipe that scales these by depth; single ones may be odd."""
+    matrices = [row for row in rows if row["expected"] and row["role"] not in VECTORS]
+    inputs = [row for row in matrices if row["role"] not in OUTPUTS]
+
+    def fits(row: dict[str, Any], recipe: str) -> bool:
+        return 3 * len(row["expected"].get(recipe, {"misfits": row["stds"]})["misfits"]) <= len(row["stds"])
+
+    return any(
+        all(fits(row, recipe) for row in inputs)
+        and any("layer" in row["expected"][recipe]["text"] for row in matrices if recipe in row["expected"])
+        for recipe in REFERENCES
+    )
