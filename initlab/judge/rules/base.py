@@ -25,6 +25,10 @@ P = ParamSpec("P")
 # in the catalogue's order; what else is in this folder comes after them
 _FAMILIES = (
     "weights",
+    "draws",
+    "declared",
+    "scaling",
+    "gains",
     "wiring",
     "bodies",
     "depth",
