@@ -25,7 +25,10 @@ from initlab.schema import Tables
 
 MANIFEST = "run.json"
 # summary.csv last: its line is what makes a cell count.
-_COMMIT_ORDER = ("records", "heads", "coverage", "wiring", "behaviour", "writes", "training", "runs", "summary")
+_COMMIT_ORDER = (
+    *("records", "heads", "coverage", "wiring", "behaviour", "draws", "declared", "writes"),
+    *("training", "runs", "summary"),
+)
 _ALWAYS = ("records", "heads", "coverage", "summary")  # a file each, if only of column names
 _MOST_NAMED = 4  # differences, in an error
 _REQUIRED = {"config": dict, "recipes": dict, "cells": list, "failed": dict, "created": str}

@@ -285,6 +285,42 @@ BEHAVIOUR: dict[str, Column] = {
     "note": Column("string", "why it couldn't be told"),
 }
 
+DRAWS: dict[str, Column] = {
+    **{name: column for name, column in _KEYS.items() if name != "step"},
+    "layer": Column("Int64", "0-based block; NA outside the blocks", key=True),
+    "module": Column("string", "dotted name; `name[2]`: the third of several matrices in one tensor", key=True),
+    "role": Column("category", "its role"),
+    "rows": Column("int64", "of the matrix as it is stored; of a gain its numbers"),
+    "columns": Column("int64", "of it"),
+    "value": Column("float64", "that all its entries have; NaN where they differ"),
+    "mean": Column(
+        "float64", "of a norm's gain, with what its module adds to it; NaN of a matrix, which `records` has"
+    ),
+    "spread": Column("float64", "its std over the channels"),
+    "stable_rank": Column("float64", "sum of squares / largest singular value squared; 1 = one direction; NaN unknown"),
+    "usual_rank": Column("float64", "the same of independent entries: n·m / (√n + √m)²"),
+    "like": Column("string", "the earlier weight whose first numbers its own are most alike, scale and mean taken off"),
+    "likeness": Column("float64", "their correlation; 1 = one draw, NaN where it is no random draw"),
+    "row_blocks": Column("Int64", "equal blocks of rows that it is made of, 1 for none"),
+    "row_copies": Column("float64", "share of its rows that repeat an earlier one"),
+    "row_which": Column("string", "the first of them, in words"),
+    "column_blocks": Column("Int64", "as row_blocks, of columns"),
+    "column_copies": Column("float64", "as row_copies"),
+    "column_which": Column("string", "as row_which"),
+    "shared": Column("Int64", "blocks that hold this very parameter, 1 for its own alone"),
+    "shared_as": Column("string", "its name in the next of them"),
+    "shared_by": Column("string", "what in the model says that blocks share weights, empty where nothing does"),
+}
+
+DECLARED: dict[str, Column] = {
+    **{name: column for name, column in _KEYS.items() if name != "step"},
+    "kind": Column("category", "std, other std (that some weights may have), tied, embed scale, layer scale", key=True),
+    "name": Column("string", "where the model says so, as config.initializer_range; empty: it has a config without"),
+    "said": Column("float64", "what it says; of tied 1 = yes, 0 = no"),
+    "found": Column("float64", "what is so; NaN where the weights of `records` tell"),
+    "about": Column("string", "of a std the module whose config it is, empty for the whole; else parameters"),
+}
+
 TRAINING: dict[str, Column] = {
     "run_id": Column("category", "training run; a row of the table runs", key=True),
     "step": Column("int64", "optimizer steps done before this row's batch; 0 = the init's own loss"),
@@ -322,6 +358,8 @@ TABLES: dict[str, dict[str, Column]] = {
     "wiring": WIRING,
     "writes": WRITES,
     "behaviour": BEHAVIOUR,
+    "draws": DRAWS,
+    "declared": DECLARED,
     "training": TRAINING,
     "runs": RUNS,
 }
@@ -430,6 +468,8 @@ class Tables:
     wiring: pd.DataFrame = field(default_factory=lambda: table("wiring", []))
     writes: pd.DataFrame = field(default_factory=lambda: table("writes", []))
     behaviour: pd.DataFrame = field(default_factory=lambda: table("behaviour", []))
+    draws: pd.DataFrame = field(default_factory=lambda: table("draws", []))
+    declared: pd.DataFrame = field(default_factory=lambda: table("declared", []))
     training: pd.DataFrame = field(default_factory=lambda: table("training", []))
     runs: pd.DataFrame = field(default_factory=lambda: table("runs", []))
 

@@ -25,6 +25,8 @@ CELLS = ["a", "b", "c"]
 FILES = [
     "behaviour.csv",
     "coverage.csv",
+    "declared.csv",
+    "draws.csv",
     "heads.csv",
     "records.csv",
     "run.json",
@@ -32,7 +34,12 @@ FILES = [
     "summary.csv",
     "training.csv",
     "wiring.csv",
+    "writes.csv",
 ]
+ORDER = [
+    *("records", "heads", "coverage", "wiring", "behaviour", "draws", "declared", "writes"),
+    *("training", "runs", "summary"),
+]  # summary last: what makes a cell count
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
@@ -72,7 +79,10 @@ def cell(run_id: str, rows: int = 3, **values: Any) -> Tables:
         summary=schema.table("summary", [row("summary", 0)]),
         coverage=schema.table("coverage", [row("coverage", 0)]),
         wiring=schema.table("wiring", [row("wiring", 0), row("wiring", 1)]),
+        writes=schema.table("writes", [row("writes", 0), row("writes", 1)]),
         behaviour=schema.table("behaviour", [row("behaviour", 0), row("behaviour", 1)]),
+        draws=schema.table("draws", [row("draws", 0)]),
+        declared=schema.table("declared", [row("declared", 0)]),
         training=schema.table("training", [row("training", 0), row("training", 1)]),
         runs=schema.table("runs", [row("runs", 0)]),
     )
@@ -279,7 +289,7 @@ def test_a_torn_last_line_of_the_summary_drops_that_cell_alone(tmp_path: Path, c
     same(load(tmp_path).tables, Tables.concat([cell("a"), cell("b")]))
 
 
-@pytest.mark.parametrize("name", ["records", "heads", "coverage", "wiring", "behaviour", "training", "runs"])
+@pytest.mark.parametrize("name", [name for name in ORDER if name != "summary"])
 @pytest.mark.parametrize("size", [0, 1, 10, 10_000])
 def test_a_cell_torn_before_its_summary_is_dropped_and_measured_again(tmp_path: Path, name: str, size: int) -> None:
     started(tmp_path, "a")
@@ -418,7 +428,7 @@ def full_disk_at_sync(number: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("number", range(1, len(ORDER) + 1))
 def test_a_full_disk_leaves_every_file_as_it_was(tmp_path: Path, number: int) -> None:
     folder = started(tmp_path, "a")
     before = {item.name: item.read_bytes() for item in tmp_path.iterdir()}
@@ -429,9 +439,7 @@ def test_a_full_disk_leaves_every_file_as_it_was(tmp_path: Path, number: int) ->
         ) as caught,
     ):
         folder.append(cell("b"))
-    assert ["records", "heads", "coverage", "wiring", "behaviour", "training", "runs", "summary"][number - 1] in str(
-        caught.value
-    )
+    assert ORDER[number - 1] in str(caught.value)
     assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
 
 

@@ -1,34 +1,47 @@
-"""What a model's own init code says it does."""
+"""What a model's own init code says it does: only in branches that its own attributes don't rule out."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import re
-from collections.abc import Collection
+import textwrap
+from collections.abc import Collection, Iterator
+from typing import Any
 
 from torch import nn
 
-_DEPTH_CODE = re.compile(r"^[^#\n]*(std|init)[^#\n]*sqrt\([^#\n]*\b(n_layers?|num_hidden_layers|num_layers)\b", re.M)
+_INITS = re.compile(r"__init__|init|reset_parameters")
+_DEPTH = re.compile(r"(n|num|number)?_?(of_)?(hidden_|transformer_|decoder_|encoder_)?(layers?|blocks?)|depth|l|n")
+_OF_ELSE = object()  # what can't be known without running the code
 
 
 def depth_code(model: nn.Module, outputs: Collection[str] = ()) -> str:
     """Find the model's own init code that divides by a root of its depth, as `GPT2PreTrainedModel._init_weights`.
 
+    Read from the syntax tree, in any spelling: `/ math.sqrt(2 * config.n_layer)`, `* (2 * self.depth) ** -0.5`. Code
+    under a condition which the model's own attributes make false didn't run, and says nothing.
+
     Args:
-        model: any module.
+        model: read, never called.
         outputs: names of the parameters that such a code is asked about. One that names modules of the model, and none
             of these, is about others, as a head.
     """
     mine = {_holder(name) for name in outputs}
     others = {_holder(name) for name, _ in model.named_parameters()} - mine
-    owners = dict.fromkeys(owner for module in model.modules() for owner in type(module).__mro__)
-    for owner in owners:
-        if owner is object or owner.__module__.startswith("torch."):
-            continue
-        method, named = _depth_method(owner)
-        if method and not (mine and named & others and not named & mine):
-            return f"{owner.__name__}.{method}"
+    owners: dict[type, nn.Module] = {}
+    for module in model.modules():
+        for owner in type(module).__mro__:
+            if issubclass(owner, nn.Module) and not owner.__module__.startswith("torch."):
+                owners.setdefault(owner, module)
+    for owner, module in owners.items():
+        for name, root in _trees(owner):
+            named = _words(root)
+            if mine and named & others and not named & mine:
+                continue
+            if any(_divides(node) and _ran(path, module) for node, path in _nodes(root, ())):
+                return f"{owner.__name__}.{name}"
     return ""
 
 
@@ -39,13 +52,130 @@ def _holder(parameter: str) -> str:
 
 
 @functools.cache
-def _depth_method(owner: type) -> tuple[str, frozenset[str]]:
-    """The method that scales by depth, empty without one, and the words in it."""
-    for name in ("_init_weights", "init_weights", "reset_parameters", "__init__"):
-        try:
-            source = inspect.getsource(owner.__dict__[name])
-        except (KeyError, OSError, TypeError):  # not defined here, or typed into a prompt
+def _words(tree: ast.AST) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", ast.unparse(tree)))
+
+
+@functools.cache
+def _trees(owner: type) -> tuple[tuple[str, ast.AST], ...]:
+    """The functions of a class that set up its weights, parsed."""
+    found = []
+    for name, value in vars(owner).items():
+        function = inspect.unwrap(value) if callable(value) else value
+        if not _INITS.search(name) or not inspect.isfunction(function):
             continue
-        if _DEPTH_CODE.search(source):
-            return name, frozenset(re.findall(r"\w+", source))
-    return "", frozenset()
+        try:
+            found.append((name, ast.parse(textwrap.dedent(inspect.getsource(function)))))
+        except (OSError, TypeError, SyntaxError):  # typed into a prompt, or made elsewhere
+            continue
+    return tuple(sorted(found, key=lambda each: each[0] == "__init__"))
+
+
+def _nodes(
+    node: ast.AST, path: tuple[tuple[ast.expr, bool], ...]
+) -> Iterator[tuple[ast.AST, tuple[tuple[ast.expr, bool], ...]]]:
+    """Every node below one, with the conditions that it stands under and what each must be."""
+    yield node, path
+    for field, value in ast.iter_fields(node):
+        inside = path
+        if isinstance(node, ast.If | ast.IfExp) and field in ("body", "orelse"):
+            inside = (*path, (node.test, field == "body"))
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _nodes(child, inside)
+
+
+def _divides(node: ast.AST) -> bool:
+    """`x / sqrt(2 * n)`, `x * (2 * n) ** -0.5`, `x /= …`, `rsqrt(2 * n)`: a root of the depth below a std."""
+    if isinstance(node, ast.BinOp | ast.AugAssign):
+        right = node.right if isinstance(node, ast.BinOp) else node.value
+        if isinstance(node.op, ast.Div):
+            return _root(right) is not None and _depth(_root(right))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _number(node.right) == -0.5:
+            return _depth(node.left)
+    if isinstance(node, ast.Call):
+        return _called(node) == "rsqrt" and bool(node.args) and _depth(node.args[0])
+    return False
+
+
+def _root(node: ast.expr) -> ast.expr | None:
+    if isinstance(node, ast.Call) and _called(node) == "sqrt" and node.args:
+        return node.args[0]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _number(node.right) == 0.5:
+        return node.left
+    return None
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _number(node: ast.expr) -> float | None:
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        return None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _depth(node: ast.expr | None) -> bool:
+    """Whether what a root is taken of is a number of blocks, alone or times a number; `n` only beside one."""
+    if isinstance(node, ast.Call) and _called(node) in ("float", "int", "max", "tensor") and node.args:
+        return _depth(node.args[0])
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        sides = (node.left, node.right)
+        numbers = [_number(side) for side in sides]
+        return any(n is not None and _counts(side, short=True) for n, side in zip(numbers, sides[::-1], strict=True))
+    return isinstance(node, ast.expr) and _counts(node, short=False)
+
+
+def _counts(node: ast.expr, *, short: bool) -> bool:
+    if isinstance(node, ast.Call):
+        return _called(node) in ("len", "float", "int") and bool(node.args) and _named(node.args[0], short=short)
+    return _named(node, short=short)
+
+
+def _named(node: ast.expr, *, short: bool) -> bool:
+    name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+    return bool(_DEPTH.fullmatch(name.lower())) and (short or len(name) > 1)
+
+
+def _ran(path: tuple[tuple[ast.expr, bool], ...], module: nn.Module) -> bool:
+    """Whether no condition on the way is known to have gone the other way."""
+    return all((value := _value(test, module)) is _OF_ELSE or bool(value) == wanted for test, wanted in path)
+
+
+def _value(node: ast.expr, module: nn.Module) -> Any:
+    """What an expression of `self`, its config and literals is; `_OF_ELSE` where it holds anything else."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name):
+        held = vars(module).get(node.id, _OF_ELSE) if node.id in ("config", "cfg", "args") else _OF_ELSE
+        return module if node.id == "self" else held
+    if isinstance(node, ast.Attribute):
+        owner = _value(node.value, module)
+        held = {} if owner is _OF_ELSE else owner if isinstance(owner, dict) else getattr(owner, "__dict__", {})
+        value = held.get(node.attr, _OF_ELSE)
+        return (
+            value
+            if value is None or isinstance(value, bool | int | float | str) or hasattr(value, "__dict__")
+            else _OF_ELSE
+        )
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        value = _value(node.operand, module)
+        return _OF_ELSE if value is _OF_ELSE else not value
+    if isinstance(node, ast.BoolOp):
+        values = [_value(each, module) for each in node.values]
+        decided = isinstance(node.op, ast.Or)
+        if any(value is not _OF_ELSE and bool(value) == decided for value in values):
+            return decided
+        return _OF_ELSE if any(value is _OF_ELSE for value in values) else not decided
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        left, right = _value(node.left, module), _value(node.comparators[0], module)
+        if left is _OF_ELSE or right is _OF_ELSE:
+            return _OF_ELSE
+        if isinstance(node.ops[0], ast.Eq | ast.Is):
+            return left == right
+        if isinstance(node.ops[0], ast.NotEq | ast.IsNot):
+            return left != right
+    return _OF_ELSE

@@ -25,6 +25,7 @@ from initlab.anatomy.sizes import vocabulary
 from initlab.anatomy.tensors import changed, tensors
 from initlab.anatomy.unwrapping import eagerly, unwrap
 from initlab.errors import InitlabError, ProbeError
+from initlab.measure.draws import declared_rows, draw_rows
 from initlab.measure.losses import take_loss
 from initlab.measure.moments import Preset
 from initlab.measure.reach import reached
@@ -92,8 +93,8 @@ def measure_inputs(
         statistics: what is taken beside the moments, see `initlab.measure.statistics`; their columns come last.
 
     Returns:
-        records, heads (preset `full`), summary (one row), coverage and wiring; other `expected_*` columns
-        are NaN.
+        records, heads (preset `full`), summary (one row), coverage, wiring and, before any step, draws and declared;
+        other `expected_*` columns are NaN.
 
     Raises:
         ProbeError: the model's own forward or backward raised (chained), or its weights can't be measured.
@@ -160,6 +161,8 @@ def measure_inputs(
         summary=schema.table("summary", [summary]),
         coverage=schema.table("coverage", coverage),
         wiring=schema.table("wiring", wiring_rows(keys, anatomy)),
+        draws=schema.table("draws", [] if identity.step else draw_rows(keys, anatomy)),
+        declared=schema.table("declared", [] if identity.step else declared_rows(keys, anatomy)),
     )
 
 

@@ -106,6 +106,16 @@ class Result:
         return self.run.tables.behaviour
 
     @property
+    def draws(self) -> pd.DataFrame:
+        """How each matrix was drawn beside its scale, one row each; columns in `initlab.schema.DRAWS`."""
+        return self.run.tables.draws
+
+    @property
+    def declared(self) -> pd.DataFrame:
+        """What the model's configs say of its init, and what is so; columns in `initlab.schema.DECLARED`."""
+        return self.run.tables.declared
+
+    @property
     def worst(self) -> Severity | None:
         """The highest severity among the failed findings; None when every check passed."""
         return worst(self.findings)

@@ -15,6 +15,7 @@ from initlab.rundir import Run
 from initlab.schema import Tables
 
 KEYS = {"run_id": "r", "recipe": "r", "seed": 0, "step": 0, "n_layer": 4, "n_embd": 64}
+CELL = {name: value for name, value in KEYS.items() if name != "step"}
 RECORD = {**KEYS, "position": 0, "call": 0, "n_tokens": 64, "numel": 100, "frac_nonfinite": 0.0, "module": "m"}
 C_ATTN = "transformer.h.0.attn.c_attn.weight"
 C_PROJ = "transformer.h.0.attn.c_proj.weight"
@@ -58,17 +59,28 @@ ZERO = {
     "arguments": "",
     "where": "m.py:5 set",
 }
+UP, ALSO = "layers.1.up.weight", "layers.0.up.weight"
+DRAWN = {"layer": 1, "module": UP, "role": "mlp_in", "rows": 256, "columns": 64, "row_blocks": 1, "column_blocks": 1}
+DRAWN |= {
+    "row_copies": 0.0,
+    "column_copies": 0.0,
+    "shared": 1,
+    "likeness": 0.1,
+    "stable_rank": 30.0,
+    "usual_rank": 28.4,
+}
 
 
-def run_of(records=(), summary=(), heads=(), wiring=(), writes=(), behaviour=(), **manifest):
-    still = {k: v for k, v in KEYS.items() if k != "step"}
+def run_of(records=(), summary=(), heads=(), wiring=(), writes=(), behaviour=(), draws=(), declared=(), **manifest):
     tables = Tables(
         records=schema.table("records", [RECORD | row for row in records]),
         summary=schema.table("summary", [SUMMARY | row for row in summary]),
         heads=schema.table("heads", [KEYS | {"head": 0, "n_rows": 32, "entropy": 1.0} | row for row in heads]),
         writes=schema.table("writes", [WRITE | row for row in writes]),
-        wiring=schema.table("wiring", [still | row for row in wiring]),
-        behaviour=schema.table("behaviour", [still | row for row in behaviour]),
+        wiring=schema.table("wiring", [CELL | row for row in wiring]),
+        behaviour=schema.table("behaviour", [CELL | row for row in behaviour]),
+        draws=schema.table("draws", [CELL | DRAWN | row for row in draws]),
+        declared=schema.table("declared", [CELL | row for row in declared]),
     )
     return Run(tables, {"data": {"sum_p2": 0.05}, "cells": []} | manifest)
 
@@ -155,6 +167,59 @@ def silenced(output):
 def weights(std=0.02, expected=0.02, numel=10_000):
     row = {"kind": "weight", "site": "mlp_in", "role": "mlp_in", "layer": 1, "module": "h.1.c_fc.weight"}
     return [row | {"std": std, "var": std**2, "expected_var": expected**2, "numel": numel}]
+
+
+def matrices(**changes):
+    return run_of(summary=summary(), draws=[{"module": ALSO, "layer": 0}, changes])
+
+
+def says(std=0.02, kurtosis=0.0, also=(), n_layer=4, **found):
+    """A config that declares 0.02, and weights of some std by role."""
+    stds = dict.fromkeys(("attn_qkv", "attn_out", "mlp_in", "mlp_out", "token_embed"), std) | found
+    row = {"kind": "weight", "numel": 100_000, "n_layer": n_layer, "kurtosis": kurtosis}
+    rows = [
+        row | {"site": role, "role": role, "std": s, "layer": None if "embed" in role else 1, "module": f"h.1.{role}"}
+        for role, s in stds.items()
+    ]
+    said = [{"kind": "std", "name": "config.initializer_range", "said": 0.02, "about": ""}]
+    said += [{"kind": "other std", "name": f"config.{each}_std", "said": each, "about": ""} for each in also]
+    return run_of(rows, summary(), declared=said)
+
+
+def declared(kind, said, found, **more):
+    row = {"kind": kind, "name": "config.it", "said": said, "found": found, "about": "readout.weight words.weight"}
+    gain = {"kind": "weight", "site": "gate", "role": "gate", "module": "layers.0.gamma", "mean": 1.0}
+    return run_of([gain], summary(), declared=[row | more])
+
+
+def drawn_by(stds, n_layer=8, n_embd=64):
+    """Matrices by role: (std, fan_in) each, alike in all blocks."""
+    records, draws = [], []
+    for role, (std, fan_in) in stds.items():
+        for layer in [None] if role == "token_embed" else range(n_layer):
+            name = {"module": "words.weight" if layer is None else f"layers.{layer}.{role}.weight", "layer": layer}
+            cell = {"n_layer": n_layer, "n_embd": n_embd}
+            out = role in ("attn_out", "mlp_out")
+            shape = {"rows": n_embd if out else 4 * n_embd, "columns": fan_in, "role": role}
+            draws.append(cell | name | shape)
+            records.append(cell | name | {"kind": "weight", "site": role, "role": role, "std": std, "numel": 100_000})
+    return run_of(records, summary(), draws=draws)
+
+
+def gpt(out=0.02, mlp_out=None, mlp_in=0.02):
+    mlp_out = out if mlp_out is None else mlp_out
+    stds = {"token_embed": (0.02, 64), "attn_qkv": (0.02, 64), "attn_out": (out, 64), "mlp_gate": (0.02, 64)}
+    return drawn_by(stds | {"mlp_in": (mlp_in, 64), "mlp_out": (mlp_out, 256)})
+
+
+def by_fan(factor=1.0, out=1.0):
+    stds = {"attn_qkv": (factor / 8, 64), "attn_out": (out / 8, 64), "mlp_in": (factor / 8, 64)}
+    return drawn_by(stds | {"token_embed": (1 / 8, 64), "mlp_out": (out / 16, 256)})
+
+
+def gains(mean=1.0, spread=0.0):
+    row = {"role": "norm_gain", "columns": 1, "mean": mean, "spread": spread, "module": "layers.1.norm.weight"}
+    return run_of(summary=summary(), draws=[row])
 
 
 def level(ratio, loss=5.55):
@@ -485,6 +550,91 @@ CASES = {
         [close_to()],
         [close_to(closest=""), run_of(summary=summary())],
     ),
+    "INI005": (
+        [
+            (matrices(likeness=1.0, like=ALSO), "warning"),
+            (matrices(module="moe.up[1]", likeness=1.0, like="moe.up[0]"), "warning"),
+            (matrices(module="q.weight", likeness=0.95, like="k.weight"), "warning"),
+            (matrices(row_blocks=4, row_copies=0.75), "warning"),  # shards of one seed
+            (matrices(column_copies=0.1, column_which="8 to 15 are 0 to 7"), "warning"),  # two heads
+            (matrices(role="token_embed", row_copies=0.6), "warning"),
+        ],
+        [
+            matrices(),
+            matrices(likeness=0.6, like=ALSO),
+            matrices(likeness=math.nan, row_blocks=None, row_copies=math.nan),  # zeros
+            matrices(role="token_embed", row_copies=0.2, row_which="9 is 8"),  # added tokens
+        ],
+        [run_of(summary=summary())],
+    ),
+    "INI006": (
+        [(matrices(value=0.02, stable_rank=math.nan), "warning"), (matrices(stable_rank=1.0), "warning")],
+        [
+            matrices(),
+            matrices(value=0.0, stable_rank=math.nan),
+            matrices(stable_rank=64.0),  # orthogonal
+            matrices(stable_rank=1.0, usual_rank=3.5),  # too few rows to tell
+            matrices(stable_rank=8.0),
+        ],
+        [run_of(summary=summary())],
+    ),
+    "INI007": (
+        [
+            (matrices(shared=6, shared_as=UP), "warning"),
+            (matrices(shared=6, shared_as=UP, shared_by="config.share_layers"), "info"),
+        ],
+        [matrices()],
+        [run_of(summary=summary())],
+    ),
+    "INI008": (
+        [
+            (says(0.088, kurtosis=-1.2), "warning"),  # torch's defaults
+            (says(1e-5), "warning"),
+            (says(token_embed=0.6), "warning"),
+            (says(attn_qkv=0.08), "warning"),
+            (says(pos_embed=1.0), "warning"),
+        ],
+        [
+            says(),
+            says(0.0176),  # cut at two std
+            says(attn_out=0.02 / math.sqrt(8), mlp_out=0.02 / math.sqrt(8)),
+            says(0.1, also=[0.1]),  # the number of another key
+            says(0.05, attn_qkv=0.06, mlp_out=0.04),  # another formula
+            says(token_embed=0.125),  # 1/√n_embd
+            says(pos_embed=0.7, kurtosis=-1.5),  # sinusoids
+        ],
+        [run_of(weights(), summary())],
+    ),
+    "INI009": (
+        [
+            (declared("tied", 1.0, 0.0), "warning"),
+            (declared("tied", 0.0, 1.0), "warning"),
+            (declared("embed scale", 8.0, 1.0), "warning"),
+            (declared("layer scale", 0.1, math.nan, about="layers.0.gamma"), "warning"),
+        ],
+        [
+            declared("tied", 1.0, 1.0),
+            declared("embed scale", 8.0, 8.0),
+            declared("layer scale", 1.0, math.nan, about="layers.0.gamma"),
+        ],
+        [run_of(summary=summary()), declared("layer scale", 0.1, math.nan, about="gone")],
+    ),
+    "INI010": (
+        [
+            (gpt(0.005, mlp_out=0.02), "warning"),
+            (gpt(0.005, mlp_out=0.02, mlp_in=0.005), "warning"),  # llama2.c
+            (gpt(0.02, mlp_out=0.005), "warning"),
+            (by_fan(0.25, 0.25), "warning"),  # every matrix
+            (gpt(0.02 / 16), "info"),  # twice
+        ],
+        [gpt(), gpt(0.005), by_fan(), by_fan(1.0, 0.25), by_fan(0.5, 0.125), gpt(0.01, mlp_out=0.015)],
+        [run_of(summary=summary())],
+    ),
+    "INI011": (
+        [(gains(0.0, 0.01), "warning"), (gains(math.nan, math.nan), "warning"), (gains(0.5, 0.3), "warning")],
+        [gains(), gains(0.1), gains(0.0), gains(1.0, 0.01)],
+        [run_of(summary=summary())],
+    ),
     "RES003": (
         [
             (branch_writes([1.0, 1.0, 3.0], [1.0] * 3), "warning"),
@@ -787,7 +937,7 @@ def test_every_rule_has_cases_and_a_text():
         assert all(f"{{{name}}}" in rule.limit for name in rule.limits), rule.code
 
 
-LAST_NUMBER = {"ACT": 2, "ATT": 2, "BEH": 8, "DRW": 8, "EMB": 1, "GRD": 2, "INI": 4, "LOG": 2, "NUM": 4, "RES": 7}
+LAST_NUMBER = {"ACT": 2, "ATT": 2, "BEH": 8, "DRW": 8, "EMB": 1, "GRD": 2, "INI": 11, "LOG": 2, "NUM": 4, "RES": 7}
 LAST_NUMBER |= {"SCL": 2, "WIR": 8}
 CODES_EVER = {f"{family}{number:03}" for family, last in LAST_NUMBER.items() for number in range(1, last + 1)}
 

@@ -1,0 +1,117 @@
+"""From a model to rows of the tables `draws` (is each matrix a draw of its own, of full rank?) and `declared`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+
+from initlab.anatomy.declaring import declarations
+from initlab.anatomy.look import Anatomy
+from initlab.anatomy.parameters import Parameter
+from initlab.anatomy.sharing import shared, sharing_said
+from initlab.drawing.copies import likest, repeated, sketch
+from initlab.drawing.spectrum import stable_rank
+from initlab.recipes import Role
+from initlab.recipes.base import INNER, OUTPUTS
+
+_DRAWN = (*INNER, *OUTPUTS, Role.ROUTER, Role.TOKEN_EMBED, Role.UNEMBED)
+_FULL = 8  # rows and columns; of fewer the rank says nothing
+_LIKE = 0.5  # correlation from which an earlier matrix is named; by chance it is below 0.35
+
+
+def draw_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
+    """Make a row for each matrix that is drawn at random in all models that anyone trains.
+
+    These are those of attention, MLPs, routers, the token table and the head, and layers whose class is nn.Linear.
+    Positions, gates, convolutions and state matrices often hold a pattern that is meant. Then a row for each norm.
+
+    Args:
+        keys: the cell's key columns; the step isn't one of this table.
+        anatomy: of the model.
+    """
+    keys = {name: value for name, value in keys.items() if name != "step"}
+    copies, said = shared(anatomy.model), sharing_said(anatomy.model)
+    rows, sketches, owners = list[dict[str, Any]](), list[Tensor](), list[int]()
+    for place, name, matrix in _matrices(anatomy):
+        others = copies.get(place.name, [])
+        row = keys | {
+            "layer": place.layer,
+            "module": name,
+            "role": place.role.value,
+            "rows": matrix.shape[0],
+            "columns": matrix.shape[1],
+            "shared": 1 + len(others),
+            "shared_as": others[0] if others else "",
+            "shared_by": said if others else "",
+        }
+        rows.append(row | _structure(matrix, place.padding_row))
+        drawn = sketch(matrix)
+        if drawn is not None:
+            owners.append(len(rows) - 1)
+            sketches.append(drawn)
+    for at, (other, value) in zip(owners, likest(sketches), strict=True):
+        rows[at] |= {"like": rows[owners[other]]["module"] if value > _LIKE else "", "likeness": value}
+    return rows + [keys | gain for gain in _gains(anatomy)]
+
+
+def _gains(anatomy: Anatomy) -> Iterator[dict[str, Any]]:
+    """Of each norm what it multiplies with, if that is one number."""
+    named = dict(anatomy.model.named_parameters())
+    for place in anatomy.parameters:
+        if place.role != Role.NORM_GAIN or not named[place.name].requires_grad or not named[place.name].numel():
+            continue
+        gain = named[place.name].detach().float() + place.offset
+        alike = bool((gain == gain.flatten()[0]).all())
+        yield {
+            "layer": place.layer,
+            "module": place.name,
+            "role": place.role.value,
+            "rows": gain.numel(),
+            "columns": 1,
+            "value": float(gain.flatten()[0]) if alike else math.nan,
+            "mean": float(gain.mean()),
+            "spread": float(gain.std(correction=0)),
+        }
+
+
+def declared_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
+    """Make a row for each thing that the model's configs declare of its init.
+
+    Args:
+        keys: the cell's key columns; the step isn't one of this table.
+        anatomy: of the model.
+    """
+    keys = {name: value for name, value in keys.items() if name != "step"}
+    return [keys | asdict(each) for each in declarations(anatomy.model, anatomy.parameters, anatomy.wirings)]
+
+
+def _matrices(anatomy: Anatomy) -> Iterator[tuple[Parameter, str, Tensor]]:
+    """What is drawn: (place, name, matrix), one of a stack of experts at a time."""
+    modules = dict(anatomy.model.named_modules())
+    for name, parameter in anatomy.model.named_parameters():
+        place = anatomy.places.get(name)
+        if place is None or not parameter.requires_grad or parameter.dim() not in (2, 3) or not parameter.numel():
+            continue
+        if place.role not in _DRAWN and not isinstance(modules[name.rpartition(".")[0]], nn.Linear):
+            continue
+        values = parameter.detach()
+        if values.dim() == 2:
+            yield place, name, values
+        else:
+            yield from ((place, f"{name}[{number}]", each) for number, each in enumerate(values))
+
+
+def _structure(matrix: Tensor, padding: int | None) -> dict[str, Any]:
+    row = matrix[1 if padding == 0 and len(matrix) > 1 else 0]
+    if min(matrix.shape) > 1 and bool((row == row[0]).all()) and bool((matrix == row[0]).all()):
+        return {"value": float(row[0])}
+    rows, columns = repeated(matrix), repeated(matrix.T)
+    names = ("blocks", "copies", "which")
+    found: dict[str, Any] = {f"row_{name}": each for name, each in zip(names, rows, strict=True)}
+    found |= {f"column_{name}": each for name, each in zip(names, columns, strict=True)}
+    rank = stable_rank(matrix) if min(matrix.shape) >= _FULL else (math.nan, math.nan)
+    return found | dict(zip(("stable_rank", "usual_rank"), rank, strict=True))

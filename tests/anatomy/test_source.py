@@ -1,0 +1,75 @@
+"""Init code that scales by depth, in the spellings that people write, and code that didn't run."""
+
+import math
+from typing import Any
+
+import pytest
+from torch import nn
+
+from initlab.anatomy.source import depth_code
+
+
+class Base(nn.Module):
+    def __init__(self, n: int = 4, **said: Any) -> None:
+        super().__init__()
+        self.n, self.depth, self.n_layer = n, n, n
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(n))
+        self.scaled = bool(said.get("scaled", True))
+        self.dim = 8
+        self.init_all()
+
+    def init_all(self) -> None: ...
+
+
+class Root(Base):
+    def init_all(self) -> None:
+        for name, p in self.named_parameters():
+            nn.init.normal_(p, 0, 0.02 / math.sqrt(2 * self.n) if name.endswith("weight") else 0.02)
+
+
+class Power(Base):
+    def init_all(self) -> None:
+        for p in self.parameters():
+            nn.init.normal_(p, 0, 0.02 * (2 * len(self.blocks)) ** -0.5)
+
+
+class Local(Base):
+    def init_all(self) -> None:
+        n = self.depth
+        std = 0.02
+        std /= (2 * n) ** 0.5
+        for p in self.parameters():
+            nn.init.normal_(p, 0, std)
+
+
+class Conditional(Base):
+    def init_all(self) -> None:
+        std = 0.02
+        if self.scaled and self.n > 1:
+            std = std / math.sqrt(2.0 * self.n_layer)
+        for p in self.parameters():
+            nn.init.normal_(p, 0, std)
+
+
+class Fan(Base):
+    def init_all(self) -> None:
+        for p in self.parameters():
+            n = p.numel()
+            nn.init.normal_(p, 0, math.sqrt(2.0 / n) + 1 / math.sqrt(2 * self.dim) + 1 / math.sqrt(n))
+
+
+class Said(Base):
+    def init_all(self) -> None:
+        """Doesn't divide by math.sqrt(2 * n_layer)."""
+        # std = 0.02 / math.sqrt(2 * self.n_layer)
+
+
+@pytest.mark.parametrize("kind", [Root, Power, Local, Conditional])
+def test_any_spelling_is_found(kind: type[Base]) -> None:
+    assert depth_code(kind()) == f"{kind.__name__}.init_all"
+    assert depth_code(nn.Sequential(nn.Linear(2, 2), kind())) == f"{kind.__name__}.init_all"
+
+
+@pytest.mark.parametrize("model", [Conditional(scaled=False), Fan(), Said(), nn.Linear(2, 2)])
+def test_what_did_not_run_and_other_roots_say_nothing(model: nn.Module) -> None:
+    assert depth_code(model) == ""
