@@ -269,8 +269,8 @@ def _ranges(places: Sequence[int]) -> str:
 def _random(passes: Passes, inputs: Inputs, base: Pass, noise: float) -> dict[str, Any]:
     """How far two passes in eval differ that draw with other seeds."""
     row = {"check": "random", "scale": 1.0, "noise": noise}
-    first = passes.run(inputs, training=False) if passes.model.training else base
-    if not first.drew:
+    first = passes.run(inputs, training=False) if base.drew and passes.model.training else base
+    if not first.drew:  # what draws nothing in training draws nothing in eval
         return row | {"value": 0.0}
     second = passes.run(inputs, training=False, seed=passes.seed + 1, listen=True)
     return row | {"value": max(map(max, first.moved(second))), "where": ", ".join(second.dropped)}

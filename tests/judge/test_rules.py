@@ -791,7 +791,7 @@ CASES = {
     "BEH001": (
         [
             (behaved("later", 0.01), "error"),
-            (behaved("later", 0.01, changes=None), "warning"),
+            (behaved("later", 0.01, changes=None), "info"),
             (behaved("later", 0.01, changes=None, aim="next-token", targets="labels"), "error"),
             (behaved("later", 0.01, changes=None, share=0.2), "error"),
             (behaved("later", 0.01, routed=1), "info"),

@@ -29,13 +29,13 @@ _TOLD = 500.0  # times the noise that what should move has to move, before that 
     needs=f"{_NEEDS}, and a loss over next tokens",
     limits=_LIMITS,
     unit="× rounding",
-    limit=f"{_LIMIT}; an error where the class says next tokens, attention is masked, or some positions alone move",
+    limit=f"{_LIMIT}; a note where neither class nor mask nor positions that stay say that it is to be causal",
     basis="derived",
     why="An output that reads the token it has to predict copies it: the loss falls to nothing in training, and what "
     "is learned can't generate. " + _BASIS,
     advice="look for what mixes positions beside attention: a norm, mean or softmax over the sequence's dimension, a "
     "convolution that isn't padded on the left alone, a reshape where a transpose belongs",
-    false_alarms="Masked and diffusion models whose class doesn't say so: a warning. Experts that choose their tokens "
+    false_alarms="Masked and diffusion models whose class doesn't say so: a note. Experts that choose their tokens "
     "read later ones, and so may experts that are full: a note.",
     source="Vaswani et al. 2017, section 3.2.3; Zhou et al. 2022, 2202.09368, section 5, for experts' choice",
     since="0.1.0",
@@ -58,7 +58,7 @@ def reads_later_tokens(case: Case, rows: pd.DataFrame) -> Finding:
         if not moves(row, case.limits["most"]):
             continue
         sure = row["aim"] == "next-token" or row["masked"] > 0 or row["share"] < 1
-        severity: Severity = "info" if row["routed"] == 1 else "error" if sure else "warning"
+        severity: Severity = "error" if sure and row["routed"] != 1 else "info"
         text = f"The output of earlier positions moves by {percent(row['value'])} when a later token changes"
         text += f" ({row['where']})"
         text += ", although attention is masked" if row["masked"] > 0 else ""
