@@ -31,6 +31,7 @@ FILES = [
     "summary.csv",
     "training.csv",
     "wiring.csv",
+    "writes.csv",
 ]
 
 
@@ -71,6 +72,7 @@ def cell(run_id: str, rows: int = 3, **values: Any) -> Tables:
         summary=schema.table("summary", [row("summary", 0)]),
         coverage=schema.table("coverage", [row("coverage", 0)]),
         wiring=schema.table("wiring", [row("wiring", 0), row("wiring", 1)]),
+        writes=schema.table("writes", [row("writes", 0), row("writes", 1)]),
         training=schema.table("training", [row("training", 0), row("training", 1)]),
         runs=schema.table("runs", [row("runs", 0)]),
     )
@@ -277,7 +279,7 @@ def test_a_torn_last_line_of_the_summary_drops_that_cell_alone(tmp_path: Path, c
     same(load(tmp_path).tables, Tables.concat([cell("a"), cell("b")]))
 
 
-@pytest.mark.parametrize("name", ["records", "heads", "coverage", "wiring", "training", "runs"])
+@pytest.mark.parametrize("name", ["records", "heads", "coverage", "wiring", "writes", "training", "runs"])
 @pytest.mark.parametrize("size", [0, 1, 10, 10_000])
 def test_a_cell_torn_before_its_summary_is_dropped_and_measured_again(tmp_path: Path, name: str, size: int) -> None:
     started(tmp_path, "a")
@@ -416,7 +418,7 @@ def full_disk_at_sync(number: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_a_full_disk_leaves_every_file_as_it_was(tmp_path: Path, number: int) -> None:
     folder = started(tmp_path, "a")
     before = {item.name: item.read_bytes() for item in tmp_path.iterdir()}
@@ -427,7 +429,9 @@ def test_a_full_disk_leaves_every_file_as_it_was(tmp_path: Path, number: int) ->
         ) as caught,
     ):
         folder.append(cell("b"))
-    assert ["records", "heads", "coverage", "wiring", "training", "runs", "summary"][number - 1] in str(caught.value)
+    assert ["records", "heads", "coverage", "wiring", "writes", "training", "runs", "summary"][number - 1] in str(
+        caught.value
+    )
     assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
 
 
