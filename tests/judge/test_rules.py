@@ -206,10 +206,10 @@ def drawn_by(stds, n_layer=8, n_embd=64):
     return run_of(records, summary(), draws=draws)
 
 
-def gpt(out=0.02, mlp_out=None, mlp_in=0.02):
+def gpt(out=0.02, mlp_out=None, mlp_in=0.02, n_layer=8):
     mlp_out = out if mlp_out is None else mlp_out
     stds = {"token_embed": (0.02, 64), "attn_qkv": (0.02, 64), "attn_out": (out, 64), "mlp_gate": (0.02, 64)}
-    return drawn_by(stds | {"mlp_in": (mlp_in, 64), "mlp_out": (mlp_out, 256)})
+    return drawn_by(stds | {"mlp_in": (mlp_in, 64), "mlp_out": (mlp_out, 256)}, n_layer)
 
 
 def by_fan(factor=1.0, out=1.0):
@@ -627,7 +627,10 @@ CASES = {
             (by_fan(0.25, 0.25), "warning"),  # every matrix
             (gpt(0.02 / 16), "info"),  # twice
         ],
-        [gpt(), gpt(0.005), by_fan(), by_fan(1.0, 0.25), by_fan(0.5, 0.125), gpt(0.01, mlp_out=0.015)],
+        [
+            *[gpt(), gpt(0.005), gpt(0.01, n_layer=2), gpt(0.01, mlp_out=0.015)],
+            *[by_fan(), by_fan(1.0, 0.25), by_fan(0.5, 0.125)],
+        ],
         [run_of(summary=summary())],
     ),
     "INI011": (
