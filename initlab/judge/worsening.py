@@ -63,7 +63,8 @@ def _checks(found: Sequence[Finding], now: Sequence[Finding], *, hidden: bool) -
 
 def _records(before: Run, after: Run, again: Run) -> list[str]:
     columns = [column for column in _RECORDS if column in before.tables.records]
-    tables = [_indexed(run.tables.records, [*_ROW], columns) for run in (before, after, again)]
+    moved = [run.tables.records.query("kind != 'weight'") for run in (before, after, again)]  # what the weights do
+    tables = [_indexed(records, _ROW, columns) for records in moved]
     said = []
     for column in columns:
         old, new, other = (table[column].astype(float) for table in tables)
