@@ -37,8 +37,9 @@ def worse(before: Run, after: Run, again: Run, found: Sequence[Finding], now: Se
         now: of `after`.
     """
     errors, left = ({f.code for f in each if f.status == "fail" and f.severity == "error"} for each in (found, now))
-    said = _checks(found, now, hidden=bool(errors - left))
-    if before.tables.records["frac_nonfinite"].gt(0).any():
+    broken = before.tables.records["frac_nonfinite"].gt(0).any()
+    said = _checks(found, now, hidden=bool(errors - left) or bool(broken))
+    if broken:
         return said
     said += [*_records(before, after, again), *_heads(before, after, again)]
     return said if errors - left else [*said, *_start(before, after, again)]
