@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROUNDS = 6  # of finding, change, new measurement: a change can uncover what another finding hid
-_SINGLE = 4  # groups that are tried one by one where all of them don't help
+_SINGLE = 4  # groups or fewer that are tried one by one where all of them don't help
 
 
 class Look:
@@ -176,7 +176,7 @@ class _Search:
             if not found:
                 continue
             tried |= {_key(change) for group in found for change in group.changes}
-            singles = [[group] for group in found[:_SINGLE]] if len(found) > 1 else []
+            singles = [[group] for group in found] if 1 < len(found) <= _SINGLE else []
             for some in [found, *singles]:
                 seen = self._tried([*groups, *some])
                 if self._helps(look, seen):

@@ -56,7 +56,7 @@ def odd_siblings(counted: Sequence[Entry], wanted: Sequence[Change] = ()) -> lis
         wanted: draws of a recipe, for what has no sound sibling; without one it stays.
 
     Returns:
-        groups: numbers that aren't finite; matrices that are no draw, by role; copies; rows inside a matrix; scales,
+        groups: numbers that aren't finite; matrices that are no draw; copies; rows inside a matrix; scales,
         by block; gains and biases.
     """
     trained = [entry for entry in counted if entry["trains"] and entry["role"] != "other"]
@@ -152,7 +152,7 @@ def _not_finite(entries: Sequence[Entry], kin: dict[str, list[Entry]], recipe: d
 
 def _undrawn(entries: Sequence[Entry], kin: dict[str, list[Entry]], recipe: dict[str, Change]) -> Iterator[Group]:
     """Matrices that are constant or of low rank, and zeros among siblings that aren't."""
-    found: dict[str, list[Change]] = {}
+    found: dict[str, list[Change]] = {}  # by what they are: one cause
     for entry in entries:
         if entry["role"] in VECTORS or entry["role"] == "gate" or entry["bad"] or len(entry["shape"]) < 2:
             continue
@@ -171,7 +171,7 @@ def _undrawn(entries: Sequence[Entry], kin: dict[str, list[Entry]], recipe: dict
             change = _change(entry, Normal(entry["rms"]), f"{text}; its own scale stays", "draw, normal")
         else:
             continue
-        found.setdefault(entry["role"], []).append(change)
+        found.setdefault(entry["kind"], []).append(change)
     for changes in found.values():
         yield Group(tuple(changes), changes[0].why)
 

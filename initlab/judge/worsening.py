@@ -37,8 +37,9 @@ def worse(before: Run, after: Run, again: Run, found: Sequence[Finding], now: Se
         now: of `after`.
     """
     errors, left = ({f.code for f in each if f.status == "fail" and f.severity == "error"} for each in (found, now))
-    said = _checks(found, now, hidden=bool(errors - left))
-    if before.tables.records["frac_nonfinite"].gt(0).any():
+    broken = before.tables.records["frac_nonfinite"].gt(0).any()
+    said = _checks(found, now, hidden=bool(errors - left) or bool(broken))
+    if broken:
         return said
     said += [*_records(before, after, again), *_heads(before, after, again)]
     return said if errors - left else [*said, *_start(before, after, again)]
@@ -63,7 +64,8 @@ def _checks(found: Sequence[Finding], now: Sequence[Finding], *, hidden: bool) -
 
 def _records(before: Run, after: Run, again: Run) -> list[str]:
     columns = [column for column in _RECORDS if column in before.tables.records]
-    tables = [_indexed(run.tables.records, [*_ROW], columns) for run in (before, after, again)]
+    moved = [run.tables.records.query("kind != 'weight'") for run in (before, after, again)]  # what the weights do
+    tables = [_indexed(records, _ROW, columns) for records in moved]
     said = []
     for column in columns:
         old, new, other = (table[column].astype(float) for table in tables)

@@ -135,7 +135,7 @@ def float16_gradient_underflow(case: Case, rows: pd.DataFrame) -> Finding:
     text = f"{share:.0%} of the gradients lie below float16's smallest normal number ({trimmed(float(_HALF.tiny), 1)})"
     if share <= limit:
         return case.passed(text, **common)
-    lift = 100 * float(_HALF.tiny) / float(worst["typical"]) if worst["typical"] else 2.0**16
+    lift = 100 * float(_HALF.tiny) / float(worst["typical"]) if worst["typical"] > 0 else 2.0**16
     scale = 2.0 ** max(math.ceil(math.log2(lift)), 1)
     return case.failed(
         text,
