@@ -630,6 +630,9 @@ CASES = {
         [
             *[gpt(), gpt(0.005), gpt(0.01, n_layer=2), gpt(0.01, mlp_out=0.015)],
             *[by_fan(), by_fan(1.0, 0.25), by_fan(0.5, 0.125)],
+            drawn_by(
+                {"token_embed": (0.02, 64), "attn_q": (0.005, 64), "attn_out": (0.005, 64), "mlp_in": (0.005, 64)}
+            ),
         ],
         [run_of(summary=summary())],
     ),

@@ -103,7 +103,9 @@ def _everything(part: pd.DataFrame, tables: pd.DataFrame, n: int, factor: float)
     if n < 2 or not part["role"].isin(INNER).any() or not part["role"].isin(OUTPUTS).any():
         return []
     fans = part["wide"] / part["std"]
-    wide = fans.max() > 1.2 * fans.min() and any(_near(part["wide"] * factor / cut, part).all() for cut in (1.0, _CUT))
+    if fans.max() < 1.2 * fans.min():
+        return []  # of one fan_in a std by fan_in and one for all can't be told apart, nor a factor from chance
+    wide = any(_near(part["wide"] * factor / cut, part).all() for cut in (1.0, _CUT))
     table = float(tables["std"].iloc[0]) if len(tables) == 1 else math.nan
     flat = _alike(part["std"], part) and bool(_near(part["std"] * factor / table, part).all())
     if not (wide or flat):
