@@ -16,6 +16,7 @@ from initlab.judge.siblings import Group
 from initlab.judge.worsening import worse
 from initlab.recipes import Recipe, registry
 from initlab.results import Probe
+from initlab.results.tracing import CODES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,16 +55,21 @@ class Look:
         self.entries = census(anatomy)
         self.stds = declared_stds(model)
         failed = [f for f in found.findings if f.status == "fail" and f.severity != "info"]
+        # what the init code did stays done: a changed copy wasn't made by it, and can't be judged by these
+        self.drawn: list[Finding] = [f for f in failed if f.code.startswith(CODES)] if first is None else first.drawn
+        failed = _of_weights(failed)
         # a declared recipe says what was meant, and INI001 whether it is so
         said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)
         unscaled = None if said else unscaled_outputs(self.rows, _growth(found))
         unscaled = unscaled if unscaled is not None and unscaled.code in counted else None
+        # a block that is drawn otherwise hides which recipe the others are of; once it is mended, they say
+        self.undecided = first is None and any(finding.code == "INI003" for finding in failed)
         if unscaled is not None and first is not None and first.unscaled:  # what was meant, the model as found says
             unscaled = replace(unscaled, severity="warning")
         # An embedding that shrinks leaves the same writes above it: that is no fault of the change, nor to be chased.
-        counts = first is None or first.unscaled
+        counts = not self.undecided if first is None else first.unscaled or first.undecided
         self.unscaled: bool = unscaled is not None and unscaled.severity != "info" and counts
-        self.notes = [unscaled] if unscaled and not self.unscaled else []
+        self.notes = self.drawn + ([unscaled] if unscaled and not self.unscaled else [])
         self.problems: list[Finding] = failed + ([unscaled] if unscaled and self.unscaled else [])
 
     @property
@@ -223,8 +229,8 @@ class _Search:
             self.first.probe.run,
             look.probe.run,
             self._again.run,
-            self.first.probe.findings,
-            look.probe.findings,
+            _of_weights(self.first.probe.findings),
+            _of_weights(look.probe.findings),
         )
 
     def _refuse(self, groups: Sequence[Group], reason: str) -> None:
@@ -255,6 +261,11 @@ class _Search:
     def _recipe(self, id: str) -> Recipe:
         own = [each for each in (self.declared, self.first.config) if each is not None and each.id == id]
         return own[0] if own else registry.get(id)
+
+
+def _of_weights(findings: Sequence[Finding]) -> list[Finding]:
+    """Those that a copy can be judged by, which no init code made."""
+    return [finding for finding in findings if not finding.code.startswith(CODES)]
 
 
 def _likely(change: Change, gone: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -211,10 +212,18 @@ def _made(model: Any) -> nn.Module:
 
     from initlab.drawing.tracing import trace
 
-    if isinstance(model, nn.Module) or not callable(model):
+    if isinstance(model, nn.Module) or not callable(model) or (isinstance(model, type) and _asks(model)):
         found: nn.Module = model
         return found
     return trace(model).model
+
+
+def _asks(factory: Any) -> bool:
+    """Whether it can't be called without arguments, as most classes of modules can't."""
+    given = inspect.signature(factory).parameters.values()
+    return any(
+        each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in given
+    )
 
 
 def _expect(tables: Tables, anatomy: Anatomy, inputs: Inputs, described: dict[str, Any], recipe: Recipe | None) -> None:

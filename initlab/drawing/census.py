@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.parameters import Parameter
+from initlab.anatomy.restoring import random_state_kept
 from initlab.drawing.uneven import odd_rows
 from initlab.recipes import Role
 
@@ -121,7 +122,7 @@ def _as_made(model: nn.Module) -> set[str]:
             continue
         try:
             twin = copy.deepcopy(module)
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), random_state_kept(module):
                 for parameter in twin.parameters():
                     parameter.fill_(math.nan)
                 twin.reset_parameters()

@@ -39,7 +39,7 @@ class Place:
     named: FrameType | None
 
 
-def place(frame: FrameType | None, stop: FrameType) -> Place:
+def place(frame: FrameType | None, stop: FrameType | None) -> Place:
     """Find the innermost line outside torch, initlab, Python's own library and functions that write one tensor.
 
     Such functions end in `_`, as torch's `normal_` and those of other libraries do: who calls them decides.

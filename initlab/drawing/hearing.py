@@ -104,7 +104,7 @@ class Hearing(TorchDispatchMode):
 
     def __init__(self, stop: FrameType):
         super().__init__()
-        self.stop = stop
+        self.stop: FrameType | None = stop
         self.memories: dict[StorageWeakRef, Memory] = {}  # weak, so that an address isn't used again meanwhile
         self.held: dict[int, tuple[weakref.ref[nn.Module], dict[str, list[Held]]]] = {}
         self.problems: list[str] = []

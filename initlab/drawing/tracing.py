@@ -55,6 +55,8 @@ def trace(factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Traced:
             made = factory(*args, **kwargs)
     except (Exception, SystemExit) as error:
         raise ProbeError(f"{name} raised {type(error).__name__}: {error}") from error
+    finally:
+        hearing.stop = None  # the frame holds this very object, and the model: neither would go with its last reference
     if not isinstance(made, nn.Module):
         raise ProbeError(f"{name} returned {type(made).__name__}; expected a torch.nn.Module")
     model, notes = bare(made)

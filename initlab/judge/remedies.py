@@ -164,7 +164,7 @@ def towards(row: dict[str, Any], std: float, finding: Finding, why: str, model: 
 
 
 def plain(factor: float, slack: float, *others: float) -> float:
-    """Give the whole number, ten of them, or root of 2, or one over it, that chance doesn't tell a factor from.
+    """Give the whole number (to 12), root of 2 or other one, or its inverse, that chance doesn't tell a factor from.
 
     Args:
         factor: as measured.
@@ -174,7 +174,7 @@ def plain(factor: float, slack: float, *others: float) -> float:
     Returns:
         The factor itself, where there is no such number.
     """
-    for number in (*others, *range(2, 13), *range(20, 101, 10), *(10**n for n in range(3, 10)), math.sqrt(2)):
+    for number in (*others, *range(2, 13), math.sqrt(2)):
         for each in (float(number), 1 / number):
             if abs(math.log(factor / each)) <= min(slack, TOLERANCE):
                 return each

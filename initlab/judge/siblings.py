@@ -30,7 +30,7 @@ _MOST = 2 / 3  # of the siblings agree
 _SIGMAS = 5.0
 _DRAWN = ("normal", "uniform", "")
 _UNDRAWN = ("constant", "low rank")
-_TABLES = ("token_embed", "unembed")
+_ROUND = (*range(20, 101, 10), *(10**n for n in range(3, 10)))  # factors that a slip may have had
 
 Entry = dict[str, Any]
 
@@ -199,7 +199,7 @@ def _rows(entries: Sequence[Entry], kin: dict[str, list[Entry]]) -> Iterator[Gro
         for odd in entry["odd"]:
             if (odd["part"], odd["rows"]) in usual or odd["rms"] == 0:
                 continue
-            factor = plain(odd["rest"] / odd["rms"], 0.05)
+            factor = plain(odd["rest"] / odd["rms"], 0.02, *_ROUND)
             text = f"{odd['which']} have std {trimmed(odd['rms'])}, the others {trimmed(odd['rest'])}"
             changes.append(_scaled(entry, factor, text, found=odd["rms"], rows=odd["rows"]))
     if changes:
@@ -223,7 +223,7 @@ def _scales(families: Iterable[Sequence[Entry]], taken: set[str]) -> Iterator[Gr
         odd += [one for one in beside if abs(math.log(one[1])) > math.log(_BESIDE) + _SIGMAS * one[2]]
         changes = []
         for entry, factor, error, count in _common(odd):
-            factor = plain(factor, 3 * error)
+            factor = plain(factor, 3 * error, *_ROUND)
             others = f"{trimmed(entry['std'] * factor)} in the other {count - 1} blocks"
             changes.append(_scaled(entry, factor, f"{entry['name']} has std {trimmed(entry['std'])}, {others}"))
         yield Group(tuple(changes), "; ".join(change.why for change in changes))

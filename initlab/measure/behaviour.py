@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from initlab.anatomy.arguments import parameters
+from initlab.anatomy.arguments import DECODED, parameters
 from initlab.anatomy.inputs import Inputs
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.tensors import changed, tensors
@@ -25,6 +25,7 @@ from initlab.measure.passes import REGROUPED, REGROUPED_16, REGROUPED_64, Pass, 
 from initlab.measure.targets import shift_of
 from initlab.measure.wired import aim_of
 from initlab.recipes import Role
+from initlab.wiring import Attention
 
 CHECKS = ("later", "context", "order", "samples", "rows", "targets", "random", "padding")
 DRAWS = "how much the model draws at random depends on what it reads"
@@ -154,9 +155,18 @@ class Reading:
             told: dict[str, Any] = {"value": max(earlier), "scale": reach, "share": len(places) / at, "where": said}
             if places and where:
                 told = {"note": "samples of the batch aren't apart, which moves positions too"}
+            elif places and self._one_for_both():
+                told = {"note": "one argument holds what the encoder reads, of which all is seen, and the decoder"}
             yield row | told | {"check": "later"}
             yield row | {"check": "context", "value": reach, "where": where if reach <= self.noise else ""}
         yield row | {"check": "samples", "value": mixed, "where": where}
+
+    def _one_for_both(self) -> bool:
+        """Whether a decoder that sees another stack is changed together with what that one reads."""
+        blocks = [block for wiring in self.passes.anatomy.seen for block in wiring.blocks]
+        bodies = [branch.body for block in blocks for branch in block.branches()]
+        sees = any(isinstance(body, Attention) and body.cross is not None for body in bodies)
+        return sees and not any(DECODED.search(name) for name in self.names)
 
     def _mixing(self, at: int, reach: float) -> str:
         """What samples are mixed by: norms over the batch, or its axis taken for the sequence's."""

@@ -75,7 +75,7 @@ class Passes:
 
     def __init__(self, anatomy: Anatomy, autocast: torch.dtype | None, seed: int):
         self.model, self.seed = anatomy.model, seed
-        self._anatomy, self._autocast = anatomy, autocast
+        self.anatomy, self._autocast = anatomy, autocast
         self._device = next(self.model.parameters()).device
 
     def run(
@@ -156,7 +156,7 @@ class Passes:
     @cached_property
     def _nudged(self) -> dict[str, Tensor]:
         """Copies of the parameters that let nothing through, with small random numbers in them; gates are opened."""
-        biases = {each.name for each in self._anatomy.parameters if each.role in (Role.BIAS, Role.NORM_BIAS)}
+        biases = {each.name for each in self.anatomy.parameters if each.role in (Role.BIAS, Role.NORM_BIAS)}
         named = {
             name: p.detach()
             for name, p in self.model.named_parameters()
@@ -200,13 +200,16 @@ class _Dropping(Listening):
 
     def heard(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note dropout that is in force."""
-        before = torch.get_rng_state()
-        result = func(*args, **kwargs)
         name = operation_name(func)
-        drops = "dropout" in name or (name == "scaled_dot_product_attention" and kwargs.get("dropout_p"))
-        if drops and (kwargs.get("dropout_p") or not torch.equal(before, torch.get_rng_state())):
+        if name == "scaled_dot_product_attention":
+            drops = bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
+        else:
+            p = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+            training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+            drops = name.endswith("dropout") and bool(p) and bool(training)
+        if drops:
             self.names.append(self._counts.entered[-1][0] or "the forward itself")
-        return result
+        return func(*args, **kwargs)
 
 
 def moved(before: Tensor, after: Tensor) -> list[list[float]]:

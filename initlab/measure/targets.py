@@ -54,6 +54,8 @@ def shift_of(passes: Passes, inputs: Inputs, base: Pass, given: bool) -> dict[st
     if not base.losses or base.shown is None or base.shown.dim() != 3:
         return row | ({"value": float(own)} if given and not base.losses else {})
     loss = float(base.losses[0])
+    if not math.isfinite(loss) or loss <= 0:  # as the auxiliary loss of a mixture without experts
+        return row
     off: dict[int, float] = {}  # by places on, of the nearest
     for labels, place in ((ids, 0), (targets, own)):
         for shift in (0, 1):

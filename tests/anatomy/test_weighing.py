@@ -45,7 +45,8 @@ class Block(nn.Module):
         scores, v = self.scores(q, k), self.given(v)
         weights = self.weights(scores)
         z = self.heads(weights @ v)
-        KEPT[id(self)] = {"q": q, "k": k, "v": v, "attn_z": z, "scores": scores, "weights": weights}
+        if torch.is_grad_enabled():  # not in passes over changed tokens
+            KEPT[id(self)] = {"q": q, "k": k, "v": v, "attn_z": z, "scores": scores, "weights": weights}
         x = x + self.written(z.transpose(1, 2).reshape(B, T, D))
         return x + self.down(self.up(self.norm_2(x)).relu())
 
@@ -217,7 +218,8 @@ class Difference(Block):
         pairs = zip(q.chunk(2, -1), k.chunk(2, -1), strict=True)
         one, other = (self.scores(a, b) for a, b in pairs)
         z = (one.softmax(-1) - 0.2 * other.softmax(-1)) @ v
-        KEPT[id(self)] = {"one": one, "other": other, "v": v, "attn_z": z}
+        if torch.is_grad_enabled():
+            KEPT[id(self)] = {"one": one, "other": other, "v": v, "attn_z": z}
         x = x + self.written(z.transpose(1, 2).reshape(B, T, D))
         return x + self.down(self.up(self.norm_2(x)).relu())
 

@@ -79,7 +79,8 @@ def batch() -> tuple[Tensor, Tensor]:
 def test_a_probe_runs_a_few_tokens_then_one_sequence_then_all(batch):
     SEEN.clear()
     initlab.probe(Model(), batch)
-    assert SEEN == [FEW, T, B * T]
+    assert SEEN[:3] == [FEW, T, B * T]
+    assert SEEN[3:] == [2 * FEW] * 4  # of changed tokens
 
 
 def test_where_the_few_tokens_say_nothing_a_sequence_is_tried(batch):
@@ -87,11 +88,11 @@ def test_where_the_few_tokens_say_nothing_a_sequence_is_tried(batch):
     targets[:, :FEW] = -1  # of a loss over them nothing is finite
     SEEN.clear()
     probed = initlab.probe(Model(), (idx, targets))
-    assert SEEN == [FEW, T, T, B * T]
+    assert SEEN[:4] == [FEW, T, T, B * T]
     assert probed.summary["targets"].item() == initlab.probe(Model(), batch).summary["targets"].item()
 
 
-@pytest.mark.parametrize(("stats", "most"), [("light", 14), ("full", 16)])
+@pytest.mark.parametrize(("stats", "most"), [("light", 22), ("full", 24)])
 def test_a_weight_is_read_a_few_times_in_all(batch, stats, most):
     model = Model()
     with Reading(model.h[1].up.weight) as reading:

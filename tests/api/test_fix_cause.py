@@ -239,6 +239,15 @@ def zero_branches(model: Llama) -> Llama:
     return model
 
 
+def drawn_again(model: nn.TransformerEncoder) -> nn.TransformerEncoder:
+    """With layers that aren't copies of one draw, as torch's documentation asks."""
+    for layer in model.layers:
+        nn.init.xavier_uniform_(layer.self_attn.in_proj_weight)
+        for linear in (layer.self_attn.out_proj, layer.linear1, layer.linear2):
+            linear.reset_parameters()
+    return model
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -247,7 +256,7 @@ def zero_branches(model: Llama) -> Llama:
         lambda: Llama(scaled=True),
         lambda: Llama(norm=2.0),
         lambda: Llama(24, 64),
-        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 4),
+        lambda: drawn_again(nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 4)),
     ],
     ids=["plain", "zero branches", "layer scale 0", "gains of 2 by the class", "deep", "torch"],
 )

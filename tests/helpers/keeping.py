@@ -22,7 +22,8 @@ class Keeping(nn.Module):
         self.norm_1, self.norm_2 = nn.LayerNorm(D), nn.LayerNorm(D)
 
     def keep(self, **tensors):
-        KEPT.setdefault(id(self), {}).update({site: tensor.detach().clone() for site, tensor in tensors.items()})
+        if torch.is_grad_enabled():  # not in passes over changed tokens, which come after the one that is measured
+            KEPT.setdefault(id(self), {}).update({site: tensor.detach().clone() for site, tensor in tensors.items()})
 
 
 class Model(nn.Module):

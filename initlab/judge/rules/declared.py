@@ -65,6 +65,8 @@ def _beside(own: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
     for value in wanted:
         for cut in _CUT:
             fits |= (own["std"] / (cut * value.astype(float)) - 1).abs() < error
+    uniform = own["kurtosis"].between(*_UNIFORM)  # what is said may be its bound
+    fits |= uniform & ((own["std"] * math.sqrt(3) / own["said"] - 1).abs() < error)
     table = own["role"].isin([Role.TOKEN_EMBED, Role.POS_EMBED])
     fits |= table & ((own["std"] * wide - 1).abs() < error)
     fits |= (own["role"] == Role.POS_EMBED) & (own["kurtosis"] < _UNIFORM[0])  # a sinusoid
