@@ -81,7 +81,9 @@ def evaluate(
             if all(one.recipe != recipe for one in found):
                 reason = why_not_init(run, recipe) if each.about_init else ""
                 findings.append(case(recipe=recipe).not_applicable(reason or f"Needs {each.needs}"))
-    findings = with_lines(run, findings, {each.code: each.roles for each in choice.rules})
+    of_forwards = ("Wiring", "Behaviour")  # of which no line of the init is the cause
+    drawn = {each.code: each.roles for each in choice.rules if each.question not in of_forwards}
+    findings = with_lines(run, findings, drawn)
     return sorted(findings, key=lambda f: (_ORDER[f.status], SEVERITIES.index(f.severity), -f.effect))
 
 

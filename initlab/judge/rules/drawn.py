@@ -99,14 +99,14 @@ def with_lines(run: Run, findings: Sequence[Finding], roles: dict[str, tuple[Rol
     Args:
         run: with the table `writes`, else they stay as they are.
         findings: of any status.
-        roles: by code, what a rule is about.
+        roles: by code, what a rule is about; findings of other codes stay as they are.
     """
     if run.tables.writes.empty:
         return list(findings)
     rows = writes_of(run)
     return [
-        replace(each, drawn_at=_lines(run, rows, each, roles.get(each.code, ())))
-        if each.status == "fail" and ".py:" not in each.message  # else it names lines by itself
+        replace(each, drawn_at=_lines(run, rows, each, roles[each.code]))
+        if each.status == "fail" and each.code in roles and ".py:" not in each.message  # else it names lines itself
         else each
         for each in findings
     ]

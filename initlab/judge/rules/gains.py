@@ -38,8 +38,7 @@ def set_to_one(finding: Finding, model: Described) -> list[Change]:
     "that differ are memory that nothing was written into (torch.empty, to_empty), or a draw meant for matrices: "
     "they weigh the channels by chance, and near 0 they shut the branch.",
     advice="Set the gains to 1.",
-    false_alarms="Trained norms, in a model whose loss doesn't say that it is trained; where all gains and the norms' "
-    "biases differ from channel to channel it is taken for trained.",
+    false_alarms="Trained norms, in a model whose loss doesn't say that it is trained.",
     source="mosaicml/llm-foundry#1745, every norm of torch.nn",
     since="0.1.0",
     roles=(Role.NORM_GAIN,),
