@@ -176,7 +176,7 @@ def matrices(**changes):
 def says(std=0.02, kurtosis=0.0, also=(), n_layer=4, **found):
     """A config that declares 0.02, and weights of some std by role."""
     stds = dict.fromkeys(("attn_qkv", "attn_out", "mlp_in", "mlp_out", "token_embed"), std) | found
-    row = {"kind": "weight", "numel": 100_000, "n_layer": n_layer, "kurtosis": kurtosis}
+    row = {"kind": "weight", "numel": 100_000, "n_layer": n_layer, "kurtosis": kurtosis, "mean": 0.0}
     rows = [
         row | {"site": role, "role": role, "std": s, "layer": None if "embed" in role else 1, "module": f"h.1.{role}"}
         for role, s in stds.items()
@@ -602,6 +602,7 @@ CASES = {
             says(0.05, attn_qkv=0.06, mlp_out=0.04),  # another formula
             says(token_embed=0.125),  # 1/√n_embd
             says(pos_embed=0.7, kurtosis=-1.5),  # sinusoids
+            says(0.02 / math.sqrt(8), token_embed=1.0),  # that all are smaller by a depth factor says nothing
         ],
         [run_of(weights(), summary())],
     ),

@@ -22,7 +22,9 @@ _CUT = (1.0, 0.9866, 0.8796)  # std of a normal that is cut at 3 and at 2 of its
 _NEAR = 0.05  # relative, beside sampling: "has the std that is declared"
 _MOST = 0.6  # of the kinds of matrices: the model follows its config
 _FEW = 2  # kinds of matrices in the blocks; of fewer it can't be said that none of them follows
-_UNIFORM = (-1.4, -1.0)  # excess kurtosis: that of a uniform is -1.2, of a sinusoid -1.5
+_UNIFORM = (-1.4, -1.0)  # excess kurtosis: that of a uniform is -1.2
+_NORMAL = 0.7  # of a normal 0; a table of positions beyond it, or with a mean, may be a fixed pattern: sinusoids
+_CENTRED = 0.2
 
 
 def measure_declared_std(run: Run) -> pd.DataFrame:
@@ -40,8 +42,15 @@ def measure_declared_std(run: Run) -> pd.DataFrame:
     for run_id, own in rows.groupby("run_id", observed=True):
         said = declared[declared["run_id"] == run_id]
         if (said["kind"] == "std").any() and len(own):
+            own = own.assign(width=own["module"].map(_widths(run, str(run_id))).fillna(own["n_embd"]))
             parts.append(_beside(own, said))
     return pd.concat(parts) if parts else pd.DataFrame()
+
+
+def _widths(run: Run, run_id: str) -> dict[str, float]:
+    """Columns of each matrix: a table's rows may be of another width than the stream."""
+    rows = run.tables.draws[run.tables.draws["run_id"] == run_id]
+    return dict(zip(rows["module"].astype(str), rows["columns"].astype(float), strict=True))
 
 
 def _beside(own: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
@@ -56,10 +65,10 @@ def _beside(own: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
     own = own[own["said"] > 0]
     depth = own["layer"].astype(float) + 1
     ratio, n = own["std"] / own["said"], own["n_layer"].astype(float)
-    wide = np.sqrt(own["n_embd"].astype(float))
+    out = own["role"].isin(OUTPUTS)
     also = [own["owner"].map(each.set_index("about")["said"]) for _, each in others.groupby("name")]
-    wanted = [factor * own["said"] for factor in (1, 1 / np.sqrt(2 * n), 1 / np.sqrt(n))]
-    wanted += [own["said"] / np.sqrt(2 * depth), own["said"] / np.sqrt(depth), *also]
+    by_depth = [own["said"] / np.sqrt(each) for each in (2 * n, n, 2 * depth, depth)]
+    wanted = [own["said"], *[value.where(out) for value in by_depth], *also]
     error = _NEAR + 4 / np.sqrt(2.0 * own["numel"])
     fits = pd.Series(False, index=own.index)
     for value in wanted:
@@ -68,8 +77,9 @@ def _beside(own: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
     uniform = own["kurtosis"].between(*_UNIFORM)  # what is said may be its bound
     fits |= uniform & ((own["std"] * math.sqrt(3) / own["said"] - 1).abs() < error)
     table = own["role"].isin([Role.TOKEN_EMBED, Role.POS_EMBED])
-    fits |= table & ((own["std"] * wide - 1).abs() < error)
-    fits |= (own["role"] == Role.POS_EMBED) & (own["kurtosis"] < _UNIFORM[0])  # a sinusoid
+    fits |= table & ((own["std"] * np.sqrt(own["width"].astype(float)) - 1).abs() < error)
+    drawn = (own["kurtosis"].abs() < _NORMAL) & (own["mean"].abs() < _CENTRED * own["std"])
+    fits |= (own["role"] == Role.POS_EMBED) & ~drawn
     own = own.assign(fits=fits.astype(float), ratio=ratio)
     keys = [*CELL, "owner", "family", "role", "name"]
     means = own.groupby(keys, observed=True, sort=False)
