@@ -352,6 +352,21 @@ def test_rows_at_another_scale_are_told() -> None:
     assert failed(lambda: make(0.02)) == {}
 
 
+def test_a_matrix_that_is_drawn_part_by_part_is_drawn() -> None:
+    """As q, k and v of a fused matrix, or experts one by one: nothing of the first draw is left."""
+
+    def make() -> nn.Module:
+        model = nn.Sequential(nn.Linear(16, 48), nn.Linear(48, 16), nn.Linear(16, 16), nn.Linear(16, 16))
+        for linear in (model[1], model[2], model[3]):
+            nn.init.normal_(linear.weight, std=0.02)
+        with torch.no_grad():
+            for part in model[0].weight.chunk(3):
+                part.normal_(std=0.02)
+        return model
+
+    assert not failed(make).keys() & {"DRW002", "DRW006"}
+
+
 def test_a_depth_factor_on_every_matrix_is_told() -> None:
     def make(everywhere: bool) -> nn.Module:
         model = Tower(depth=4)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.drawn import draws_of, last_draws, patterns, said, writes_of
+from initlab.judge.rules.drawn import draws_of, in_parts, last_draws, patterns, said, writes_of
 from initlab.judge.words import plural
 from initlab.rundir import Run
 
@@ -90,11 +90,13 @@ def never_drawn(case: Case, rows: pd.DataFrame) -> Finding:
 
 def measure_left(run: Run) -> pd.DataFrame:
     """Per matrix: its last draw, whether the code made it or torch, and how many of its class the code drew."""
-    rows = last_draws(writes_of(run))
+    written = writes_of(run)
+    rows, again = last_draws(written), in_parts(written)
     rows = rows[(rows["ndim"] >= 2) & ~rows["distribution"].isin(["given"])]
     if rows.empty:
         return pd.DataFrame()
-    ours = (rows["by"] == "code").astype(float)
+    parted = [pair in again for pair in zip(rows["run_id"].astype(str), rows["parameter"].astype(str), strict=True)]
+    ours = ((rows["by"] == "code") | np.array(parted, bool)).astype(float)
     parts = [rows["run_id"].astype(str), rows["holder"].astype(str)]
     alike = ours.groupby(parts).transform("mean")
     return rows.assign(ours=ours, alike=alike, drawn=ours.groupby(parts[0]).transform("mean"))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 AS_FOUND = "as-found"
 _MOST = 2  # lines that a finding names
+_WHOLE = 0.999  # share of a tensor that parts of it make up
 # what is drawn, of a site whose scale it decides
 _ROLES: dict[str, tuple[str, ...]] = {
     "embed": (Role.TOKEN_EMBED.value, Role.POS_EMBED.value),
@@ -66,6 +67,19 @@ def last_draws(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of `writes_of`.
     """
     return draws_of(rows).drop_duplicates(["run_id", "parameter"], keep="last")
+
+
+def in_parts(rows: pd.DataFrame) -> set[tuple[str, str]]:
+    """(run, parameter) of what is drawn again in parts that make up the whole: thirds of q, k and v, expert by expert.
+
+    Args:
+        rows: of `writes_of`.
+    """
+    parts = rows[(rows["replaced"] == 0) & rows["factor"].isna() & (rows["share"] < 1) & rows["order"].notna()]
+    both = parts.merge(last_draws(rows)[["run_id", "parameter", "order"]], on=["run_id", "parameter"])
+    both = both[both["order_x"] > both["order_y"]]
+    shares = both.groupby(["run_id", "parameter"], observed=True)["share"].sum()
+    return {(str(run_id), str(name)) for run_id, name in shares.index[shares > _WHOLE]}
 
 
 def said(row: pd.Series) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.drawing import NEEDS, differ, in_all
-from initlab.judge.rules.drawn import draws_of, last_draws, patterns, said, writes_of
+from initlab.judge.rules.drawn import draws_of, in_parts, last_draws, patterns, said, writes_of
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
@@ -171,6 +171,9 @@ def measure_rows(run: Run) -> pd.DataFrame:
         return pd.DataFrame()
     parts = rows[(rows["replaced"] == 0) & rows["factor"].isna() & (rows["share"] < 0.5)]
     parts = parts[parts["distribution"].isin(_TOGETHER) & (parts["std"] > 0)]
+    again = in_parts(rows)  # of these nothing is left of the whole draw
+    pairs = zip(parts["run_id"].astype(str), parts["parameter"].astype(str), strict=True)
+    parts = parts[np.array([pair not in again for pair in pairs], bool)]
     ends = last[["run_id", "parameter", "order", "std", "text", "where"]]
     both = last.merge(parts, on=["run_id", "parameter"], how="left", suffixes=("", "_part"))
     both = both[both["order_part"].isna() | (both["order_part"] > both["order"])]
