@@ -6,6 +6,7 @@ the half that judges reads it, and it can be stored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,15 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Activation = str | Callable[[Array], Array]
+
+
+def family(name: str) -> str:
+    """Name a parameter without its numbers: `h.*.mlp.weight` of `h.3.mlp.weight`, the same one of every block.
+
+    Args:
+        name: dotted.
+    """
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
 @dataclass(frozen=True, kw_only=True)

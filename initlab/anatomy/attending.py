@@ -36,8 +36,7 @@ class Read:
         mixing: the one that multiplies the weights with v.
         weighed: of an attention that isn't understood, every pattern in it.
         experts: of a branch that isn't understood as a whole, the tensors by site of each MLP that is a part of it.
-        heads: of heads that are computed one by one, and of attention inside a branch that isn't understood as a whole,
-            each as it was read.
+        heads: of heads that are computed one by one, each as it was read.
         other: what keys and values are made of, where it isn't the branch's own stream.
     """
 

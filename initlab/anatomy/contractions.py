@@ -24,22 +24,22 @@ def parted(trace: Trace, op: Op) -> Op:
     if steps is None:
         return op
     trace.ops.pop()
-    values = list(op.inputs)
+    values, made = list(op.inputs), list[Op]()
     for first, second, written in steps:
-        pair = [values[first], values[second]]
-        last = Op(op.name, op.function, pair, (written, *pair), {}, op.within, training=op.training, whole=op)
-        trace.ops.append(last)
-        if len(values) < len(op.inputs) + len(steps) - 1:
-            value = Value(len(trace.values), _shape(written, pair), True, last, "op")
+        if made:  # what the one before gave, a tensor that the pass doesn't show
+            value = Value(len(trace.values), _shape(*made[-1].args), True, made[-1], "op")
             value.before = 1 << value.index
             trace.values.append(value)
-            last.gave(value)
+            made[-1].gave(value)
             values.append(value)
-    op.outputs = last.outputs
-    return last
+        pair = [values[first], values[second]]
+        made.append(Op(op.name, op.function, pair, (written, *pair), {}, op.within, training=op.training, whole=op))
+    trace.ops += made
+    op.outputs = made[-1].outputs
+    return made[-1]
 
 
-def _shape(equation: str, given: Sequence[Value]) -> tuple[int, ...]:
+def _shape(equation: str, *given: Value) -> tuple[int, ...]:
     names, out = equation.replace("...", ".").split("->")
     sizes: dict[str, tuple[int, ...]] = {}
     for text, value in zip(names.split(","), given, strict=True):

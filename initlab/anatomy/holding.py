@@ -27,18 +27,23 @@ def holders(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
         value = own[name]
         if name.startswith("_") or isinstance(value, nn.Module | Tensor | type) or callable(value):
             continue
-        values = _values(value) if _CONFIG.search(name) or _CONFIG.search(type(value).__name__) else {}
+        values = values_of(value) if _CONFIG.search(name) or _CONFIG.search(type(value).__name__) else {}
         if not values:
             continue
         yield name, values
         for inner in _OF_TEXT:
-            if held := _values(values.get(inner)):
+            if held := values_of(values.get(inner)):
                 yield f"{name}.{inner}", held
     plain = {name: value for name, value in own.items() if isinstance(value, bool | int | float | str)}
     yield "self", {name: value for name, value in plain.items() if not name.startswith("_") and name != "training"}
 
 
-def _values(value: Any) -> dict[str, Any]:
+def values_of(value: Any) -> dict[str, Any]:
+    """Read what a config holds by name; nothing where it is none.
+
+    Args:
+        value: a mapping, a dataclass, a namespace, or any other object.
+    """
     if isinstance(value, Mapping):
         return {name: each for name, each in value.items() if isinstance(name, str)}
     if value is None or isinstance(value, bool | int | float | str | bytes | list | tuple | set):

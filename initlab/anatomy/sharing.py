@@ -7,6 +7,7 @@ import re
 from torch import nn
 
 from initlab.anatomy.holding import holders
+from initlab.wiring import family
 
 _SAYS_SO = re.compile(
     r"(^|_)(shar(e|ed|ing)|tied?|tying|cross_layer|recurren(t|ce)|loops?|universal|hidden_groups)(_|$)"
@@ -25,7 +26,7 @@ def shared(model: nn.Module) -> dict[str, list[str]]:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    return {own[0]: own[1:] for own in names.values() if len(own) > 1 and len({_family(name) for name in own}) == 1}
+    return {own[0]: own[1:] for own in names.values() if len(own) > 1 and len({family(name) for name in own}) == 1}
 
 
 def sharing_said(model: nn.Module) -> str:
@@ -44,7 +45,3 @@ def sharing_said(model: nn.Module) -> str:
             if counts and _SAYS_SO.search(name.lower()) and not _OF_ELSE.search(name.lower()):
                 return f"{holder}.{name}"
     return ""
-
-
-def _family(name: str) -> str:
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from torch import nn
 
+from initlab.anatomy.holding import values_of
 from initlab.anatomy.source import depth_code
 from initlab.drawing.apply import was_applied
 from initlab.recipes import Constant, Dims, Distribution, Normal, Recipe, Role
@@ -57,15 +56,7 @@ def config_recipe(model: nn.Module, id: str) -> Recipe | None:
 
 def _numbers(model: nn.Module) -> Iterator[tuple[str, float]]:
     for held in _HELD:
-        config: Any = getattr(model, held, None)
-        if config is None or isinstance(config, nn.Module):
-            continue
-        if isinstance(config, Mapping):
-            named = dict(config)
-        elif dataclasses.is_dataclass(config):
-            named = {each.name: getattr(config, each.name, None) for each in dataclasses.fields(config)}
-        else:
-            named = dict(getattr(config, "__dict__", {}))
-        for name, value in named.items():
-            if isinstance(name, str) and isinstance(value, int | float) and not isinstance(value, bool):
+        config = getattr(model, held, None)
+        for name, value in ({} if isinstance(config, nn.Module) else values_of(config)).items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 yield name, float(value)

@@ -8,7 +8,6 @@ needs no sibling to be odd, and takes its scale from them where they have one.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from initlab.judge.rules.trends import off_trend
 from initlab.judge.words import plural, trimmed
 from initlab.recipes import Constant, Normal, Uniform
 from initlab.recipes.base import VECTORS
+from initlab.wiring import family
 
 ODD = 1.3  # times what its siblings have: as INI003
 _BESIDE = 1.03  # in a block where another parameter is odd
@@ -70,15 +70,6 @@ def odd_siblings(counted: Sequence[Entry], wanted: Sequence[Change] = ()) -> lis
     taken = {name for group in (*groups, *inside) for change in group.changes for name in change.names}
     found = [*groups, *inside, *_scales(families.values(), taken), *_vectors(trained, kin, taken)]
     return [Group(tuple(_joined(group.changes)), group.text) for group in found]
-
-
-def family(name: str) -> str:
-    """Name a parameter without its numbers: `h.*.mlp.weight` of `h.3.mlp.weight`, the same one of every block.
-
-    Args:
-        name: dotted.
-    """
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
 def _joined(changes: Iterable[Change]) -> Iterator[Change]:

@@ -8,10 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import initlab
-
-B, T, D, NH, V = 2, 12, 32, 4, 40
-HS = D // NH
-KEPT = {}  # outside the models, whose own attributes a probe puts back
+from tests.helpers.keeping import HS, KEPT, NH, B, D, Model, T, V
 
 
 class Block(nn.Module):
@@ -162,19 +159,6 @@ class Logarithm(Block):
 
 
 FORMS = [Sigmoid, SquaredReLU, Distance, BelowPython, ByHand, OneMore, Talking, Sink, Scaled, Gated, Logarithm]
-
-
-class Model(nn.Module):
-    def __init__(self, block):
-        super().__init__()
-        self.embed, self.head = nn.Embedding(V, D), nn.Linear(D, V)
-        self.blocks = nn.ModuleList(block() for _ in range(2))
-
-    def forward(self, ids):
-        x = self.embed(ids)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
 
 
 def probed(block):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.drawn import draws_of, in_parts, last_draws, patterns, said, writes_of
+from initlab.judge.rules.drawn import draws_of, fault, in_parts, last_draws, patterns, said, writes_of
 from initlab.judge.words import plural
 from initlab.rundir import Run
 
@@ -51,7 +51,7 @@ def measure_unset(run: Run) -> pd.DataFrame:
     advice="Write the parameter in the init code, after it has its memory.",
     false_alarms="Memory that a checkpoint fills afterwards; caches registered as buffers are only warned of.",
     source="karpathy/nanochat#686, mosaicml/llm-foundry#1745",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_unset,
 )
 def never_drawn(case: Case, rows: pd.DataFrame) -> Finding:
@@ -77,14 +77,13 @@ def never_drawn(case: Case, rows: pd.DataFrame) -> Finding:
         text, advice = "is uninitialised memory: no line of the code writes it", "write it in the init code"
     names = patterns(shown)
     several = "" if len(shown) == 1 else f"; {plural(len(shown), 'tensor')} of {len(rows)} are uninitialised: {names}"
-    return case.failed(
+    return fault(
+        case,
         f"{first['parameter']} {text}{several}",
+        shown,
         severity="error" if len(parameters) else "warning",
         measured=float(shown["unset"].max()),
-        effect=float(len(shown)),
         advice=f"{advice}: {names}",
-        seeds_failing=1,
-        seeds_total=1,
     )
 
 
@@ -117,7 +116,7 @@ def measure_left(run: Run) -> pd.DataFrame:
     advice="Draw it with the others.",
     false_alarms="Matrices that are left at the default on purpose; of a class that the code never draws, only a note.",
     source="huggingface/transformers#43847",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_left,
 )
 def left_at_default(case: Case, rows: pd.DataFrame) -> Finding:
@@ -135,16 +134,15 @@ def left_at_default(case: Case, rows: pd.DataFrame) -> Finding:
     like = like[repeated | ~(like["std"] / usual["std"]).between(1 / _FAR, _FAR)]
     shown = like if len(like) else left
     first = shown.iloc[0]
-    return case.failed(
+    return fault(
+        case,
         f"{first['parameter']} stays at torch's default, {first['text']}, as {str(first['where']).rpartition(' ')[0]} "
         f"makes it; {len(others)} of {len(rows)} matrices are drawn by the code: {said(usual)}; "
         f"left: {patterns(shown)}",
+        shown,
         severity="warning" if len(like) else "info",
         measured=share,
-        effect=float(len(shown)),
         advice=f"draw {patterns(shown)} with the others, at {str(usual['where']).rpartition(' ')[0]}",
-        seeds_failing=1,
-        seeds_total=1,
     )
 
 
@@ -196,7 +194,7 @@ def measure_overwritten(run: Run) -> pd.DataFrame:
     advice="Draw the special ones after the general init, or let it leave them out.",
     false_alarms="A submodule's init that the whole model's replaces on purpose: a note where neither is special.",
     source="SWivid/F5-TTS#793, athms/mad-lab#3, HazyResearch/zoology#32",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_overwritten,
 )
 def special_init_overwritten(case: Case, rows: pd.DataFrame) -> Finding:
@@ -207,16 +205,14 @@ def special_init_overwritten(case: Case, rows: pd.DataFrame) -> Finding:
     first = bad.iloc[0]
     shown = bad[bad["special"] == first["special"]]
     general = "" if first["by"] == "default" else f", a line that draws {first['reach']} parameters"
-    return case.failed(
+    return fault(
+        case,
         f"{first['parameter']} was {first['old_text']}, set at {first['old']}, and is drawn over as {first['text']} at "
         f"{first['new']}{general}{in_all(shown)}",
+        shown,
         severity="warning" if first["special"] else "info",
-        measured=float(len(shown)),
-        effect=float(len(shown)),
         advice=f"let {first['old'].partition(' ')[0]} run after {first['new'].partition(' ')[0]}, or leave "
         f"{patterns(shown)} out of the general init",
-        seeds_failing=1,
-        seeds_total=1,
     )
 
 

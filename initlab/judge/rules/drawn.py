@@ -6,18 +6,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from initlab.judge import Severity
 from initlab.judge.cache import kept
+from initlab.judge.rules.base import Case, Finding
 from initlab.judge.rules.counting import family, rows_of
 from initlab.judge.words import listed, plural, trimmed
 from initlab.recipes import Role
 from initlab.rundir import Run
-
-if TYPE_CHECKING:
-    from initlab.judge.rules.base import Finding
 
 AS_FOUND = "as-found"
 _MOST = 2  # lines that a finding names
@@ -80,6 +78,39 @@ def in_parts(rows: pd.DataFrame) -> set[tuple[str, str]]:
     both = both[both["order_x"] > both["order_y"]]
     shares = both.groupby(["run_id", "parameter"], observed=True)["share"].sum()
     return {(str(run_id), str(name)) for run_id, name in shares.index[shares > _WHOLE]}
+
+
+def fault(
+    case: Case,
+    text: str,
+    rows: pd.DataFrame,
+    *,
+    advice: str,
+    severity: Severity = "warning",
+    measured: float | None = None,
+    effect: float | None = None,
+) -> Finding:
+    """Make the finding of a rule about the one trace that there is.
+
+    Args:
+        case: the recipe before the rule.
+        text: what is wrong.
+        rows: those that are, of which the number is what was measured unless said otherwise.
+        advice: what to do.
+        severity: of it.
+        measured: in the rule's unit.
+        effect: what findings are ordered by.
+    """
+    count = float(len(rows))
+    return case.failed(
+        text,
+        severity=severity,
+        measured=count if measured is None else measured,
+        effect=count if effect is None else effect,
+        advice=advice,
+        seeds_failing=1,
+        seeds_total=1,
+    )
 
 
 def said(row: pd.Series) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.drawing import NEEDS, differ, in_all
-from initlab.judge.rules.drawn import draws_of, in_parts, last_draws, patterns, said, writes_of
+from initlab.judge.rules.drawn import draws_of, fault, in_parts, last_draws, patterns, said, writes_of
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
@@ -73,7 +73,7 @@ def _at(scalings: pd.DataFrame, place: int) -> str:
     advice="Scale it once.",
     false_alarms="Two different reasons for the same factor.",
     source="derived from the order of the writes",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_scaled,
 )
 def scaled_twice(case: Case, rows: pd.DataFrame) -> Finding:
@@ -82,14 +82,11 @@ def scaled_twice(case: Case, rows: pd.DataFrame) -> Finding:
     if bad.empty:
         return case.passed(f"None of {len(rows)} matrices is scaled twice", measured=0.0)
     first = bad.iloc[0]
-    return case.failed(
+    return fault(
+        case,
         f"{first['parameter']} {first['twice']}{in_all(bad)}",
-        severity="warning",
-        measured=float(len(bad)),
-        effect=float(len(bad)),
+        bad,
         advice=f"take one of the two factors of {patterns(bad)} away",
-        seeds_failing=1,
-        seeds_total=1,
     )
 
 
@@ -133,7 +130,7 @@ def _function(where: pd.Series) -> pd.Series:
     advice="Tie after the last step that replaces parameters, and draw a tied matrix once.",
     false_alarms="A tie that is undone on purpose.",
     source="allenai/OLMo-core#686, huggingface/transformers#43429",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_tied,
 )
 def tie_broken(case: Case, rows: pd.DataFrame) -> Finding:
@@ -151,14 +148,11 @@ def tie_broken(case: Case, rows: pd.DataFrame) -> Finding:
         text = f"{first['parameter']} = {first['tied']} {first['both']}"
         advice = f"draw {first['parameter']} once, and leave {first['tied']} out"
     shown = lost if len(lost) else both
-    return case.failed(
+    return fault(
+        case,
         text,
-        severity="warning",
-        measured=float(len(shown)),
-        effect=float(len(shown)),
+        shown,
         advice=advice,
-        seeds_failing=1,
-        seeds_total=1,
     )
 
 
@@ -195,7 +189,7 @@ def measure_rows(run: Run) -> pd.DataFrame:
     advice="Draw them with the std of the rest.",
     false_alarms="Parts of a fused matrix that are scaled apart on purpose, by more than the limit.",
     source="Open-dLLM#8",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_rows,
 )
 def rows_drawn_otherwise(case: Case, rows: pd.DataFrame) -> Finding:
@@ -207,16 +201,15 @@ def rows_drawn_otherwise(case: Case, rows: pd.DataFrame) -> Finding:
     worst = bad.loc[off[bad.index].idxmax()]
     part = worst.rename(lambda name: name.removesuffix("_part") if name.endswith("_part") else f"{name}_whole")
     part["by"] = "code"
-    return case.failed(
+    return fault(
+        case,
         f"{worst['share_part']:.1%} of {worst['parameter']} is drawn as {worst['text_part']} at {said(part)}, "
         f"{trimmed(float(worst['ratio']), 2)}× the std of the rest, {worst['text']}, drawn at "
         f"{str(worst['where']).rpartition(' ')[0]}",
-        severity="warning",
+        bad,
         measured=float(worst["ratio"]),
         effect=float(off[bad.index].max()),
         advice=f"draw that part of {worst['parameter']} with std {trimmed(float(worst['std']))}",
-        seeds_failing=1,
-        seeds_total=1,
     )
 
 
@@ -266,7 +259,7 @@ def measure_depth_on_all(run: Run) -> pd.DataFrame:
     advice="Scale the output projections alone.",
     false_alarms="A std that is 1/√(2·n_layer) of another one's by chance, to a hundredth.",
     source="facebookresearch/lingua#39",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_depth_on_all,
 )
 def depth_factor_on_all(case: Case, rows: pd.DataFrame) -> Finding:
@@ -276,15 +269,14 @@ def depth_factor_on_all(case: Case, rows: pd.DataFrame) -> Finding:
     if off > case.limits["close"]:
         return case.passed("Not every matrix of the blocks is scaled by depth", measured=off)
     root = "√n_layer" if first["count"] == 1 else "√(2·n_layer)"
-    return case.failed(
+    return fault(
+        case,
         f"All {len(rows)} matrices of the blocks are drawn with 1/{root} of the scale of {first['beside']}, those that "
         f"read the stream too, at {said(first)}: {patterns(rows)}",
-        severity="warning",
+        rows,
         measured=off,
         effect=0.5 * math.log(float(first["count"]) * float(first["depth"])),
         advice=f"divide by {root} for the output projections alone, at {str(first['where']).rpartition(' ')[0]}",
-        seeds_failing=1,
-        seeds_total=1,
     )
 
 
@@ -307,7 +299,7 @@ def measure_copies(run: Run) -> pd.DataFrame:
     advice="Draw each copy again.",
     false_alarms="Copies that are meant: a target network, weights that are shared at the start.",
     source="torch.nn.TransformerEncoder's documentation",
-    since="0.2.0",
+    since="0.1.0",
     measure=measure_copies,
 )
 def identical_copies(case: Case, rows: pd.DataFrame) -> Finding:
@@ -316,12 +308,9 @@ def identical_copies(case: Case, rows: pd.DataFrame) -> Finding:
     if bad.empty:
         return case.passed(f"Each of {len(rows)} matrices has a draw of its own", measured=0.0)
     first = bad.iloc[0]
-    return case.failed(
+    return fault(
+        case,
         f"{first['parameter']} is a copy of {first['copied']}, drawn once at {said(first)}{in_all(bad)}",
-        severity="warning",
-        measured=float(len(bad)),
-        effect=float(len(bad)),
+        bad,
         advice=f"draw {patterns(bad)} again after copying",
-        seeds_failing=1,
-        seeds_total=1,
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from statistics import median
 
 import numpy as np
 import pandas as pd
 
+from initlab import wiring
 from initlab.judge.remedies import Change, Described, redraw_what_is_off, scale_outputs, towards
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, MATRICES, blocks, family, rows_of, seeds
@@ -159,9 +159,9 @@ def match_siblings(finding: Finding, model: Described) -> list[Change]:
     for row in model.rows:
         families: dict[str, list[float]] = {}
         for name, std in row.get("stds", {}).items():
-            families.setdefault(_family(name), []).append(std)
+            families.setdefault(wiring.family(name), []).append(std)
         for name, std in row.get("stds", {}).items():
-            usual = median(families[_family(name)])
+            usual = median(families[wiring.family(name)])
             if usual > 0 and not usual / _ODD <= std <= usual * _ODD:
                 changes += towards(row | {"std": std, "stds": {name: std}}, usual, finding, why, model)
     return changes
@@ -205,11 +205,6 @@ def odd_matrix_out(case: Case, rows: pd.DataFrame) -> Finding:
         **blocks(bad["layer"]),
         **seeds(rows["off"].abs() > limit, rows["seed"]),
     )
-
-
-def _family(name: str) -> str:
-    """`h.*.mlp.weight` of `h.3.mlp.weight`: the same parameter of every block."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
 def measure_off_recipe(run: Run) -> pd.DataFrame:
