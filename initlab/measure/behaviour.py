@@ -20,7 +20,7 @@ from initlab.anatomy.arguments import DECODED, parameters
 from initlab.anatomy.inputs import Inputs
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.tensors import changed, tensors
-from initlab.measure.changing import ROWS, holders, short, with_argument, with_ids
+from initlab.measure.changing import ROWS, argument, holders, short, with_argument, with_ids
 from initlab.measure.passes import REGROUPED, REGROUPED_16, REGROUPED_64, Pass, Passes, moved
 from initlab.measure.targets import shift_of
 from initlab.measure.wired import aim_of
@@ -214,7 +214,7 @@ class Reading:
         name = next((each for each in parameters(model) if _PADDING.search(each)), "")
         if not name:
             return
-        own = inputs.kwargs.get("input_ids")
+        own = argument(model, inputs, "input_ids")
         encoder = "input_ids" not in self.names and isinstance(own, Tensor)  # the mask is of what it reads
         read, names = (own, ["input_ids"]) if encoder else (self.ids, self.names)
         assert isinstance(read, Tensor)

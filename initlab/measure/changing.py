@@ -89,6 +89,18 @@ def with_ids(model: nn.Module, inputs: Inputs, ids: Tensor, names: Collection[st
     return replace(inputs, args=args, kwargs=kwargs, ids=ids)
 
 
+def argument(model: nn.Module, inputs: Inputs, name: str) -> Any:
+    """Get what an argument is given, by place or by name; None if it isn't.
+
+    Args:
+        model: whose forward is called.
+        inputs: of the call.
+        name: of the argument.
+    """
+    names = [each for each, parameter in parameters(model).items() if parameter.kind in POSITIONAL]
+    return {**dict(zip(names, inputs.args, strict=False)), **inputs.kwargs}.get(name)
+
+
 def with_argument(model: nn.Module, inputs: Inputs, name: str, value: Any) -> Inputs:
     """Give an argument another value, or one at all.
 

@@ -776,7 +776,7 @@ CASES = {
     "WIR006": (
         [
             (wired((None, "mlp", {"activation": "identity"}), gated=0), "warning"),
-            (wired((None, "mlp", {"activation": "identity"})), "info"),
+            (wired((None, "mlp", {"activation": "identity"})), "warning"),
         ],
         [wired()],
         [run_of(summary=summary())],
@@ -791,7 +791,7 @@ CASES = {
         [wired((None, "attention", {"score_scale": 1.0, "qk_norm": "n"})), run_of(summary=summary())],
     ),
     "WIR008": (
-        [(wired(NOWHERE), "info"), (wired(NOWHERE, UNMASKED), "warning")],
+        [(wired(NOWHERE), "warning"), (wired(NOWHERE, UNMASKED), "warning")],
         [wired(), wired(NOWHERE, terms="token position"), wired(NOWHERE, (None, "attention", {"bias": 1}))],
         [wired(NOWHERE, terms=""), wired(NOWHERE, (1, "mlp", {"kind": "unknown", "site": "mixer_out"}))],
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initlab
+from initlab.anatomy.inputs import of_ids
+from initlab.measure.behaviour import behaviour_rows
+from initlab.measure.probe import look
 
 V, C, T, HEADS = 64, 32, 32, 4
 
@@ -108,6 +112,22 @@ class Masked(Body):
 class Ignoring(Body):
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return self.logits(ids)
+
+
+class Translating(Body):
+    """Two halves that are given the same ids; the mask is of what the first reads."""
+
+    def __init__(self, ignoring: bool):
+        super().__init__("unmasked", blocks=1)
+        self.written, self.ignoring = Body(blocks=1), ignoring
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None
+    ) -> Tensor:
+        mask = None if self.ignoring else attention_mask
+        read = self.logits(input_ids, mask)
+        read = read if mask is None else read * mask[..., None]
+        return self.written.logits(decoder_input_ids) + read.mean(1, keepdim=True)
 
 
 class Shifting(Body):
@@ -225,6 +245,16 @@ def test_what_is_planted_is_found(name: str) -> None:
     make, batch, expected = PLANTED[name]
     _, failed = verdicts(make(), batch)
     assert failed == expected
+
+
+@pytest.mark.parametrize("ignoring", [False, True])
+def test_the_mask_hides_what_the_encoder_is_given_by_place(ignoring: bool) -> None:
+    model = Translating(ignoring)
+    inputs = replace(of_ids(model, IDS, NEXT), args=(IDS,), kwargs={"decoder_input_ids": IDS})
+    anatomy = look(model, inputs)
+    rows = behaviour_rows({}, anatomy, inputs, given=True)
+    (row,) = (row for row in rows if row["check"] == "padding")
+    assert (row["value"] > row["noise"]) == ignoring and row["scale"] > row["noise"]
 
 
 def test_the_message_names_what_moves() -> None:

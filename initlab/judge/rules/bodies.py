@@ -75,11 +75,12 @@ def sees_later_positions(case: Case, rows: pd.DataFrame) -> Finding:
     measures="MLPs whose activation is the identity",
     needs="an MLP that was understood",
     unit="MLPs",
-    limit="none; a gated one is a note",
+    limit="none",
     basis="derived",
     why="Two matrices in a row are one: an MLP without a nonlinearity adds parameters and no function.",
     advice="put an activation between the MLP's matrices",
-    false_alarms="A gated MLP without an activation is bilinear, which trains well (Shazeer 2020): a note.",
+    false_alarms="A gated MLP without an activation is bilinear, which trains about as well (Shazeer 2020): few mean "
+    "it, and it is what is left of a SwiGLU that lost its activation.",
     source="Shazeer 2020, 2002.05202, table 1",
     since="0.1.0",
     about_init=False,
@@ -97,12 +98,12 @@ def linear_mlp(case: Case, rows: pd.DataFrame) -> Finding:
             name, where = _modules(some), plural(some["layer"].nunique(), "block")
             if gated:
                 text = f"The MLP has a gate and no activation in {where} ({name}): a bilinear one"
-                advice = f"put the activation (SiLU, GELU) on the gate of {name}, unless it is meant to be bilinear"
+                advice = f"put the activation (SiLU, GELU) on the gate of {name}, unless it is meant to be bilinear: "
+                advice += "then ignore WIR006"
             else:
                 text = f"The MLP has no nonlinearity in {where} ({name}): its two matrices are one linear map"
                 advice = f"put an activation (GELU, SiLU) between the matrices of {name}"
-            severity: Severity = "info" if gated else "warning"
-            faults.append(Fault(run_id, text, advice, severity, _layers(some), "mlp_act"))
+            faults.append(Fault(run_id, text, advice, "warning", _layers(some), "mlp_act"))
     return verdict(case, own, faults, "Every MLP that was understood has a nonlinearity")
 
 
@@ -197,7 +198,7 @@ def told_apart(stack: pd.DataFrame) -> bool | None:
     why="Attention without positions reads a bag of words. Under a causal mask the number of visible keys still tells "
     "where a position is; without one nothing does.",
     advice="add a position embedding, or rotate queries and keys",
-    false_alarms="Causal models without positions on purpose (NoPE): a note.",
+    false_alarms="Causal models without positions on purpose (NoPE), which few are.",
     source="Kazemnejad et al. 2023, 2305.19466; Haviv et al. 2022, 2203.16634",
     since="0.1.0",
     about_init=False,
@@ -217,9 +218,8 @@ def no_positions(case: Case, rows: pd.DataFrame) -> Finding:
         text = f"Nothing tells positions apart: no position embedding, no rotation and no bias of the scores in {name}"
         text += "; only the causal mask does (NoPE)" if causal else ", so the model reads a bag of words"
         advice = f"rotate queries and keys in {name}, or add positions to the embedding"
-        advice += ", unless it is meant to do without" if causal else ""
-        severity: Severity = "info" if causal else "warning"
-        faults.append(Fault(run_id, text, advice, severity, _layers(own), "embed"))
+        advice += ", unless it is meant to do without: then ignore WIR008" if causal else ""
+        faults.append(Fault(run_id, text, advice, "warning", _layers(own), "embed"))
     if not judged:
         return case.not_applicable(f"Needs {case.rule.needs}")
     return verdict(case, rows, faults, "Positions are told apart")
