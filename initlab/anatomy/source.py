@@ -1,4 +1,4 @@
-"""What a model's own init code says it does: only in branches that its own attributes don't rule out."""
+"""What a model's own code says it does: its init in branches that its own attributes allow, the forward it runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Collection, Iterator
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -43,6 +44,47 @@ def depth_code(model: nn.Module, outputs: Collection[str] = ()) -> str:
             if any(_divides(node) and _ran(path, module) for node, path in _nodes(root, ())):
                 return f"{owner.__name__}.{name}"
     return ""
+
+
+def forward_reads(module: nn.Module, name: str) -> bool:
+    """Tell whether the forward of a module, or a method that it calls, names an attribute.
+
+    A class that brings a forward of its own may leave what it inherited unread. Names are those of the compiled code,
+    which is there where no source is; a forward that Python didn't compile is taken to read everything.
+
+    Args:
+        module: read, never called.
+        name: of the attribute.
+    """
+    seen: set[str] = set()
+    wanted = ["forward"]
+    while wanted:
+        seen.add(method := wanted.pop())
+        own = [] if method not in vars(module) else [vars(module)[method]]
+        held = [*own, *(vars(owner)[method] for owner in type(module).__mro__ if method in vars(owner))]
+        for value in held:
+            value = value.fget if isinstance(value, property) else inspect.unwrap(getattr(value, "__func__", value))
+            if not inspect.isfunction(value):
+                if method == "forward":
+                    return True
+                break
+            names, texts = _named_in(value.__code__)
+            if name in names | texts:
+                return True
+            wanted += [each for each in names - seen if hasattr(type(module), each) and not hasattr(nn.Module, each)]
+            if "super" not in names or method not in names:
+                break
+    return False
+
+
+def _named_in(code: CodeType) -> tuple[set[str], set[str]]:
+    """What a piece of code and those in it name, and the texts in it, as of `getattr(self, "scale")`."""
+    names, texts = set(code.co_names), {each for each in code.co_consts if isinstance(each, str)}
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            more = _named_in(inner)
+            names, texts = names | more[0], texts | more[1]
+    return names, texts
 
 
 def _holder(parameter: str) -> str:

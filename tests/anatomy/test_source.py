@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
-from initlab.anatomy.source import depth_code
+from initlab.anatomy.source import depth_code, forward_reads
 
 
 class Base(nn.Module):
@@ -73,3 +73,33 @@ def test_any_spelling_is_found(kind: type[Base]) -> None:
 @pytest.mark.parametrize("model", [Conditional(scaled=False), Fan(), Said(), nn.Linear(2, 2)])
 def test_what_did_not_run_and_other_roots_say_nothing(model: nn.Module) -> None:
     assert depth_code(model) == ""
+
+
+class Reading(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return x * self.dim
+
+
+class Above(Reading):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class Asking(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(getattr(self, "dim", 1))
+
+
+class Other(Reading):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.depth
+
+
+def test_a_forward_reads_what_it_and_the_methods_it_calls_name() -> None:
+    assert [forward_reads(each(), "dim") for each in (Reading, Above, Asking, Other)] == [True, True, True, False]
+    patched = Reading()
+    patched.forward = lambda x: x  # type: ignore[method-assign]
+    assert not forward_reads(patched, "dim")
