@@ -786,6 +786,8 @@ CASES = {
             (wired((None, "attention", {"score_scale": 1.0})), "info"),
             (wired((None, "attention", {"score_scale": 1.0}), logit_std=3.0), "warning"),
             (wired((None, "attention", {"score_scale": 1 / 16}), logit_std=3.0), "info"),
+            (wired((None, "attention", {"score_scale": 64**-0.5, "n_embd": 64})), "warning"),
+            (wired((None, "attention", {"score_scale": 1 / 16, "n_embd": 256})), "info"),  # muP's as well
         ],
         [wired(), wired((None, "attention", {"score_scale": 0.2525}))],
         [wired((None, "attention", {"score_scale": 1.0, "qk_norm": "n"})), run_of(summary=summary())],
