@@ -16,6 +16,7 @@ from torch import nn
 
 from initlab.anatomy.holding import holders
 from initlab.anatomy.parameters import Parameter
+from initlab.anatomy.source import forward_reads
 from initlab.recipes import Role
 from initlab.wiring import Wiring
 
@@ -63,6 +64,9 @@ def declarations(model: nn.Module, parameters: tuple[Parameter, ...], wirings: t
     for holder, values in holders(model):
         for name, value in values.items():
             if (kind := _kind(name)) and isinstance(value, bool | int | float) and kind not in said:
+                # a config is asked by whoever likes; an attribute that no forward reads, as an inherited one, is idle
+                if kind == "embed scale" and holder == "self" and not forward_reads(model, name):
+                    continue
                 no = kind == "tied" and bool(_NOT_TIED.search(name.lower()))
                 said[kind] = (f"{holder}.{name}", not value if no else value)
     if "tied" in said:

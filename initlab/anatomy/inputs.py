@@ -32,7 +32,7 @@ class Inputs:
     `ids` and `targets` are what the loss and the tied head's own logit refer to, (B, T) each; None for models without
     tokens. `labels` are a caller's classes, one for each of what the model classifies, which its forward isn't given;
     `own_labels` those of a batch for the model's own loss, which it isn't given either. `aim` says what the targets
-    are, and `notes` what was changed of a caller's batch.
+    are, `theirs` that they are the caller's and not made here, `notes` what was changed of a caller's batch.
     """
 
     args: tuple[Any, ...] = ()
@@ -42,6 +42,7 @@ class Inputs:
     labels: Tensor | None = None
     own_labels: Tensor | None = None
     aim: str = "next-token"
+    theirs: bool = False
     notes: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Inputs:
@@ -249,9 +250,10 @@ def _of_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> Inputs:
         ids = ids if _is_ids(ids) else None
     if labels is None:
         aims = next((kwargs[name] for name in TARGETS if _is_ids(kwargs.get(name))), None)
-        if ids is not None and (aims is None or aims.shape != ids.shape):
-            aims = next_tokens(ids)
-        return Inputs(kwargs=kwargs, ids=ids, targets=None if ids is None or aims is None else aims.long())
+        theirs = ids is not None and aims is not None and aims.shape == ids.shape
+        aims = aims if theirs or ids is None else next_tokens(ids)
+        aims = None if ids is None or aims is None else aims.long()
+        return Inputs(kwargs=kwargs, ids=ids, targets=aims, theirs=theirs)
     if ids is None or not _is_ids(labels):
         return Inputs(kwargs=kwargs, ids=ids)
     if labels.shape != ids.shape:
@@ -269,8 +271,8 @@ def _of_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> Inputs:
     if not (targets >= 0).any():
         raise ConfigError(f"no position of the batch, {tuple(ids.shape)}, has a target; expected a label besides -100")
     if shifts(model):
-        return Inputs(kwargs=kwargs, ids=ids, targets=targets, own_labels=labels)
-    return Inputs(kwargs=kwargs, ids=ids, targets=targets, aim="labels")
+        return Inputs(kwargs=kwargs, ids=ids, targets=targets, own_labels=labels, theirs=True)
+    return Inputs(kwargs=kwargs, ids=ids, targets=targets, aim="labels", theirs=True)
 
 
 def shifts(model: nn.Module) -> bool:
@@ -338,7 +340,8 @@ def _of_tensor(model: nn.Module, first: Tensor, targets: Tensor | None, choose: 
         raise ConfigError(f"no position of the batch, {tuple(ids.shape)}, has a target; expected two tokens or more")
     if ids.min() < 0:
         raise ConfigError(f"the batch holds the id {int(ids.min())}; expected ids from 0 on")
-    return choose(lambda rows: ways(model, ids[rows], None if targets is None else aims[rows]))
+    chosen = choose(lambda rows: ways(model, ids[rows], None if targets is None else aims[rows]))
+    return replace(chosen, theirs=targets is not None)
 
 
 def _is_ids(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a model's own init code says it does: only in branches that its own attributes don't rule out."""
+"""What a model's own code says it does: its init in branches that its own attributes allow, the forward it runs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ import inspect
 import re
 import textwrap
 from collections.abc import Collection, Iterator
+from types import CodeType
 from typing import Any
 
 from torch import nn
 
+from initlab.anatomy.holding import holders
+
 _INITS = re.compile(r"__init__|init|reset_parameters")
 _DEPTH = re.compile(r"(n|num|number)?_?(of_)?(hidden_|transformer_|decoder_|encoder_)?(layers?|blocks?)|depth|l|n")
+# what a number of blocks isn't called, though it may be as large by chance
+_NO_DEPTH = re.compile(
+    r"head|dim|emb|hidden|width|size|kernel|group|expert|channel|vocab|rank|fan|top_?k|seed|batch|len"
+)
 _OF_ELSE = object()  # what can't be known without running the code
 
 
 def depth_code(model: nn.Module, outputs: Collection[str] = ()) -> str:
     """Find the model's own init code that divides by a root of its depth, as `GPT2PreTrainedModel._init_weights`.
 
-    Read from the syntax tree, in any spelling: `/ math.sqrt(2 * config.n_layer)`, `* (2 * self.depth) ** -0.5`. Code
+    Read from the syntax tree, in any spelling: `/ math.sqrt(2 * config.n_layer)`, `* (2 * self.depth) ** -0.5`. The
+    depth goes by its usual names, and by those under which the model or a config holds as many as it has blocks. Code
     under a condition which the model's own attributes make false didn't run, and says nothing.
 
     Args:
@@ -35,14 +43,57 @@ def depth_code(model: nn.Module, outputs: Collection[str] = ()) -> str:
         for owner in type(module).__mro__:
             if issubclass(owner, nn.Module) and not owner.__module__.startswith("torch."):
                 owners.setdefault(owner, module)
+    counts = _depths(model)
     for owner, module in owners.items():
         for name, root in _trees(owner):
             named = _words(root)
             if mine and named & others and not named & mine:
                 continue
-            if any(_divides(node) and _ran(path, module) for node, path in _nodes(root, ())):
+            known = _here(root, counts)
+            if any(_divides(node, known) and _ran(path, module) for node, path in _nodes(root, ())):
                 return f"{owner.__name__}.{name}"
     return ""
+
+
+def forward_reads(module: nn.Module, name: str) -> bool:
+    """Tell whether the forward of a module, or a method that it calls, names an attribute.
+
+    A class that brings a forward of its own may leave what it inherited unread. Names are those of the compiled code,
+    which is there where no source is; a forward that Python didn't compile is taken to read everything.
+
+    Args:
+        module: read, never called.
+        name: of the attribute.
+    """
+    seen: set[str] = set()
+    wanted = ["forward"]
+    while wanted:
+        seen.add(method := wanted.pop())
+        own = [] if method not in vars(module) else [vars(module)[method]]
+        held = [*own, *(vars(owner)[method] for owner in type(module).__mro__ if method in vars(owner))]
+        for value in held:
+            value = value.fget if isinstance(value, property) else inspect.unwrap(getattr(value, "__func__", value))
+            if not inspect.isfunction(value):
+                if method == "forward":
+                    return True
+                break
+            names, texts = _named_in(value.__code__)
+            if name in names | texts:
+                return True
+            wanted += [each for each in names - seen if hasattr(type(module), each) and not hasattr(nn.Module, each)]
+            if "super" not in names or method not in names:
+                break
+    return False
+
+
+def _named_in(code: CodeType) -> tuple[set[str], set[str]]:
+    """What a piece of code and those in it name, and the texts in it, as of `getattr(self, "scale")`."""
+    names, texts = set(code.co_names), {each for each in code.co_consts if isinstance(each, str)}
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            more = _named_in(inner)
+            names, texts = names | more[0], texts | more[1]
+    return names, texts
 
 
 def _holder(parameter: str) -> str:
@@ -85,16 +136,44 @@ def _nodes(
                 yield from _nodes(child, inside)
 
 
-def _divides(node: ast.AST) -> bool:
+def _depths(model: nn.Module) -> frozenset[str]:
+    """Names of what holds a number of blocks, and of the lists of blocks."""
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1 and len(set(map(type, module))) == 1
+    }
+    depths = {len(module) for module in lists.values()}
+    held = (
+        (name, value) for module in model.modules() for _, values in holders(module) for name, value in values.items()
+    )
+    counts = {name for name, value in held if type(value) is int and value in depths and not _NO_DEPTH.search(name)}
+    return frozenset(counts | {name.rpartition(".")[2] for name in lists})
+
+
+def _here(root: ast.AST, names: frozenset[str]) -> frozenset[str]:
+    """Names of the depth in one function: `.n` of an attribute, `n` of an argument or of what the function so calls."""
+    made = {node.id for node in ast.walk(root) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    known = frozenset({f".{name}" for name in names} | (names - made))
+    return known | {
+        target.id
+        for node in ast.walk(root)
+        if isinstance(node, ast.Assign) and _counts(node.value, known, short=False)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _divides(node: ast.AST, names: frozenset[str]) -> bool:
     """`x / sqrt(2 * n)`, `x * (2 * n) ** -0.5`, `x /= …`, `rsqrt(2 * n)`: a root of the depth below a std."""
     if isinstance(node, ast.BinOp | ast.AugAssign):
         right = node.right if isinstance(node, ast.BinOp) else node.value
         if isinstance(node.op, ast.Div):
-            return _root(right) is not None and _depth(_root(right))
+            return _root(right) is not None and _depth(_root(right), names)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _number(node.right) == -0.5:
-            return _depth(node.left)
+            return _depth(node.left, names)
     if isinstance(node, ast.Call):
-        return _called(node) == "rsqrt" and bool(node.args) and _depth(node.args[0])
+        return _called(node) == "rsqrt" and bool(node.args) and _depth(node.args[0], names)
     return False
 
 
@@ -118,26 +197,30 @@ def _number(node: ast.expr) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _depth(node: ast.expr | None) -> bool:
+def _depth(node: ast.expr | None, names: frozenset[str]) -> bool:
     """Whether what a root is taken of is a number of blocks, alone or times a number; `n` only beside one."""
     if isinstance(node, ast.Call) and _called(node) in ("float", "int", "max", "tensor") and node.args:
-        return _depth(node.args[0])
+        return _depth(node.args[0], names)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         sides = (node.left, node.right)
-        numbers = [_number(side) for side in sides]
-        return any(n is not None and _counts(side, short=True) for n, side in zip(numbers, sides[::-1], strict=True))
-    return isinstance(node, ast.expr) and _counts(node, short=False)
+        pairs = zip(map(_number, sides), sides[::-1], strict=True)
+        return any(number is not None and _counts(side, names, short=True) for number, side in pairs)
+    return isinstance(node, ast.expr) and _counts(node, names, short=False)
 
 
-def _counts(node: ast.expr, *, short: bool) -> bool:
+def _counts(node: ast.expr, names: frozenset[str], *, short: bool) -> bool:
     if isinstance(node, ast.Call):
-        return _called(node) in ("len", "float", "int") and bool(node.args) and _named(node.args[0], short=short)
-    return _named(node, short=short)
+        known = _called(node) in ("len", "float", "int") and bool(node.args)
+        return known and _named(node.args[0], names, short=short)
+    return _named(node, names, short=short)
 
 
-def _named(node: ast.expr, *, short: bool) -> bool:
-    name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-    return bool(_DEPTH.fullmatch(name.lower())) and (short or len(name) > 1)
+def _named(node: ast.expr, names: frozenset[str], *, short: bool) -> bool:
+    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        name = str(node.slice.value)
+    held = name if isinstance(node, ast.Name) else f".{name}"
+    return held in names or (bool(_DEPTH.fullmatch(name.lower())) and (short or len(name) > 1))
 
 
 def _ran(path: tuple[tuple[ast.expr, bool], ...], module: nn.Module) -> bool:

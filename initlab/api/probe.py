@@ -134,7 +134,7 @@ def probe(
     keys = {"run_id": identity.run_id, "recipe": label, "seed": seed} | {
         name: int(tables.summary[name].iloc[0]) for name in ("n_layer", "n_embd")
     }
-    rows = behaviour_rows(keys, anatomy, inputs, given=batch is not None, autocast=DTYPES[dtype], seed=seed)
+    rows = behaviour_rows(keys, anatomy, inputs, autocast=DTYPES[dtype], seed=seed)
     tables.behaviour = schema.table("behaviour", rows)
     _expect(tables, anatomy, inputs, described, entry)
     if chosen is not None:  # only now: the closed form needs every weight

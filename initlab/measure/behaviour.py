@@ -39,7 +39,6 @@ def behaviour_rows(
     anatomy: Anatomy,
     inputs: Inputs,
     *,
-    given: bool = False,
     autocast: torch.dtype | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -49,7 +48,6 @@ def behaviour_rows(
         keys: the cell's key columns; the step isn't one of this table.
         anatomy: of the model, which is left as it was.
         inputs: of which two short sequences are read; moved to the model's device.
-        given: they are the caller's.
         autocast: run the passes under autocast to this dtype.
         seed: of every pass.
     """
@@ -62,7 +60,7 @@ def behaviour_rows(
         "mode": "train" if model.training else "eval",
         "routed": int(any(parameter.role == Role.ROUTER for parameter in anatomy.parameters)),
     }
-    found = _of_tokens(passes, inputs, given) if inputs.ids is not None else _of_vectors(passes, inputs)
+    found = _of_tokens(passes, inputs) if inputs.ids is not None else _of_vectors(passes, inputs)
     return [shared | row for row in _told(found)]
 
 
@@ -79,12 +77,12 @@ def _told(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield from ({"check": check, "note": note} for check in left)
 
 
-def _of_tokens(passes: Passes, inputs: Inputs, given: bool) -> Iterator[dict[str, Any]]:
+def _of_tokens(passes: Passes, inputs: Inputs) -> Iterator[dict[str, Any]]:
     base, inputs = _first(passes, inputs)
     assert base.shown is not None
     noise = passes.noise(inputs, base)
     yield _random(passes, inputs, base, noise)
-    yield shift_of(passes, inputs, base, given) | {"check": "targets"}
+    yield shift_of(passes, inputs, base) | {"check": "targets"}
     reading = Reading(passes, inputs, base, noise)
     yield from reading.of_change()
     if base.shown.dim() > 2:

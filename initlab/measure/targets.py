@@ -12,29 +12,31 @@ from torch.nn import functional as F
 
 from initlab.anatomy.arguments import parameters
 from initlab.anatomy.inputs import Inputs, shifts
+from initlab.anatomy.tensors import tensors
 from initlab.measure.passes import Pass, Passes
 from initlab.measure.wired import aim_of
 
 LIKE = 2e-6  # how near, relative, two means of the same float32 losses are: a few roundings
 APART = 10  # times as far is every other
+MADE, IDS = "targets made by the probe", "labels that are the ids"  # in `where`: not the caller's
 _SAME = 0.9  # share of the targets that are the ids themselves, or the next
 _NATURAL = 0.5  # ids that repeat so often can't be told from their next
 
 
-def shift_of(passes: Passes, inputs: Inputs, base: Pass, given: bool) -> dict[str, Any]:
+def shift_of(passes: Passes, inputs: Inputs, base: Pass) -> dict[str, Any]:
     """Tell how many places after the token that is read its target stands; `value` is NaN where it can't be told.
 
     A model's own loss is compared with cross entropies of its logits, at each shift. Where a model leaves the loss to
-    its caller, and the caller gave targets, these are compared with the ids.
+    its caller, and the caller gave targets, these are compared with the ids. `where` names the labels that the loss
+    was taken with; empty where the model took none.
 
     Args:
         passes: over the model.
         inputs: of two short sequences.
         base: the pass over them.
-        given: targets and ids are the caller's.
     """
+    ids, targets, given = inputs.ids, inputs.targets, inputs.theirs
     row: dict[str, Any] = {"value": math.nan, "where": "the caller's targets" if given else ""}
-    ids, targets = inputs.ids, inputs.targets
     if ids is None or targets is None or inputs.aim != "next-token" or aim_of(passes.model) == "else":
         return row
     if passes.half:
@@ -47,7 +49,9 @@ def shift_of(passes: Passes, inputs: Inputs, base: Pass, given: bool) -> dict[st
         except Exception as error:
             return row | {"note": f"with labels, {type(error).__name__}: {error}"}
         targets, given = labels, inputs.own_labels is not None
-        row["where"] = "the caller's labels" if given else "labels that are the ids"
+        row["where"] = "the caller's labels" if given else IDS
+    elif not given and any(_holds(each, targets) for each in tensors((inputs.args, inputs.kwargs))):
+        row["where"] = MADE
     own = _place(ids, targets)
     if own is None:
         return row
@@ -65,6 +69,10 @@ def shift_of(passes: Passes, inputs: Inputs, base: Pass, given: bool) -> dict[st
     if off[nearest] <= LIKE and off[second] > APART * LIKE:
         row["value"] = float(nearest)
     return row | {"scale": loss, "noise": LIKE}
+
+
+def _holds(tensor: Tensor, targets: Tensor) -> bool:
+    return tensor.shape == targets.shape and not tensor.is_floating_point() and torch.equal(tensor.long(), targets)
 
 
 def _place(ids: Tensor, targets: Tensor) -> int | None:

@@ -123,3 +123,22 @@ def test_what_is_not_as_declared_is_named(model: nn.Module, words: str) -> None:
 )
 def test_what_is_as_declared_draws_nothing(model: nn.Module) -> None:
     assert failed(model) == {}
+
+
+class Said(Language):
+    embed_scale: float
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.scale = self.embed_scale / 2
+        return super().forward(ids)
+
+
+class Unread(Language):
+    """Inherits a forward that doesn't read what its instances hold."""
+
+
+def test_a_plain_attribute_says_what_enters_only_where_the_forward_reads_it() -> None:
+    read, unread = Said({}), Unread({}, scale=8.0)
+    read.embed_scale, unread.embed_scale = 4.0, 1.0  # type: ignore[assignment]
+    assert "multiplied with 4, but words.weight enters × 2" in failed(read)["INI009"].message
+    assert failed(unread) == {}

@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
-from initlab.anatomy.source import depth_code
+from initlab.anatomy.source import depth_code, forward_reads
 
 
 class Base(nn.Module):
@@ -42,6 +42,41 @@ class Local(Base):
             nn.init.normal_(p, 0, std)
 
 
+class Storeys(nn.Module):
+    """Calls its depth what nobody else does."""
+
+    def __init__(self, storeys: int = 3, heads: int = 3) -> None:
+        super().__init__()
+        self.config, self.heads = {"storeys": storeys}, heads
+        self.house = nn.ModuleList(nn.Linear(8, 8) for _ in range(storeys))
+
+
+class Named(Storeys):
+    def init_all(self, storeys: int) -> float:
+        return 0.02 / math.sqrt(2 * storeys)
+
+
+class Held(Storeys):
+    def init_all(self) -> float:
+        return 0.02 / math.sqrt(2 * self.config["storeys"])
+
+
+class Aliased(Storeys):
+    def init_all(self, storeys: int) -> float:
+        number = storeys
+        return 0.02 / math.sqrt(2 * number)
+
+
+class Counted(Storeys):
+    def init_all(self) -> float:
+        return float(0.02 * (2 * len(self.house)) ** -0.5)
+
+
+class Heads(Storeys):
+    def init_all(self) -> float:
+        return 0.02 / math.sqrt(2 * self.heads)
+
+
 class Conditional(Base):
     def init_all(self) -> None:
         std = 0.02
@@ -64,12 +99,42 @@ class Said(Base):
         # std = 0.02 / math.sqrt(2 * self.n_layer)
 
 
-@pytest.mark.parametrize("kind", [Root, Power, Local, Conditional])
-def test_any_spelling_is_found(kind: type[Base]) -> None:
+@pytest.mark.parametrize("kind", [Root, Power, Local, Conditional, Named, Held, Aliased, Counted])
+def test_any_spelling_is_found(kind: type[nn.Module]) -> None:
     assert depth_code(kind()) == f"{kind.__name__}.init_all"
     assert depth_code(nn.Sequential(nn.Linear(2, 2), kind())) == f"{kind.__name__}.init_all"
 
 
-@pytest.mark.parametrize("model", [Conditional(scaled=False), Fan(), Said(), nn.Linear(2, 2)])
+@pytest.mark.parametrize("model", [Conditional(scaled=False), Fan(), Said(), Heads(), nn.Linear(2, 2)])
 def test_what_did_not_run_and_other_roots_say_nothing(model: nn.Module) -> None:
     assert depth_code(model) == ""
+
+
+class Reading(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return x * self.dim
+
+
+class Above(Reading):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class Asking(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(getattr(self, "dim", 1))
+
+
+class Other(Reading):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.depth
+
+
+def test_a_forward_reads_what_it_and_the_methods_it_calls_name() -> None:
+    assert [forward_reads(each(), "dim") for each in (Reading, Above, Asking, Other)] == [True, True, True, False]
+    patched = Reading()
+    patched.forward = lambda x: x  # type: ignore[method-assign]
+    assert not forward_reads(patched, "dim")

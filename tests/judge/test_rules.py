@@ -786,6 +786,8 @@ CASES = {
             (wired((None, "attention", {"score_scale": 1.0})), "info"),
             (wired((None, "attention", {"score_scale": 1.0}), logit_std=3.0), "warning"),
             (wired((None, "attention", {"score_scale": 1 / 16}), logit_std=3.0), "info"),
+            (wired((None, "attention", {"score_scale": 64**-0.5, "n_embd": 64})), "warning"),
+            (wired((None, "attention", {"score_scale": 1 / 16, "n_embd": 256})), "info"),  # muP's as well
         ],
         [wired(), wired((None, "attention", {"score_scale": 0.2525}))],
         [wired((None, "attention", {"score_scale": 1.0, "qk_norm": "n"})), run_of(summary=summary())],
@@ -837,8 +839,18 @@ CASES = {
             (behaved("targets", 0.0, where="labels that are the ids"), "info"),
             (behaved("targets", 2.0, where="the caller's labels"), "error"),
         ],
-        [behaved("targets", 1.0), behaved("targets", 2.0)],
-        [behaved("targets", math.nan), wired()],
+        [
+            behaved("targets", 1.0),
+            behaved("targets", 1.0, where="the caller's targets"),
+            behaved("targets", 2.0),  # of several tokens on
+        ],
+        [
+            behaved("targets", 1.0, where="labels that are the ids"),
+            behaved("targets", 1.0, where="targets made by the probe"),
+            behaved("targets", 2.0, where="targets made by the probe"),
+            behaved("targets", math.nan),
+            wired(),
+        ],
     ),
     "BEH005": (
         [(behaved("random", 0.1, where="tower.0.mix"), "warning"), (behaved("random", 0.1), "info")],

@@ -206,6 +206,8 @@ def test_nothing_is_said_of_sound_models(name: str) -> None:
     assert rows.loc["later", "scale"] > rows.loc["later", "noise"]
     told = rows.loc["targets", "value"]
     assert told == 1 if "labels" in name or "targets" in name or "loss" in name else told != 0
+    (shifted,) = found.judge(select=["BEH004"])
+    assert shifted.status == ("pass" if batch is not None else "not_applicable")
 
 
 PLANTED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, str]]] = {
@@ -255,6 +257,20 @@ def test_the_mask_hides_what_the_encoder_is_given_by_place(ignoring: bool) -> No
     rows = behaviour_rows({}, anatomy, inputs, given=True)
     (row,) = (row for row in rows if row["check"] == "padding")
     assert (row["value"] > row["noise"]) == ignoring and row["scale"] > row["noise"]
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "words"),
+    [
+        (Shifting, None, "the model shifts them itself"),
+        (Taking, None, "the model doesn't shift them itself"),
+        (Taking, IDS, "the model doesn't shift them itself"),  # ids alone: the targets are made
+        (Plain, IDS, "Needs a loss"),
+    ],
+)
+def test_labels_that_the_probe_made_vouch_for_none(model: type[Body], batch: Any, words: str) -> None:
+    (found,) = initlab.probe(model(), batch, stats="light").judge(select=["BEH004"])
+    assert (found.status, words in found.message) == ("not_applicable", True)
 
 
 def test_the_message_names_what_moves() -> None:

@@ -18,6 +18,7 @@ _BASIS = (
     "Passes of one shape run the same kernels: what isn't read moves nothing. A share of 1e-5 of the output is left to "
     "transforms and experts that regroup sums, 3e-4 where numbers have 16 bits."
 )
+LABELS_MADE, LABELS_IDS = "targets made by the probe", "labels that are the ids"  # in `where`, as measured
 FIRST_AXIS, BATCH_AXIS = "first axis", "batch axis"  # in `where`
 _TOLD = 500.0  # times the noise that what should move has to move, before that something else doesn't says anything
 
@@ -161,7 +162,7 @@ def samples_not_independent(case: Case, rows: pd.DataFrame) -> Finding:
     measures="how many places after the token that is read its target stands, by the model's own loss",
     needs="a loss over next tokens that the model takes itself, or targets of the caller's",
     unit="places",
-    limit="one; a note where the labels were made by the probe",
+    limit="one; a note, or nothing, where the labels were made by the probe",
     basis="derived",
     why="A model that is asked for the token it is given learns to copy it: the loss falls fast, to nothing, and the "
     "model generates one token for ever. Two places on, it never learns the next one.",
@@ -175,25 +176,29 @@ def samples_not_independent(case: Case, rows: pd.DataFrame) -> Finding:
     measure=measured_by("targets", "Which shift of the ids gives the model's own loss, to 2e-6 of it."),
 )
 def target_not_next_token(case: Case, rows: pd.DataFrame) -> Finding:
-    """Judge models whose loss is that of one shift and of no other."""
+    """Judge models whose loss is that of one shift and no other; labels of the probe's say nothing of the user's."""
     if unknown := untold(case, rows):
         return unknown
+    told = rows[(rows["value"] == 0) | ~rows["where"].isin([LABELS_MADE, LABELS_IDS])]
+    if told.empty:
+        does = "shifts" if (rows["value"] > (rows["where"] == LABELS_MADE)).any() else "doesn't shift"
+        text = f"Labels were made by the probe: whether yours are shifted can't be seen; the model {does} them itself"
+        return case.not_applicable(text)
     faults = []
-    for _, row in rows.iterrows():
-        theirs = "caller" in row["where"]
-        if row["value"] == 1 or (row["value"] > 1 and not theirs):
+    for _, row in told.iterrows():
+        if row["value"] == 1 or (row["value"] > 1 and "caller" not in row["where"]):
             continue
         by = f" (with {row['where']})" if row["where"] else ""
         severity: Severity = "error"
         if row["value"] == 0:
             text, advice = f"The loss asks for the token that is read, not for the next one{by}", case.rule.advice
-            if "are the ids" in row["where"]:  # made by the probe: it may be meant for labels that are shifted before
+            if row["where"] == LABELS_IDS:  # it may be meant for labels that are shifted before
                 severity, advice = "info", f"{advice}, unless the labels that it is given are shifted before"
         else:
             text = f"The loss asks for the token {trimmed(row['value'])} places on, not for the next one{by}"
             advice = "shift once: the labels are shifted already, and the model shifts them again"
         faults.append(Fault(str(row["run_id"]), text, advice, severity, site="logits", measured=float(row["value"])))
-    return verdict(case, rows, faults, "The loss asks for the next token")
+    return verdict(case, told, faults, "The loss asks for the next token")
 
 
 @rule(

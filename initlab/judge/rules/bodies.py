@@ -135,14 +135,15 @@ def measure_scores(run: Run) -> pd.DataFrame:
     needs=f"{_ATTENTION}, without QK-norm",
     limits={"off": 1.02, "std": 1.2, "drawn": 1.3},
     unit="× 1/√head_size",
-    limit="within {off}×; a note, and a warning where the logits' std is above {std}; none where the queries are drawn "
-    "smaller instead, to within {drawn}×",
+    limit="within {off}×; a note, and a warning where the logits' std is above {std} or the factor is 1/√n_embd; none "
+    "where the queries are drawn smaller instead, to within {drawn}×",
     basis="paper",
     why="q·k is a sum over head_size products. Without the factor its std grows as √head_size, and the softmax with it "
-    "saturates as soon as queries and keys learn.",
+    "saturates as soon as queries and keys learn. With 1/√n_embd, the width of all heads in place of one's, it is "
+    "√n_head times flatter than meant.",
     advice="multiply q·k with 1/√head_size",
-    false_alarms="1/head_size is muP's, GPT-Neo has none, and a multiplier may be meant: a note. T5 draws its queries "
-    "smaller instead.",
+    false_alarms="1/head_size is muP's, GPT-Neo has none, and a multiplier may be meant: a note. Where it is 1/√n_embd "
+    "as well, the note stays one. T5 draws its queries smaller instead.",
     source="Vaswani et al. 2017, section 3.2.1; Yang et al. 2022, 2203.03466, for 1/head_size",
     since="0.1.0",
     evidence="attention",
@@ -167,9 +168,14 @@ def unusual_score_scale(case: Case, rows: pd.DataFrame) -> Finding:
         text = f"q·k is multiplied with {trimmed(scale)} in {name}, {trimmed(worst['relative'])}× the usual {usual}"
         text += "" if math.isnan(std) else f"; std of its logits {trimmed(std, 2)}"
         advice = f"scale the scores of {name} by 1/√{size} = {trimmed(size**-0.5)}, unless the factor is meant"
+        severity: Severity = "warning" if large and std > 0 and math.log(std) > steep else "info"
+        width = int(worst["n_embd"])
         if abs(scale * size - 1) < 0.02:
             text, advice = f"{text}: it is 1/head_size, as muP has it", f"{advice} (1/d, as in muP)"
-        severity: Severity = "warning" if large and std > 0 and math.log(std) > steep else "info"
+        elif width > size and abs(scale * math.sqrt(width) - 1) < 0.01:
+            severity = "warning"
+            text += f": it is 1/√{width}, the model's width in place of a head's"
+            advice = f"scale the scores of {name} by 1/√{size} = {trimmed(size**-0.5)}, not by 1/√n_embd"
         faults.append(Fault(run_id, text, advice, severity, _layers(odd), "attn_logits", float(worst["relative"])))
     return verdict(case, rows, faults, "The scores are scaled by 1/√head_size, or drawn as if they were")
 
