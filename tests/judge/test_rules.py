@@ -1067,7 +1067,31 @@ def test_a_branch_scaled_in_the_forward_pass_is_no_unscaled_one() -> None:
 def test_growing_writes_get_other_advice_and_factors():
     (finding,) = verdicts(run_of(stream(2.0)), "RES001")
     assert "makes that 8 times as much" in finding.message
-    assert "fall as 1/√n_layer; now it goes as n_layer^+1.00" in finding.advice
+    # the weights' std is 0.02 at both depths
+    assert "0.02 → 0.0035" in finding.advice and "now it goes" not in finding.advice
+    assert "; it goes as n_layer^+0.00, so the rest of the growth isn't of the weights" in finding.advice
+
+
+@pytest.mark.parametrize(("power", "said"), [(0.5, "+0.50"), (-0.3, "-0.30")])
+def test_the_exponent_in_the_advice_is_that_of_the_weights_std(power, said):
+    rows = [
+        row | {"std": 0.02 * (row["n_layer"] / 4) ** power} if row["kind"] == "weight" else row for row in stream(0.2)
+    ]
+    (finding,) = verdicts(run_of(rows), "RES001")
+    assert f"mlp.c_proj.weight fall as 1/√n_layer; now it goes as n_layer^{said}" in finding.advice
+
+
+def test_weights_that_are_scaled_already_are_not_to_be_scaled_again():
+    rows = [
+        row | {"std": 0.02 * (row["n_layer"] / 4) ** -0.5} if row["kind"] == "weight" else row for row in stream(0.2)
+    ]
+    (finding,) = verdicts(run_of(rows), "RES001")
+    assert "mlp.c_proj.weight falls with depth as it should: look for a factor in the forward" in finding.advice
+
+
+def test_without_weights_on_record_the_advice_is_of_the_write():
+    (finding,) = verdicts(run_of([row for row in stream(2.0) if row["kind"] != "weight"]), "RES001")
+    assert "its writes' variance goes as n_layer^+2.00" in finding.advice
 
 
 def test_advice_names_the_std_to_draw():

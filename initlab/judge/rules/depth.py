@@ -184,22 +184,39 @@ def unscaled_branch_writes(case: Case, rows: pd.DataFrame) -> Finding:
         seeds_failing=sum(by_seed),
         seeds_total=len(by_seed),
         effect=math.log(share / most),
-        advice=_advice(at_depth, deepest, unscaled, slope),
+        advice=_advice(rows, unscaled, slope),
         **common,
     )
 
 
-def _advice(rows: pd.DataFrame, n_layer: int, unscaled: list[str], gain: float) -> str:
+def _advice(rows: pd.DataFrame, unscaled: list[str], gain: float) -> str:
     nameless = {"attn_out": "attention's output projection", "mlp_out": "the MLP's output projection"}
     named = rows.dropna(subset="parameter").groupby("site")["parameter"].first().map(in_block)
-    drawn = rows.groupby("site")["drawn"].mean().dropna()
+    n_layer = int(rows["n_layer"].max())
+    stds = rows.groupby(["site", "n_layer"])["drawn"].mean()
+    drawn = {site: own for site in unscaled if len(own := stds[site].dropna()) and (own > 0).all()}
     which = " and ".join(named.get(site, nameless[site]) for site in unscaled)
-    if abs(gain) > 0.5:
-        return f"make the std of {which} fall as 1/√n_layer; now it goes as n_layer^{gain / 2:+.2f}"
-    stds = [float(drawn[site]) for site in unscaled if site in drawn]
-    texts = [f"{trimmed(std)} → {trimmed(std / math.sqrt(2 * n_layer), 2)}" for std in stds]
+    goes = {site: _power(own) for site, own in drawn.items() if own.index.nunique() > 1}
+    if goes and max(goes.values()) <= -0.4:  # nearly the -0.5 that they should have
+        return f"the std of {which} falls with depth as it should: look for a factor in the forward, or a norm left out"
+    if goes and max(map(abs, goes.values())) > 0.25:
+        return f"make the std of {which} fall as 1/√n_layer; now it goes as {_powers(goes)}"
+    if not goes and abs(gain) > 0.5:
+        return f"make the std of {which} fall as 1/√n_layer; its writes' variance goes as n_layer^{gain:+.2f}"
+    deepest = [float(own[n_layer]) for own in drawn.values() if n_layer in own.index]
+    texts = [f"{trimmed(std)} → {trimmed(std / math.sqrt(2 * n_layer), 2)}" for std in deepest]
     values = f": at {n_layer} layers {', '.join(dict.fromkeys(texts))}" if texts else ""
-    return f"divide the std of {which} by √(2·n_layer){values}"
+    rest = f"; it goes as {_powers(goes)}, so the rest of the growth isn't of the weights" if abs(gain) > 0.5 else ""
+    return f"divide the std of {which} by √(2·n_layer){values}{rest}"
+
+
+def _power(stds: pd.Series) -> float:
+    """Exponent of n_layer, of std by depth."""
+    return float(np.polyfit(np.log(stds.index.to_numpy(float)), np.log(stds.to_numpy(float)), 1)[0])
+
+
+def _powers(goes: dict[str, float]) -> str:
+    return " and ".join(dict.fromkeys(f"n_layer^{round(each, 2) + 0.0:+.2f}" for each in goes.values()))
 
 
 def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding | None:
