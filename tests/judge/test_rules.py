@@ -230,8 +230,8 @@ def level(ratio, loss=5.55):
     return run_of(rows, summary(loss=loss))
 
 
-def scaled(exponent, axis="n_embd", kind="activation", sizes=(64, 128, 256), steps=(0, 1), loss=5.55):
-    """A stream whose variance after steps goes as size^exponent, the same at two seeds."""
+def scaled(exponent, axis="n_embd", kind="activation", sizes=(64, 128, 256), steps=(0, 1), loss=5.55, **column):
+    """A stream, or another site, whose variance after steps goes as size^exponent, the same at two seeds."""
     keys = [
         {"n_embd": 64, "n_layer": 4, axis: size, "seed": seed, "step": step, "run_id": f"{size}-{seed}"}
         for size in sizes
@@ -239,7 +239,9 @@ def scaled(exponent, axis="n_embd", kind="activation", sizes=(64, 128, 256), ste
         for step in steps
     ]
     rows = [
-        key | {"site": "resid_post", "kind": k, "layer": 3, "var": float(key[axis]) ** (exponent if key["step"] else 0)}
+        key
+        | {"site": "resid_post", "kind": k, "layer": 3, "var": float(key[axis]) ** (exponent if key["step"] else 0)}
+        | column
         for key in keys
         for k in dict.fromkeys(("activation", kind))
         if key["step"] or k == "activation"
@@ -517,8 +519,14 @@ CASES = {
         [level(30.0, loss=3.0), run_of([row | {"expected_var": math.nan} for row in stream(0.0)], summary())],
     ),
     "SCL001": (
-        [(scaled(1.0), "warning"), (scaled(0.3), "warning"), (scaled(0.0, loss=math.nan), "warning")],
-        [scaled(0.0), scaled(0.15), scaled(-1.0)],
+        [
+            (scaled(1.0), "warning"),
+            (scaled(0.3), "warning"),
+            (scaled(0.0, loss=math.nan), "warning"),
+            (scaled(-1.0, site="mlp_out"), "warning"),
+        ],
+        # a stream of a small embedding, and muP's logits, shrink by design
+        [scaled(0.0), scaled(0.15), scaled(-1.0), scaled(-1.0, site="logits"), scaled(-0.15, site="mlp_out")],
         [scaled(1.0, steps=(0,)), scaled(1.0, sizes=(64,)), scaled(1.0, axis="n_layer"), scaled(math.nan)],
     ),
     "SCL002": (
@@ -526,6 +534,7 @@ CASES = {
             (scaled(1.8, "n_layer", "change"), "warning"),
             (scaled(0.6, "n_layer", "change"), "warning"),
             (scaled(0.0, "n_layer", "change", loss=math.nan), "warning"),
+            (scaled(-2.0, "n_layer", "change"), "warning"),
         ],
         [scaled(0.1, "n_layer", "change"), scaled(-0.3, "n_layer", "change")],
         [scaled(1.8, "n_embd", "change"), scaled(1.8, "n_layer", "change", steps=(0,)), scaled(1.8, "n_layer")],
