@@ -447,9 +447,10 @@ CASES = {
         [run_of(summary=summary())],
     ),
     "RES001": (
-        [(run_of(stream(0.0)), "warning"), (run_of(stream(-0.3)), "warning")],
+        [(run_of(stream(0.0)), "warning"), (run_of(stream(-0.3)), "warning"), (run_of(stream(-3.0)), "info")],
         [
             run_of(stream(-1.0)),
+            run_of(stream(-2.0)),  # GPT-NeoX's wang_init
             run_of(stream(0.0, write=1e-6)),  # unscaled, but the embedding stays the larger part
             run_of(stream(0.0, write=0.0)),  # zero projections
         ],

@@ -124,14 +124,16 @@ def measure_unscaled(run: Run) -> pd.DataFrame:
     measures="slope of ln(mean over blocks of var(write) / mean square entering its projection) on ln(n_layer), of "
     "attention and of MLP",
     needs="two depths or more: --depths 4,8,16",
-    limits={"exponent": -0.5, "share": 1.0},
+    limits={"exponent": -0.5, "share": 1.0, "vanishing": -2.5},
     unit="exponent of n_layer",
-    limit="exponent ≤ {exponent}, or writes that sum to at most {share}× the embedding's variance",
+    limit="exponent ≤ {exponent}, or writes that sum to at most {share}× the embedding's variance; ≥ {vanishing}",
     basis="derived",
     why="Each block adds variance to the residual stream. With 1/√(2·n_layer) on both output projections the sum over "
     "the blocks is the same at every depth (exponent -1); without it the stream, and the gradient on the way back, "
     "grow with every block (exponent 0). -0.5 is half way. Measured per input, since what attention hands to its "
-    "projection also grows with the correlation between positions; where that isn't on record, by the weights.",
+    "projection also grows with the correlation between positions; where that isn't on record, by the weights. "
+    "Published models go down to -2 (1/n_layer in std: GPT-NeoX's wang_init, CompleteP's multiplier); below it a "
+    "factor is there twice.",
     advice="Divide the std of both output projections, attention's and the MLP's, by √(2·n_layer).",
     false_alarms="Models that scale the branch in the forward pass (LayerScale, ReZero, residual multipliers) write "
     "scaled values anyway and pass. Unscaled models train: the measured cost with warmup is 0.004, 0.044 and 0.085 "
@@ -170,6 +172,8 @@ def unscaled_branch_writes(case: Case, rows: pd.DataFrame) -> Finding:
     if share <= most:
         if unscaled:
             common["unit"] = f"{case.rule.unit}; the writes stay at {trimmed(share, 2)}× the embedding"
+        if (least := _vanishing(fits, case.limits["vanishing"])) is not None:
+            return _twice(case, rows, least, text)
         return case.passed(text, **common)
     failing = rows[rows["site"].isin(unscaled)]
     by_seed = [
@@ -186,6 +190,30 @@ def unscaled_branch_writes(case: Case, rows: pd.DataFrame) -> Finding:
         effect=math.log(share / most),
         advice=_advice(rows, unscaled, slope),
         **common,
+    )
+
+
+def _vanishing(fits: pd.DataFrame, limit: float) -> pd.Series | None:
+    """The branch whose writes fall fastest, where that is beyond the limit by two standard errors."""
+    beyond = fits[fits["slope"] + 2 * fits["stderr"].fillna(0.0) < limit]
+    return None if beyond.empty else beyond.loc[beyond["slope"].idxmin()]
+
+
+def _twice(case: Case, rows: pd.DataFrame, least: pd.Series, text: str) -> Finding:
+    """A note: with warmup, branches that start at zero train as well as scaled ones."""
+    site, slope = str(least.name), float(least["slope"])
+    each = [own for _, own in rows[rows["site"] == site].groupby("seed") if own["n_layer"].nunique() > 1]
+    seeds = [_gain(own)[0] < case.limits["vanishing"] for own in each]
+    return case.failed(
+        f"{text}: a write that vanishes with depth, by 1/√n_layer more than once",
+        severity="info",
+        seeds_failing=sum(seeds),
+        seeds_total=len(seeds),
+        effect=case.limits["vanishing"] - slope,
+        measured=slope,
+        uncertainty=float(least["stderr"]),
+        site=site,
+        advice="divide the branch by the depth once: in the std of its output projection, or in the forward",
     )
 
 
