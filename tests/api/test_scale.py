@@ -80,6 +80,20 @@ def test_a_model_in_mup_is_flat_where_the_standard_one_grows():
     assert len(hidden) == 2 and (hidden["slope"].abs() < 0.3).all()
 
 
+def test_a_model_in_mup_whose_std_is_divided_twice_vanishes_with_width():
+    def twice(n_embd, n_layer):
+        model = mup(n_embd, n_layer)
+        for parameter in model.parameters():
+            if parameter.dim() == 2 and parameter.shape[1] == n_embd:
+                parameter.data.mul_((64 / n_embd) ** 0.5)
+        return model
+
+    result = scale(twice, widths=(64, 128, 256), depths=(2,), batch=BATCH, steps=3, optimizer=mup_adam)
+    found = only(result, "SCL001")
+    assert found.status == "fail" and "vanishes with width" in found.message
+    assert found.site in ("2", "3", "4", "5")  # neither what enters the hidden layers nor the output, which may shrink
+
+
 def test_updates_grow_with_depth():
     """C.4's depth check: the stream's change has an exponent of 1 and more, whatever the depth scaling of the init."""
     result = scale("nanogpt", model=NANOGPT, widths=(64,), depths=(2, 4, 8), steps=1)

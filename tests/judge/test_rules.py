@@ -230,8 +230,8 @@ def level(ratio, loss=5.55):
     return run_of(rows, summary(loss=loss))
 
 
-def scaled(exponent, axis="n_embd", kind="activation", sizes=(64, 128, 256), steps=(0, 1), loss=5.55):
-    """A stream whose variance after steps goes as size^exponent, the same at two seeds."""
+def scaled(exponent, axis="n_embd", kind="activation", sizes=(64, 128, 256), steps=(0, 1), loss=5.55, **column):
+    """A stream, or another site, whose variance after steps goes as size^exponent, the same at two seeds."""
     keys = [
         {"n_embd": 64, "n_layer": 4, axis: size, "seed": seed, "step": step, "run_id": f"{size}-{seed}"}
         for size in sizes
@@ -239,7 +239,9 @@ def scaled(exponent, axis="n_embd", kind="activation", sizes=(64, 128, 256), ste
         for step in steps
     ]
     rows = [
-        key | {"site": "resid_post", "kind": k, "layer": 3, "var": float(key[axis]) ** (exponent if key["step"] else 0)}
+        key
+        | {"site": "resid_post", "kind": k, "layer": 3, "var": float(key[axis]) ** (exponent if key["step"] else 0)}
+        | column
         for key in keys
         for k in dict.fromkeys(("activation", kind))
         if key["step"] or k == "activation"
@@ -445,9 +447,10 @@ CASES = {
         [run_of(summary=summary())],
     ),
     "RES001": (
-        [(run_of(stream(0.0)), "warning"), (run_of(stream(-0.3)), "warning")],
+        [(run_of(stream(0.0)), "warning"), (run_of(stream(-0.3)), "warning"), (run_of(stream(-3.0)), "info")],
         [
             run_of(stream(-1.0)),
+            run_of(stream(-2.0)),  # GPT-NeoX's wang_init
             run_of(stream(0.0, write=1e-6)),  # unscaled, but the embedding stays the larger part
             run_of(stream(0.0, write=0.0)),  # zero projections
         ],
@@ -517,8 +520,14 @@ CASES = {
         [level(30.0, loss=3.0), run_of([row | {"expected_var": math.nan} for row in stream(0.0)], summary())],
     ),
     "SCL001": (
-        [(scaled(1.0), "warning"), (scaled(0.3), "warning"), (scaled(0.0, loss=math.nan), "warning")],
-        [scaled(0.0), scaled(0.15), scaled(-1.0)],
+        [
+            (scaled(1.0), "warning"),
+            (scaled(0.3), "warning"),
+            (scaled(0.0, loss=math.nan), "warning"),
+            (scaled(-1.0, site="mlp_out"), "warning"),
+        ],
+        # a stream of a small embedding, and muP's logits, shrink by design
+        [scaled(0.0), scaled(0.15), scaled(-1.0), scaled(-1.0, site="logits"), scaled(-0.15, site="mlp_out")],
         [scaled(1.0, steps=(0,)), scaled(1.0, sizes=(64,)), scaled(1.0, axis="n_layer"), scaled(math.nan)],
     ),
     "SCL002": (
@@ -526,6 +535,7 @@ CASES = {
             (scaled(1.8, "n_layer", "change"), "warning"),
             (scaled(0.6, "n_layer", "change"), "warning"),
             (scaled(0.0, "n_layer", "change", loss=math.nan), "warning"),
+            (scaled(-2.0, "n_layer", "change"), "warning"),
         ],
         [scaled(0.1, "n_layer", "change"), scaled(-0.3, "n_layer", "change")],
         [scaled(1.8, "n_embd", "change"), scaled(1.8, "n_layer", "change", steps=(0,)), scaled(1.8, "n_layer")],
@@ -1079,7 +1089,31 @@ def test_a_branch_scaled_in_the_forward_pass_is_no_unscaled_one() -> None:
 def test_growing_writes_get_other_advice_and_factors():
     (finding,) = verdicts(run_of(stream(2.0)), "RES001")
     assert "makes that 8 times as much" in finding.message
-    assert "fall as 1/√n_layer; now it goes as n_layer^+1.00" in finding.advice
+    # the weights' std is 0.02 at both depths
+    assert "0.02 → 0.0035" in finding.advice and "now it goes" not in finding.advice
+    assert "; it goes as n_layer^+0.00, so the rest of the growth isn't of the weights" in finding.advice
+
+
+@pytest.mark.parametrize(("power", "said"), [(0.5, "+0.50"), (-0.3, "-0.30")])
+def test_the_exponent_in_the_advice_is_that_of_the_weights_std(power, said):
+    rows = [
+        row | {"std": 0.02 * (row["n_layer"] / 4) ** power} if row["kind"] == "weight" else row for row in stream(0.2)
+    ]
+    (finding,) = verdicts(run_of(rows), "RES001")
+    assert f"mlp.c_proj.weight fall as 1/√n_layer; now it goes as n_layer^{said}" in finding.advice
+
+
+def test_weights_that_are_scaled_already_are_not_to_be_scaled_again():
+    rows = [
+        row | {"std": 0.02 * (row["n_layer"] / 4) ** -0.5} if row["kind"] == "weight" else row for row in stream(0.2)
+    ]
+    (finding,) = verdicts(run_of(rows), "RES001")
+    assert "mlp.c_proj.weight falls with depth as it should: look for a factor in the forward" in finding.advice
+
+
+def test_without_weights_on_record_the_advice_is_of_the_write():
+    (finding,) = verdicts(run_of([row for row in stream(2.0) if row["kind"] != "weight"]), "RES001")
+    assert "its writes' variance goes as n_layer^+2.00" in finding.advice
 
 
 def test_advice_names_the_std_to_draw():

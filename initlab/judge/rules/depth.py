@@ -124,14 +124,16 @@ def measure_unscaled(run: Run) -> pd.DataFrame:
     measures="slope of ln(mean over blocks of var(write) / mean square entering its projection) on ln(n_layer), of "
     "attention and of MLP",
     needs="two depths or more: --depths 4,8,16",
-    limits={"exponent": -0.5, "share": 1.0},
+    limits={"exponent": -0.5, "share": 1.0, "vanishing": -2.5},
     unit="exponent of n_layer",
-    limit="exponent ≤ {exponent}, or writes that sum to at most {share}× the embedding's variance",
+    limit="exponent ≤ {exponent}, or writes that sum to at most {share}× the embedding's variance; ≥ {vanishing}",
     basis="derived",
     why="Each block adds variance to the residual stream. With 1/√(2·n_layer) on both output projections the sum over "
     "the blocks is the same at every depth (exponent -1); without it the stream, and the gradient on the way back, "
     "grow with every block (exponent 0). -0.5 is half way. Measured per input, since what attention hands to its "
-    "projection also grows with the correlation between positions; where that isn't on record, by the weights.",
+    "projection also grows with the correlation between positions; where that isn't on record, by the weights. "
+    "Published models go down to -2 (1/n_layer in std: GPT-NeoX's wang_init, CompleteP's multiplier); below it a "
+    "factor is there twice.",
     advice="Divide the std of both output projections, attention's and the MLP's, by √(2·n_layer).",
     false_alarms="Models that scale the branch in the forward pass (LayerScale, ReZero, residual multipliers) write "
     "scaled values anyway and pass. Unscaled models train: the measured cost with warmup is 0.004, 0.044 and 0.085 "
@@ -170,6 +172,8 @@ def unscaled_branch_writes(case: Case, rows: pd.DataFrame) -> Finding:
     if share <= most:
         if unscaled:
             common["unit"] = f"{case.rule.unit}; the writes stay at {trimmed(share, 2)}× the embedding"
+        if (least := _vanishing(fits, case.limits["vanishing"])) is not None:
+            return _twice(case, rows, least, text)
         return case.passed(text, **common)
     failing = rows[rows["site"].isin(unscaled)]
     by_seed = [
@@ -184,22 +188,63 @@ def unscaled_branch_writes(case: Case, rows: pd.DataFrame) -> Finding:
         seeds_failing=sum(by_seed),
         seeds_total=len(by_seed),
         effect=math.log(share / most),
-        advice=_advice(at_depth, deepest, unscaled, slope),
+        advice=_advice(rows, unscaled, slope),
         **common,
     )
 
 
-def _advice(rows: pd.DataFrame, n_layer: int, unscaled: list[str], gain: float) -> str:
+def _vanishing(fits: pd.DataFrame, limit: float) -> pd.Series | None:
+    """The branch whose writes fall fastest, where that is beyond the limit by two standard errors."""
+    beyond = fits[fits["slope"] + 2 * fits["stderr"].fillna(0.0) < limit]
+    return None if beyond.empty else beyond.loc[beyond["slope"].idxmin()]
+
+
+def _twice(case: Case, rows: pd.DataFrame, least: pd.Series, text: str) -> Finding:
+    """A note: with warmup, branches that start at zero train as well as scaled ones."""
+    site, slope = str(least.name), float(least["slope"])
+    each = [own for _, own in rows[rows["site"] == site].groupby("seed") if own["n_layer"].nunique() > 1]
+    seeds = [_gain(own)[0] < case.limits["vanishing"] for own in each]
+    return case.failed(
+        f"{text}: a write that vanishes with depth, by 1/√n_layer more than once",
+        severity="info",
+        seeds_failing=sum(seeds),
+        seeds_total=len(seeds),
+        effect=case.limits["vanishing"] - slope,
+        measured=slope,
+        uncertainty=float(least["stderr"]),
+        site=site,
+        advice="divide the branch by the depth once: in the std of its output projection, or in the forward",
+    )
+
+
+def _advice(rows: pd.DataFrame, unscaled: list[str], gain: float) -> str:
     nameless = {"attn_out": "attention's output projection", "mlp_out": "the MLP's output projection"}
     named = rows.dropna(subset="parameter").groupby("site")["parameter"].first().map(in_block)
-    drawn = rows.groupby("site")["drawn"].mean().dropna()
+    n_layer = int(rows["n_layer"].max())
+    stds = rows.groupby(["site", "n_layer"])["drawn"].mean()
+    drawn = {site: own for site in unscaled if len(own := stds[site].dropna()) and (own > 0).all()}
     which = " and ".join(named.get(site, nameless[site]) for site in unscaled)
-    if abs(gain) > 0.5:
-        return f"make the std of {which} fall as 1/√n_layer; now it goes as n_layer^{gain / 2:+.2f}"
-    stds = [float(drawn[site]) for site in unscaled if site in drawn]
-    texts = [f"{trimmed(std)} → {trimmed(std / math.sqrt(2 * n_layer), 2)}" for std in stds]
+    goes = {site: _power(own) for site, own in drawn.items() if own.index.nunique() > 1}
+    if goes and max(goes.values()) <= -0.4:  # nearly the -0.5 that they should have
+        return f"the std of {which} falls with depth as it should: look for a factor in the forward, or a norm left out"
+    if goes and max(map(abs, goes.values())) > 0.25:
+        return f"make the std of {which} fall as 1/√n_layer; now it goes as {_powers(goes)}"
+    if not goes and abs(gain) > 0.5:
+        return f"make the std of {which} fall as 1/√n_layer; its writes' variance goes as n_layer^{gain:+.2f}"
+    deepest = [float(own[n_layer]) for own in drawn.values() if n_layer in own.index]
+    texts = [f"{trimmed(std)} → {trimmed(std / math.sqrt(2 * n_layer), 2)}" for std in deepest]
     values = f": at {n_layer} layers {', '.join(dict.fromkeys(texts))}" if texts else ""
-    return f"divide the std of {which} by √(2·n_layer){values}"
+    rest = f"; it goes as {_powers(goes)}, so the rest of the growth isn't of the weights" if abs(gain) > 0.5 else ""
+    return f"divide the std of {which} by √(2·n_layer){values}{rest}"
+
+
+def _power(stds: pd.Series) -> float:
+    """Exponent of n_layer, of std by depth."""
+    return float(np.polyfit(np.log(stds.index.to_numpy(float)), np.log(stds.to_numpy(float)), 1)[0])
+
+
+def _powers(goes: dict[str, float]) -> str:
+    return " and ".join(dict.fromkeys(f"n_layer^{round(each, 2) + 0.0:+.2f}" for each in goes.values()))
 
 
 def unscaled_outputs(rows: Sequence[dict[str, Any]], growth: float) -> Finding | None:

@@ -15,6 +15,8 @@ from initlab.recipes.base import OUTPUTS
 from initlab.rundir import Run
 
 _BY_DESIGN = ("attn_logits", "attn_pattern")  # no activation of their own: products of two, and shares
+# the embedding's own scale, and the head's: 1/n_embd of their variance is by design (small inits; muP's logits)
+_ENDS = ("embed", "resid_pre", "resid_mid", "resid_post", "logits")
 _COHERENT = 0.5  # half way from 0 to 1, the exponent of changes that add up independently
 
 
@@ -34,14 +36,16 @@ def measure_width(run: Run) -> pd.DataFrame:
     needs="two widths or more and a step or more: initlab scale --widths 64,128,256 --steps 3",
     limits={"exponent": FLAT},
     unit="exponent of n_embd",
-    limit="exponent of variance ≤ {exponent}, at every step, by its interval",
+    limit="exponent of variance ≤ {exponent}, at every step, by its interval; ≥ -{exponent} after the last",
     basis="reference-code",
     why="A step of one learning rate moves a wide model further than a narrow one: AdamW moves every weight by about "
     "the rate, and the sum over n_embd inputs of changes that go the same way grows with n_embd. Where curves are flat "
-    "in width at every step, a rate found on a small model holds for a large one; where they grow, it doesn't.",
-    advice="Make the learning rate of hidden matrices fall as 1/n_embd and their std as 1/√n_embd (muP).",
+    "in width at every step, a rate found on a small model holds for a large one; where they grow, it doesn't. Where "
+    "what is computed inside the blocks vanishes with width, a factor of the parametrisation was applied twice.",
+    advice="Make the learning rate of hidden matrices fall as 1/n_embd and their std as 1/√n_embd (muP), once.",
     false_alarms="Every recipe here is of standard parametrisation and grows: that is no fault of a model whose rate "
-    "was tuned at its own width, hence a warning. Attention logits are left out.",
+    "was tuned at its own width, hence a warning. Attention logits are left out; embedding, stream and logits may "
+    "shrink, as 1/n_embd in small inits and in muP. A rate that falls too fast is seen only where it shows in these.",
     source="microsoft/mup README, coord check: curves stay horizontal; the tolerance of 0.1 in l1 is a heuristic",
     since="0.1.0",
     about_init=False,
@@ -50,7 +54,7 @@ def measure_width(run: Run) -> pd.DataFrame:
     measure=measure_width,
 )
 def width_dependent_activation(case: Case, rows: pd.DataFrame) -> Finding:
-    """Judge whether any site grows with width after any step."""
+    """Judge whether any site grows with width after any step, or one inside the blocks still vanishes at the end."""
     flat = case.limits["exponent"]
     broken = _broken(case, rows, "n_embd")
     if broken is not None:
@@ -63,6 +67,8 @@ def width_dependent_activation(case: Case, rows: pd.DataFrame) -> Finding:
     unclear = fits[(verdicts == "not separated") & (fits["slope"] > flat)]
     if len(growing):
         return _wide(case, rows, fits, growing)
+    if len(vanishing := _vanishing(fits, verdicts)):
+        return _narrow(case, rows, fits, vanishing)
     if len(unclear):
         worst = unclear.loc[unclear["slope"].idxmax()]
         return case.not_applicable(
@@ -91,6 +97,37 @@ def _wide(case: Case, rows: pd.DataFrame, fits: pd.DataFrame, growing: pd.DataFr
     )
 
 
+def _vanishing(fits: pd.DataFrame, verdicts: pd.Series) -> pd.DataFrame:
+    """What shrinks with width after the last step, and isn't of the embedding's scale or of the head's."""
+    last = fits[fits["step"] == fits["step"].max()]
+    shrinks = verdicts[last.index] == "shrinks"
+    nameless = last["site"] == "module"
+    modules = last[nameless]
+    # of sites without a name, those up to the first that doesn't shrink follow the embedding; the last is the head
+    follows = (~shrinks[modules.index]).cumsum() == 0
+    ends = modules.index[follows].union(modules.index[-1:])
+    return last[shrinks & ~last["site"].isin(_ENDS) & ~last.index.isin(ends)]
+
+
+def _narrow(case: Case, rows: pd.DataFrame, fits: pd.DataFrame, vanishing: pd.DataFrame) -> Finding:
+    flat = case.limits["exponent"]
+    worst = vanishing.loc[vanishing["high"].idxmin()]
+    all_sites = len(fits[["site", "module"]].drop_duplicates())
+    start = _same(rows[(rows["what"] == "fit") & (rows["step"] == 0)], worst)
+    at_init = f" (at init {_power(start.iloc[0])})" if len(start) else ""
+    text = (
+        f"After {plural(int(worst['step']), 'step')}{_rate(worst)} the variance of {_name(worst)} still goes as "
+        f"{_power(worst)}{at_init}: it vanishes with width; so do {len(vanishing)} of {all_sites} sites"
+    )
+    each = _same(rows[(rows["what"] == "seed") & (rows["step"] == worst["step"])], worst)
+    found = _numbers(worst) | {"seeds_failing": int((each["slope"] < -flat).sum())}
+    advice = (
+        "let the std of hidden matrices fall as 1/√n_embd (1/√fan_in), and no faster: a factor of the "
+        "parametrisation, such as muP's, is in the weights and in the forward, or was applied twice"
+    )
+    return case.failed(text, severity="warning", effect=-flat - float(worst["high"]), advice=advice, **found)
+
+
 def measure_depth(run: Run) -> pd.DataFrame:
     """Slope of ln var of every site's change since init on ln n_layer, step by step, of all seeds and of each.
 
@@ -113,11 +150,12 @@ def measure_depth(run: Run) -> pd.DataFrame:
     needs="two depths or more and a step or more: initlab scale --depths 2,4,8,16 --steps 3",
     limits={"exponent": _COHERENT},
     unit="exponent of n_layer",
-    limit="exponent ≤ {exponent}, by its interval",
+    limit="exponent ≤ {exponent}, and ≥ -{exponent}, by its interval",
     basis="derived",
     why="A depth-scaled init makes the stream's variance the same at every depth, but not the updates: AdamW moves the "
     "output projections by the learning rate whatever their std, so the changes of n_layer blocks add up, to n_layer "
-    "in variance if they are independent and to n_layer² if they agree. 0.5 is half way to the first.",
+    "in variance if they are independent and to n_layer² if they agree. 0.5 is half way to the first. A change that "
+    "vanishes with depth was divided twice: a deep model then learns slower at every rate that a shallow one found.",
     advice="Multiply what both branches add to the stream by 1/n_layer (CompleteP) or 1/√n_layer.",
     false_alarms="Standard parametrisation grows (exponent 0.8 to 1.7 for nanogpt): a rate tuned at the depth in "
     "use makes up for it, hence a warning. Tells 1/√n_layer from none, not from 1/n_layer.",
@@ -130,7 +168,7 @@ def measure_depth(run: Run) -> pd.DataFrame:
     measure=measure_depth,
 )
 def depth_dependent_update(case: Case, rows: pd.DataFrame) -> Finding:
-    """Judge whether what the steps change grows with depth."""
+    """Judge whether what the steps change grows with depth, or vanishes."""
     limit = case.limits["exponent"]
     broken = _broken(case, rows, "n_layer")
     if broken is not None:
@@ -146,6 +184,15 @@ def depth_dependent_update(case: Case, rows: pd.DataFrame) -> Finding:
         f"After {plural(int(last['step']), 'step')}{_rate(last)} the change of {_name(last)} since init has a "
         f"variance ∝ {_power(last)}"
     )
+    if last["high"] < -limit:
+        each = _same(rows[(rows["what"] == "seed") & (rows["step"] == last["step"])], last)
+        found["seeds_failing"] = int((each["slope"] < -limit).sum())
+        advice = (
+            "divide by the depth once: either what both branches add to the stream, or the learning rate of "
+            f"{rows['outputs'].iloc[0]}"
+        )
+        text += ": it vanishes with depth"
+        return case.failed(text, severity="warning", effect=-limit - float(last["high"]), advice=advice, **found)
     if last["slope"] <= limit:
         return case.passed(text, **found)
     if not last["low"] > limit:
