@@ -50,6 +50,7 @@ SITES = (
     "logits",
     "module",  # any other layer of a model
 )
+UNASKED = -1.0  # in the column `reached`
 FORMATS = ("fp16", "bf16", "e4m3", "e5m2")
 
 Dtype = Literal["string", "category", "int64", "Int64", "float64"]
@@ -133,7 +134,8 @@ RECORDS: dict[str, Column] = {
     "reached": Column(
         "float64",
         "of a gradient that is 0: 1 = it isn't any more once zeros before it have moved, or another branch is dropped; "
-        "0 = it stays 0; NaN elsewhere",
+        "0 = it stays 0; -1 = so it does, but it is of a part that this batch gives nothing to, or that another output "
+        "than the loss's reads; NaN elsewhere",
     ),
 }
 

@@ -33,9 +33,10 @@ from initlab.measure.recorder import recording
 from initlab.measure.statistics import Statistic, columns_of
 from initlab.measure.statistics.taking import Measurements
 from initlab.measure.tables import activation_rows, coverage_rows, head_rows, n_head, scalars, weight_rows
+from initlab.measure.unasked import left_out, unasked
 from initlab.measure.wired import wiring_rows
 from initlab.recipes import Recipe
-from initlab.schema import Tables
+from initlab.schema import UNASKED, Tables
 
 LOOKED_AT = 128  # tokens of the pass in which a model's operations are followed, rounded up to whole sequences
 
@@ -297,12 +298,17 @@ def _follow_up(
     try:
         with eagerly(model):
             found = reached(model, lacking, inputs, run, seed)
+            dead = lacking.keys() - found
+            aside = unasked(model, dead, inputs, run, seed) if dead else set()
     except Exception as error:
         return [
             f"whether parameters without a gradient wait behind a zero isn't known: {type(error).__name__}: {error}"
         ]
     for name, row in lacking.items():
-        row["reached"] = float(name in found)
+        row["reached"] = UNASKED if name in aside else float(name in found)
+    arguments = left_out(model, inputs)
+    if aside and arguments:
+        return [f"arguments left out, which parts without a gradient may read: {', '.join(arguments[:6])}"]
     return []
 
 

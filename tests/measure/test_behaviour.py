@@ -254,7 +254,7 @@ def test_the_mask_hides_what_the_encoder_is_given_by_place(ignoring: bool) -> No
     model = Translating(ignoring)
     inputs = replace(of_ids(model, IDS, NEXT), args=(IDS,), kwargs={"decoder_input_ids": IDS})
     anatomy = look(model, inputs)
-    rows = behaviour_rows({}, anatomy, inputs, given=True)
+    rows = behaviour_rows({}, anatomy, inputs)
     (row,) = (row for row in rows if row["check"] == "padding")
     assert (row["value"] > row["noise"]) == ignoring and row["scale"] > row["noise"]
 

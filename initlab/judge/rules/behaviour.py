@@ -181,7 +181,7 @@ def target_not_next_token(case: Case, rows: pd.DataFrame) -> Finding:
         return unknown
     told = rows[(rows["value"] == 0) | ~rows["where"].isin([LABELS_MADE, LABELS_IDS])]
     if told.empty:
-        does = "shifts" if (rows["value"] > (rows["where"] == LABELS_MADE)).any() else "doesn't shift"
+        does = "shifts" if (rows["value"] > (rows["where"] == LABELS_MADE).astype(float)).any() else "doesn't shift"
         text = f"Labels were made by the probe: whether yours are shifted can't be seen; the model {does} them itself"
         return case.not_applicable(text)
     faults = []

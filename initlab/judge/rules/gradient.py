@@ -15,6 +15,7 @@ from initlab.judge.words import listed, plural, trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import QKV
 from initlab.rundir import Run
+from initlab.schema import UNASKED
 
 _NO_GATES = ("bias", "norm_bias")  # zeros that are added shut nothing
 
@@ -23,15 +24,15 @@ def measure_zero(run: Run) -> pd.DataFrame:
     """Every parameter that has a gradient row: is it 0 throughout, and what explains that?
 
     Columns zero; waits (a further pass gave it a gradient, once zeros before it had moved, or with other branches
-    dropped); ran (its module gave an output); aside (its role is unknown, or it belongs to a whole sub-module of a
-    branch that gets no gradient while the branch does, as top-k indexers don't); shuts (the gain of a norm that hands
-    nothing but zeros to what reads it).
+    dropped); unasked (its part isn't what this batch or this loss asks for); ran (its module gave an output); aside
+    (its role is unknown, or it belongs to a whole sub-module of a branch that gets no gradient while the branch does,
+    as top-k indexers don't); shuts (the gain of a norm that hands nothing but zeros to what reads it).
     """
     gradients = rows_of(run, "weight_grad")
     if gradients.empty:
         return pd.DataFrame()
     kept = gradients[["recipe", "run_id", "step", "seed", "layer", "site", "role", "module", "reached"]]
-    found = kept.assign(zero=gradients["abs_max"] == 0, waits=False, ran=False, aside=False, shuts=False)
+    found = kept.assign(zero=gradients["abs_max"] == 0, waits=False, unasked=False, ran=False, aside=False, shuts=False)
     weights, records = rows_of(run, "weight"), run.tables.records
     empty = weights[weights["abs_max"] == 0]
     outputs = records[records["kind"].isin(["activation", "grad"]) & (records["numel"] > 0)]
@@ -57,6 +58,7 @@ def measure_zero(run: Run) -> pd.DataFrame:
         # behind one that shuts, nothing tells of another
         found.loc[silent.index, "shuts"] = bool(shutting.any())
         found.loc[rows.index, "waits"] = (rows["reached"] == 1) | (rows["reached"].isna() & _behind(rows, gates))
+        found.loc[rows.index, "unasked"] = rows["reached"] == UNASKED
         found.loc[rows.index, "ran"] = owners.isin(set(forward))
         unknown = (rows["role"].isna() | (rows["role"] == "other")).to_numpy()
         found.loc[rows.index, "aside"] = unknown | np.array(
@@ -137,9 +139,10 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
     "one then.",
     advice="Check that the parameter is used in the forward pass.",
     false_alarms="Parameters that only other inputs reach, such as experts that this batch wasn't routed to; parts "
-    "that nothing differentiable follows (indexers that feed a top-k, an unused pooler). Both are warnings: they are "
-    "told from a slip by that their modules never ran, that their role is unknown, or that a whole part of a branch "
-    "has no gradient while the branch has.",
+    "that nothing differentiable follows (indexers that feed a top-k). Both are warnings: they are told from a slip by "
+    "that their modules never ran, that their role is unknown, or that a whole part of a branch has no gradient while "
+    "the branch has. A note only: parts for an argument that the batch leaves out, and what is outside the blocks and "
+    "read by another output than the loss's, as a pooler.",
     source="chain rule; zero-initialised projections: Fixup, 1901.09321",
     since="0.1.0",
     about_init=False,
@@ -150,10 +153,24 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
 def zero_gradient_parameter(case: Case, rows: pd.DataFrame) -> Finding:
     """Name all parameters without gradient that nothing explains, and norms that shut off what reads them."""
     zero, shut = rows[rows["zero"]], rows[rows["shuts"]]
-    bad = zero[~zero["waits"]]
-    failing = seeds((rows["zero"] & ~rows["waits"]) | rows["shuts"], rows["seed"])
+    bad = zero[~zero["waits"] & ~zero["unasked"]]
+    failing = seeds((rows["zero"] & ~rows["waits"] & ~rows["unasked"]) | rows["shuts"], rows["seed"])
+    aside = list(dict.fromkeys(zero.loc[zero["unasked"], "module"]))
     if zero.empty:
         return case.passed(f"A gradient reaches every one of {rows['module'].nunique()} parameters", measured=0.0)
+    if bad.empty and shut.empty and aside:
+        return case.failed(
+            f"This batch, or this loss, doesn't ask for what {listed(aside, 3)} {'is' if len(aside) == 1 else 'are'} "
+            "in, which so has no gradient; nothing is said of that part",
+            severity="info",
+            site=str(zero.loc[zero["unasked"], "site"].iloc[0]),
+            measured=float(len(aside)),
+            effect=math.log(len(aside)),
+            advice="pass batch= with the arguments that it is for, to see it; freeze it (requires_grad=False) if it is "
+            "never to be used",
+            **blocks(zero.loc[zero["unasked"], "layer"]),
+            **seeds(rows["unasked"], rows["seed"]),
+        )
     if bad.empty and shut.empty:
         count = zero["module"].nunique()
         return case.passed(
