@@ -15,6 +15,7 @@ from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.sharing import shared, sharing_said
 from initlab.drawing.copies import likest, repeated, sketch
 from initlab.drawing.spectrum import stable_rank
+from initlab.drawing.uneven import odd_rows
 from initlab.recipes import Role
 from initlab.recipes.base import INNER, OUTPUTS
 
@@ -48,7 +49,7 @@ def draw_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
             "shared_as": others[0] if others else "",
             "shared_by": said if others else "",
         }
-        rows.append(row | _structure(matrix, place.padding_row))
+        rows.append(row | _structure(matrix, place.padding_row) | _odd(matrix, place))
         drawn = sketch(matrix)
         if drawn is not None:
             owners.append(len(rows) - 1)
@@ -103,6 +104,16 @@ def _matrices(anatomy: Anatomy) -> Iterator[tuple[Parameter, str, Tensor]]:
             yield place, name, values
         else:
             yield from ((place, f"{name}[{number}]", each) for number, each in enumerate(values))
+
+
+def _odd(matrix: Tensor, place: Parameter) -> dict[str, Any]:
+    """The rows that stand out most by their scale, but for whole parts of a fused matrix, which recipes draw apart."""
+    blank = place.padding_row if place.padding_row is not None and not bool(matrix[place.padding_row].any()) else None
+    odd = [each for each in odd_rows(matrix, place, blank) if not each["part"] and each["rms"] > 0]
+    if not odd:
+        return {}
+    most = max(odd, key=lambda each: abs(math.log(each["rms"] / each["rest"])))
+    return {"odd": most["which"], "odd_rms": most["rms"], "odd_rest": most["rest"]}
 
 
 def _structure(matrix: Tensor, padding: int | None) -> dict[str, Any]:

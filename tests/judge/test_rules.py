@@ -169,6 +169,9 @@ def weights(std=0.02, expected=0.02, numel=10_000):
     return [row | {"std": std, "var": std**2, "expected_var": expected**2, "numel": numel}]
 
 
+ADDED = {"odd": "rows 60–63 of words.weight", "odd_rms": 1.0, "odd_rest": 0.02, "role": "token_embed"}
+
+
 def matrices(**changes):
     return run_of(summary=summary(), draws=[{"module": ALSO, "layer": 0}, changes])
 
@@ -578,11 +581,17 @@ CASES = {
         [run_of(summary=summary())],
     ),
     "INI006": (
-        [(matrices(value=0.02, stable_rank=math.nan), "warning"), (matrices(stable_rank=1.0), "warning")],
+        [
+            (matrices(value=0.02, stable_rank=math.nan), "warning"),
+            (matrices(stable_rank=1.0), "warning"),
+            (matrices(**ADDED), "warning"),
+        ],
         [
             matrices(),
             matrices(value=0.0, stable_rank=math.nan),
             matrices(stable_rank=64.0),  # orthogonal
+            matrices(**ADDED | {"odd_rms": 0.05}),
+            matrices(**ADDED | {"odd_rms": 0.001}),  # as where they are kept for later
             matrices(stable_rank=1.0, usual_rank=3.5),  # too few rows to tell
             matrices(stable_rank=8.0),
         ],
@@ -1215,6 +1224,13 @@ def test_a_watched_run_is_judged_by_its_first_step():
     later = summary(step=9, loss=2.0, token_position_ratio=0.001)
     found = {f.code: f for f in evaluate(run_of(summary=[*summary(token_position_ratio=0.001), *later]))}
     assert found["EMB001"].status == "fail" and found["LOG001"].measured == pytest.approx(5.55 - math.log(256))
+
+
+def test_a_bad_start_names_the_rows_that_are_larger_than_the_others():
+    run = run_of(summary=summary(loss=12.0, own_logit=9.0, logit_std=3.6), draws=[ADDED])
+    (finding,) = verdicts(run, "LOG001")
+    assert finding.message.endswith("rows 60–63 of words.weight have std 1, the others 0.02")
+    assert finding.advice == "draw these rows as the others, with std 0.02"
 
 
 def test_an_all_zero_head_lets_everything_wait():

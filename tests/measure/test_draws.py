@@ -133,3 +133,15 @@ def test_experts_in_one_tensor_are_compared() -> None:
         block.w_up = nn.Parameter(torch.randn(1, 64, 128).repeat(4, 1, 1))
     rows = initlab.probe(model, stats="light").draws
     assert not rows["module"].str.contains("w_up").any() or "INI005" in failed(model)
+
+
+def test_rows_that_are_drawn_larger_are_named() -> None:
+    torch.manual_seed(0)
+    model = initlab.NanoGPT(initlab.NanoGPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=32, vocab_size=256))
+    torch.nn.init.normal_(model.transformer.wte.weight[240:], 0, 1)
+    found = {each.code: each for each in initlab.probe(model).judge(select=["INI006", "LOG001"])}
+    for finding in found.values():
+        assert (
+            finding.status == "fail" and "ows 240–255 of transformer.wte.weight have std 1, the oth" in finding.message
+        )
+        assert "as the others, with std 0.02" in finding.advice

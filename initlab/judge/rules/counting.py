@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.cache import kept
-from initlab.judge.words import listed
+from initlab.judge.words import listed, trimmed
 from initlab.rundir import Run
 
 CELL = ["recipe", "run_id", "seed", "n_layer", "n_embd"]
+LARGE = 3.0  # times the other rows of a matrix; what is drawn as a table's rows for added words is 50 times
 MATRICES = ("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_gate", "mlp_out")  # inside the blocks
 
 
@@ -37,6 +38,26 @@ def parts(frame: pd.DataFrame, by: Sequence[str], *, sort: bool = False) -> Iter
         yield tuple(values[0] for values in keys), frame
     else:
         yield from frame.groupby(list(by), observed=True, sort=sort)
+
+
+def large_rows(rows: pd.DataFrame) -> pd.Series:
+    """Tell which matrices have rows that are drawn much larger than the others.
+
+    Args:
+        rows: of the table `draws`.
+    """
+    large: pd.Series = rows["odd_rms"] > LARGE * rows["odd_rest"]
+    return large
+
+
+def large_text(row: pd.Series) -> str:
+    """Say which rows are: `rows 240–255 of tok.weight have std 0.99, the others 0.02`.
+
+    Args:
+        row: of the table `draws`.
+    """
+    have = "has" if row["odd"].startswith(("row ", "head ")) else "have"
+    return f"{row['odd']} {have} std {trimmed(row['odd_rms'], 2)}, the others {trimmed(row['odd_rest'], 2)}"
 
 
 def family(modules: pd.Series) -> pd.Series:

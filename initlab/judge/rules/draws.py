@@ -7,7 +7,7 @@ import pandas as pd
 from initlab.judge import Severity
 from initlab.judge.remedies import Change, Described, drawn, leave
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import blocks, family, seeds
+from initlab.judge.rules.counting import LARGE, blocks, family, large_rows, large_text, seeds
 from initlab.judge.words import listed, plural, trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import INNER, OUTPUTS
@@ -133,16 +133,17 @@ def _advice(alike: pd.DataFrame, inside: pd.DataFrame) -> str:
 @rule(
     code="INI006",
     question="Init",
-    measures="stable rank ||W||_F^2 / ||W||_2^2 by four steps of a power iteration on 256 rows and columns, and "
-    "whether all entries are equal",
+    measures="stable rank ||W||_F^2 / ||W||_2^2 by four steps of a power iteration on 256 rows and columns, whether "
+    "all entries are equal, and the rms of rows that stand out ÷ the others'",
     needs=_NEEDS,
-    limits={"factor": 4.0},
+    limits={"factor": 4.0, "rows": LARGE},
     unit="× below independent entries",
-    limit="≥ n·m / (√n + √m)² / {factor}; no constant but 0",
+    limit="≥ n·m / (√n + √m)² / {factor}; no constant but 0; no rows {rows}× as large as the others",
     basis="derived",
     why="Independent entries of an n × m matrix have a stable rank near n·m / (√n + √m)². A matrix of one direction "
     "passes on one number of what it reads: all units compute the same but for a factor, and get gradients that keep "
-    "them so. A constant does it, a product of two vectors, and entries whose mean isn't 0 (rand for randn).",
+    "them so. A constant does it, a product of two vectors, entries whose mean isn't 0 (rand for randn), and rows that "
+    "are drawn larger than the others, as a vocabulary's added ones at torch's std 1: few hold nearly all.",
     advice="Draw each entry of the matrix by itself, with mean 0.",
     false_alarms="None known: zeros, identities, orthogonal, sparse and low-rank pairs are above the limit, and so is "
     "a matrix of few rows. Trained weights aren't judged.",
@@ -155,8 +156,9 @@ def _advice(alike: pd.DataFrame, inside: pd.DataFrame) -> str:
 def one_direction(case: Case, rows: pd.DataFrame) -> Finding:
     """Judge the matrix with the least rank beside what its size gives."""
     constant = rows["value"].notna() & (rows["value"] != 0)
+    large = large_rows(rows)
     low = (rows["stable_rank"] * case.limits["factor"] < rows["usual_rank"]) & (rows["usual_rank"] >= _SEEN)
-    bad = rows[constant | low]
+    bad = rows[constant | low | large]
     if bad.empty:
         return case.passed(f"{_matrices(len(rows))} have the rank that independent entries give")
     said = []
@@ -164,19 +166,25 @@ def one_direction(case: Case, rows: pd.DataFrame) -> Finding:
         row, more = each.iloc[0], each["module"].nunique() - 1
         if pd.notna(row["value"]):
             text = f"every entry of {row['module']} is {trimmed(row['value'])}: rank 1, all its units are the same"
+        elif large[row.name]:
+            text = large_text(row)
         else:
             rank, usual = trimmed(row["stable_rank"], 2), trimmed(row["usual_rank"], 2)
             text = f"{row['module']} has stable rank {rank}, independent entries give {usual}"
         said.append(text + (f" (and {more} like it)" if more > 0 else ""))
     first = bad.iloc[0]
+    text = "; ".join(said[:3]) + (f"; and {len(said) - 3} more kinds" if len(said) > 3 else "")
+    advice = f"draw {listed([str(each) for each in bad['module'].iloc[:2]])} entry by entry with mean 0 "
+    advice += "(nn.init.normal_), not as a constant, a product of two vectors or torch.rand"
+    if large[first.name]:
+        advice = f"draw {first['odd']} as the others, with std {trimmed(first['odd_rest'], 2)}"
     return case.failed(
-        "; ".join(said[:3]) + (f"; and {len(said) - 3} more kinds" if len(said) > 3 else ""),
+        text[0].upper() + text[1:] if large[first.name] else text,
         severity="warning",
         site=str(first["role"]),
         measured=1.0 if pd.notna(first["value"]) else float(first["stable_rank"]),
         effect=float(len(bad)),
-        advice=f"draw {listed([str(each) for each in bad['module'].iloc[:2]])} entry by entry with mean 0 "
-        "(nn.init.normal_), not as a constant, a product of two vectors or torch.rand",
+        advice=advice,
         **blocks(bad["layer"]),
         **seeds(rows.index.to_series().isin(bad.index), rows["seed"]),
     )

@@ -10,7 +10,7 @@ import pandas as pd
 from initlab.judge.matching import TOLERANCE
 from initlab.judge.remedies import GPT2_STD, Change, Described, rescaled, towards
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, called, seeds
+from initlab.judge.rules.counting import CELL, called, large_rows, large_text, seeds
 from initlab.judge.theory import first_loss
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
@@ -44,7 +44,15 @@ def measure_start(run: Run) -> pd.DataFrame:
         head=called(run, found, "", "unembed"),
         outputs=called(run, found, "output projections", *OUTPUTS),
     )
-    return found[[*CELL, "excess", "seen", "own_logit", "logit_std", "table", "head", "outputs"]]
+    draws = run.tables.draws
+    draws = draws[draws["role"].isin(["token_embed", "unembed"]) & large_rows(draws)]
+    large = {str(row["run_id"]): row for _, row in draws.iloc[::-1].iterrows()}
+    cells = [large.get(cell) for cell in found["run_id"].astype(str)]
+    found = found.assign(
+        rows=["" if row is None else large_text(row) for row in cells],
+        rest=[math.nan if row is None else row["odd_rest"] for row in cells],
+    )
+    return found[[*CELL, "excess", "seen", "own_logit", "logit_std", "table", "head", "outputs", "rows", "rest"]]
 
 
 def _usual(ln_vocab: float, std: float, own: float, repeat_rate: float) -> float:
@@ -139,13 +147,19 @@ def overconfident_start(case: Case, rows: pd.DataFrame) -> Finding:
         if own_token
         else f"the logits have std {trimmed(std, 2)}" + (", which costs about std²/2" if std < 2 else "")
     )
+    advice = (
+        f"untie the head from {table}, or let the blocks write more than the embedding (larger {outputs})"
+        if own_token
+        else f"draw {head or f'{table}, which the head is tied to,'} with a smaller std"
+    )
+    if worst["rows"].iloc[0]:  # whatever the logits are, it is these rows that make them
+        cause = str(worst["rows"].iloc[0])
+        advice = f"draw these rows as the others, with std {trimmed(float(worst['rest'].iloc[0]), 2)}"
     return case.failed(
         f"The first loss is {_nats(value)} nats above ln V{beside} at {n_layer} layers: {cause}",
         severity="error" if value > error else "warning",
         effect=math.log(value / warning) if warning > 0 else value,
-        advice=f"untie the head from {table}, or let the blocks write more than the embedding (larger {outputs})"
-        if own_token
-        else f"draw {head or f'{table}, which the head is tied to,'} with a smaller std",
+        advice=advice,
         **seeds(worst["excess"] > warning, worst["seed"]),
         **common,
     )
