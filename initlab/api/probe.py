@@ -291,6 +291,7 @@ def _init_facts(anatomy: Anatomy, *, declared: bool) -> dict[str, Any]:
 
     With a declared recipe the weights are judged by that one alone.
     """
+    from initlab.drawing.declared import declared_stds
     from initlab.drawing.describe import describe
 
     rows = describe(anatomy)
@@ -303,6 +304,7 @@ def _init_facts(anatomy: Anatomy, *, declared: bool) -> dict[str, Any]:
         "mismatches": matching.mismatches(rows) if compared else [],
         "compared": "{} of {}".format(*matching.coverage(rows)[:2]),
         "depth_code": next((row["depth_code"] for row in rows), ""),
+        "outputs": matching.outputs_as_drawn(rows, declared_stds(anatomy.model)),
     }
 
 

@@ -141,6 +141,24 @@ def unscaled(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[
     return found
 
 
+def outputs_as_drawn(rows: Sequence[dict[str, Any]], declared: Sequence[float] = ()) -> dict[str, Any]:
+    """Say for a run's manifest which output projections aren't scaled by depth, and by what that is published.
+
+    Keys: `names` of these parameters, their `stds`, and `like`: the recipe nearest to the model, of those that models
+    are trained from, or its config where that names the std of all of these; "" where neither does.
+
+    Args:
+        rows: of `drawing.describe`.
+        declared: std that the model's config names.
+    """
+    found = [(name, row["stds"][name]) for row, names in unscaled(rows) for name in names]
+    likely = [id for id in best_recipes(narrowed(rows))[0] if id != CONFIG]
+    stds = [std for _, std in found]
+    named = stds and all(any(abs(std / each - 1) < TOLERANCE for each in declared) for std in stds)
+    like = next((id for id in REFERENCES if id in likely), CONFIG if named else "")
+    return {"names": [name for name, _ in found], "stds": stds, "like": like}
+
+
 def narrowed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out all comparisons but those with the references.
 

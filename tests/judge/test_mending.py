@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from initlab.judge.matching import best_recipes, reference_of, same_draws
+from initlab.judge.matching import best_recipes, outputs_as_drawn, reference_of, same_draws
 from initlab.judge.mending import from_nearest, from_recipe, from_remedies, merged
 from initlab.judge.remedies import Change, Described
 from initlab.judge.rules import RULES, Finding
@@ -179,6 +179,15 @@ def test_the_first_finding_decides_on_a_role() -> None:
 def test_unscaled_outputs_on_one_model(stds: dict[str, float], growth: float, severity: str | None) -> None:
     found = unscaled_outputs(rows(**stds), growth)
     assert (found.severity if found else None) == severity
+
+
+def test_unscaled_outputs_are_described_with_what_is_published_so() -> None:
+    assert outputs_as_drawn(rows()) == {"names": [], "stds": [], "like": "nanogpt"}
+    wide = rows(mlp_out=0.02)
+    assert outputs_as_drawn(wide)["names"] == [f"h.{layer}.mlp_out" for layer in range(4)]
+    own = rows(**dict.fromkeys(GPT2, 0.1))
+    assert outputs_as_drawn(own)["like"] == ""
+    assert outputs_as_drawn(own, [0.1])["like"] == "config"
 
 
 def test_a_models_own_code_counts_whatever_the_growth() -> None:

@@ -303,9 +303,12 @@ def added(write, dtype="float32"):
     return run_of([row | {"kind": "activation", "layer": 0, "n_layer": 1, "dtype": dtype} for row in rows])
 
 
-def grown(factor):
-    rows = [{"site": "embed", "var": 1.0}, {"site": "resid_post", "layer": 3, "var": factor}]
-    return run_of([row | {"kind": "activation"} for row in rows])
+def grown(factor, like=None, outputs=(C_PROJ, MLP), std=0.02):
+    """A stream of four blocks that write alike; with `like`, of a model whose weights were described."""
+    rows = [{"site": "embed", "var": 1.0}]
+    rows += [{"site": "resid_post", "layer": layer, "var": 1 + (factor - 1) * (layer + 1) / 4} for layer in range(4)]
+    drawn = {} if like is None else {"outputs": {"names": list(outputs), "stds": [std] * len(outputs), "like": like}}
+    return run_of([row | {"kind": "activation"} for row in rows], init=drawn)
 
 
 def alike(cosine, expected=math.nan):
@@ -693,7 +696,20 @@ CASES = {
         [added(0.1), added(0.1, "bfloat16"), added(0.001, "float16"), added(0.0, "bfloat16"), added(math.inf)],
         [run_of(summary=summary())],
     ),
-    "RES006": ([(grown(2000.0), "info")], [grown(556.0), grown(0.5)], [run_of(summary=summary())]),
+    "RES006": (
+        [
+            (grown(2000.0), "info"),
+            (grown(20000.0), "info"),
+            (grown(20000.0, "hf-llama"), "info"),
+            (grown(20000.0, ""), "warning"),
+            (grown(20000.0, "", outputs=()), "warning"),
+            (grown(2000.0, ""), "info"),
+            (grown(20.0, ""), "info"),
+            (grown(20.0, "hf-llama"), "info"),
+        ],
+        [grown(556.0), grown(0.5), grown(556.0, "nanogpt", outputs=()), grown(1.9, "hf-llama")],
+        [run_of(summary=summary())],
+    ),
     "RES007": (
         [(alike(0.97), "warning"), (alike(0.8, 0.5), "warning"), (alike(0.97, 0.96), "warning")],
         [alike(0.7, 0.7), alike(0.9), alike(-0.1)],
@@ -957,7 +973,11 @@ def abroad(run, *, tied):
     ]
     tables = Tables(**dict(run.tables.items()) | {"records": pd.concat([records, schema.table("records", more)])})
     tables.records = schema.cast("records", tables.records.reset_index(drop=True))
-    return Run(tables, run.manifest)
+    manifest = copy.deepcopy(run.manifest)
+    drawn = manifest.get("init", {}).get("outputs", {"names": []})
+    for ours, theirs in FOREIGN.items():
+        drawn["names"] = [name.replace(ours, theirs) for name in drawn["names"]]
+    return Run(tables, manifest)
 
 
 def verdicts(run, code):
@@ -1046,6 +1066,26 @@ def test_exponent_is_the_mean_over_seeds_and_its_error_their_scatter():
     assert fitted["stderr"].tolist() == pytest.approx([0.1, 0.1])
     one = depth_exponents(run_of(stream(-1.0)).tables.records)
     assert one["slope"].tolist() == pytest.approx([-1, -1]) and one["stderr"].isna().all()
+
+
+def test_unscaled_outputs_of_one_model_have_their_consequence_in_numbers():
+    (note,) = verdicts(grown(21.0, "hf-llama"), "RES006")
+    assert note.message.endswith(
+        "grows 21×; attn.c_proj.weight and mlp.c_proj.weight (std 0.02) aren't scaled by depth, as hf-llama draws them,"
+        " so that it would be 41× at 8 layers"
+    )
+    assert (
+        note.advice == "divide the std of attn.c_proj.weight and mlp.c_proj.weight by √(2·4), as recipe='megatron' does"
+    )
+    (loud,) = verdicts(grown(20001.0, "", outputs=(MLP,), std=0.12), "RES006")
+    assert "mlp.c_proj.weight (std 0.12) isn't scaled by depth, so that it would be 40001× at 8 layers" in loud.message
+    assert "or the embedding with a larger one (now std 1)" in loud.advice
+    (scaled,) = verdicts(grown(20000.0, "", outputs=()), "RES006")
+    assert "scaled by depth" not in scaled.message and "draw the output projections with a smaller std" in scaled.advice
+    (named_too,) = verdicts(abroad(grown(20000.0, "", outputs=()), tied=False), "RES006")
+    assert named_too.advice == (
+        "draw mix.merge.weight and feed.down.weight with a smaller std, or words.weight with a larger one (now std 1)"
+    )
 
 
 def test_one_unscaled_branch_is_enough_and_is_named():

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, family, rows_of, seeds, size
+from initlab.judge.rules.counting import CELL, called, family, in_block, rows_of, seeds, size
 from initlab.judge.rules.trends import off_trend
-from initlab.judge.words import trimmed
+from initlab.judge.words import listed, trimmed
+from initlab.recipes import Role
+from initlab.recipes.base import OUTPUTS
 from initlab.rundir import Run
 
 _WRITES = ("attn_out", "cross_attn_out", "mlp_out", "mixer_out")
@@ -148,48 +150,109 @@ def absorbed_branch(case: Case, rows: pd.DataFrame) -> Finding:
 
 
 def measure_growth(run: Run) -> pd.DataFrame:
-    """Variance of the last residual stream ÷ that of the embedding, per cell."""
+    """Variance of the last residual stream ÷ that of the embedding, per cell, now and at twice the depth.
+
+    What further blocks would write is what the last quarter of them does, by the closed form where it knows the stream,
+    else as measured. Beside it what the manifest has of output projections that aren't scaled by depth: their names and
+    std, and by which recipe they are drawn so.
+    """
     embed = rows_of(run, "activation", "embed").groupby("run_id", observed=True)["var"].mean()
-    last = rows_of(run, "activation", "resid_post")
-    last = last[last["layer"] == last["n_layer"] - 1].groupby(CELL, observed=True)["var"].mean().reset_index()
-    growth = last["var"] / last["run_id"].map(embed).astype(float)
-    return last.assign(growth=growth)[np.isfinite(growth)]
+    stream = rows_of(run, "activation", "resid_post")
+    last = stream[stream["layer"] == stream["n_layer"] - 1].groupby(CELL, observed=True)["var"].mean().reset_index()
+    if last.empty:
+        return last
+    start = last["run_id"].map(embed).astype(float)
+    init = run.manifest.get("init") or {}
+    drawn = init.get("outputs") or {"names": [], "stds": [], "like": None}
+    found = last.assign(
+        growth=last["var"] / start,
+        doubled=(last["var"] + [_further(stream[stream["run_id"] == each]) for each in last["run_id"]]) / start,
+        unscaled=listed(list(dict.fromkeys(map(in_block, drawn["names"])))),
+        outputs=called(run, last, "the output projections", *OUTPUTS),
+        table=called(run, last, "the embedding", Role.TOKEN_EMBED),
+        stds=" to ".join(dict.fromkeys(trimmed(end(drawn["stds"]), 2) for end in (min, max) if drawn["stds"])),
+        like=drawn["like"],
+        embed=math.sqrt(start.iloc[0]) if len(start) == 1 and start.iloc[0] > 0 else math.nan,
+    )
+    return found[np.isfinite(found["growth"])]
+
+
+def _further(stream: pd.DataFrame) -> float:
+    """What as many blocks again would add, each as much as the last quarter does."""
+    column = "expected_var" if (stream["expected_var"] > 0).all() else "var"
+    by_block = stream.groupby("layer", observed=True)[column].mean().sort_index().to_numpy(float)
+    blocks = int(stream["n_layer"].iloc[0])
+    back = max(1, len(by_block) // 4)
+    if len(by_block) <= back:
+        return math.nan
+    return max(0.0, (by_block[-1] - by_block[-1 - back]) / back * blocks)
 
 
 @rule(
     code="RES006",
     question="Depth",
-    measures="variance of the last residual stream ÷ variance of what enters the first block",
+    measures="variance of the last residual stream ÷ variance of what enters the first block; and whether the output "
+    "projections are as wide as the matrices that read the stream (std² above 1/√(2·n_layer) of theirs)",
     needs="a residual stream",
-    limits={"factor": 1024.0},
+    limits={"factor": 1024.0, "added": 1.0, "unpublished": 8192.0},
     unit="× the embedding",
-    limit="≤ {factor}",
+    limit="≤ {factor}; without depth scaling, blocks that add at most {added}; a warning above {unpublished}",
     basis="heuristic",
     why="What the head reads is then the blocks' writes, and hardly the token. Later blocks change the stream little, "
-    "and gradients grow towards the embedding by about the same factor.",
+    "and gradients grow towards the embedding by about the same factor. Output projections that aren't scaled by depth "
+    "make it worse with every block.",
     advice="divide the std of the output projections by √(2·n_layer), or draw the embedding with a larger std",
     false_alarms="GPT-2's own sizes grow 103× (124M) to 556× (1.5B) and train, so the limit is above them. Llama's "
-    "0.02 without depth scaling passes it from width 768 on and is trained everywhere: a note, not a warning. "
-    "Without depth scaling width 128 lost 0.004, 0.044 and 0.085 nats at 6, 24 and 48 layers.",
-    source="kernel theory of GPT-2's sizes; 540 runs of 300 steps at width 128",
+    "0.02 without depth scaling passes it from width 768 on and is trained everywhere: a note where the model fits a "
+    "recipe that models are trained from, or where its config names the std. Of other models it is a warning above "
+    "8192×, which a 1/√fan_in draw (nanodo: 1600× at 12 × 256) stays below. Unscaled outputs under the limit are a "
+    "note: width 128 lost 0.004, 0.044 and 0.085 nats by them at 6, 24 and 48 layers.",
+    source="kernel theory of GPT-2's sizes; 540 runs of 300 steps at width 128; 28 of 150 steps at 6 × 64: with 20000× "
+    "and more (all linears kaiming_uniform) the loss is 0.1 nats above GPT-2's init at either's better rate",
     since="0.1.0",
     evidence="residual",
+    roles=OUTPUTS,
     measure=measure_growth,
 )
 def drowned_embedding(case: Case, rows: pd.DataFrame) -> Finding:
     """Judge the cell whose stream grows most."""
     worst, limit = rows.loc[rows["growth"].idxmax()], case.limits["factor"]
-    growth = float(worst["growth"])
+    growth, outputs, n_layer = float(worst["growth"]), str(worst["unscaled"]), int(worst["n_layer"])
     text = f"From embedding to last block the stream's variance grows {trimmed(growth)}×{size(worst, rows)}"
-    if growth <= limit:
+    unscaled = bool(outputs) and growth - 1 > case.limits["added"]
+    if growth <= limit and not unscaled:
         return case.passed(text, measured=growth, site="resid_post")
+    drowned = growth > limit
+    text += f": the embedding is {trimmed(1 / growth, 1)} of what the head reads" if drowned else ""
+    if unscaled:
+        verb, them = ("aren't", "them") if " and " in outputs else ("isn't", "it")
+        text += f"; {outputs} (std {worst['stds']}) {verb} scaled by depth"
+        text += f", as {worst['like']} draws {them}" if worst["like"] else ""
+        text += f", so that it would be {trimmed(float(worst['doubled']))}× at {2 * n_layer} layers"
+    # of a model whose weights weren't described, as in a comparison of recipes, it isn't known what they are like
+    unpublished = worst["like"] == "" and growth > case.limits["unpublished"]
     return case.failed(
-        f"{text}: the embedding is {trimmed(1 / growth, 1)} of what the head reads",
-        severity="info",
+        text,
+        severity="warning" if unpublished else "info",
         measured=growth,
         site="resid_post",
         effect=math.log(growth / limit),
-        **seeds(rows["growth"] > limit, rows["seed"]),
+        advice=_advice(worst, drowned=drowned, unscaled=unscaled),
+        **seeds(rows["growth"] > (limit if drowned else 1 + case.limits["added"]), rows["seed"]),
+    )
+
+
+def _advice(worst: pd.Series, *, drowned: bool, unscaled: bool) -> str:
+    advice = (
+        f"divide the std of {worst['unscaled']} by √(2·{int(worst['n_layer'])}), as recipe='megatron' does"
+        if unscaled
+        else f"draw {worst['outputs']} with a smaller std"
+    )
+    if not drowned:
+        return advice
+    std = float(worst["embed"])
+    return f"{advice}, or {worst['table']} with a larger one" + (
+        "" if math.isnan(std) else f" (now std {trimmed(std)})"
     )
 
 
