@@ -34,9 +34,9 @@ def unasked(
 ) -> set[str]:
     """Find the parameters without a gradient that another argument, or another output, would give one.
 
-    A part that no argument was given for is a module with others inside (a norm alone may have been forgotten), none of
-    whose kind ran (its name with other block numbers), of a model whose forward has an optional argument that the batch
-    leaves out and that isn't only how to run. What only
+    A part that no argument was given for is a module with others inside, or what stands beside one in its block (a norm
+    alone may have been forgotten). None of its kind ran (its name with other block numbers), and the forward has an
+    optional argument that the batch leaves out and that isn't only how to run. What only
     another output reads stands outside the blocks, or is told as dead: a block's own output may be returned, too.
 
     Args:
@@ -65,8 +65,9 @@ def unasked(
         return elsewhere
     kinds = {_kind(name) for name in ran}
     whole = {name for name, module in model.named_modules() if name and any(True for _ in module.children())}
-    held = {name: _part(name, ran) for name in dead}
-    return elsewhere | {name for name, part in held.items() if part in whole and _kind(part) not in kinds}
+    parts = {name: part for name in dead if (part := _part(name, ran)) and _kind(part) not in kinds}
+    beside = {part.rpartition(".")[0] for part in parts.values() if part in whole} - {""}  # such a part's own norm
+    return elsewhere | {name for name, part in parts.items() if part in whole or part.rpartition(".")[0] in beside}
 
 
 def left_out(model: nn.Module, inputs: Inputs) -> list[str]:

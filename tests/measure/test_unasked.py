@@ -17,11 +17,11 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.up, self.down = nn.LayerNorm(D), nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
-        self.cross = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D))
+        self.cross_norm, self.cross = nn.LayerNorm(D), nn.Sequential(nn.Linear(D, D), nn.Linear(D, D))
 
     def forward(self, x: Tensor, states: Tensor | None) -> Tensor:
         x = x + self.down(torch.tanh(self.up(self.norm(x))))
-        return x if states is None else x + self.cross(states)
+        return x if states is None else x + self.cross(self.cross_norm(states))
 
 
 class Model(nn.Module):
@@ -58,20 +58,20 @@ def told(model: nn.Module) -> Any:
 def test_what_another_argument_or_output_asks_for_is_a_note() -> None:
     torch.manual_seed(0)
     found = told(Reader())
-    assert (found.status, found.severity, found.measured) == ("fail", "info", 2 * 4 + 2)
-    assert "blocks.0.cross" in found.message
+    assert (found.status, found.severity, found.measured) == ("fail", "info", 2 * 6 + 2)
+    assert "blocks.0.cross_norm" in found.message
 
 
 @pytest.mark.parametrize(
     ("model", "forgets", "count"),
-    [(Alone, "", 8), (Reader, "block", 12), (Reader, "pooler", 2), (Reader, "detached", 0)],
+    [(Alone, "", 12), (Reader, "block", 6), (Reader, "pooler", 2), (Reader, "detached", 0)],
 )
 def test_what_is_forgotten_is_loud(model: type[Model], forgets: str, count: int) -> None:
     torch.manual_seed(0)
     found = told(model(forgets))
     assert found.status == "fail" and found.severity in ("warning", "error")
     if count:
-        assert found.measured >= count - 4
+        assert found.measured >= count
 
 
 def test_nothing_is_left_behind() -> None:
