@@ -77,7 +77,21 @@ def declarations(model: nn.Module, parameters: tuple[Parameter, ...], wirings: t
     if "layer scale" in said and gates:
         name, value = said["layer scale"]
         found.append(Declaration("layer scale", name, float(value), about=" ".join(gates)))
+    elif gates:
+        found += _own_scales(model, gates)
     return found
+
+
+def _own_scales(model: nn.Module, gates: list[str]) -> Iterator[Declaration]:
+    """What the modules that hold gates say of them, as timm's LayerScale keeps its `init_values`."""
+    said: dict[tuple[str, float], list[str]] = {}
+    for gate in gates:
+        owner = gate.rpartition(".")[0]
+        for name, value in vars(model.get_submodule(owner)).items():
+            if _LAYER_SCALE.fullmatch(name.lower()) and type(value) in (int, float):
+                said.setdefault((name, float(value)), []).append(gate)
+    for (name, value), own in said.items():
+        yield Declaration("layer scale", f"{own[0].rpartition('.')[0]}.{name}", value, about=" ".join(own))
 
 
 def _kind(name: str) -> Kind | None:

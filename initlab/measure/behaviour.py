@@ -22,7 +22,7 @@ from initlab.anatomy.look import Anatomy
 from initlab.anatomy.tensors import changed, tensors
 from initlab.measure.changing import ROWS, argument, holders, short, with_argument, with_ids
 from initlab.measure.passes import REGROUPED, REGROUPED_16, REGROUPED_64, Pass, Passes, moved
-from initlab.measure.targets import shift_of
+from initlab.measure.targets import place_of, shift_of
 from initlab.measure.wired import aim_of
 from initlab.recipes import Role
 from initlab.wiring import Attention
@@ -172,7 +172,10 @@ class Reading:
         if reach <= self.noise:
             # the second of two positions doesn't reach the first under a causal mask
             back = self.base.moved(self.with_ids(other))
-            return FIRST_AXIS if max(back[0]) <= self.noise else BATCH_AXIS
+            given, targets = self.inputs.theirs, self.inputs.targets
+            # the caller's targets, if they are the next ids along the second axis, say which one is the sequence
+            along = given and targets is not None and place_of(self.ids, targets) == 1
+            return FIRST_AXIS if max(back[0]) <= self.noise and not along else BATCH_AXIS
         calls = (self.inputs, with_ids(self.passes.model, self.inputs, other, self.names))
         return _norms_alone(self.passes, calls, lambda one, two: max(one.moved(two)[0]) <= self.noise)
 

@@ -52,7 +52,7 @@ def shift_of(passes: Passes, inputs: Inputs, base: Pass) -> dict[str, Any]:
         row["where"] = "the caller's labels" if given else IDS
     elif not given and any(_holds(each, targets) for each in tensors((inputs.args, inputs.kwargs))):
         row["where"] = MADE
-    own = _place(ids, targets)
+    own = place_of(ids, targets)
     if own is None:
         return row
     if not base.losses or base.shown is None or base.shown.dim() != 3:
@@ -75,8 +75,13 @@ def _holds(tensor: Tensor, targets: Tensor) -> bool:
     return tensor.shape == targets.shape and not tensor.is_floating_point() and torch.equal(tensor.long(), targets)
 
 
-def _place(ids: Tensor, targets: Tensor) -> int | None:
-    """0 where the targets are the ids, 1 where they are the next ones; None: neither, or it can't be told."""
+def place_of(ids: Tensor, targets: Tensor) -> int | None:
+    """Tell which ids targets are: 0 the same, 1 the next ones; None: neither, or it can't be told.
+
+    Args:
+        ids: (B, T).
+        targets: -1 where there is none.
+    """
     counted = targets >= 0
     if not counted.any() or targets.shape != ids.shape:
         return None

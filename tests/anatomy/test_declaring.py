@@ -125,6 +125,32 @@ def test_what_is_as_declared_draws_nothing(model: nn.Module) -> None:
     assert failed(model) == {}
 
 
+class LayerScale(nn.Module):
+    def __init__(self, init_values: float, gain: float):
+        super().__init__()
+        self.init_values, self.gamma = init_values, nn.Parameter(torch.full((32,), gain))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Scaled(Tower):
+    def __init__(self, gain: float):
+        super().__init__({})
+        self.scale = LayerScale(0.1, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale(super().forward(x) - x)
+
+
+def test_a_layer_scale_that_isnt_what_its_own_module_says_is_named() -> None:
+    models = [Language({}), Language({})]
+    for model, gain in zip(models, (1.0, 0.1), strict=True):
+        model.blocks = nn.ModuleList(Scaled(gain) for _ in range(3))
+    assert "blocks.0.scale.init_values" in failed(models[0])["INI009"].message
+    assert failed(models[1]) == {}
+
+
 class Said(Language):
     embed_scale: float
 

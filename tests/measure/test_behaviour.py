@@ -359,3 +359,23 @@ def test_it_is_saved_and_read_back(tmp_path: Any) -> None:
     }
     (tmp_path / "behaviour.csv").unlink()  # as of a run that an older version wrote
     assert {f.code for f in initlab.load(tmp_path).judge(select=["BEH"]) if f.status != "not_applicable"} == set()
+
+
+class Torchs(nn.Module):
+    """torch's encoder, which takes (T, B, C), given (B, T, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tok, self.head = nn.Embedding(V, C), nn.Linear(C, V)
+        layer = nn.TransformerEncoderLayer(C, HEADS, C, 0.0)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(len(ids))
+        return self.head(self.encoder(self.tok(ids), mask))
+
+
+@pytest.mark.parametrize(("batch", "severity"), [(None, "info"), ((IDS, NEXT), "error")])
+def test_a_callers_targets_tell_which_axis_is_the_sequence(batch: Any, severity: str) -> None:
+    (found,) = initlab.probe(Torchs(), batch, stats="light").judge(select=["BEH003"])
+    assert (found.status, found.severity) == ("fail", severity) and "batch_first=True" in found.advice

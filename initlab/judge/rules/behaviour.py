@@ -123,7 +123,7 @@ def order_without_effect(case: Case, rows: pd.DataFrame) -> Finding:
     advice="look for attention over the batch (batch_first=True forgotten), a reshape that mixes batch and heads, a "
     "mean or norm over the batch",
     false_alarms="BatchNorm in training, in models without tokens: passes. Experts that may be full: a note. A model "
-    "that takes (T, B) and was measured on (B, T): a note, pass batch= in its order.",
+    "that takes (T, B) and was measured on ids (B, T) alone: a note, pass batch= in its order.",
     source="torch.nn.MultiheadAttention, batch_first; Ioffe & Szegedy 2015, 1502.03167",
     since="0.1.0",
     about_init=False,
