@@ -182,12 +182,15 @@ def test_unscaled_outputs_on_one_model(stds: dict[str, float], growth: float, se
 
 
 def test_unscaled_outputs_are_described_with_what_is_published_so() -> None:
-    assert outputs_as_drawn(rows()) == {"names": [], "stds": [], "like": "nanogpt"}
+    assert outputs_as_drawn(rows()) == {"names": [], "stds": [], "like": "nanogpt", "so": False}
     wide = rows(mlp_out=0.02)
     assert outputs_as_drawn(wide)["names"] == [f"h.{layer}.mlp_out" for layer in range(4)]
     own = rows(**dict.fromkeys(GPT2, 0.1))
     assert outputs_as_drawn(own)["like"] == ""
-    assert outputs_as_drawn(own, [0.1])["like"] == "config"
+    assert outputs_as_drawn(own, [0.1])["like"] == "config" and outputs_as_drawn(own, [0.1])["so"]
+    assert not outputs_as_drawn(wide)["so"]  # nanogpt scales them
+    odd = [r | {"stds": r["stds"] | {"h.2.mlp_out": 0.04}} if r["role"] == "mlp_out" else r for r in rows()]
+    assert outputs_as_drawn(odd)["names"] == []
 
 
 def test_a_models_own_code_counts_whatever_the_growth() -> None:
