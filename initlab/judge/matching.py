@@ -144,19 +144,23 @@ def unscaled(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[
 def outputs_as_drawn(rows: Sequence[dict[str, Any]], declared: Sequence[float] = ()) -> dict[str, Any]:
     """Say for a run's manifest which output projections aren't scaled by depth, and by what that is published.
 
-    Keys: `names` of these parameters, their `stds`, and `like`: the recipe nearest to the model, of those that models
-    are trained from, or its config where that names the std of all of these; "" where neither does.
+    Keys: `names` of these parameters, their `stds`; `like`: the recipe nearest to the model, of those that models are
+    trained from, or its config where that names the std of all of these, "" where neither does; `so`: whether that
+    draws them as they are. A role of which single parameters alone are as wide isn't unscaled: these are odd.
 
     Args:
         rows: of `drawing.describe`.
         declared: std that the model's config names.
     """
-    found = [(name, row["stds"][name]) for row, names in unscaled(rows) for name in names]
+    wide = [(row, names) for row, names in unscaled(rows) if 2 * len(names) > len(row["stds"])]
+    found = [(name, row["stds"][name]) for row, names in wide for name in names]
     likely = [id for id in best_recipes(narrowed(rows))[0] if id != CONFIG]
     stds = [std for _, std in found]
     named = stds and all(any(abs(std / each - 1) < TOLERANCE for each in declared) for std in stds)
     like = next((id for id in REFERENCES if id in likely), CONFIG if named else "")
-    return {"names": [name for name, _ in found], "stds": stds, "like": like}
+    off = [name for row, _ in wide for name in row["expected"].get(like, {"misfits": []})["misfits"]]
+    so = 3 * len(off) <= len(found)
+    return {"names": [name for name, _ in found], "stds": stds, "like": like, "so": bool(found and like and so)}
 
 
 def narrowed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

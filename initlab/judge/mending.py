@@ -19,6 +19,7 @@ from initlab.judge.siblings import Group, odd_siblings
 from initlab.judge.words import trimmed
 from initlab.recipes.base import OUTPUTS, VECTORS
 
+_OFF_THEORY = ("RES002", "RES003")
 Stage = Callable[[Sequence[Finding], Described], list[Group]]
 
 
@@ -129,13 +130,27 @@ def from_remedies(findings: Sequence[Finding], model: Described) -> list[Group]:
 def from_nearest(findings: Sequence[Finding], model: Described) -> list[Group]:
     """Bring what is off the nearest recipe to it, unless the model fits one that is no reference of ours.
 
+    The closed form takes the weights' scale as found: where it alone is missed, by the stream or a branch, other blocks
+    than those it names have no part in it.
+
     Args:
         findings: to answer, the worst first.
         model: compared with recipes.
     """
     if model.reference not in (*matching.REFERENCES, matching.CONFIG):
         return []
-    return _off(findings, model, f"{model.reference}, the nearest recipe,")
+    found = _off(findings, model, f"{model.reference}, the nearest recipe,")
+    if any(finding.code not in _OFF_THEORY for finding in findings):
+        return found
+    layers = {finding.layer_first for finding in findings} - {None}
+    named = {entry["name"] for entry in model.counted if entry["layer"] in layers}
+    changes = [[_only(change, named) for change in group.changes] for group in found]
+    kept = [tuple(change for change in some if change.names) for some in changes]
+    return [Group(some, group.text) for some, group in zip(kept, found, strict=True) if some]
+
+
+def _only(change: Change, named: set[str]) -> Change:
+    return replace(change, names=tuple(name for name in change.names if name in named))
 
 
 def _off(findings: Sequence[Finding], model: Described, lead: str) -> list[Group]:

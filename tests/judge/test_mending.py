@@ -146,6 +146,25 @@ def test_matrices_that_are_off_alike_are_one_group() -> None:
     assert [group.changes[0].code for group in groups] == ["LOG001", "RES001"]
 
 
+def test_a_stream_off_its_closed_form_changes_the_block_it_names_alone() -> None:
+    off = case(rows(mlp_in=0.07, mlp_out=0.04))
+    entry = {"kind": "normal", "mean": 0.0, "trains": True, "rms": 0.07, "std": 0.07, "as_made": False}
+    counted = [
+        entry | {"name": name, "layer": layer, "role": r["role"]}
+        for r in off.rows
+        for layer, name in enumerate(r["stds"])
+    ]
+    off = replace(off, counted=counted)
+    astray = [replace(finding(code), layer_first=2) for code in ("RES002", "RES003")]
+    changed = {name for group in from_nearest(astray, off) for change in group.changes for name in change.names}
+    assert changed == {"h.2.mlp_in", "h.2.mlp_out"}
+    others = {
+        name for group in from_nearest([*astray, finding("LOG001")], off) for c in group.changes for name in c.names
+    }
+    assert len(others) == 8
+    assert from_nearest([finding("RES002")], off) == []  # it names no block
+
+
 def test_a_head_that_makes_usual_logits_isnt_what_is_too_large() -> None:
     usual = [*rows(), row("unembed", 0.05, wanted=0.02)]
     assert [c.role for c in propose([finding("LOG001")], case(usual, logit_std=4.0)) if c.evidence == "rule"] == []
@@ -182,12 +201,15 @@ def test_unscaled_outputs_on_one_model(stds: dict[str, float], growth: float, se
 
 
 def test_unscaled_outputs_are_described_with_what_is_published_so() -> None:
-    assert outputs_as_drawn(rows()) == {"names": [], "stds": [], "like": "nanogpt"}
+    assert outputs_as_drawn(rows()) == {"names": [], "stds": [], "like": "nanogpt", "so": False}
     wide = rows(mlp_out=0.02)
     assert outputs_as_drawn(wide)["names"] == [f"h.{layer}.mlp_out" for layer in range(4)]
     own = rows(**dict.fromkeys(GPT2, 0.1))
     assert outputs_as_drawn(own)["like"] == ""
-    assert outputs_as_drawn(own, [0.1])["like"] == "config"
+    assert outputs_as_drawn(own, [0.1])["like"] == "config" and outputs_as_drawn(own, [0.1])["so"]
+    assert not outputs_as_drawn(wide)["so"]  # nanogpt scales them
+    odd = [r | {"stds": r["stds"] | {"h.2.mlp_out": 0.04}} if r["role"] == "mlp_out" else r for r in rows()]
+    assert outputs_as_drawn(odd)["names"] == []
 
 
 def test_a_models_own_code_counts_whatever_the_growth() -> None:

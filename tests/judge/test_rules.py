@@ -307,8 +307,9 @@ def grown(factor, like=None, outputs=(C_PROJ, MLP), std=0.02):
     """A stream of four blocks that write alike; with `like`, of a model whose weights were described."""
     rows = [{"site": "embed", "var": 1.0}]
     rows += [{"site": "resid_post", "layer": layer, "var": 1 + (factor - 1) * (layer + 1) / 4} for layer in range(4)]
-    drawn = {} if like is None else {"outputs": {"names": list(outputs), "stds": [std] * len(outputs), "like": like}}
-    return run_of([row | {"kind": "activation"} for row in rows], init=drawn)
+    drawn = {"names": list(outputs), "stds": [std] * len(outputs), "like": like, "so": bool(like)}
+    init = {} if like is None else {"outputs": drawn}
+    return run_of([row | {"kind": "activation"} for row in rows], init=init)
 
 
 def alike(cosine, expected=math.nan):

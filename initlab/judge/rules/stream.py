@@ -163,7 +163,7 @@ def measure_growth(run: Run) -> pd.DataFrame:
         return last
     start = last["run_id"].map(embed).astype(float)
     init = run.manifest.get("init") or {}
-    drawn = init.get("outputs") or {"names": [], "stds": [], "like": None}
+    drawn = init.get("outputs") or {"names": [], "stds": [], "like": None, "so": False}
     found = last.assign(
         growth=last["var"] / start,
         doubled=(last["var"] + [_further(stream[stream["run_id"] == each]) for each in last["run_id"]]) / start,
@@ -172,6 +172,7 @@ def measure_growth(run: Run) -> pd.DataFrame:
         table=called(run, last, "the embedding", Role.TOKEN_EMBED),
         stds=" to ".join(dict.fromkeys(trimmed(end(drawn["stds"]), 2) for end in (min, max) if drawn["stds"])),
         like=drawn["like"],
+        so=drawn["so"],
         embed=math.sqrt(start.iloc[0]) if len(start) == 1 and start.iloc[0] > 0 else math.nan,
     )
     return found[np.isfinite(found["growth"])]
@@ -227,7 +228,7 @@ def drowned_embedding(case: Case, rows: pd.DataFrame) -> Finding:
     if unscaled:
         verb, them = ("aren't", "them") if " and " in outputs else ("isn't", "it")
         text += f"; {outputs} (std {worst['stds']}) {verb} scaled by depth"
-        text += f", as {worst['like']} draws {them}" if worst["like"] else ""
+        text += f", as {worst['like']} draws {them}" if worst["so"] else ""
         text += f", so that it would be {trimmed(float(worst['doubled']))}× at {2 * n_layer} layers"
     # of a model whose weights weren't described, as in a comparison of recipes, it isn't known what they are like
     unpublished = worst["like"] == "" and growth > case.limits["unpublished"]
