@@ -1,6 +1,6 @@
 """Planted faults: which of them initlab sees, where, what it says of them, and whether `fix` mends just that.
 
-    python benchmarks/detection.py [--write] [--jobs 2] [--bases own-llama gpt2] [--faults "residual*"] [--fix] [--peers]
+    python benchmarks/detection.py [--write] [--bases own-llama gpt2] [--faults "residual*"] [--fix gpt2] [--peers]
 
 Needs the extra `hf`; without it the bases of transformers are left out. A base is a small fresh model as its library or
 its author initialises it (`detection_bases.py`); a fault is one change of it (`detection_faults.py` says what a fault
@@ -107,7 +107,10 @@ def main() -> None:
 
     tasks = [Healthy(base, size, seed) for base in bases for size in BASES[base][1] for seed in range(options.seeds)]
     tasks += [Healthy(base, BASES[base][1][0], 0, traced=True) for base in bases]
-    unmutated = [row if isinstance(row, dict) else died(task, row) for task, row in results(tasks, healthy, **work)]
+    unmutated = []
+    for task, row in results(tasks, healthy, **work):
+        unmutated.append(row if isinstance(row, dict) else died(task, row))
+        print(f"unmutated {len(unmutated)}/{len(tasks)}", file=sys.stderr, flush=True)
     cells = [Cell(base, each, known(unmutated, base), base in options.fix) for base in bases for each in chosen]
     measured = []
     for task, row in results(cells, graded, **work):
