@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import resource
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing import connection, get_context
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from children import Death, results, short
 from torch import Tensor, nn
 from zoo import Case
 
@@ -34,50 +31,15 @@ def rows(cases: Sequence[Case], *, seeds: int, jobs: int, seconds: int) -> Itera
         jobs: children at a time.
         seconds: of CPU time for one case; six times as long on the clock.
     """
-    context, waiting = get_context("fork"), list(reversed(cases))
-    active: dict[Any, tuple[Any, Case, float]] = {}
-    try:
-        while waiting or active:
-            while waiting and len(active) < jobs:
-                case = waiting.pop()
-                receiver, sender = context.Pipe(duplex=False)
-                child = context.Process(target=_child, args=(sender, case, seeds, seconds))
-                child.start()
-                sender.close()
-                active[receiver] = (child, case, time.monotonic())
-            ready = connection.wait(list(active), timeout=1)
-            late = [each for each, (_, _, since) in active.items() if time.monotonic() - since > 6 * seconds]
-            for receiver in {*ready, *late}:
-                child, case, _ = active.pop(receiver)
-                try:
-                    row = receiver.recv() if receiver in ready else None
-                except EOFError:
-                    row = None
-                if row is None:
-                    child.kill()
-                child.join()
-                yield row or {**_told(case), "built": "yes", "reached": _death(child.exitcode, seconds)}
-    finally:  # also where nobody asks for the rest
-        for child, _, _ in active.values():
-            child.kill()
 
+    def run(case: Case) -> dict[str, Any]:
+        try:
+            return measure(case, seeds)
+        except Exception as error:  # of this file, or of a public result that changed
+            return {**_told(case), "built": "yes", "reached": f"not measured: {short(error)}"}
 
-def _death(code: int | None, seconds: int) -> str:
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"more than {seconds} s"
-    return f"the process died: {signal.Signals(-code).name if code and code < 0 else code}"
-
-
-def _child(sender: Any, case: Case, seeds: int, seconds: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    try:
-        row = measure(case, seeds)
-    except Exception as error:  # of this file, or of a public result that changed
-        row = {**_told(case), "built": "yes", "reached": f"not measured: {short(error)}"}
-    sender.send(row)
+    for case, row in results(cases, run, jobs=jobs, seconds=seconds):
+        yield {**_told(case), "built": "yes", "reached": row.how} if isinstance(row, Death) else row
 
 
 def _told(case: Case) -> dict[str, Any]:
@@ -227,8 +189,3 @@ def redrawn(model: nn.Module) -> dict[str, Any]:
     if left or misfits:
         return {"redrawn": f"{left} parameters without a role, {len(misfits)} drawn otherwise"}
     return {"redrawn": "exact"}
-
-
-def short(error: Exception) -> str:
-    """An error's first line."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]
