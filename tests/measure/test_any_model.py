@@ -45,13 +45,20 @@ def test_no_configuration_and_no_trace(name):
     before = state(model)
     probe = initlab.probe(model)
     assert_same(before, state(model))
-    failed = {f.code: f.message for f in probe.findings if f.status == "fail"}
+    failed = {f.code: f"{f.severity} {f.message}" for f in probe.findings if f.status == "fail"}
+    outputs = failed.pop("RES006", "info")  # none scales its outputs by depth
+    assert outputs.startswith("info"), outputs
     assert failed.keys() <= {"WIR003", "WIR008"}, failed  # some have no final norm, and none has positions
     assert probe.summary["loss"].item() == pytest.approx(math.log(V), abs=0.5)
     assert not probe.at("resid_post").empty and not probe.at("resid_post", kind="grad").empty
     used = sum(p.grad is not None for p in model.parameters())
     assert len(probe.records[probe.records["kind"] == "weight_grad"]) == used
     assert "stream reproduced" in repr(probe)
+
+
+def test_outputs_that_a_norm_follows_have_no_scale_to_judge():
+    (finding,) = initlab.probe(build("sandwich norms")).judge(select=["RES006"])
+    assert finding.status == "pass"
 
 
 @pytest.mark.parametrize(

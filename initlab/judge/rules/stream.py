@@ -164,10 +164,13 @@ def measure_growth(run: Run) -> pd.DataFrame:
     start = last["run_id"].map(embed).astype(float)
     init = run.manifest.get("init") or {}
     drawn = init.get("outputs") or {"names": [], "stds": [], "like": None, "so": False}
+    wiring = run.tables.wiring
+    normed = set(wiring.loc[(wiring["post_norm"].fillna("") != "") | (wiring["sum_norm"].fillna("") != ""), "run_id"])
+    names = listed(list(dict.fromkeys(map(in_block, drawn["names"]))))
     found = last.assign(
         growth=last["var"] / start,
         doubled=(last["var"] + [_further(stream[stream["run_id"] == each]) for each in last["run_id"]]) / start,
-        unscaled=listed(list(dict.fromkeys(map(in_block, drawn["names"])))),
+        unscaled=["" if run_id in normed else names for run_id in last["run_id"]],  # a norm takes their scale away
         outputs=called(run, last, "the output projections", *OUTPUTS),
         table=called(run, last, "the embedding", Role.TOKEN_EMBED),
         stds=" to ".join(dict.fromkeys(trimmed(end(drawn["stds"]), 2) for end in (min, max) if drawn["stds"])),
