@@ -17,7 +17,7 @@ _SIGMAS = 6.0  # of chance; fifty thousand rows reach 4.4
 _LEAST = 0.1  # relative difference of rms that is worth a word
 _NUMBERS = 16  # fewer in a block, and its mean square says too little
 _RANGES = 4  # more, and it is no block but the way of the whole matrix, as of a trained one
-_TABLES = (Role.TOKEN_EMBED, Role.POS_EMBED, Role.UNEMBED)
+TABLES = (Role.TOKEN_EMBED, Role.POS_EMBED, Role.UNEMBED)
 
 
 def odd_rows(values: Tensor, place: Parameter, padding: int | None = None) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def _axis(place: Parameter, shape: torch.Size) -> int:
     """The dimension along which output features stand, or a table's rows."""
     if place.parts:
         return place.axis
-    rows = place.dims.fan_in if place.role in _TABLES[:2] else place.dims.fan_out
+    rows = place.dims.fan_in if place.role in TABLES[:2] else place.dims.fan_out
     return 1 if shape[0] != rows and shape[1] == rows else 0
 
 

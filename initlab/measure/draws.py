@@ -15,7 +15,7 @@ from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.sharing import shared, sharing_said
 from initlab.drawing.copies import likest, repeated, sketch
 from initlab.drawing.spectrum import stable_rank
-from initlab.drawing.uneven import odd_rows
+from initlab.drawing.uneven import TABLES, odd_rows
 from initlab.recipes import Role
 from initlab.recipes.base import INNER, OUTPUTS
 
@@ -107,7 +107,9 @@ def _matrices(anatomy: Anatomy) -> Iterator[tuple[Parameter, str, Tensor]]:
 
 
 def _odd(matrix: Tensor, place: Parameter) -> dict[str, Any]:
-    """The rows that stand out most by their scale, but for whole parts of a fused matrix, which recipes draw apart."""
+    """The rows of a table that stand out most by their scale, as those of added tokens do."""
+    if place.role not in TABLES:  # each costs another reading of the matrix
+        return {}
     blank = place.padding_row if place.padding_row is not None and not bool(matrix[place.padding_row].any()) else None
     odd = [each for each in odd_rows(matrix, place, blank) if not each["part"] and each["rms"] > 0]
     if not odd:
