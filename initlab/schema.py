@@ -51,6 +51,9 @@ SITES = (
     "module",  # any other layer of a model
 )
 UNASKED = -1.0  # in the column `reached`
+# in the column `where` of the table `behaviour`
+FIRST_AXIS, BATCH_AXIS = "first axis", "batch axis"
+LABELS_MADE, LABELS_IDS = "targets made by the probe", "labels that are the ids"
 FORMATS = ("fp16", "bf16", "e4m3", "e5m2")
 
 Dtype = Literal["string", "category", "int64", "Int64", "float64"]
@@ -301,7 +304,10 @@ DRAWS: dict[str, Column] = {
     "spread": Column("float64", "its std over the channels"),
     "stable_rank": Column("float64", "sum of squares / largest singular value squared; 1 = one direction; NaN unknown"),
     "usual_rank": Column("float64", "the same of independent entries: n·m / (√n + √m)²"),
-    "odd": Column("string", "those of its rows whose rms is the farthest from the others', in words; empty for none"),
+    "odd": Column(
+        "string",
+        "of a table (tokens, positions, head): its rows whose rms is the farthest from the others'; empty for none",
+    ),
     "odd_rms": Column("float64", "their rms; NaN without any"),
     "odd_rest": Column("float64", "the others', the median row's"),
     "like": Column("string", "the earlier weight whose first numbers its own are most alike, scale and mean taken off"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from initlab.anatomy.names import starred
 from initlab.errors import RecipeError
 from initlab.recipes import Dims, Role
 
@@ -68,7 +68,7 @@ def check_covered(model: nn.Module, parameters: Sequence[Parameter]) -> None:
     if not left:
         return
     shown = ", ".join(left[:_SHOWN]) + (f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else "")
-    like = re.sub(r"(?<![^.])\d+(?![^.])", "*", left[0])
+    like = starred(left[0])
     one = len(left) == 1
     roles = ", ".join(role for role in Role if role not in (Role.MLP_IN, Role.OTHER))
     raise RecipeError(

@@ -20,16 +20,16 @@ from initlab.anatomy.arguments import DECODED, parameters
 from initlab.anatomy.inputs import Inputs
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.tensors import changed, tensors
-from initlab.measure.changing import ROWS, argument, holders, short, with_argument, with_ids
+from initlab.measure.changing import ROWS, by_name, holders, short, with_argument, with_ids
 from initlab.measure.passes import REGROUPED, REGROUPED_16, REGROUPED_64, Pass, Passes, moved
 from initlab.measure.targets import place_of, shift_of
 from initlab.measure.wired import aim_of
 from initlab.recipes import Role
+from initlab.schema import BATCH_AXIS, FIRST_AXIS
 from initlab.wiring import Attention
 
 CHECKS = ("later", "context", "order", "samples", "rows", "targets", "random", "padding")
 DRAWS = "how much the model draws at random depends on what it reads"
-FIRST_AXIS, BATCH_AXIS = "first axis", "batch axis"
 
 _PADDING = re.compile(r"^attention_mask$|key_padding_mask$")  # 1 keeps in the one, True hides in the other
 
@@ -215,7 +215,7 @@ class Reading:
         name = next((each for each in parameters(model) if _PADDING.search(each)), "")
         if not name:
             return
-        own = argument(model, inputs, "input_ids")
+        own = by_name(model, inputs).get("input_ids")
         encoder = "input_ids" not in self.names and isinstance(own, Tensor)  # the mask is of what it reads
         read, names = (own, ["input_ids"]) if encoder else (self.ids, self.names)
         assert isinstance(read, Tensor)

@@ -89,16 +89,14 @@ def with_ids(model: nn.Module, inputs: Inputs, ids: Tensor, names: Collection[st
     return replace(inputs, args=args, kwargs=kwargs, ids=ids)
 
 
-def argument(model: nn.Module, inputs: Inputs, name: str) -> Any:
-    """Get what an argument is given, by place or by name; None if it isn't.
+def by_name(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Get what a call gives to each argument that its forward names, by place or by name.
 
     Args:
         model: whose forward is called.
         inputs: of the call.
-        name: of the argument.
     """
-    names = [each for each, parameter in parameters(model).items() if parameter.kind in POSITIONAL]
-    return {**dict(zip(names, inputs.args, strict=False)), **inputs.kwargs}.get(name)
+    return {**dict(zip(_places(model), inputs.args, strict=False)), **inputs.kwargs}
 
 
 def with_argument(model: nn.Module, inputs: Inputs, name: str, value: Any) -> Inputs:
@@ -110,7 +108,7 @@ def with_argument(model: nn.Module, inputs: Inputs, name: str, value: Any) -> In
         name: of the argument.
         value: in its place.
     """
-    names = [each for each, parameter in parameters(model).items() if parameter.kind in POSITIONAL]
+    names = _places(model)
     args = list(inputs.args)
     if name in names[: len(args)]:
         args[names.index(name)] = value
@@ -118,11 +116,16 @@ def with_argument(model: nn.Module, inputs: Inputs, name: str, value: Any) -> In
     return replace(inputs, kwargs={**inputs.kwargs, name: value})
 
 
+def _places(model: nn.Module) -> list[str]:
+    """The arguments that may be given by place, in order."""
+    return [name for name, parameter in parameters(model).items() if parameter.kind in POSITIONAL]
+
+
 def _named(
     model: nn.Module, inputs: Inputs, function: Callable[[str, Tensor], Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments with what a function gives of the name and the value of each tensor; in a list the list's name."""
-    names = [name for name, parameter in parameters(model).items() if parameter.kind in POSITIONAL]
+    names = _places(model)
     names += [f"argument {place}" for place in range(len(names), len(inputs.args))]
     args = tuple(_each(name, value, function) for name, value in zip(names, inputs.args, strict=False))
     return args, {name: _each(name, value, function) for name, value in inputs.kwargs.items()}

@@ -111,7 +111,7 @@ def _odd(matrix: Tensor, place: Parameter) -> dict[str, Any]:
     if place.role not in TABLES:  # each costs another reading of the matrix
         return {}
     blank = place.padding_row if place.padding_row is not None and not bool(matrix[place.padding_row].any()) else None
-    odd = [each for each in odd_rows(matrix, place, blank) if not each["part"] and each["rms"] > 0]
+    odd = [each for each in odd_rows(matrix, place, blank) if each["rms"] > 0]
     if not odd:
         return {}
     most = max(odd, key=lambda each: abs(math.log(each["rms"] / each["rest"])))

@@ -306,8 +306,7 @@ def _follow_up(
         ]
     for name, row in lacking.items():
         row["reached"] = UNASKED if name in aside else float(name in found)
-    arguments = left_out(model, inputs)
-    if aside and arguments:
+    if aside and (arguments := left_out(model, inputs)):
         return [f"arguments left out, which parts without a gradient may read: {', '.join(arguments[:6])}"]
     return []
 

@@ -15,10 +15,10 @@ from initlab.anatomy.inputs import Inputs, shifts
 from initlab.anatomy.tensors import tensors
 from initlab.measure.passes import Pass, Passes
 from initlab.measure.wired import aim_of
+from initlab.schema import LABELS_IDS, LABELS_MADE
 
 LIKE = 2e-6  # how near, relative, two means of the same float32 losses are: a few roundings
 APART = 10  # times as far is every other
-MADE, IDS = "targets made by the probe", "labels that are the ids"  # in `where`: not the caller's
 _SAME = 0.9  # share of the targets that are the ids themselves, or the next
 _NATURAL = 0.5  # ids that repeat so often can't be told from their next
 
@@ -49,9 +49,9 @@ def shift_of(passes: Passes, inputs: Inputs, base: Pass) -> dict[str, Any]:
         except Exception as error:
             return row | {"note": f"with labels, {type(error).__name__}: {error}"}
         targets, given = labels, inputs.own_labels is not None
-        row["where"] = "the caller's labels" if given else IDS
+        row["where"] = "the caller's labels" if given else LABELS_IDS
     elif not given and any(_holds(each, targets) for each in tensors((inputs.args, inputs.kwargs))):
-        row["where"] = MADE
+        row["where"] = LABELS_MADE
     own = place_of(ids, targets)
     if own is None:
         return row

@@ -6,7 +6,6 @@ beside the logits are neither dead nor forgotten: nothing that the forward was g
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Collection
 from functools import partial
@@ -17,15 +16,17 @@ from torch import Tensor, nn
 
 from initlab.anatomy.arguments import TARGETS, parameters
 from initlab.anatomy.inputs import Inputs
+from initlab.anatomy.names import starred
 from initlab.anatomy.restoring import untouched
 from initlab.anatomy.sizes import vocabulary
 from initlab.anatomy.tensors import floats
+from initlab.measure.changing import by_name
 from initlab.measure.losses import take_loss
 
 # arguments that no module of their own reads: how to run, what to hide, and what was computed before
 _HOW = re.compile(
     r"^(attention|head|decoder|key_padding|src_key_padding|padding|cross_attn_head|decoder_attention)_?mask$|^mask$|"
-    r"head_mask$|position|past|cache|^use_|^output_|^return_|^logits_to_keep|embeds$|labels?$|token_type|^kwargs$"
+    r"head_mask$|position|past|cache|^use_|^output_|^return_|^logits_to_keep|embeds$|labels?$|token_type"
 )
 
 
@@ -36,8 +37,8 @@ def unasked(
 
     A part that no argument was given for is a module with others inside, or what stands beside one in its block (a norm
     alone may have been forgotten). None of its kind ran (its name with other block numbers), and the forward has an
-    optional argument that the batch leaves out and that isn't only how to run. What only
-    another output reads stands outside the blocks, or is told as dead: a block's own output may be returned, too.
+    optional argument that the batch leaves out and that isn't only how to run. What only another output reads stands
+    outside the blocks, or is told as dead: a block's own output may be returned, too.
 
     Args:
         model: is left as it was.
@@ -63,9 +64,9 @@ def unasked(
             handle.remove()
     if not left_out(model, inputs):
         return elsewhere
-    kinds = {_kind(name) for name in ran}
+    kinds = {starred(name) for name in ran}
     whole = {name for name, module in model.named_modules() if name and any(True for _ in module.children())}
-    parts = {name: part for name in dead if (part := _part(name, ran)) and _kind(part) not in kinds}
+    parts = {name: part for name in dead if (part := _part(name, ran)) and starred(part) not in kinds}
     beside = {part.rpartition(".")[0] for part in parts.values() if part in whole} - {""}  # such a part's own norm
     return elsewhere | {name for name, part in parts.items() if part in whole or part.rpartition(".")[0] in beside}
 
@@ -77,14 +78,11 @@ def left_out(model: nn.Module, inputs: Inputs) -> list[str]:
         model: whose forward is called.
         inputs: of the call.
     """
-    given = set(inputs.kwargs)
-    known = parameters(model)
-    given |= set(list(known)[: len(inputs.args)])
+    given = by_name(model, inputs)
     return [
         name
-        for name, parameter in known.items()
+        for name, parameter in parameters(model).items()
         if name not in given and name not in TARGETS and parameter.default is None and not _HOW.search(name)
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
 
 
@@ -103,17 +101,13 @@ def _part(parameter: str, ran: set[str]) -> str:
     return ""
 
 
-def _kind(name: str) -> str:
-    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1N", name)
-
-
 def _elsewhere(model: nn.Module, dead: Collection[str], output: Any, inputs: Inputs) -> set[str]:
     """Those outside any block that get a gradient from what is returned beside what the loss is taken from."""
     judged = take_loss(output, inputs, vocabulary(model))
     aim = judged.loss if judged.logits is None else judged.logits
     others = [tensor for tensor in floats(output) if tensor is not aim and tensor.requires_grad]
     outside = {name: p for name, p in model.named_parameters() if name in dead and p.requires_grad}
-    outside = {name: p for name, p in outside.items() if "N" not in _kind(name).split(".")}
+    outside = {name: p for name, p in outside.items() if "*" not in starred(name)}
     if not others or not outside:
         return set()
     total: Tensor = torch.stack([(each * torch.randn_like(each)).sum() for each in others]).sum()

@@ -924,6 +924,11 @@ CASES = {
 }
 
 
+def test_how_much_larger_rows_may_be_is_for_the_caller_to_say():
+    (finding,) = evaluate(matrices(**ADDED), select=["INI006"], limits={"INI006.rows": 60.0})
+    assert finding.status == "pass"
+
+
 def test_slopes_are_measured_and_only_judged_by_the_limit():
     """`measure` hands on numbers, so that another limit asks for no other measurement."""
     measured = named("SCL001").measure(scaled(0.3))

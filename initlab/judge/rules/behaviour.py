@@ -10,6 +10,7 @@ from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.faults import Fault, verdict
 from initlab.judge.rules.moving import measured_by, moves, percent, ratio, untold
 from initlab.judge.words import trimmed
+from initlab.schema import BATCH_AXIS, FIRST_AXIS, LABELS_IDS, LABELS_MADE
 
 _NEEDS = "`initlab.probe`, of a model that reads tokens"
 _LIMITS = {"most": 1.0}
@@ -18,8 +19,6 @@ _BASIS = (
     "Passes of one shape run the same kernels: what isn't read moves nothing. A share of 1e-5 of the output is left to "
     "transforms and experts that regroup sums, 3e-4 where numbers have 16 bits."
 )
-LABELS_MADE, LABELS_IDS = "targets made by the probe", "labels that are the ids"  # in `where`, as measured
-FIRST_AXIS, BATCH_AXIS = "first axis", "batch axis"  # in `where`
 _TOLD = 500.0  # times the noise that what should move has to move, before that something else doesn't says anything
 
 

@@ -13,7 +13,7 @@ from initlab.judge.words import listed, trimmed
 from initlab.rundir import Run
 
 CELL = ["recipe", "run_id", "seed", "n_layer", "n_embd"]
-LARGE = 3.0  # times the other rows of a matrix; what is drawn as a table's rows for added words is 50 times
+LARGE = 3.0  # times the other rows of a table; added words drawn at torch's std 1 among GPT-2's are 50 times
 MATRICES = ("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_gate", "mlp_out")  # inside the blocks
 
 
@@ -40,13 +40,14 @@ def parts(frame: pd.DataFrame, by: Sequence[str], *, sort: bool = False) -> Iter
         yield from frame.groupby(list(by), observed=True, sort=sort)
 
 
-def large_rows(rows: pd.DataFrame) -> pd.Series:
-    """Tell which matrices have rows that are drawn much larger than the others.
+def large_rows(rows: pd.DataFrame, factor: float = LARGE) -> pd.Series:
+    """Tell which tables have rows that are drawn much larger than the others.
 
     Args:
         rows: of the table `draws`.
+        factor: times the others.
     """
-    large: pd.Series = rows["odd_rms"] > LARGE * rows["odd_rest"]
+    large: pd.Series = rows["odd_rms"] > factor * rows["odd_rest"]
     return large
 
 
@@ -56,7 +57,7 @@ def large_text(row: pd.Series) -> str:
     Args:
         row: of the table `draws`.
     """
-    have = "has" if row["odd"].startswith(("row ", "head ")) else "have"
+    have = "has" if row["odd"].startswith("row ") else "have"
     return f"{row['odd']} {have} std {trimmed(row['odd_rms'], 2)}, the others {trimmed(row['odd_rest'], 2)}"
 
 

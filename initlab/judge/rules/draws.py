@@ -134,11 +134,11 @@ def _advice(alike: pd.DataFrame, inside: pd.DataFrame) -> str:
     code="INI006",
     question="Init",
     measures="stable rank ||W||_F^2 / ||W||_2^2 by four steps of a power iteration on 256 rows and columns, whether "
-    "all entries are equal, and the rms of rows that stand out ÷ the others'",
+    "all entries are equal, and the rms of a table's rows that stand out ÷ the others'",
     needs=_NEEDS,
     limits={"factor": 4.0, "rows": LARGE},
     unit="× below independent entries",
-    limit="≥ n·m / (√n + √m)² / {factor}; no constant but 0; no rows {rows}× as large as the others",
+    limit="≥ n·m / (√n + √m)² / {factor}; no constant but 0; no rows of a table {rows}× as large as its others",
     basis="derived",
     why="Independent entries of an n × m matrix have a stable rank near n·m / (√n + √m)². A matrix of one direction "
     "passes on one number of what it reads: all units compute the same but for a factor, and get gradients that keep "
@@ -156,7 +156,7 @@ def _advice(alike: pd.DataFrame, inside: pd.DataFrame) -> str:
 def one_direction(case: Case, rows: pd.DataFrame) -> Finding:
     """Judge the matrix with the least rank beside what its size gives."""
     constant = rows["value"].notna() & (rows["value"] != 0)
-    large = large_rows(rows)
+    large = large_rows(rows, case.limits["rows"])
     low = (rows["stable_rank"] * case.limits["factor"] < rows["usual_rank"]) & (rows["usual_rank"] >= _SEEN)
     bad = rows[constant | low | large]
     if bad.empty:

@@ -153,22 +153,23 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
 def zero_gradient_parameter(case: Case, rows: pd.DataFrame) -> Finding:
     """Name all parameters without gradient that nothing explains, and norms that shut off what reads them."""
     zero, shut = rows[rows["zero"]], rows[rows["shuts"]]
-    bad = zero[~zero["waits"] & ~zero["unasked"]]
-    failing = seeds((rows["zero"] & ~rows["waits"] & ~rows["unasked"]) | rows["shuts"], rows["seed"])
-    aside = list(dict.fromkeys(zero.loc[zero["unasked"], "module"]))
+    dead = rows["zero"] & ~rows["waits"] & ~rows["unasked"]
+    bad, failing = rows[dead], seeds(dead | rows["shuts"], rows["seed"])
+    unasked = zero[zero["unasked"]]
     if zero.empty:
         return case.passed(f"A gradient reaches every one of {rows['module'].nunique()} parameters", measured=0.0)
-    if bad.empty and shut.empty and aside:
+    if bad.empty and shut.empty and len(unasked):
+        names = list(dict.fromkeys(unasked["module"]))
         return case.failed(
-            f"This batch, or this loss, doesn't ask for what {listed(aside, 3)} {'is' if len(aside) == 1 else 'are'} "
+            f"This batch, or this loss, doesn't ask for what {listed(names, 3)} {'is' if len(names) == 1 else 'are'} "
             "in, which so has no gradient; nothing is said of that part",
             severity="info",
-            site=str(zero.loc[zero["unasked"], "site"].iloc[0]),
-            measured=float(len(aside)),
-            effect=math.log(len(aside)),
+            site=str(unasked["site"].iloc[0]),
+            measured=float(len(names)),
+            effect=math.log(len(names)),
             advice="pass batch= with the arguments that it is for, to see it; freeze it (requires_grad=False) if it is "
             "never to be used",
-            **blocks(zero.loc[zero["unasked"], "layer"]),
+            **blocks(unasked["layer"]),
             **seeds(rows["unasked"], rows["seed"]),
         )
     if bad.empty and shut.empty:
