@@ -77,7 +77,8 @@ def sees_later_positions(case: Case, rows: pd.DataFrame) -> Finding:
     unit="MLPs",
     limit="none",
     basis="derived",
-    why="Two matrices in a row are one: an MLP without a nonlinearity adds parameters and no function.",
+    why="Two matrices in a row are one: an MLP without a nonlinearity adds parameters and no function. With a gate it "
+    "is a product of two linear maps: a function, but not the one that SwiGLU's or GEGLU's name promises.",
     advice="put an activation between the MLP's matrices",
     false_alarms="A gated MLP without an activation is bilinear, which trains about as well (Shazeer 2020): few mean "
     "it, and it is what is left of a SwiGLU that lost its activation.",
