@@ -206,6 +206,8 @@ def _operands(op: Op) -> tuple[tuple[Value, float], tuple[Value, float]] | None:
     out = op.outputs[0]
     if not (isinstance(first, Value) and isinstance(second, Value) and out.floating and len(out.shape) >= 2):
         return None
+    if factor(op) is not None:  # of one tensor and itself
+        return None
     same = first.shape == second.shape == out.shape or first.numel == second.numel == out.numel
     if not same or not (first.data and second.data):
         return None

@@ -94,6 +94,8 @@ def factor(op: Op | None) -> Factor | None:
         return None
     if op.name == "neg":
         return Factor(op.inputs[0], -1.0)
+    if op.name == "add" and _doubled(op):
+        return Factor(op.inputs[0], 2.0)
     if op.name not in ("mul", "div", "ldexp") or len(op.args) < 2:
         return None
     first, second = op.args[:2]
@@ -112,6 +114,12 @@ def factor(op: Op | None) -> Factor | None:
     if op.name == "mul" and isinstance(second, Value) and is_vector(second, first):
         return Factor(first, vector=second)
     return None
+
+
+def _doubled(op: Op) -> bool:
+    """A tensor that is added to itself."""
+    own = len(op.args) >= 2 and all(isinstance(each, Value) and each.data for each in op.args[:2])
+    return own and "alpha" not in op.kwargs and origin(op.args[0]) is origin(op.args[1])
 
 
 def _keeps_all(value: Value) -> bool:

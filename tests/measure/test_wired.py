@@ -128,6 +128,20 @@ def test_sums_that_are_missing_in_every_block_are_seen() -> None:
     assert (finding.severity, finding.layer_first, finding.layer_last) == ("warning", 0, 2)
 
 
+class Doubling(Pre):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm_1(x))
+        return x + x + self.mlp(self.norm_2(x))
+
+
+def test_a_stream_that_is_added_twice_in_one_block_is_twice_as_large() -> None:
+    model = Language(Pre)
+    model.layers[1] = Doubling()
+    found = verdicts(model)
+    assert list(found) == ["WIR001"] and found["WIR001"].layer_first == 1
+    assert "where layers.1.mlp is added, the stream is multiplied with 2" in found["WIR001"].message
+
+
 def test_a_missing_norm_is_named_with_what_the_others_have() -> None:
     model = Language(Pre)
     model.layers[1].norm_2 = nn.Identity()  # type: ignore[assignment]
