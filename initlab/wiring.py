@@ -165,6 +165,8 @@ class Branch:
         gain: dotted name of a parameter with one number a channel (LayerScale) that multiplies it; None without one.
         dropout: probability in force on what is added.
         module: dotted name of the module that gives it.
+        conditioned: what it reads or adds is scaled by tensors that something else than the stream made (adaLN): how
+            it is put together is known, but not how large it is.
     """
 
     site: str
@@ -176,6 +178,7 @@ class Branch:
     gain: str | None = None
     dropout: float = 0.0
     module: str = ""
+    conditioned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

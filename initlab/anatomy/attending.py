@@ -37,6 +37,7 @@ class Read:
         weighed: of an attention that isn't understood, every pattern in it.
         experts: of a branch that isn't understood as a whole, the tensors by site of each MLP that is a part of it.
         heads: of heads that are computed one by one, each as it was read.
+        conditioned: what it reads is scaled or shifted by tensors that no part of the stream made, as by adaLN.
         other: what keys and values are made of, where it isn't the branch's own stream.
     """
 
@@ -52,6 +53,7 @@ class Read:
     weighed: list[Weighed] = field(default_factory=list)
     experts: list[dict[str, Value]] = field(default_factory=list)
     heads: list[Read] = field(default_factory=list)
+    conditioned: bool = False
     why: str = ""
 
 
@@ -211,7 +213,9 @@ def _heads(
         rotary=q.rotated and k.rotated,
         dropout=_dropout_of_weights(score, mixing) if training or score is not mixing else 0.0,
     )
-    reads = [normed_input(each.matrix.source, base) for each in (q, k, v)]
+    given = [unconditioned(each.matrix.source, base) for each in (q, k, v)]
+    reads = [normed_input(each, base) for each in given]
+    read.conditioned = any(one is not each.matrix.source for one, each in zip(given, (q, k, v), strict=True))
     read.norm, read.source, result = reads[0]
     read.values["ln"] = result
     own = [source is reads[0][1] for _, source, _ in reads]
@@ -282,6 +286,23 @@ def dropout(op: Op) -> float:
         return 0.0
     p = op.argument(1, "p", 0.5)
     return float(p) if isinstance(p, int | float) else 0.0
+
+
+def unconditioned(value: Value, base: Value) -> Value:
+    """Take off what a condition multiplies a tensor of the stream with and adds to it, as adaLN's scale and shift.
+
+    Args:
+        value: the tensor.
+        base: the stream's state; what multiplies and adds wasn't computed from it, nor is it a parameter.
+    """
+    while (op := origin(value).op) is not None and op.name in ("mul", "add") and len(op.inputs) == 2:
+        if factor(op) is not None or shifted(op) is not None:
+            break
+        made = [each for each in op.inputs if each.after(base)]
+        if len(made) != 1 or made[0].numel != op.outputs[0].numel or not all(each.data for each in op.inputs):
+            break
+        value = made[0]
+    return value
 
 
 def normed_input(value: Value, base: Value) -> tuple[Norm | None, Value, Value]:

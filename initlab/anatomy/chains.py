@@ -255,7 +255,7 @@ def _terms(value: Value, scale: float, base: Value, op: Op) -> Iterator[Term]:
             core = product.inputs[0]
             continue
         times = factor(product)
-        if times is None and product.name == "mul" and (kept := _ungated(product, base)) is not None:
+        if times is None and (kept := ungated(product, base)) is not None:
             core, gated = kept, True
             continue
         if times is None or (times.vector is not None and (vector is not None or normed(core) is not None)):
@@ -275,7 +275,14 @@ def _terms(value: Value, scale: float, base: Value, op: Op) -> Iterator[Term]:
     yield Term(value, core, scale, vector, op, gated)
 
 
-def _ungated(op: Op, base: Value) -> Value | None:
-    """Of a product, the factor that is computed from the stream; None where both or none are."""
+def ungated(op: Op | None, base: Value) -> Value | None:
+    """Take the factor of a product that is computed from the stream; None where both or none are, or it is no product.
+
+    Args:
+        op: any.
+        base: the stream's state.
+    """
+    if op is None or op.name != "mul":
+        return None
     made = [each for each in op.inputs if each.mixes(base)]
     return made[0] if len(made) == 1 and len(op.inputs) == 2 and made[0].numel == op.outputs[0].numel else None

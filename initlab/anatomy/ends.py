@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Literal
 
-from initlab.anatomy.attending import dropout
+from initlab.anatomy.attending import dropout, unconditioned
 from initlab.anatomy.functions import rounded
 from initlab.anatomy.graph import Trace, Value
 from initlab.anatomy.norming import normed
@@ -157,7 +157,11 @@ def _multiple(value: Value, of: Value) -> tuple[Value, float]:
             value = inner.op.inputs[0]  # the last positions alone
             continue
         if times is None or times.vector is not None:
-            break
+            plain = unconditioned(value, of)
+            if plain is value:
+                break
+            value = plain
+            continue
         value, scale = times.value, scale * times.number
     return origin(value), scale
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from initlab.anatomy.attending import Read, dropout_behind, met, normed_input
+from initlab.anatomy.attending import Read, dropout_behind, met, normed_input, unconditioned
 from initlab.anatomy.functions import function_of, leaves
 from initlab.anatomy.graph import Op, Value
 from initlab.anatomy.walking import (
@@ -58,9 +58,11 @@ def read_mlp(h: Value, out: Linear, base: Value) -> Read | None:
     activation = function_of(h, leaf)
     if activation is None:
         return Read(why=f"the function of {met(h)}")
-    norm, source, result = normed_input(matrix.source, base)
+    given = unconditioned(matrix.source, base)
+    norm, source, result = normed_input(given, base)
     body = MLP(up=matrix.linear, out=out, activation=activation, dropout=dropout_behind([h]))
-    return Read(body, norm, (), source, {"ln": result, "mlp_pre": leaf})
+    values = {"ln": result, "mlp_pre": leaf}
+    return Read(body, norm, (), source, values, conditioned=given is not matrix.source)
 
 
 def _biased(read: Read | None, vector: Value) -> Read | None:
@@ -117,15 +119,17 @@ def _gated(
             late = True
         first = replace(first, start=half if late else 0, fan_out=half, fused=2 * half)
         second = replace(second, start=0 if late else half, fan_out=half, fused=2 * half)
-    norm, source, result = normed_input(gate.source, base)
-    also, other, _ = normed_input(up.source, base)
+    given, its = unconditioned(gate.source, base), unconditioned(up.source, base)
+    norm, source, result = normed_input(given, base)
+    also, other, _ = normed_input(its, base)
     if other is not source or (also is None) is not (norm is None):
         return Read(why="gate and up read different tensors")
     values = {"ln": result, "mlp_pre": pre}
     if pre is not linear:
         values["mlp_linear"] = linear
     body = MLP(up=second, gate=first, out=out, activation=activation)
-    return Read(body, norm, () if also is None or also == norm else (also,), source, values)
+    conditioned = given is not gate.source or its is not up.source
+    return Read(body, norm, () if also is None or also == norm else (also,), source, values, conditioned=conditioned)
 
 
 def _is_late(value: Value) -> bool:

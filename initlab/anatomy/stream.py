@@ -14,12 +14,13 @@ from itertools import pairwise
 from torch import nn
 
 from initlab.anatomy.attending import Read
-from initlab.anatomy.chains import Chain, Sum, Term, find_chains
+from initlab.anatomy.chains import Chain, Sum, Term, find_chains, ungated
 from initlab.anatomy.graph import Op, Place, Trace, Value
 from initlab.anatomy.homes import Homes, around, common, prefixes
 from initlab.anatomy.norming import normed
 from initlab.anatomy.reading import read_body
 from initlab.anatomy.walking import copies_of, factor, origin, settled, unscaled
+from initlab.wiring import Norm
 
 UNLIKE = "the block's output isn't its input plus what its modules gave"
 
@@ -57,11 +58,13 @@ class Replaced:
         place: how many sums of the block come before it.
         read: what it computes.
         module: dotted name of the outermost module inside the block that gave it; the block's own without one.
+        post: the norm that its result goes through, of the branch (sandwich) or of the sum that is missing (post-norm).
     """
 
     place: int
     read: Read
     module: str
+    post: Norm | None = None
 
 
 @dataclass(slots=True)
@@ -242,12 +245,15 @@ def _block(trace: Trace, name: str, runs: list[list[Sum]], *, parts: bool = Fals
     return block
 
 
-def _bare(value: Value) -> Value:
-    """What a value is a multiple of, by numbers and by vectors (LayerScale)."""
-    value = unscaled(value)[0]
-    while (times := factor(value.op)) is not None:
-        value = unscaled(times.value)[0]
-    return value
+def _bare(value: Value, base: Value) -> Value:
+    """What a value is a multiple of, by numbers, by vectors (LayerScale) and by what a condition makes (adaLN)."""
+    while True:
+        value = unscaled(value)[0]
+        times = factor(value.op)
+        bare = times.value if times is not None else ungated(value.op, base)
+        if bare is None:
+            return value
+        value = bare
 
 
 def _replaced(block: Block, given: Value | None, gave: Value | None) -> list[Replaced]:
@@ -259,11 +265,15 @@ def _replaced(block: Block, given: Value | None, gave: Value | None) -> list[Rep
     for place, before, after in gaps:
         if before is None or origin(before) is origin(after) or (place == 0 and _reaches(after, before)):
             continue
-        core = _bare(after)
+        core = _bare(after, before)
+        post = normed(core)
+        if post is not None:
+            core = _bare(post.source, before)
         read = read_body(core, before)
         if read.body is None or read.source is not origin(before):
             return []
-        found.append(Replaced(place, read, _inside(block.name, core.op)[0]))
+        norm = None if post is None else post.norm
+        found.append(Replaced(place, read, _inside(block.name, core.op)[0], norm))
     return found
 
 

@@ -121,7 +121,8 @@ class Tapping:
     def _write(self, layer: int, one: Branching) -> Tap | None:
         """What is added, as near to the sum as a module shows it; of what isn't understood also how alike it is."""
         tap = self._written(layer, one)
-        return tap if tap is None or one.branch.body is not None else replace(tap, alike=True)
+        known = one.branch.body is not None and not one.branch.conditioned
+        return tap if tap is None or known else replace(tap, alike=True)
 
     def _written(self, layer: int, one: Branching) -> Tap | None:
         term = one.write.term

@@ -27,6 +27,8 @@ from initlab.anatomy.walking import (
 from initlab.wiring import MLP, Attention, Branch, Norm, Update, Wiring
 from initlab.wiring import Block as Wired
 
+_CONDITIONED = "what it reads or adds is multiplied with something that the input had a part in"
+
 
 @dataclass(slots=True)
 class Branching:
@@ -91,6 +93,7 @@ def _read_stack(trace: Trace, stack: Stack, before: Sequence[Stack], first: int,
             passed = tuple(replace(one.branch, scale=rounded(one.branch.scale * by)) for one in some)
             updates.append(Update(branches=passed, keep=rounded(each.keep * by), norm=norm))
         unknown += [(one.branch.module, one.read.why) for one in mine if one.read.why]
+        unknown += [(one.branch.module, _CONDITIONED) for one in mine if one.branch.conditioned and not one.read.why]
         branches.append(mine)
         note = "" if block.verified else block.note
         wired.append(
@@ -133,7 +136,14 @@ def _with_replaced(updates: Sequence[Update], block: Block, before: Sequence[Sta
                     site = "attn_out" if each.read.other is None else "cross_attn_out"
                     cross = None if each.read.other is None else _crossed(each.read.other, before)
                     body = body if cross is None else replace(body, cross=cross, causal=False)
-                branch = Branch(site=site, body=body, norm=each.read.norm, module=each.module)
+                branch = Branch(
+                    site=site,
+                    body=body,
+                    norm=each.read.norm,
+                    post=each.post,
+                    module=each.module,
+                    conditioned=each.read.conditioned,
+                )
                 out.append(Update(branches=(branch,), keep=0.0))
         out += updates[place : place + 1]
     return tuple(out)
@@ -156,8 +166,6 @@ def _branch(term: Term, each: Sum, write: Write, before: Sequence[Stack]) -> Bra
         core = post.source
         core = unscaled(core)[0]
     read = read_body(core, each.base)
-    if read.body is not None and term.gated:
-        read.body, read.why = None, "it is multiplied with something that the input had a part in"
     if read.body is not None and read.source is not origin(each.base):
         read.body, read.why = None, "it reads another state than the one before the sum"
     if read.body is not None and read.other is not None:
@@ -177,6 +185,7 @@ def _branch(term: Term, each: Sum, write: Write, before: Sequence[Stack]) -> Bra
         gain=gain[0] if gain else None,
         dropout=_dropout(term),
         module=write.module,
+        conditioned=term.gated or read.conditioned,
     )
     if term.vector is not None and gain is None:
         branch = replace(branch, scale=rounded(term.scale))

@@ -553,11 +553,16 @@ CASES = {
         [depth_code(0.02, code=""), depth_code(0.02, n_layer=1), depth_code(math.inf), run_of(summary=summary())],
     ),
     "INI003": (
-        [(siblings([0.02] * 5 + [0.0883] + [0.02] * 2), "warning"), (siblings([0.02, 0.02, 0.02, 0.0]), "warning")],
+        [
+            (siblings([0.02] * 5 + [0.0883] + [0.02] * 2), "warning"),
+            (siblings([0.02, 0.02, 0.02, 0.0]), "warning"),
+            (siblings([0.02, 0.02, 0.1]), "warning"),
+        ],
         [
             siblings([0.02] * 4),
             siblings([0.1 / math.sqrt(layer + 1) for layer in range(8)]),  # layer-indexed
             siblings([0.02, 0.06] * 4),  # two kinds of blocks in turn
+            siblings([0.1 / math.sqrt(layer + 1) for layer in range(3)]),  # no two alike
             siblings([0.0] * 4),
         ],
         [run_of(summary=summary())],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import initlab
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
-from tests.helpers.measure_zoo import ZOO, Language, Pre
+from tests.helpers.measure_zoo import ZOO, Block, D, Language, Post, Pre, Sandwich
 
 # pre-norm toys whose head reads the stream itself, without a norm
 BARE = ("one block three times", "encoder and decoder")
@@ -126,6 +126,83 @@ def test_a_missing_sum_is_an_error_with_its_block() -> None:
 def test_sums_that_are_missing_in_every_block_are_seen() -> None:
     finding = verdicts(Language(Replacing))["WIR002"]
     assert (finding.severity, finding.layer_first, finding.layer_last) == ("warning", 0, 2)
+
+
+class ReplacingSandwich(Sandwich):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.norm_3(self.attn(self.norm_1(x)))
+        return self.norm_4(self.mlp(self.norm_2(x)))
+
+
+class ReplacingPost(Post):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm_1(x + self.attn(x))
+        return self.norm_2(self.mlp(x))
+
+
+@pytest.mark.parametrize(("sound", "broken"), [(Sandwich, ReplacingSandwich), (Post, ReplacingPost)])
+def test_a_missing_sum_is_seen_through_the_norm_behind_it(sound: type[Block], broken: type[Block]) -> None:
+    model = Language(sound)
+    model.layers[1] = broken()
+    found = verdicts(model)
+    assert set(found) == {"WIR002"}
+    assert (found["WIR002"].severity, found["WIR002"].layer_first, found["WIR002"].layer_last) == ("error", 1, 1)
+
+
+class Conditioned(Block):
+    """Scaled, shifted and gated by a condition, as in a diffusion transformer; the gates are shut at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(D, 6 * D)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale, gate, shift_2, scale_2, gate_2 = self.modulation(c)[:, None].chunk(6, -1)
+        x = x + gate * self.attn(self.norm_1(x) * (1 + scale) + shift)
+        return x + gate_2 * self.mlp(self.norm_2(x) * (1 + scale_2) + shift_2)
+
+
+class ConditionedReplacing(Conditioned):
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale, gate, shift_2, scale_2, gate_2 = self.modulation(c)[:, None].chunk(6, -1)
+        x = x + gate * self.attn(self.norm_1(x) * (1 + scale) + shift)
+        return gate_2 * self.mlp(self.norm_2(x) * (1 + scale_2) + shift_2)
+
+
+class Denoiser(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes, self.stem = nn.Embedding(4, D), nn.Linear(8, D)
+        self.blocks = nn.ModuleList([Conditioned() for _ in range(3)])
+        self.norm, self.final, self.head = nn.LayerNorm(D), nn.Linear(D, 2 * D), nn.Linear(D, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, c = self.stem(x), self.classes(y)
+        for block in self.blocks:
+            x = block(x, c)
+        shift, scale = self.final(c)[:, None].chunk(2, -1)
+        return self.head(self.norm(x) * (1 + scale) + shift)
+
+
+def denoiser_verdicts(model: nn.Module) -> dict[str, initlab.results.Finding]:
+    batch = {"x": torch.randn(4, 16, 8), "y": torch.randint(0, 4, (4,))}
+    found = initlab.probe(model.eval(), batch=batch).judge(select=["WIR"])
+    return {each.code: each for each in found if each.status == "fail"}
+
+
+def test_branches_that_a_condition_scales_are_judged() -> None:
+    model = Denoiser()
+    assert denoiser_verdicts(model) == {}
+    model.blocks[1] = ConditionedReplacing()
+    assert set(denoiser_verdicts(model)) == {"WIR002"}
+
+
+def test_a_final_norm_that_a_condition_shifts_is_missed_where_it_is_missing() -> None:
+    model = Denoiser()
+    model.norm = nn.Identity()
+    assert set(denoiser_verdicts(model)) == {"WIR003"}
 
 
 class Doubling(Pre):

@@ -147,9 +147,26 @@ def measure_siblings(run: Run) -> pd.DataFrame:
     means["std"] = np.sqrt(means["square"])
     parts = []
     for _, group in means.groupby(["run_id", "family", "numel"], observed=True):
-        off = off_trend(group["layer"].to_numpy(float), group["std"].to_numpy(float))
+        layers, stds = group["layer"].to_numpy(float), group["std"].to_numpy(float)
+        off = _odd_of_three(stds, int(group["numel"].iloc[0])) if len(group) == 3 else off_trend(layers, stds)
         parts.append(group.assign(off=off, typical=group["std"].median()))
     return pd.concat(parts).assign(error=lambda found: 1 / np.sqrt(2 * found["numel"]))
+
+
+def _odd_of_three(stds: np.ndarray, numel: int) -> np.ndarray:
+    """ln(std / that of the other two), of the one of three that is farthest from the middle; 0 of the others.
+
+    A trend can't be fitted to two: only where they are alike within 5 standard errors does the third stand out.
+    """
+    out = np.zeros(3)
+    if not (np.isfinite(stds).all() and (stds > 0).sum() >= 2):
+        return out
+    with np.errstate(divide="ignore"):
+        off = np.log(stds) - np.log(np.median(stds))
+    odd = int(np.abs(off).argmax())
+    if np.abs(np.delete(off, odd)).max() <= 5 / np.sqrt(numel):
+        out[odd] = off[odd]
+    return out
 
 
 def match_siblings(finding: Finding, model: Described) -> list[Change]:
@@ -171,7 +188,7 @@ def match_siblings(finding: Finding, model: Described) -> list[Change]:
     code="INI003",
     question="Init",
     measures="std of a matrix ÷ a power law of the block's number, fitted robustly to the same matrix of all blocks",
-    needs="weights of four blocks or more whose roles are known",
+    needs="weights of three blocks or more whose roles are known",
     limits={"factor": _ODD},
     unit="× its siblings",
     limit="within ×{factor} and 5 standard errors of the sample",
@@ -179,7 +196,7 @@ def match_siblings(finding: Finding, model: Described) -> list[Change]:
     why="One matrix at its framework's default, or scaled twice, among siblings that follow a recipe is a slip: a "
     "block added later, a name that one condition misses.",
     advice="Draw the matrix as in the other blocks.",
-    false_alarms="Blocks of two kinds in irregular order. Inits that follow the block's number by a power law "
+    false_alarms="Blocks of two kinds in irregular order, or in turn where there are three. Inits that follow the block's number by a power law "
     "(Mitchell's 1/√(l+1)) fit the trend; two kinds of blocks in turn leave no single one standing out.",
     source="1.3 is above every layer-indexed init in the catalogue, below the smallest slip that is known to matter "
     "(√2, one missing branch in √(2·n_layer))",

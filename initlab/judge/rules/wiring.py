@@ -83,14 +83,17 @@ def _odd_ones(run_id: str, rows: pd.DataFrame) -> Iterator[Fault]:
         sees=followed["causal"].map({1: "those before it", 0: "all"}),
     )
     yield from _lacking(run_id, followed, len(blocks))
+    replaced = set(followed.loc[followed["keep"] == 0, "layer"])
     slots: dict[str, list[Row]] = {}
     for each in followed.to_dict("records"):
         slots.setdefault(each["slot"], []).append(each)
     for slot in slots.values():
         for name, (kinds, say) in _FEATURES.items():
             known = [each for each in slot if each["kind"] in kinds]
-            if name in ("keep", "scale", "post_norm", "sum_norm"):
+            if name in ("keep", "scale", "post_norm"):
                 known = [each for each in known if each["keep"] != 0]
+            if name in ("norm", "sum_norm"):  # without its sum, a norm between two branches may be of either kind
+                known = [each for each in known if each["layer"] not in replaced]
             if (like := _COMPARABLE.get(name)) and known:
                 most = pd.Series([each[like] for each in known], dtype=followed[like].dtype).mode().iloc[0]
                 known = [each for each in known if each[like] is not pd.NA and each[like] == most]

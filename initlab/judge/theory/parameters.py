@@ -254,7 +254,7 @@ class _Builder:
         gain = 1.0 if branch.gain is None else self.squares.of(branch.gain)
         body: Attention | MLP | None = None
         unlike = {self.norm(norm) for norm in (branch.norm, *branch.norms)}
-        if len(unlike) > 1:  # one norm for all is what the closed form knows
+        if len(unlike) > 1 or branch.conditioned:  # one norm for all is what the closed form knows
             body = None
         elif isinstance(branch.body, names.Attention):
             body = self.attention(branch.body, layer, width)
