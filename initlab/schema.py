@@ -225,6 +225,7 @@ WIRING: dict[str, Column] = {
     "qk_norm": Column("string", "module that normalises the queries"),
     "soft_cap": Column("float64", "c where scores are c·tanh(scores / c); NaN without"),
     "cross": Column("Int64", "stack that gives keys and values, NA where it is the own"),
+    "crossed": Column("string", "what isn't cut into heads, or joined, position by position"),
     "frozen": Column("float64", "share of the block's parameters, by elements, that aren't trained"),
     "aim": Column("category", "what the model's class says that it is trained on: next-token, else, or nothing (NA)"),
     "terms": Column("string", "kinds of the summands that the stack begins with; empty where that isn't known"),

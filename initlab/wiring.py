@@ -105,6 +105,8 @@ class Attention:
         dropout: probability in force on the attention weights.
         apart: query, key and value of each head, where every one has matrices of its own; the three above are then
             the first's.
+        crossed: what isn't cut into heads, or put together, position by position: of queries, keys, values and output
+            those, or `positions` alone where heads stand in their place.
     """
 
     query: Linear
@@ -128,6 +130,7 @@ class Attention:
     cross: int | None = None
     dropout: float = 0.0
     apart: tuple[tuple[Linear, Linear, Linear], ...] = ()
+    crossed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -319,3 +319,35 @@ def normed_input(value: Value, base: Value) -> tuple[Norm | None, Value, Value]:
     if found is None:
         return None, origin(value), value
     return found.norm, origin(found.source), value
+
+
+def scored(read: Read) -> list[tuple[str, Op, Value]]:
+    """List (site, operation, its input) of q, k and v.
+
+    Args:
+        read: of a branch.
+    """
+    score = read.score
+    if read.weighed:
+        parts = [
+            part
+            for each in read.weighed
+            for part in (("q", each.product, each.query), ("k", each.product, each.key), ("v", each.mixing, each.value))
+        ]
+        return list({(site, value): (site, op, value) for site, op, value in parts}.values())
+    if score is None:
+        return []
+    if score.name == SCORING:
+        return [
+            (s, score, score.argument(i, n)) for i, (s, n) in enumerate((("q", "query"), ("k", "key"), ("v", "value")))
+        ]
+    found: list[tuple[str, Op, Value]] = []
+    if read.product is not None:
+        query, key = factors_of(read.product, score)
+        found += [("q", read.product, query), ("k", read.product, key)]
+    if read.mixing is not None:
+        pattern = score.outputs[0]
+        value = next((v for v in read.mixing.inputs if v.data and not v.after(pattern)), None)
+        if value is not None:
+            found.append(("v", read.mixing, value))
+    return found

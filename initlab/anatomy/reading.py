@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from initlab.anatomy.apart import read_apart
 from initlab.anatomy.attending import Read, met, normed_input, read_attention
+from initlab.anatomy.crossing import crossed
 from initlab.anatomy.experts import experts_of
 from initlab.anatomy.graph import Value
 from initlab.anatomy.heading import head_source
@@ -44,6 +45,8 @@ def read_body(core: Value, base: Value) -> Read:
     elif inner is not None and isinstance(found.body, MLP):
         found.body = replace(found.body, inner_norm=inner.norm)
     found.values["attn_z" if found.score or found.heads else "mlp_act"] = out.source
+    if isinstance(found.body, Attention):
+        found.body = replace(found.body, crossed=crossed(found, h))
     return found
 
 

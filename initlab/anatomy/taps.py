@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from initlab.anatomy.attending import Read, dropout, factors_of
+from initlab.anatomy.attending import Read, dropout, scored
 from initlab.anatomy.graph import Op, Place, Trace, Value
 from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import Operation
@@ -110,7 +110,7 @@ class Tapping:
         if one.branch.site not in taken or read.experts:
             if one.branch.site == "attn_out":
                 for each in read.heads or [read]:
-                    found += [self._argument(value, op, site, layer) for site, op, value in _scored(each)]
+                    found += [self._argument(value, op, site, layer) for site, op, value in scored(each)]
                 found += [self.at(value, "attn_z", layer) for value in _projected(read)]
             found += [self.at(read.values[site], site, layer) for site in _OF_MLP if site in read.values]
             for expert in read.experts:
@@ -204,7 +204,7 @@ class Tapping:
         n_head = body.n_head if isinstance(body, Attention) and len(score.inputs[0].shape) == 3 else 0
         given: dict[str, Operation] = {}
         if score.name != SCORING:
-            for site, op, value in _scored(read):
+            for site, op, value in scored(read):
                 name = {"q": "query", "k": "key", "v": "value"}[site]
                 inner = op.tap([module], value)
                 if inner is not None:
@@ -237,31 +237,3 @@ def _projected(read: Read) -> list[Value]:
         return [read.values["attn_z"]]
     apart = [each.values.get("attn_z") for each in read.heads] + [each.z for each in read.weighed]
     return list(dict.fromkeys(value for value in apart if value is not None))
-
-
-def _scored(read: Read) -> list[tuple[str, Op, Value]]:
-    """(site, operation, its input) of q, k and v."""
-    score = read.score
-    if read.weighed:
-        parts = [
-            part
-            for each in read.weighed
-            for part in (("q", each.product, each.query), ("k", each.product, each.key), ("v", each.mixing, each.value))
-        ]
-        return list({(site, value): (site, op, value) for site, op, value in parts}.values())
-    if score is None:
-        return []
-    if score.name == SCORING:
-        return [
-            (s, score, score.argument(i, n)) for i, (s, n) in enumerate((("q", "query"), ("k", "key"), ("v", "value")))
-        ]
-    found: list[tuple[str, Op, Value]] = []
-    if read.product is not None:
-        query, key = factors_of(read.product, score)
-        found += [("q", read.product, query), ("k", read.product, key)]
-    if read.mixing is not None:
-        pattern = score.outputs[0]
-        value = next((v for v in read.mixing.inputs if v.data and not v.after(pattern)), None)
-        if value is not None:
-            found.append(("v", read.mixing, value))
-    return found

@@ -102,6 +102,7 @@ def _of_branch(update: Update, branch: Branch) -> dict[str, Any]:
             "qk_norm": _module(body.query_norm),
             "soft_cap": body.soft_cap,
             "cross": body.cross,
+            "crossed": " ".join(body.crossed),
         }
     if isinstance(body, MLP):
         activation = body.activation if isinstance(body.activation, str) else "function"

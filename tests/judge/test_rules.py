@@ -474,10 +474,15 @@ CASES = {
     ),
     "LOG001": (
         [
-            (run_of(summary=summary(loss=6.3, own_logit=5.4, logit_std=0.7)), "warning"),
+            (run_of(summary=summary(loss=6.9, own_logit=5.4, logit_std=0.7)), "warning"),
+            (run_of(summary=summary(loss=6.3, own_logit=0.4, logit_std=0.7)), "warning"),
             (run_of(summary=summary(loss=12.0, own_logit=0.0, logit_std=3.6)), "error"),
         ],
-        [run_of(summary=summary()), run_of(summary=summary(loss=5.9))],
+        [
+            run_of(summary=summary()),
+            run_of(summary=summary(loss=5.9)),
+            run_of(summary=summary(loss=6.3, own_logit=5.4, logit_std=0.7)),  # unlearned in a few steps
+        ],
         [run_of(summary=summary(loss=math.nan))],
     ),
     "LOG002": (
@@ -838,6 +843,15 @@ CASES = {
         [wired(), wired(NOWHERE, terms="token position"), wired(NOWHERE, (None, "attention", {"bias": 1}))],
         [wired(NOWHERE, terms=""), wired(NOWHERE, (1, "mlp", {"kind": "unknown", "site": "mixer_out"}))],
     ),
+    "WIR009": (
+        [
+            (wired((None, "attention", {"crossed": "output", "n_head": 4})), "warning"),
+            (wired((2, "attention", {"crossed": "queries keys output", "n_head": 4})), "warning"),
+            (wired((None, "attention", {"crossed": "positions", "n_head": 4})), "warning"),
+        ],
+        [wired((None, "attention", {"crossed": "", "n_head": 4}))],
+        [wired((None, "attention", {"n_head": 1})), run_of(summary=summary())],
+    ),
     "BEH001": (
         [
             (behaved("later", 0.01), "error"),
@@ -1007,7 +1021,7 @@ def test_every_rule_has_cases_and_a_text():
 
 
 LAST_NUMBER = {"ACT": 2, "ATT": 2, "BEH": 8, "DRW": 8, "EMB": 1, "GRD": 2, "INI": 11, "LOG": 2, "NUM": 4, "RES": 7}
-LAST_NUMBER |= {"SCL": 2, "WIR": 8}
+LAST_NUMBER |= {"SCL": 2, "WIR": 9}
 CODES_EVER = {f"{family}{number:03}" for family, last in LAST_NUMBER.items() for number in range(1, last + 1)}
 
 
@@ -1048,7 +1062,7 @@ def test_advice_says_which_weights():
         "draw words.weight, which the head is tied to,"
         in verdicts(abroad(run_of(summary=loud), tied=True), "LOG001")[0].advice
     )
-    own = summary(loss=6.3, own_logit=5.4, logit_std=0.7)
+    own = summary(loss=6.9, own_logit=5.4, logit_std=0.7)
     said = verdicts(abroad(run_of(summary=own), tied=True), "LOG001")[0].advice
     assert said.startswith("untie the head from words.weight") and "mix.merge.weight and feed.down.weight" in said
     assert "std of feed.up.weight" in verdicts(abroad(units(dead=0.4), tied=False), "ACT002")[0].advice

@@ -230,3 +230,56 @@ def no_positions(case: Case, rows: pd.DataFrame) -> Finding:
     if not judged:
         return case.not_applicable(f"Needs {case.rule.needs}")
     return verdict(case, rows, faults, "Positions are told apart")
+
+
+_AXES = (
+    "Attention runs over heads in place of positions in {}: no position sees another",
+    "transpose before the attention: view(B, T, n_head, head_size).transpose(1, 2)",
+)
+_JOINED = (
+    "The heads' outputs are joined without being transposed back in {}: what a position gets is of several positions",
+    "transpose before the reshape: y.transpose(1, 2).reshape(B, T, n_embd)",
+)
+_CUT = (
+    "{} are cut into heads across positions in {}: a head's vector is a piece of another position",
+    "cut the features alone: view(B, T, n_head, head_size).transpose(1, 2), not view(B, n_head, T, head_size)",
+)
+
+
+@rule(
+    code="WIR009",
+    question="Wiring",
+    measures="whether heads are cut out of positions, and joined again, one position at a time",
+    needs=f"{_ATTENTION}, of two heads or more",
+    unit="attentions",
+    limit="none in which positions are mixed by a reshape",
+    basis="derived",
+    why="A reshape of (batch, heads, positions, features) to (batch, positions, all features) without a transpose has "
+    "the right shape and the wrong contents: each vector is of several positions. Under a causal mask later tokens "
+    "leak; without one nothing shows but a worse model.",
+    advice="move the dimension of the heads with transpose or permute before the reshape",
+    false_alarms="Models that mix positions by a reshape on purpose, which none of transformers does. Reshapes that "
+    "can't be followed from matrix to attention are passed over.",
+    source="Vaswani et al. 2017, section 3.2.2: the heads of a position are concatenated",
+    since="0.1.0",
+    about_init=False,
+    remedy=leave,
+    measure=measure_wiring,
+)
+def positions_crossed(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge every attention of two heads or more."""
+    own = rows[(rows["kind"] == "attention") & (rows["n_head"] > 1) & rows["crossed"].notna()]
+    if own.empty:
+        return case.not_applicable(f"Needs {case.rule.needs}")
+    faults = []
+    for run_id, stack in stacks(own):
+        for crossed, odd in stack[stack["crossed"] != ""].groupby("crossed", sort=False):
+            parts = str(crossed).split()
+            name, cut = _modules(odd), [part for part in parts if part not in ("output", "positions")]
+            said = [_AXES] if "positions" in parts else []
+            said += [(_CUT[0].format(listed(cut).capitalize(), "{}"), _CUT[1])] if cut else []
+            said += [_JOINED] if "output" in parts else []
+            text = "; ".join(each.format(name) for each, _ in said)
+            advice = f"in {name} " + "; ".join(each for _, each in said)
+            faults.append(Fault(run_id, text, advice, "warning", _layers(odd), "attn_z", float(len(odd))))
+    return verdict(case, own, faults, "Heads are cut out of positions, and joined again, one position at a time")

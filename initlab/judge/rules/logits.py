@@ -103,16 +103,17 @@ def calm_head(finding: Finding, model: Described) -> list[Change]:
     question="Logits",
     measures="first loss − ln V, nats, as it is on average where the batch's luck explains the difference",
     needs="a loss over a vocabulary",
-    limits={"warning": 0.6, "error": 2.0, "own_token": 8.0},
+    limits={"warning": 0.6, "error": 2.0, "own_warning": 1.0, "own_token": 8.0},
     unit="nats above ln V",
-    limit="≤ {warning} nats; an error above {error}, or above {own_token} if only the token just read is overrated",
+    limit="≤ {warning} nats, an error above {error}; ≤ {own_warning} and {own_token} if only the token just read is "
+    "overrated",
     basis="heuristic",
     why="A model that knows nothing should say so and lose ln V. Logits of std s cost s²/2; a tied head adds a "
     "logit of n_embd·σ²/√(stream variance) for the token just read, which is rarely the next one. The first steps are "
     "then spent on unlearning, with large gradients.",
     advice="Shrink the head, untie it, or let the blocks outweigh the embedding before the last norm.",
     false_alarms="What a tied head says of the token just read is unlearned in a few steps: modded-nanogpt's record of "
-    "2024-10-14 starts 5.2 nats above, so such a start is a warning up to 8. A rule of its own for tied heads would "
+    "2024-10-14 starts 5.2 nats above, so such a start is a warning from 1 to 8. A rule of its own for tied heads would "
     "only fire with this one. GPT-2's own init starts 0.15 nats above at 124M and 0.32 at 1.5B. Heads of std "
     "1/√n_embd behind a norm (T5's, OLMo's, muP's) have logits of std 1, which cost 0.5: the limit is that of 10 % "
     "more. The luck of a batch, std·√Σp² nats for tokens of frequencies p, would otherwise decide about them. "
@@ -132,12 +133,12 @@ def overconfident_start(case: Case, rows: pd.DataFrame) -> Finding:
         return case.not_applicable("Needs a finite loss", site="logits")
     (n_layer, n_embd), value = tuple(by_size.idxmax()), float(by_size.max())
     common: dict[str, Any] = {"site": "logits", "measured": value}
-    warning = case.limits["warning"]
-    if value <= warning:
-        return case.passed(f"The first loss is ln V {value:+.2f} nats at its worst ({n_layer} layers)", **common)
     worst = rows[(rows["n_layer"] == n_layer) & (rows["n_embd"] == n_embd)]
     own, std = float(worst["own_logit"].median()), float(worst["logit_std"].median())
     own_token = own > 2 * std
+    warning = case.limits["own_warning" if own_token else "warning"]
+    if value <= warning:
+        return case.passed(f"The first loss is ln V {value:+.2f} nats at its worst ({n_layer} layers)", **common)
     table, head, outputs = (str(worst[name].iloc[0]) for name in ("table", "head", "outputs"))
     error = case.limits["own_token" if own_token else "error"]
     seen = float(worst["seen"].median())

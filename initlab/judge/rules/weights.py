@@ -196,8 +196,9 @@ def match_siblings(finding: Finding, model: Described) -> list[Change]:
     why="One matrix at its framework's default, or scaled twice, among siblings that follow a recipe is a slip: a "
     "block added later, a name that one condition misses.",
     advice="Draw the matrix as in the other blocks.",
-    false_alarms="Blocks of two kinds in irregular order, or in turn where there are three. Inits that follow the block's number by a power law "
-    "(Mitchell's 1/√(l+1)) fit the trend; two kinds of blocks in turn leave no single one standing out.",
+    false_alarms="Blocks of two kinds in irregular order, or in turn where there are three. Inits that follow the "
+    "block's number by a power law (Mitchell's 1/√(l+1)) fit the trend; two kinds of blocks in turn leave no single "
+    "one standing out.",
     source="1.3 is above every layer-indexed init in the catalogue, below the smallest slip that is known to matter "
     "(√2, one missing branch in √(2·n_layer))",
     since="0.1.0",
