@@ -113,8 +113,8 @@ def calm_head(finding: Finding, model: Described) -> list[Change]:
     "then spent on unlearning, with large gradients.",
     advice="Shrink the head, untie it, or let the blocks outweigh the embedding before the last norm.",
     false_alarms="What a tied head says of the token just read is unlearned in a few steps: modded-nanogpt's record of "
-    "2024-10-14 starts 5.2 nats above, so such a start is a warning from 1 to 8. A rule of its own for tied heads would "
-    "only fire with this one. GPT-2's own init starts 0.15 nats above at 124M and 0.32 at 1.5B. Heads of std "
+    "2024-10-14 starts 5.2 nats above, so such a start is a warning from 1 to 8. A rule of its own for tied heads "
+    "would only fire with this one. GPT-2's own init starts 0.15 nats above at 124M and 0.32 at 1.5B. Heads of std "
     "1/√n_embd behind a norm (T5's, OLMo's, muP's) have logits of std 1, which cost 0.5: the limit is that of 10 % "
     "more. The luck of a batch, std·√Σp² nats for tokens of frequencies p, would otherwise decide about them. "
     "Text whose next token often repeats the current one is cheaper than predicted by std²/2. A tiny config of a model "
