@@ -10,6 +10,7 @@ import torch
 from detection_bases import Subject, weight
 from detection_faults import (
     ROLES,
+    NotHere,
     Planted,
     changed,
     depth_scaled,
