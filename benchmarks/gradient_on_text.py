@@ -44,7 +44,7 @@ def one(recipe: str, corpus: Corpus, seed: int) -> list[float]:
     sizes = {"n_layer": N_LAYER, "n_embd": N_EMBD, "n_head": n_head, "vocab_size": V}
     text = theory.TextStatistics.of_batch(corpus.describe(), tables.summary.iloc[0], targets.numpy())
     parameters = theory.nanogpt_parameters(**sizes, block_size=T)
-    own = theory.setting_of(parameters, nanogpt_wiring(**sizes), text, registry.get(recipe))
+    own = theory.setting_of(parameters, nanogpt_wiring(NanoGPTConfig(**sizes)), text, registry.get(recipe))
     setting = replace(own, text=replace(text, same_target=None))
     exact = [
         theory.predict(setting, exact=True, ids=read, targets=following).grad

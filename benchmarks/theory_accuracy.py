@@ -57,7 +57,7 @@ def measure_cell(recipe: str, n_embd: int, n_layer: int, corpus: Corpus, data: s
     sizes = {"n_layer": n_layer, "n_embd": n_embd, "n_head": config.n_head, "vocab_size": corpus.vocab_size}
     parameters = theory.nanogpt_parameters(**sizes, block_size=T)
     text = theory.TextStatistics.of_batch(corpus.describe(), summary, None)
-    setting = theory.setting_of(parameters, nanogpt_wiring(**sizes), text, registry.get(recipe))
+    setting = theory.setting_of(parameters, nanogpt_wiring(NanoGPTConfig(**sizes)), text, registry.get(recipe))
     grouped = theory.predict(setting)
     exact = [
         theory.predict(setting, exact=True, ids=own, targets=following)

@@ -9,6 +9,7 @@ from torch import nn
 
 from initlab.anatomy.roles import Parameter
 from initlab.anatomy.sites import activation_name, dropout_in_force
+from initlab.models.config import NanoGPTConfig
 from initlab.models.wiring import nanogpt_wiring
 from initlab.wiring import Wiring
 
@@ -26,14 +27,17 @@ def nanogpt(model: nn.Module, parameters: Mapping[str, Parameter]) -> Wiring | N
     shape = {name: p.shape for name, p in model.named_parameters() if name in parameters}
     vocab_size, n_embd = shape["transformer.wte.weight"]
     first: Any = model.get_submodule("transformer.h.0.attn")
-    return nanogpt_wiring(
+    config = NanoGPTConfig(
         n_layer=len(model.get_submodule("transformer.h")),  # type: ignore[arg-type]
         n_head=first.n_head,
         n_embd=n_embd,
         vocab_size=vocab_size,
-        activation=activation,
         bias="transformer.h.0.ln_1.bias" in parameters,
-        tied="lm_head.weight" not in parameters,
+        tie_weights="lm_head.weight" not in parameters,
+    )
+    return nanogpt_wiring(
+        config,
+        activation=activation,
         dropout=dropout_in_force(model),
         hidden=shape["transformer.h.0.mlp.c_fc.weight"].numel() // n_embd,
     )

@@ -108,7 +108,7 @@ def of(
         RecipeError: `said_roles` does.
     """
     # a copy of nanoGPT may be wired otherwise, which a pass tells
-    known = forward is None or (declared is None and isinstance(model, NanoGPT) and not _changed(model))
+    known = forward is None or (declared is None and _is_nanogpt(model))
     sites = _by_heart(model) if known else None
     stacks: list[Stack] = []
     stream: list[Tap] = []
@@ -191,9 +191,11 @@ def _by_heart(model: nn.Module) -> SiteMap | None:
         return None
 
 
-def _changed(model: nn.Module) -> bool:
-    """Whether a part was taken out, or given another forward than its class's, since the model was made."""
-    return any("forward" in vars(module) or isinstance(module, nn.Identity) for module in model.modules())
+def _is_nanogpt(model: nn.Module) -> bool:
+    """Whether it is wired as nanoGPT, and nothing was taken out or given another forward since it was made."""
+    if not isinstance(model, NanoGPT) or not model.config.plain:
+        return False
+    return not any("forward" in vars(module) or isinstance(module, nn.Identity) for module in model.modules())
 
 
 def _related(name: str, other: str) -> bool:

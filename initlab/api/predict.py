@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from initlab.errors import ConfigError
@@ -78,6 +79,11 @@ def predict(
     vocabulary, equal, repeated = TEXTS[data]
     config = (model or NanoGPTConfig()).resized(n_layer=n_layer, n_embd=n_embd)
     V, block_size = vocabulary if config.vocab_size is None else config.vocab_size, text.block_size or config.block_size
+    if not config.plain:
+        raise ConfigError(
+            "predict knows the parameters of nanoGPT's own wiring; of a model with other norms, positions, heads or "
+            "multipliers initlab.probe and initlab.compare have the closed form beside the measurement"
+        )
     if V < 2:
         raise ConfigError(f"vocab_size is {V}; expected a whole number from 2 on")
     if exact and block_size > MOST_EXACT:
@@ -97,6 +103,6 @@ def predict(
     sizes: dict[str, Any] = {"n_layer": config.n_layer, "n_embd": config.n_embd, "n_head": config.n_head}
     sizes |= {"vocab_size": V, "bias": config.bias, "tied": config.tie_weights}
     parameters = theory.nanogpt_parameters(**sizes, block_size=block_size)
-    wiring = nanogpt_wiring(**sizes, activation=activation, dropout=config.dropout)
+    wiring = nanogpt_wiring(replace(config, vocab_size=V), activation=activation, dropout=config.dropout)
     setting = theory.setting_of(parameters, wiring, read, entry)
     return Profile(entry.id, setting, theory.predict(setting, exact=exact), exact)

@@ -34,7 +34,8 @@ def add_models(parser: argparse.ArgumentParser, *, block_size: int | str, batch_
     parser.add_argument("--block-size", type=int, metavar="T", help=f"tokens in a sequence ({block_size})")
     parser.add_argument("--batch-size", type=int, metavar="B", help=f"sequences ({batch_size})")
     parser.add_argument("--vocab-size", type=int, metavar="V", help="the tokenizer's, unless --data needs it")
-    parser.add_argument("--activation", help="gelu, gelu_tanh, relu, relu2 or silu (gelu)")
+    parser.add_argument("--activation", help="gelu, gelu_tanh, relu, relu2, silu, swiglu, geglu or reglu (gelu)")
+    add_wiring(parser)
     parser.add_argument("--no-bias", action="store_true", help="no bias in linear layers and norms")
     parser.add_argument("--untied", action="store_true", help="lm_head with weights of its own")
 
@@ -49,10 +50,23 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_wiring(parser: argparse.ArgumentParser) -> None:
+    """How a NanoGPT differs from nanoGPT's."""
+    parser.add_argument(
+        "--wiring",
+        metavar="NAME=VALUE,…",
+        help="options of NanoGPTConfig, as in norm=rmsnorm,norm_placement=sandwich,qk_norm=true,positions=rotary,"
+        "n_kv_head=2,residual_multiplier=0.5",
+    )
+
+
 def nanogpt_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Fields of NanoGPTConfig that were given."""
+    """Fields of NanoGPTConfig that were given. Raises ConfigError."""
+    from initlab.models.config import parse_wiring
+
     given = {name: getattr(options, name) for name in ("n_head", "vocab_size", "activation")}
     given |= {"bias": False if options.no_bias else None, "tie_weights": False if options.untied else None}
+    given |= parse_wiring(options.wiring or "")
     return {name: value for name, value in given.items() if value is not None}
 
 

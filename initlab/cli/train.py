@@ -7,7 +7,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import TerminalProgress, add_output, default_out, run_of, set_threads, show, text_of
+from initlab.cli.common import (
+    TerminalProgress,
+    add_output,
+    add_wiring,
+    default_out,
+    run_of,
+    set_threads,
+    show,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -45,6 +54,7 @@ def add(commands: Commands) -> None:
     )
     train.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
     train.add_argument("--vocab-size", type=int, metavar="V", help="the tokenizer's, unless --data needs it")
+    add_wiring(train)
     for name, kind, what in (
         ("n-layer", int, "blocks"),
         ("n-head", int, "attention heads"),
@@ -115,8 +125,8 @@ def _train(options: argparse.Namespace) -> int:
 def _sizes(options: argparse.Namespace) -> NanoGPTConfig:
     from dataclasses import replace
 
-    from initlab.models.config import PRESETS
+    from initlab.models.config import PRESETS, parse_wiring
 
     changes: dict[str, Any] = {name: getattr(options, name) for name in _SIZES}
-    given = {name: value for name, value in changes.items() if value is not None}
+    given = {name: value for name, value in changes.items() if value is not None} | parse_wiring(options.wiring or "")
     return replace(PRESETS[options.preset], vocab_size=options.vocab_size, **given)

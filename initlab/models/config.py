@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from initlab.errors import ConfigError
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
+GATED = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}  # Shazeer 2020, 2002.05202: f(x gate) · (x up)
+NORMS = ("layernorm", "rmsnorm")
+PLACEMENTS = ("pre", "post", "sandwich")
+POSITIONS = ("learned", "rotary", "none")
 GPT2_VOCAB = 50304  # nanoGPT's: 50257 padded to a multiple of 64
 HEAD_SIZE = 64  # of GPT-2, at every size of it
 
 
 @dataclass(frozen=True, kw_only=True)
 class NanoGPTConfig:
-    """Sizes and options of a NanoGPT; the defaults are nanoGPT's GPTConfig.
+    """Sizes and options of a NanoGPT; the defaults are nanoGPT's GPTConfig, and with them it is nanoGPT bit for bit.
 
     Args:
         block_size: longest sequence, and the length of those that commands read, tokens.
@@ -27,11 +32,28 @@ class NanoGPTConfig:
         n_embd: width of the residual stream.
         dropout: probability, in [0, 1).
         bias: biases in every Linear and LayerNorm; the head never has one. train.py sets False.
-        activation: one of ACTIVATIONS.
+        activation: one of ACTIVATIONS, or of GATED: then the MLP has a gate, and a hidden width of 8/3 n_embd, up to a
+            multiple of 8, in place of 4 n_embd.
         tie_weights: the head is the token embedding.
+        n_kv_head: heads of keys and values, of which each serves several of the queries' (GQA); must divide n_head.
+            None: n_head.
+        norm: layernorm, or rmsnorm (eps 1e-5, no bias).
+        norm_placement: `pre` (x + f(norm(x)), and a norm before the head), `post` (norm(x + f(x)), none before the
+            head, as in Vaswani et al. 2017), or `sandwich` (x + norm(f(norm(x))), Gemma 2, Peri-LN, 2502.02732).
+        qk_norm: each head's queries and keys are normalised, before they are rotated (2302.05442).
+        positions: `learned` table, `rotary` (RoPE over the whole head, base 10000; 2104.09864) or `none`.
+        residual_multiplier: what branches are multiplied with as they are added to the stream.
+        attention_multiplier: what q·k is multiplied with before the softmax. None: 1/sqrt(head size).
+        embedding_multiplier: what the embedding's sum is multiplied with.
+        logit_multiplier: what the logits are multiplied with.
+        layer_scale: start of a learned number for each channel that multiplies each branch (CaiT, 2103.17239). None:
+            there is none.
+        gate: start of one learned number that multiplies each branch (ReZero, 2003.04887; SkipInit, 2002.10444). None:
+            there is none.
 
     Raises:
-        ConfigError: a size isn't a positive integer, n_head doesn't divide n_embd, or an option is unknown.
+        ConfigError: a size isn't a positive integer, n_head doesn't divide n_embd, n_kv_head not n_head, an option is
+            unknown, or a multiplier isn't a finite number.
     """
 
     block_size: int = 1024
@@ -43,6 +65,17 @@ class NanoGPTConfig:
     bias: bool = True
     activation: str = "gelu"
     tie_weights: bool = True
+    n_kv_head: int | None = None
+    norm: str = "layernorm"
+    norm_placement: str = "pre"
+    qk_norm: bool = False
+    positions: str = "learned"
+    residual_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    embedding_multiplier: float = 1.0
+    logit_multiplier: float = 1.0
+    layer_scale: float | None = None
+    gate: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
@@ -59,8 +92,40 @@ class NanoGPTConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout!r}; expected a probability of at least 0 and below 1")
-        if self.activation not in ACTIVATIONS:
-            raise ConfigError(f"unknown activation {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is None and getattr(NanoGPTConfig, name) is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+                raise ConfigError(f"{name} is {value!r}; expected a finite number")
+        n_kv_head = self.n_head if self.n_kv_head is None else self.n_kv_head
+        if not isinstance(n_kv_head, Integral) or n_kv_head < 1 or self.n_head % n_kv_head:
+            raise ConfigError(f"n_kv_head is {n_kv_head!r}; expected a divisor of n_head, {self.n_head}")
+        if self.positions == "rotary" and self.head_size % 2:
+            raise ConfigError(f"rotary positions turn pairs of features; a head has {self.head_size}, an odd number")
+
+    @property
+    def head_size(self) -> int:
+        """Features of a head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.activation in GATED
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP."""
+        return -(-8 * self.n_embd // 24) * 8 if self.gated else 4 * self.n_embd
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is wired as nanoGPT, whatever its sizes, activation (without a gate), bias, dropout and tie."""
+        return not self.gated and all(getattr(self, name) == getattr(NanoGPTConfig, name) for name in _WIRING)
 
     def resized(self, *, n_layer: int | None = None, n_embd: int | None = None) -> NanoGPTConfig:
         """Change depth and width; heads keep their size, or have the largest smaller one that divides the width.
@@ -75,7 +140,56 @@ class NanoGPTConfig:
         n_layer = self.n_layer if n_layer is None else n_layer
         if n_embd is None or n_embd == self.n_embd:
             return replace(self, n_layer=n_layer)
-        return replace(self, n_layer=n_layer, n_embd=n_embd, n_head=heads(n_embd, self.n_embd // self.n_head))
+        n_head, n_kv_head = heads(n_embd, self.head_size), self.n_kv_head
+        if n_kv_head is not None:  # as many queries to a key as before, or the nearest number that is possible
+            wanted = n_head * n_kv_head / self.n_head
+            n_kv_head = min((n for n in range(1, n_head + 1) if n_head % n == 0), key=lambda n: abs(n - wanted))
+        return replace(self, n_layer=n_layer, n_embd=n_embd, n_head=n_head, n_kv_head=n_kv_head)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "activation": (*ACTIVATIONS, *GATED),
+    "norm": NORMS,
+    "norm_placement": PLACEMENTS,
+    "positions": POSITIONS,
+}
+_NUMBERS = (
+    "residual_multiplier",
+    "attention_multiplier",
+    "embedding_multiplier",
+    "logit_multiplier",
+    "layer_scale",
+    "gate",
+)
+_WIRING = (*_NUMBERS, "n_kv_head", "norm", "norm_placement", "qk_norm", "positions")
+
+
+def parse_wiring(text: str) -> dict[str, Any]:
+    """Read options of a NanoGPTConfig's wiring, as in `norm=rmsnorm,positions=rotary,n_kv_head=2`.
+
+    Args:
+        text: names and values, separated by commas.
+
+    Raises:
+        ConfigError: a name isn't one of them, or a value can't be read.
+    """
+    found: dict[str, Any] = {}
+    for each in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = each.partition("=")
+        if name not in _WIRING:
+            raise ConfigError(f"unknown wiring {name!r}; expected NAME=VALUE with one of {', '.join(sorted(_WIRING))}")
+        try:
+            if name in _CHOICES:
+                found[name] = value
+            elif name == "qk_norm":
+                found[name] = {"true": True, "1": True, "": True, "false": False, "0": False}[value.lower()]
+            else:
+                found[name] = int(value) if name == "n_kv_head" else float(value)
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"{name} is {value!r}; expected {'true or false' if name == 'qk_norm' else 'a number'}"
+            ) from None
+    return found
 
 
 Configs = NanoGPTConfig | Callable[[int, int], NanoGPTConfig]  # of several sizes, at (n_layer, n_embd)

@@ -1,7 +1,8 @@
 """GPT in nanoGPT's own names, defaults, init and state_dict keys.
 
 Follows https://github.com/karpathy/nanoGPT/blob/3adf61e/model.py (MIT), so that a measurement here is one of nanoGPT,
-and its checkpoints load. Beyond it: other activations, and an untied head.
+and its checkpoints load. Beyond it, by options of the config that are off by default: other activations and gated MLPs,
+an untied head, other norms, in other places, rotary positions, grouped queries, multipliers, and learned ones.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from initlab.errors import CheckpointError, ConfigError
 from initlab.models import files
-from initlab.models.config import ACTIVATIONS, GPT2_VOCAB, NanoGPTConfig
+from initlab.models.config import ACTIVATIONS, GATED, GPT2_VOCAB, NanoGPTConfig
 
 
 class ReLU2(nn.Module):
@@ -39,55 +40,109 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 assert _ACTIVATIONS.keys() == set(ACTIVATIONS)
 
 
+def _norm(config: NanoGPTConfig, size: int | None = None) -> nn.Module:
+    size = config.n_embd if size is None else size
+    return nn.LayerNorm(size, bias=config.bias) if config.norm == "layernorm" else nn.RMSNorm(size, eps=1e-5)
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Turn pairs of features, the i-th of each half, by position · 10000^(-2i/hs) (RoPE, 2104.09864).
+
+    Args:
+        x: queries or keys, (B, nh, T, hs).
+    """
+    T, half = x.shape[-2], x.shape[-1] // 2
+    speeds = 10000.0 ** (-torch.arange(half, device=x.device) / half)
+    angles = torch.arange(T, device=x.device)[:, None] * speeds  # (T, hs / 2), in float32
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head causal attention, (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: NanoGPTConfig) -> None:
         super().__init__()
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head or config.n_head
+        self.head_size, self.scale = config.head_size, config.attention_multiplier
+        self.rotary = config.positions == "rotary"
+        width = (self.n_head + 2 * self.n_kv_head) * self.head_size
+        self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.attn_dropout = nn.Dropout(config.dropout)  # never called: the fused kernel drops inside
         self.resid_dropout = nn.Dropout(config.dropout)
-        self.n_head = config.n_head
+        self.q_norm = _norm(config, self.head_size) if config.qk_norm else None
+        self.k_norm = _norm(config, self.head_size) if config.qk_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
-        heads = (B, T, self.n_head, C // self.n_head)
-        q, k, v = (y.view(heads).transpose(1, 2) for y in self.c_attn(x).split(C, dim=2))  # (B, nh, T, hs) each
+        counts = (self.n_head, self.n_kv_head, self.n_kv_head)
+        parts = self.c_attn(x).split([count * self.head_size for count in counts], dim=2)
+        q, k, v = (
+            y.view(B, T, count, self.head_size).transpose(1, 2) for y, count in zip(parts, counts, strict=True)
+        )  # (B, nh, T, hs) each
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary:
+            q, k = rotated(q), rotated(k)
         dropout = self.attn_dropout.p if self.training else 0.0
-        z = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, nh, T, hs)
+        grouped = self.n_kv_head != self.n_head
+        z = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=self.scale, enable_gqa=grouped
+        )  # (B, nh, T, hs)
         z = z.transpose(1, 2).contiguous().view(B, T, C)
         return self.resid_dropout(self.c_proj(z))
 
 
 class MLP(nn.Module):
-    """Two-layer perceptron with a hidden width of 4 * n_embd, (B, T, C) -> (B, T, C)."""
+    """Two-layer perceptron, with a gate or without, (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: NanoGPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = _ACTIVATIONS[config.activation]()  # nanoGPT's name, whatever the activation
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.c_fc = nn.Linear(config.n_embd, config.hidden, bias=config.bias)
+        self.gelu = _ACTIVATIONS[GATED.get(config.activation, config.activation)]()  # nanoGPT's name, whatever it is
+        self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+        self.c_gate = nn.Linear(config.n_embd, config.hidden, bias=config.bias) if config.gated else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+        h = self.gelu(self.c_fc(x)) if self.c_gate is None else self.gelu(self.c_gate(x)) * self.c_fc(x)
+        return self.dropout(self.c_proj(h))
 
 
 class Block(nn.Module):
-    """Pre-LN transformer block: its input is the residual stream, ln_2's is resid_mid, its output resid_post."""
+    """Transformer block: its input is the residual stream, after attention it is resid_mid, its output resid_post."""
 
     def __init__(self, config: NanoGPTConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.post, self.multiplier = config.norm_placement == "post", config.residual_multiplier
+        sandwich = config.norm_placement == "sandwich"
+        self.ln_1 = _norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = _norm(config)
         self.mlp = MLP(config)
+        self.ln_1_out, self.ln_2_out = (_norm(config) if sandwich else None for _ in range(2))
+        self.scale_1, self.scale_2 = (_learned(config.layer_scale, config.n_embd) for _ in range(2))
+        self.gate_1, self.gate_2 = (_learned(config.gate) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        x = x + self.mlp(self.ln_2(x))
+        if self.post:
+            x = self.ln_1(x + self._scaled(self.attn(x), None, self.scale_1, self.gate_1))
+            return self.ln_2(x + self._scaled(self.mlp(x), None, self.scale_2, self.gate_2))
+        x = x + self._scaled(self.attn(self.ln_1(x)), self.ln_1_out, self.scale_1, self.gate_1)
+        x = x + self._scaled(self.mlp(self.ln_2(x)), self.ln_2_out, self.scale_2, self.gate_2)
         return x
+
+    def _scaled(self, y: Tensor, norm: nn.Module | None, scale: Tensor | None, gate: Tensor | None) -> Tensor:
+        y = y if norm is None else norm(y)
+        y = y if scale is None else y * scale
+        y = y if gate is None else y * gate
+        return y if self.multiplier == 1 else y * self.multiplier
+
+
+def _learned(start: float | None, *size: int) -> nn.Parameter | None:
+    return None if start is None else nn.Parameter(torch.full(size, float(start)))
 
 
 class Transformer(nn.ModuleDict):
@@ -97,7 +152,7 @@ class Transformer(nn.ModuleDict):
     wpe: nn.Embedding
     drop: nn.Dropout
     h: nn.ModuleList
-    ln_f: nn.LayerNorm
+    ln_f: nn.Module
 
 
 class NanoGPT(nn.Module):
@@ -115,15 +170,14 @@ class NanoGPT(nn.Module):
         vocab_size = config.vocab_size or GPT2_VOCAB
         self.config = replace(config, vocab_size=vocab_size)
         self.iter_num = 0  # optimizer steps behind the weights; from_checkpoint reads it
-        self.transformer = Transformer(
-            {
-                "wte": nn.Embedding(vocab_size, config.n_embd),
-                "wpe": nn.Embedding(config.block_size, config.n_embd),
-                "drop": nn.Dropout(config.dropout),
-                "h": nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
-                "ln_f": nn.LayerNorm(config.n_embd, bias=config.bias),
-            }
-        )
+        parts: dict[str, nn.Module] = {"wte": nn.Embedding(vocab_size, config.n_embd)}
+        if config.positions == "learned":
+            parts["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        parts["drop"] = nn.Dropout(config.dropout)
+        parts["h"] = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        if config.norm_placement != "post":
+            parts["ln_f"] = _norm(config)
+        self.transformer = Transformer(parts)
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if config.tie_weights:
             # This way round: nanoGPT 43b37fd undid the reverse, which left the head at Embedding's default N(0, 1).
@@ -163,22 +217,29 @@ class NanoGPT(nn.Module):
                 f"a sequence of {T} tokens doesn't fit a model of block_size {self.config.block_size}; "
                 "shorten the sequence or build the model with a larger block_size"
             )
-        tok = self.transformer.wte(idx)  # (B, T, C)
-        pos = self.transformer.wpe(torch.arange(T, device=idx.device))  # (T, C)
-        x = self.transformer.drop(tok + pos)
-        for block in self.transformer.h:
+        config, parts = self.config, self.transformer
+        x = parts.wte(idx)  # (B, T, C)
+        if config.positions == "learned":
+            x = x + parts.wpe(torch.arange(T, device=idx.device))  # (T, C)
+        if config.embedding_multiplier != 1:
+            x = x * config.embedding_multiplier
+        x = parts.drop(x)
+        for block in parts.h:
             x = block(x)
-        x = self.transformer.ln_f(x)
+        if config.norm_placement != "post":
+            x = parts.ln_f(x)
+        logits = self.lm_head(x if targets is not None else x[:, -1:])  # (B, T, V); the last is all that sampling needs
+        if config.logit_multiplier != 1:
+            logits = logits * config.logit_multiplier
         if targets is None:
-            return self.lm_head(x[:, -1:]), None  # all that sampling needs
-        logits = self.lm_head(x)  # (B, T, V)
+            return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
     def num_params(self, non_embedding: bool = False) -> int:
         """Count parameters, tied ones once; `non_embedding` leaves out wpe, and wte where it isn't the head."""
         n = sum(p.numel() for p in self.parameters())
         if non_embedding:
-            n -= self.transformer.wpe.weight.numel()
+            n -= self.transformer.wpe.weight.numel() if self.config.positions == "learned" else 0
             n -= 0 if self.config.tie_weights else self.transformer.wte.weight.numel()
         return n
 
@@ -224,10 +285,18 @@ class NanoGPT(nn.Module):
 
 
 def empty_model(config: NanoGPTConfig, device: str | torch.device) -> NanoGPT:
-    """Build a NanoGPT with uninitialised weights: on the meta device nothing is drawn, so no random state is used."""
+    """Build a NanoGPT with uninitialised weights: on the meta device nothing is drawn, so no random state is used.
+
+    What the config itself sets, LayerScale and gates, has its start, since recipes leave it alone.
+    """
     with torch.device("meta"):
         model = NanoGPT(config)
     model.to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        kind = name.rpartition(".")[2].partition("_")[0]
+        if kind in ("scale", "gate"):
+            start = config.layer_scale if kind == "scale" else config.gate
+            nn.init.constant_(parameter, 0.0 if start is None else start)
     if config.tie_weights:  # to_empty allocates each name by itself
         model.lm_head.weight = model.transformer.wte.weight
     return model

@@ -4,48 +4,53 @@ from __future__ import annotations
 
 import math
 
+from initlab.models.config import GATED, GPT2_VOCAB, NanoGPTConfig
 from initlab.wiring import MLP, Activation, Attention, Block, Branch, Linear, Norm, Term, Update, Wiring
 
 
 def nanogpt_wiring(
+    config: NanoGPTConfig,
     *,
-    n_layer: int,
-    n_head: int,
-    n_embd: int,
-    vocab_size: int,
-    activation: Activation = "gelu",
-    bias: bool = True,
-    tied: bool = True,
+    activation: Activation | None = None,
     dropout: float = 0.0,
     eps: float = 1e-5,
     hidden: int | None = None,
 ) -> Wiring:
-    """Describe a model of nanoGPT's layout: its own, NanoGPT, or transformers' GPT2LMHeadModel.
+    """Describe a NanoGPT, or a model of nanoGPT's layout.
 
     Args:
-        n_layer: blocks.
-        n_head: attention heads.
-        n_embd: width of the residual stream.
-        vocab_size: rows of the token table.
-        activation: of the MLP.
-        bias: of the linear layers and norms; the head never has one.
-        tied: the head is the token embedding.
+        config: its sizes and options; gates are taken at their start.
+        activation: of the MLP; None: the config's.
         dropout: probability in force, 0 in eval mode; on attention weights and what enters the stream.
         eps: of the norms; nanoGPT's and torch's default.
-        hidden: width of the MLP; None: 4 n_embd.
+        hidden: width of the MLP; None: the config's.
     """
-    hidden = 4 * n_embd if hidden is None else hidden
-    token = "transformer.wte.weight"
+    return _Writer(config, activation, dropout, eps, config.hidden if hidden is None else hidden).whole()
 
-    def norm(module: str) -> Norm:
+
+class _Writer:
+    def __init__(
+        self, config: NanoGPTConfig, activation: Activation | None, dropout: float, eps: float, hidden: int
+    ) -> None:
+        self.config, self.dropout, self.eps, self.hidden = config, dropout, eps, hidden
+        named = GATED.get(config.activation, config.activation)
+        self.activation: Activation = named if activation is None else activation
+
+    def norm(self, module: str, size: int | None = None) -> Norm:
+        centred = self.config.norm == "layernorm"
         return Norm(
-            module=module, gain=f"{module}.weight", bias=f"{module}.bias" if bias else None, eps=eps, size=n_embd
+            module=module,
+            gain=f"{module}.weight",
+            bias=f"{module}.bias" if self.config.bias and centred else None,
+            eps=self.eps,
+            centred=centred,
+            size=self.config.n_embd if size is None else size,
         )
 
-    def linear(module: str, fan_in: int, fan_out: int, start: int = 0, fused: int = 0) -> Linear:
+    def linear(self, module: str, fan_in: int, fan_out: int, start: int = 0, fused: int = 0) -> Linear:
         return Linear(
             weight=f"{module}.weight",
-            bias=f"{module}.bias" if bias else None,
+            bias=f"{module}.bias" if self.config.bias else None,
             fan_in=fan_in,
             fan_out=fan_out,
             start=start,
@@ -53,40 +58,75 @@ def nanogpt_wiring(
             module=module,
         )
 
-    def block(layer: int) -> Block:
-        name = f"transformer.h.{layer}"
+    def attention(self, name: str) -> Attention:
+        config, size = self.config, self.config.head_size
+        n_kv_head = config.n_kv_head or config.n_head
+        widths = (config.n_head * size, n_kv_head * size, n_kv_head * size)
         query, key, value = (
-            linear(f"{name}.attn.c_attn", n_embd, n_embd, part * n_embd, 3 * n_embd) for part in range(3)
+            self.linear(f"{name}.c_attn", config.n_embd, width, sum(widths[:part]), sum(widths))
+            for part, width in enumerate(widths)
         )
-        attention = Attention(
+        scale = config.attention_multiplier
+        return Attention(
             query=query,
             key=key,
             value=value,
-            out=linear(f"{name}.attn.c_proj", n_embd, n_embd),
-            n_head=n_head,
-            n_kv_head=n_head,
-            head_size=n_embd // n_head,
-            score_scale=1 / math.sqrt(n_embd // n_head),
-            dropout=dropout,
+            out=self.linear(f"{name}.c_proj", config.n_embd, config.n_embd),
+            n_head=config.n_head,
+            n_kv_head=n_kv_head,
+            head_size=size,
+            score_scale=1 / math.sqrt(size) if scale is None else scale,
+            query_norm=self.norm(f"{name}.q_norm", size) if config.qk_norm else None,
+            key_norm=self.norm(f"{name}.k_norm", size) if config.qk_norm else None,
+            rotary=config.positions == "rotary",
+            dropout=self.dropout,
         )
-        mlp = MLP(
-            up=linear(f"{name}.mlp.c_fc", n_embd, hidden),
-            out=linear(f"{name}.mlp.c_proj", hidden, n_embd),
-            activation=activation,
-        )
-        branches = (
-            Branch(site="attn_out", body=attention, norm=norm(f"{name}.ln_1"), dropout=dropout, module=f"{name}.attn"),
-            Branch(site="mlp_out", body=mlp, norm=norm(f"{name}.ln_2"), dropout=dropout, module=f"{name}.mlp"),
-        )
-        return Block(layer=layer, name=name, updates=tuple(Update(branches=(branch,)) for branch in branches))
 
-    head = token if tied else "lm_head.weight"
-    return Wiring(
-        n_embd=n_embd,
-        blocks=tuple(map(block, range(n_layer))),
-        terms=(Term(kind="token", weight=token), Term(kind="position", weight="transformer.wpe.weight")),
-        final_norm=norm("transformer.ln_f"),
-        head=Linear(weight=head, fan_in=n_embd, fan_out=vocab_size, fused=vocab_size, module="lm_head"),
-        tied=tied,
-        dropout=dropout,
-    )
+    def mlp(self, name: str) -> MLP:
+        n_embd = self.config.n_embd
+        return MLP(
+            up=self.linear(f"{name}.c_fc", n_embd, self.hidden),
+            gate=self.linear(f"{name}.c_gate", n_embd, self.hidden) if self.config.gated else None,
+            out=self.linear(f"{name}.c_proj", self.hidden, n_embd),
+            activation=self.activation,
+        )
+
+    def update(self, name: str, number: int) -> Update:
+        config = self.config
+        norm, post = self.norm(f"{name}.ln_{number}"), config.norm_placement == "post"
+        site, module = ("attn_out", f"{name}.attn") if number == 1 else ("mlp_out", f"{name}.mlp")
+        sandwich = self.norm(f"{name}.ln_{number}_out") if config.norm_placement == "sandwich" else None
+        branch = Branch(
+            site=site,
+            body=self.attention(module) if number == 1 else self.mlp(module),
+            norm=None if post else norm,
+            post=sandwich,
+            scale=config.residual_multiplier * (1.0 if config.gate is None else config.gate),
+            gain=None if config.layer_scale is None else f"{name}.scale_{number}",
+            dropout=self.dropout,
+            module=module if sandwich is None else sandwich.module,
+        )
+        return Update(branches=(branch,), norm=norm if post else None)
+
+    def whole(self) -> Wiring:
+        config = self.config
+        token, vocab_size = "transformer.wte.weight", config.vocab_size or GPT2_VOCAB
+        terms = [Term(kind="token", weight=token)]
+        if config.positions == "learned":
+            terms.append(Term(kind="position", weight="transformer.wpe.weight"))
+        head = token if config.tie_weights else "lm_head.weight"
+        return Wiring(
+            n_embd=config.n_embd,
+            blocks=tuple(
+                Block(layer=layer, name=name, updates=(self.update(name, 1), self.update(name, 2)))
+                for layer in range(config.n_layer)
+                for name in [f"transformer.h.{layer}"]
+            ),
+            terms=tuple(terms),
+            embed_scale=config.embedding_multiplier,
+            final_norm=None if config.norm_placement == "post" else self.norm("transformer.ln_f"),
+            head=Linear(weight=head, fan_in=config.n_embd, fan_out=vocab_size, fused=vocab_size, module="lm_head"),
+            tied=config.tie_weights,
+            logit_scale=config.logit_multiplier,
+            dropout=self.dropout,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from initlab.errors import CheckpointError, RunError
 from initlab.models.config import NanoGPTConfig
 from initlab.models.nanogpt import NanoGPT
 
-_OURS = {"activation": "gelu", "tie_weights": True}  # fields that nanoGPT's GPTConfig lacks, and what it does instead
+_NANOGPTS = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias"}  # fields of its GPTConfig
+_OURS = {field.name: field.default for field in fields(NanoGPTConfig) if field.name not in _NANOGPTS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def predict(recipe, n_embd, n_layer, vocab_size, **changes):
     T = changes.pop("block_size", 256)
     text = theory.TextStatistics(block_size=T, sum_p2=1 / vocab_size, repeat_rate=1 / vocab_size)
     parameters = theory.nanogpt_parameters(**sizes, block_size=T)
-    wiring = nanogpt_wiring(**sizes, **changes)
+    wiring = nanogpt_wiring(NanoGPTConfig(**sizes), **changes)
     return theory.predict(theory.setting_of(parameters, wiring, text, registry.get(recipe)))
 
 

@@ -309,7 +309,7 @@ def _drop(saved: dict[str, Any], *path: str) -> None:
         (lambda s: _drop(s, "model_args"), r"isn't a nanoGPT checkpoint: its keys are best_val_loss, .*2 more"),
         (lambda s: s.update(model=torch.ones(3)), r"isn't a nanoGPT checkpoint"),
         (lambda s: _drop(s, "model_args", "n_head"), r"model_args lack n_head and have unknown none"),
-        (lambda s: s["model_args"].update(n_kv_head=1), r"model_args lack none and have unknown n_kv_head"),
+        (lambda s: s["model_args"].update(n_experts=1), r"model_args lack none and have unknown n_experts"),
         (lambda s: s["model_args"].update(n_head=3), r"describe no model .*n_embd 32 .* n_head 3"),
         (lambda s: s["model_args"].update(dropout="none"), r"describe no model"),
         (lambda s: _drop(s, "model", "transformer.h.1.ln_2.bias"), r"h\.1\.ln_2\.bias found none, expected \(32,\)"),

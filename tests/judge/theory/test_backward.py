@@ -27,7 +27,7 @@ def setting_of(recipe, config, text):
     sizes = {name: getattr(config, name) for name in names}
     parameters = theory.nanogpt_parameters(**sizes)
     statistics = theory.TextStatistics(block_size=sizes.pop("block_size"), **text)
-    return theory.setting_of(parameters, nanogpt_wiring(**sizes), statistics, registry.get(recipe))
+    return theory.setting_of(parameters, nanogpt_wiring(NanoGPTConfig(**sizes)), statistics, registry.get(recipe))
 
 
 def measured(recipe, data, n_layer, n_embd=192):

@@ -12,6 +12,7 @@ from initlab.corpus import load_corpus
 from initlab.judge import theory
 from initlab.judge.theory import expecting
 from initlab.measure.probe import Identity, measure
+from initlab.models.config import NanoGPTConfig
 from initlab.models.wiring import nanogpt_wiring
 from initlab.recipes import Constant, Normal, Role, registry
 from initlab.training import data as training_data
@@ -19,7 +20,7 @@ from initlab.wiring import Attention
 
 SIZES = {"n_layer": 3, "n_head": 2, "n_embd": 128, "block_size": 64}
 B = 4
-WIRING = nanogpt_wiring(n_layer=3, n_head=2, n_embd=128, vocab_size=256)
+WIRING = nanogpt_wiring(NanoGPTConfig(n_layer=3, n_head=2, n_embd=128, vocab_size=256))
 SCALARS = ["expected_loss", "expected_logit_std", "expected_own_logit", "expected_token_cosine"]
 
 
@@ -230,7 +231,7 @@ def test_what_the_wiring_does_not_know_is_taken_as_measured(cell):
 def test_each_stack_has_as_many_positions_as_were_measured(cell):
     """An encoder of 40 positions before a decoder of 64."""
     tables, (_, described, targets) = cell
-    source = changed(nanogpt_wiring(n_layer=1, n_head=2, n_embd=128, vocab_size=256))
+    source = changed(nanogpt_wiring(NanoGPTConfig(n_layer=1, n_head=2, n_embd=128, vocab_size=256)))
     layer = tables.records["layer"] == 0
     tables.records.loc[layer & (tables.records["site"] == "resid_post"), "numel"] = B * 40 * 128
     target = replace(WIRING, blocks=WIRING.blocks[1:])

@@ -9,6 +9,7 @@ import initlab
 from initlab.anatomy.roles import find_roles
 from initlab.judge import theory
 from initlab.judge.theory.parameters import norm_sites
+from initlab.models.config import NanoGPTConfig
 from initlab.models.wiring import nanogpt_wiring
 from initlab.recipes import registry
 from initlab.wiring import Update
@@ -36,7 +37,7 @@ def test_as_found_and_as_drawn_are_one_setting(recipe):
     entry = registry.get(recipe)
     drawn = [entry(row.role, row.dims) for row in table.itertuples()]
     table["rms"] = [(value.mean**2 + value.std**2) ** 0.5 for value in drawn]
-    wiring = nanogpt_wiring(**{name: size for name, size in SIZES.items() if name != "block_size"})
+    wiring = nanogpt_wiring(NanoGPTConfig(**SIZES))
     settings = [theory.setting_of(table, wiring, TEXT, source) for source in (None, entry)]
     found, declared = (theory.predict(setting) for setting in settings)
     assert list(found.var.values()) == pytest.approx(list(declared.var.values()), rel=1e-12)
@@ -51,7 +52,7 @@ def test_every_weight_is_found_by_its_name():
     table["mean"], table["var"] = 0.0, 0.0
     table.loc[table["module"] == "transformer.ln_f.weight", ["mean", "var"]] = 0.5, 0.04
     table = table[table["module"] != "transformer.h.1.mlp.c_fc.weight"]
-    wiring = nanogpt_wiring(n_layer=2, n_head=2, n_embd=128, vocab_size=96, bias=False)
+    wiring = nanogpt_wiring(NanoGPTConfig(n_layer=2, n_head=2, n_embd=128, vocab_size=96, bias=False))
     wiring = replace(wiring, final_norm=replace(wiring.final_norm, offset=1.0, scale=2.0))
     (stack,) = theory.setting_of(table, wiring, TEXT).stacks
     assert stack.head.square == stack.terms[0].square == pytest.approx(0.25)
@@ -67,7 +68,7 @@ def test_every_weight_is_found_by_its_name():
 def test_a_matrix_that_reads_something_else_than_the_stream_is_not_followed():
     """As the last of a low-rank pair does: what comes between isn't known."""
     table = theory.nanogpt_parameters(**SIZES, bias=False).assign(rms=0.05)
-    wiring = nanogpt_wiring(n_layer=1, n_head=2, n_embd=128, vocab_size=96, bias=False)
+    wiring = nanogpt_wiring(NanoGPTConfig(n_layer=1, n_head=2, n_embd=128, vocab_size=96, bias=False))
     attention, mlp = (update.branches[0] for update in wiring.blocks[0].updates)
     for name, gone in (("query", {"q"}), ("value", {"v", "attn_z", "attn_out", "resid_mid", "resid_post"})):
         narrow = replace(attention.body, **{name: replace(getattr(attention.body, name), fan_in=32)})
@@ -79,7 +80,7 @@ def test_a_matrix_that_reads_something_else_than_the_stream_is_not_followed():
 
 def test_what_is_written_by_one_matrix_twice_is_not_independent():
     table = theory.nanogpt_parameters(**SIZES, bias=False).assign(rms=0.05)
-    wiring = nanogpt_wiring(n_layer=2, n_head=2, n_embd=128, vocab_size=96, bias=False)
+    wiring = nanogpt_wiring(NanoGPTConfig(n_layer=2, n_head=2, n_embd=128, vocab_size=96, bias=False))
     first, second = wiring.blocks
     shared = replace(wiring, blocks=(first, replace(second, updates=(second.updates[0], first.updates[1]))))
     found = theory.predict(theory.setting_of(table, shared, TEXT), strict=True)
@@ -88,7 +89,7 @@ def test_what_is_written_by_one_matrix_twice_is_not_independent():
 
 
 def test_norms_of_a_block_are_told_apart_by_their_modules():
-    (block,) = nanogpt_wiring(n_layer=1, n_head=2, n_embd=128, vocab_size=96).blocks
+    (block,) = nanogpt_wiring(NanoGPTConfig(n_layer=1, n_head=2, n_embd=128, vocab_size=96)).blocks
     attention, mlp = block.branches()
     name = "transformer.h.0"
     assert norm_sites(block) == {f"{name}.ln_1": "ln_1", f"{name}.ln_2": "ln_2"}
