@@ -56,7 +56,7 @@ def behaviour_rows(
     passes = Passes(anatomy, autocast, seed)
     shared = {name: value for name, value in keys.items() if name != "step"}
     shared |= {
-        "aim": aim_of(model),
+        "aim": aim_of(model, anatomy.seen),
         "mode": "train" if model.training else "eval",
         "routed": int(any(parameter.role == Role.ROUTER for parameter in anatomy.parameters)),
     }

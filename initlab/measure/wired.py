@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from initlab.wiring import MLP, Attention, Block, Branch, Norm, Update, Wiring
 
 # classes that say what they are trained on; of others nothing is known
 _NEXT_TOKEN = re.compile(r"CausalLM|(?<!X)GPT|DoubleHeads")
+_WRITING = re.compile(r"ConditionalGeneration|Seq2SeqLM|Speech2Text")
 _ELSE = re.compile(
     r"For[A-Z]|Masked|MLM|[Bb](ert|ERT)|Encoder|[Dd]iffusion|Denois|ViT|Vision|Classif|XLNet|XLM|Flaubert"
 )
@@ -25,7 +26,7 @@ def wiring_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
         keys: the cell's key columns; the step isn't one of this table.
         anatomy: of the model.
     """
-    shared = {name: value for name, value in keys.items() if name != "step"} | {"aim": aim_of(anatomy.model)}
+    shared = {name: value for name, value in keys.items() if name != "step"} | {"aim": aim_of(anatomy.model, anatomy.seen)}
     rows = []
     for number, wiring in enumerate(anatomy.seen):
         stack = shared | {"stack": number} | _of_stack(wiring)
@@ -40,13 +41,17 @@ def wiring_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
     return rows
 
 
-def aim_of(model: nn.Module) -> str | None:
+def aim_of(model: nn.Module, wirings: Sequence[Wiring] = ()) -> str | None:
     """Read from the name of a model's class what it is trained on: next-token, else, or nothing.
 
     Args:
         model: any.
+        wirings: of its stacks. One that reads another's last state, in a class that generates, writes token by token.
     """
     name = type(model).__name__
+    bodies = [branch.body for wiring in wirings for block in wiring.blocks for branch in block.branches()]
+    if _WRITING.search(name) and any(isinstance(body, Attention) and body.cross is not None for body in bodies):
+        return "next-token"
     if _NEXT_TOKEN.search(name):
         return "next-token"
     return "else" if _ELSE.search(name) else None
