@@ -243,6 +243,8 @@ def _values(model: nn.Module, names: tuple[str, ...]) -> Iterator[Any]:
     for module in modules:
         for key in _HOLDERS:
             held = _attribute(module, key) if module is model else module.__dict__.get(key)
+            if held is None:  # as in nearly every module
+                continue
             for holder in (held, *(_read(held, inner) for inner in _INSIDE)):
                 if holder is None or isinstance(holder, int | float | str | Tensor | nn.Module) or id(holder) in seen:
                     continue
