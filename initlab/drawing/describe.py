@@ -93,16 +93,16 @@ def _moments(place: Parameter, parameter: Tensor) -> _Found:
     if not whole.numel:
         return _Found(place, 0, 0.0, 0.0, math.nan)
     parts = _parts(place, values)
-    return _Found(place, whole.numel, whole.mean, whole.std, _kurtosis(values), orthogonal, parts, tuple(odd))
+    return _Found(place, whole.numel, whole.mean, whole.std, _kurtosis(values, whole), orthogonal, parts, tuple(odd))
 
 
-def _kurtosis(values: Tensor) -> float:
+def _kurtosis(values: Tensor, whole: _Part) -> float:
     """Fourth moment ÷ variance squared; NaN where nothing varies."""
+    if not 0 < whole.std < math.inf:
+        return math.nan
     sample = values.float().flatten()
     sample = sample[:: max(1, len(sample) // _SAMPLE)]
-    largest = sample.abs().amax()
-    centred = sample / largest
-    centred = centred - centred.mean()  # of numbers up to 1, fourth powers stay in float32
+    centred = (sample - whole.mean).div_(whole.std)  # of numbers near 1, fourth powers stay in float32
     square = torch.dot(centred, centred) / len(centred)
     if not square > 0:
         return math.nan
