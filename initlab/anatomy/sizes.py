@@ -277,9 +277,9 @@ def _tables(model: nn.Module, declared_sizes: set[int]) -> Iterator[tuple[Table,
         for own, parameter in module.named_parameters(recurse=False):
             name = path if own == "weight" else f"{path}.{own}".lstrip(".")
             bare = "embed" in type(module).__name__.lower() or (own != "weight" and _TOKEN.search(own.lower()))
-            if parameter.dim() != 2 or id(parameter) in seen or linear_fans(module):
-                continue
             if not (isinstance(module, nn.Embedding | nn.EmbeddingBag) or bare):
+                continue
+            if parameter.dim() != 2 or id(parameter) in seen or linear_fans(module):
                 continue
             steps = ".".join(name.split(".")[-2:])  # of a table inside a module of its own, that one's name too
             if _POSITION.search(steps) or "unembed" in steps.lower():
@@ -292,8 +292,12 @@ def _tables(model: nn.Module, declared_sizes: set[int]) -> Iterator[tuple[Table,
 
 def _head_sizes(model: nn.Module) -> set[int]:
     """Outputs of what may be the head: the last linear layer, and those named so."""
-    linears = [(name, fans[1]) for name, module in model.named_modules() if (fans := linear_fans(module))]
-    return {size for name, size in linears if _HEAD.search(name.lower())} | {size for _, size in linears[-1:]}
+    sizes, last = set(), True
+    for name, module in reversed(list(model.named_modules())):
+        if (last or _HEAD.search(name.lower())) and (fans := linear_fans(module)):
+            sizes.add(fans[1])
+            last = False
+    return sizes
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
