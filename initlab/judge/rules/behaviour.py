@@ -159,7 +159,8 @@ def samples_not_independent(case: Case, rows: pd.DataFrame) -> Finding:
     code="BEH004",
     question="Behaviour",
     measures="how many places after the token that is read its target stands, by the model's own loss",
-    needs="a loss over next tokens that the model takes itself, or targets of the caller's",
+    needs="`initlab.probe` with stats='full', and a loss over next tokens that the model takes itself, or the caller's "
+    "targets",
     unit="places",
     limit="one; a note, or nothing, where the labels were made by the probe",
     basis="derived",
