@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import Any
 
@@ -126,10 +126,18 @@ class Maker:
         self.ids, self.targets = ids, targets
         self.generator = torch.Generator().manual_seed(seed)
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        self.tables = sizes.token_tables(model) if ids is not None else []
-        self.entries = list(sizes.entries(model))
         self.lead: tuple[int, ...] = () if ids is None else tuple(ids.shape)
         self.aside = ""
+
+    @cached_property
+    def tables(self) -> list[sizes.Table]:
+        """What the ids are looked up in; few forwards have an argument that it is asked for."""
+        return sizes.token_tables(self.model) if self.ids is not None else []
+
+    @cached_property
+    def entries(self) -> list[tuple[str, nn.Module]]:
+        """Modules whose type tells what they take."""
+        return list(sizes.entries(self.model))
 
     def arguments(self) -> list[Argument]:
         """Say what each argument is that the forward can't do without, in its order."""

@@ -243,6 +243,8 @@ def _values(model: nn.Module, names: tuple[str, ...]) -> Iterator[Any]:
     for module in modules:
         for key in _HOLDERS:
             held = _attribute(module, key) if module is model else module.__dict__.get(key)
+            if held is None:  # as in nearly every module
+                continue
             for holder in (held, *(_read(held, inner) for inner in _INSIDE)):
                 if holder is None or isinstance(holder, int | float | str | Tensor | nn.Module) or id(holder) in seen:
                     continue
@@ -275,9 +277,9 @@ def _tables(model: nn.Module, declared_sizes: set[int]) -> Iterator[tuple[Table,
         for own, parameter in module.named_parameters(recurse=False):
             name = path if own == "weight" else f"{path}.{own}".lstrip(".")
             bare = "embed" in type(module).__name__.lower() or (own != "weight" and _TOKEN.search(own.lower()))
-            if parameter.dim() != 2 or id(parameter) in seen or linear_fans(module):
-                continue
             if not (isinstance(module, nn.Embedding | nn.EmbeddingBag) or bare):
+                continue
+            if parameter.dim() != 2 or id(parameter) in seen or linear_fans(module):
                 continue
             steps = ".".join(name.split(".")[-2:])  # of a table inside a module of its own, that one's name too
             if _POSITION.search(steps) or "unembed" in steps.lower():
@@ -290,8 +292,12 @@ def _tables(model: nn.Module, declared_sizes: set[int]) -> Iterator[tuple[Table,
 
 def _head_sizes(model: nn.Module) -> set[int]:
     """Outputs of what may be the head: the last linear layer, and those named so."""
-    linears = [(name, fans[1]) for name, module in model.named_modules() if (fans := linear_fans(module))]
-    return {size for name, size in linears if _HEAD.search(name.lower())} | {size for _, size in linears[-1:]}
+    sizes, last = set(), True
+    for name, module in reversed(list(model.named_modules())):
+        if (last or _HEAD.search(name.lower())) and (fans := linear_fans(module)):
+            sizes.add(fans[1])
+            last = False
+    return sizes
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

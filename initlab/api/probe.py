@@ -7,6 +7,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from initlab import schema
@@ -70,7 +71,8 @@ def probe(
         text: for the default batch. A vocabulary too small for it is a DataError where its data or tokenizer was named,
             and gets uniform random ids where neither was.
         seed: of the default batch and of dropout.
-        stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
+        stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads and without the passes
+            over changed tokens that the rules about behaviour (BEH) need.
         dtype: `bfloat16` or `float16` run the forward pass under autocast.
         sites: where the residual stream runs, for a model whose blocks aren't found: a glob over dotted names
             (`"net.layer*"`: the blocks), a module (`model.layers`), a list of these, or a dict from site to these
@@ -130,12 +132,15 @@ def probe(
 
     with random_state_kept(inside):  # a loader that shuffles draws from it
         inputs, described = inputs_for(inside, batch, text=text, seed=seed)
+    if stats == "light":
+        inputs = replace(inputs, notes=(*inputs.notes, "stats='light': no passes over changed tokens (rules BEH)"))
     anatomy, chosen, tables = measured(inputs)
     keys = {"run_id": identity.run_id, "recipe": label, "seed": seed} | {
         name: int(tables.summary[name].iloc[0]) for name in ("n_layer", "n_embd")
     }
-    rows = behaviour_rows(keys, anatomy, inputs, autocast=DTYPES[dtype], seed=seed)
-    tables.behaviour = schema.table("behaviour", rows)
+    if stats == "full":
+        rows = behaviour_rows(keys, anatomy, inputs, autocast=DTYPES[dtype], seed=seed)
+        tables.behaviour = schema.table("behaviour", rows)
     _expect(tables, anatomy, inputs, described, entry)
     if chosen is not None:  # only now: the closed form needs every weight
         _keep(tables, chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ _LEAST = 64  # fewer say too little
 _TAILS = 12.0  # kurtosis from which a few numbers decide what is alike, as of an identity
 _CHUNK = 1024  # matrices that are compared with all others at once
 _PICKED = 16  # numbers of a row that tell it from any other
+_WEIGHTS = np.arange(3, 3 + 2 * _PICKED, 2, dtype=np.int64) ** 9  # of their bits, in the key of a row
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 
 
@@ -77,11 +79,13 @@ def repeated(rows: Tensor) -> tuple[int, float, str]:
     picked = rows[:, places.to(rows.device)].contiguous().cpu()
     if len(picked[:4].unique()) < _PICKED:
         return none
-    bits = picked.view(_WHOLE[picked.element_size()]).long()
-    keys = (bits * torch.arange(3, 3 + 2 * _PICKED, 2).pow(9)).sum(1)  # wraps around, and is exact
-    drawn = ((picked != 0).sum(1) > 0.75 * _PICKED) & (picked.amax(1) > picked.amin(1))
+    bits = picked.view(_WHOLE[picked.element_size()]).numpy().astype(np.int64)
+    keys = bits @ _WEIGHTS  # wraps around, and is exact
+    if len(set(keys.tolist())) == count:
+        return none
+    drawn = (((picked != 0).sum(1) > 0.75 * _PICKED) & (picked.amax(1) > picked.amin(1))).numpy()
     known = keys[drawn]
-    again = len(known) - len(known.unique())
+    again = len(known) - len(np.unique(known))
     if not again:
         return none
     blocks = 1
@@ -92,7 +96,7 @@ def repeated(rows: Tensor) -> tuple[int, float, str]:
     return blocks, again / count, _first(keys, drawn)
 
 
-def _first(keys: Tensor, drawn: Tensor) -> str:
+def _first(keys: np.ndarray, drawn: np.ndarray) -> str:
     """The first rows that repeat others, in words."""
     listed, seen = keys.tolist(), dict[int, int]()
     kept = drawn.tolist()

@@ -92,13 +92,22 @@ def _moments(place: Parameter, parameter: Tensor) -> _Found:
     whole = _part(place.role, values)
     if not whole.numel:
         return _Found(place, 0, 0.0, 0.0, math.nan)
-    sample = values.float().flatten()
-    sample = sample[:: max(1, len(sample) // _SAMPLE)].double()
-    centred = sample - sample.mean()
-    square = centred.square().mean()
-    kurtosis = (centred.square() / square).square().mean().item() if square > 0 else math.nan
     parts = _parts(place, values)
-    return _Found(place, whole.numel, whole.mean, whole.std, kurtosis, orthogonal, parts, tuple(odd))
+    return _Found(place, whole.numel, whole.mean, whole.std, _kurtosis(values, whole), orthogonal, parts, tuple(odd))
+
+
+def _kurtosis(values: Tensor, whole: _Part) -> float:
+    """Fourth moment ÷ variance squared; NaN where nothing varies."""
+    if not 0 < whole.std < math.inf:
+        return math.nan
+    sample = values.float().flatten()
+    sample = sample[:: max(1, len(sample) // _SAMPLE)]
+    centred = (sample - whole.mean).div_(whole.std)  # of numbers near 1, fourth powers stay in float32
+    square = torch.dot(centred, centred) / len(centred)
+    if not square > 0:
+        return math.nan
+    squares = centred.square_()
+    return (torch.dot(squares, squares) / len(squares) / square.double().square()).item()
 
 
 def _part(role: Role, values: Tensor) -> _Part:

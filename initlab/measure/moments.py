@@ -117,16 +117,17 @@ def _on_cpu(x: Tensor, preset: Preset) -> list[float]:
     n = x.numel()
     if n == 0:
         return [0.0] + [math.nan] * (len(_LIGHT) - 1 + (len(_FULL) if preset == "full" else 0))
-    low, high = (float(bound) for bound in torch.aminmax(x))
-    abs_max = max(-low, high) if low == low else math.nan
+    abs_max, total, squares = _sums(x)
     bad, below = (0.0, 0.0) if math.isfinite(abs_max) else (float(share.sum()) / n for share in _infinite(x))
     # Outside this range fourth powers leave float32; a power of two scales without rounding.
     exponent = math.frexp(abs_max)[1] if 0 < abs_max < math.inf and not 1e-6 < abs_max < 1e8 else 0
     limit = _exponent_limit(x.dtype)
     unit = 2.0 ** max(-limit, min(limit, exponent))
-    y = x if exponent == 0 else x * (1 / unit)
-    # A dot product of all of a large tensor loses a percent of it in float32.
-    mean, square = float(y.sum()) / n, sum(float(torch.dot(piece, piece)) for piece in y.split(_PIECE)) / n
+    y = x
+    if exponent:
+        y = x * (1 / unit)
+        _, total, squares = _sums(y)
+    mean, square = total / n, squares / n
     var = square - mean * mean
     # E[x^2] - E[x]^2 loses digits when the mean dominates; the fourth moment loses them first.
     centred = var == var and var * 10 <= mean * mean
@@ -143,7 +144,23 @@ def _on_cpu(x: Tensor, preset: Preset) -> list[float]:
     central = fourth - 4 * shift * third + 6 * shift**2 * (var + shift**2) - 3 * shift**4
     kurtosis = central / var**2 - 3 if var > 0 else math.nan
     absolute = float(x.abs().sum(dtype=torch.float64)) / n if centred else absolute * unit
-    return [*values, absolute, kurtosis, *_fractions_on_cpu(x)]
+    return [*values, absolute, kurtosis, *_fractions_on_cpu(x, abs_max)]
+
+
+def _sums(x: Tensor) -> tuple[float, float, float]:
+    """Largest |x|, sums of x and of x^2, in pieces: what is read thrice comes from memory once.
+
+    A dot product of all of a large tensor would also lose a percent of it in float32.
+    """
+    lows, highs, total, squares = [], [], 0.0, 0.0
+    for piece in x.split(_PIECE):
+        low, high = torch.aminmax(piece)
+        lows.append(low.item())
+        highs.append(high.item())
+        total += piece.sum().item()
+        squares += torch.dot(piece, piece).item()
+    known = all(low == low for low in lows)  # of a piece with NaN both ends are
+    return max(-min(lows), max(highs)) if known else math.nan, total, squares
 
 
 @lru_cache
@@ -213,14 +230,16 @@ def _infinite(x: Tensor) -> tuple[Tensor, Tensor]:
     return ~torch.isfinite(x), x == -math.inf
 
 
-def _fractions_on_cpu(x: Tensor) -> list[float]:
+def _fractions_on_cpu(x: Tensor, abs_max: float) -> list[float]:
     """Share of exact zeros, then for each number format the shares below its normal range and above its largest."""
     sample = (x if x.numel() <= SAMPLE else torch.take(x, _sample_index(x.numel(), x.device))).abs().numpy()
     n = sample.size
     zeros = int(np.count_nonzero(sample == 0))
+    below = {low: (int(np.count_nonzero(sample < low)) - zeros) / n for low in {low for low, _ in _EDGES}}
     out = [zeros / n]
     for low, high in _EDGES:
-        out += [(int(np.count_nonzero(sample < low)) - zeros) / n, int(np.count_nonzero(sample > high)) / n]
+        # nothing is above where the largest isn't; NaN isn't above either, and its largest says nothing
+        out += [below[low], 0.0 if abs_max <= high else int(np.count_nonzero(sample > high)) / n]
     return out
 
 
@@ -237,4 +256,5 @@ def _fractions_on_device(x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _sample_index(n: int, device: torch.device) -> Tensor:
-    return torch.randint(n, (SAMPLE,), generator=torch.Generator("cpu").manual_seed(n), device="cpu").to(device)
+    drawn = torch.randint(n, (SAMPLE,), generator=torch.Generator("cpu").manual_seed(n), device="cpu")
+    return drawn.sort().values.to(device)  # read in order, which is several times faster

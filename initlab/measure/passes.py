@@ -77,6 +77,7 @@ class Passes:
         self.model, self.seed = anatomy.model, seed
         self.anatomy, self._autocast = anatomy, autocast
         self._device = next(self.model.parameters()).device
+        self._vocab_size = vocabulary(self.model)
 
     def run(
         self,
@@ -176,7 +177,7 @@ class Passes:
         ids = inputs.ids
         if ids is None:
             return next((each.detach() for each in floats(output) if each.dim()), None)
-        found = logits_in(output, ids, vocabulary(self.model))
+        found = logits_in(output, ids, self._vocab_size)
         if found is None:
             each = [value for value in floats(output) if value.dim() > 1 and len(value) == len(ids)]
             found = next((value for value in each if value.dim() == 3 and value.shape[1] == ids.shape[1]), None)

@@ -107,18 +107,19 @@ def measure_inputs(
     model, notes = anatomy.model, list(anatomy.notes)
     sites = anatomy.sites if chosen is None else filtered(anatomy, chosen)
     inputs = inputs.to(next(model.parameters()).device)
+    known = vocabulary(model)
     with (
         untouched(model, identity.seed),
         eagerly(model),
         recording(model, sites, preset, statistics=statistics) as recorder,
         recorder.leaves,
     ):
-        judged = take_loss(_run(model, inputs, autocast), inputs, vocabulary(model))
+        judged = take_loss(_run(model, inputs, autocast), inputs, known)
         if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
             recorder.take(Tap("logits", "(output)", "out"), judged.logits)
         recorder.close()
         loss, targets, logits = judged.loss, judged.targets, judged.logits
-        vocab_size = 0 if logits is None else vocabulary(model) or logits.shape[-1]
+        vocab_size = 0 if logits is None else known or logits.shape[-1]
         own = _own_logit(logits, inputs.ids)
         del judged, logits  # as large as the rest together, and not needed by every backward pass
         weights = _weights(anatomy, loss, recorder.moments)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -79,7 +79,8 @@ def random_states(model: nn.Module) -> list[Any]:
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
     # models that draw from NumPy's global state are why it is looked at
-    return [random.getstate(), repr(np.random.get_state()), *(state.tolist() for state in states)]  # noqa: NPY002
+    _, numbers, *place = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002
+    return [random.getstate(), numbers.tobytes(), place, *(state.numpy().tobytes() for state in states)]
 
 
 def _learning(model: nn.Module, moved: dict[str, Tensor], aim: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -83,6 +83,16 @@ def test_a_probe_runs_a_few_tokens_then_one_sequence_then_all(batch):
     assert SEEN[3:] == [2 * FEW] * 4  # of changed tokens
 
 
+def test_light_makes_no_passes_over_changed_tokens_and_says_so(batch):
+    SEEN.clear()
+    probed = initlab.probe(Model(), batch, stats="light")
+    assert SEEN == [FEW, T, B * T]
+    behaviour = [each for each in probed.findings if each.code.startswith("BEH")]
+    assert {each.status for each in behaviour} == {"not_applicable"}
+    assert all("with stats='full'" in each.message for each in behaviour)
+    assert probed.coverage["note"].str.contains("rules BEH").any()
+
+
 def test_where_the_few_tokens_say_nothing_a_sequence_is_tried(batch):
     idx, targets = batch
     targets[:, :FEW] = -1  # of a loss over them nothing is finite

@@ -169,7 +169,7 @@ NEXT = torch.cat([IDS[:, 1:], torch.full((4, 1), -1)], 1)
 
 def verdicts(model: nn.Module, batch: Any = None) -> tuple[initlab.results.Probe, dict[str, str]]:
     """The severities of what the rules have against a model, those that judge what it does and what it is."""
-    found = initlab.probe(model, batch, stats="light")
+    found = initlab.probe(model, batch)
     failed = found.judge(select=["BEH", "WIR005", "WIR008"])
     return found, {each.code: each.severity for each in failed if each.status == "fail"}
 
@@ -269,15 +269,15 @@ def test_the_mask_hides_what_the_encoder_is_given_by_place(ignoring: bool) -> No
     ],
 )
 def test_labels_that_the_probe_made_vouch_for_none(model: type[Body], batch: Any, words: str) -> None:
-    (found,) = initlab.probe(model(), batch, stats="light").judge(select=["BEH004"])
+    (found,) = initlab.probe(model(), batch).judge(select=["BEH004"])
     assert (found.status, words in found.message) == ("not_applicable", True)
 
 
 def test_the_message_names_what_moves() -> None:
-    found = initlab.probe(Plain(extra="convolution"), torch.cat([IDS, IDS]), stats="light")
+    found = initlab.probe(Plain(extra="convolution"), torch.cat([IDS, IDS]))
     (said,) = found.judge(select=["BEH001"])
     assert "positions 8–9 when token 10 of 16 changes" in said.message
-    found = initlab.probe(Plain(extra="hard dropout"), stats="light")
+    found = initlab.probe(Plain(extra="hard dropout"))
     (said,) = found.judge(select=["BEH005"])
     assert "blocks.0, blocks.1" in said.message
 
@@ -350,7 +350,7 @@ def test_one_id_and_one_token_are_no_batch_to_change() -> None:
 
 
 def test_it_is_saved_and_read_back(tmp_path: Any) -> None:
-    found = initlab.probe(Plain("reshaped"), stats="light")
+    found = initlab.probe(Plain("reshaped"))
     found.save(tmp_path)
     again = initlab.load(tmp_path)
     assert again.behaviour["check"].tolist() == found.behaviour["check"].tolist()
@@ -377,5 +377,5 @@ class Torchs(nn.Module):
 
 @pytest.mark.parametrize(("batch", "severity"), [(None, "info"), ((IDS, NEXT), "error")])
 def test_a_callers_targets_tell_which_axis_is_the_sequence(batch: Any, severity: str) -> None:
-    (found,) = initlab.probe(Torchs(), batch, stats="light").judge(select=["BEH003"])
+    (found,) = initlab.probe(Torchs(), batch).judge(select=["BEH003"])
     assert (found.status, found.severity) == ("fail", severity) and "batch_first=True" in found.advice

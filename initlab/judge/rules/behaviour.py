@@ -12,7 +12,7 @@ from initlab.judge.rules.moving import measured_by, moves, percent, ratio, untol
 from initlab.judge.words import trimmed
 from initlab.schema import BATCH_AXIS, FIRST_AXIS, LABELS_IDS, LABELS_MADE
 
-_NEEDS = "`initlab.probe`, of a model that reads tokens"
+_NEEDS = "`initlab.probe` with stats='full', of a model that reads tokens"
 _LIMITS = {"most": 1.0}
 _LIMIT = "≤ {most}× what rounding moves"
 _BASIS = (
@@ -113,7 +113,7 @@ def order_without_effect(case: Case, rows: pd.DataFrame) -> Finding:
     code="BEH003",
     question="Behaviour",
     measures="how far the output of one sample moves when another one in the batch is changed",
-    needs="`initlab.probe`, of a batch of two samples or more",
+    needs="`initlab.probe` with stats='full', of a batch of two samples or more",
     limits=_LIMITS,
     unit="× rounding",
     limit=f"{_LIMIT}; an error where attention sees the batch in place of the sequence",
@@ -159,7 +159,8 @@ def samples_not_independent(case: Case, rows: pd.DataFrame) -> Finding:
     code="BEH004",
     question="Behaviour",
     measures="how many places after the token that is read its target stands, by the model's own loss",
-    needs="a loss over next tokens that the model takes itself, or targets of the caller's",
+    needs="`initlab.probe` with stats='full', and a loss over next tokens that the model takes itself, or the caller's "
+    "targets",
     unit="places",
     limit="one; a note, or nothing, where the labels were made by the probe",
     basis="derived",
@@ -204,7 +205,7 @@ def target_not_next_token(case: Case, rows: pd.DataFrame) -> Finding:
     code="BEH005",
     question="Behaviour",
     measures="how far the outputs of two passes in eval differ that draw from other seeds",
-    needs="`initlab.probe`",
+    needs="`initlab.probe` with stats='full'",
     limits=_LIMITS,
     unit="× rounding",
     limit=f"{_LIMIT}; a note where it isn't dropout",

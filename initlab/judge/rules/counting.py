@@ -20,9 +20,10 @@ MATRICES = ("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp
 @kept
 def rows_of(run: Run, kind: str, *sites: str) -> pd.DataFrame:
     """Records of a kind, at some sites or at all."""
-    records = run.tables.records
-    keep = records["kind"] == kind
-    return records[keep & records["site"].isin(sites)] if sites else records[keep]
+    if sites:
+        rows = rows_of(run, kind)
+        return rows[rows["site"].isin(sites)]
+    return run.tables.records[run.tables.records["kind"] == kind]
 
 
 def parts(frame: pd.DataFrame, by: Sequence[str], *, sort: bool = False) -> Iterator[tuple[Any, pd.DataFrame]]:

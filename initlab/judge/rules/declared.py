@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from initlab.judge.grouping import grouped
 from initlab.judge.remedies import Change, Described, leave, towards
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, family, rows_of, seeds
@@ -63,34 +64,38 @@ def _beside(own: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
     own = own.assign(family=family(names), owner=owner)
     own = own.assign(said=owner.map(by["said"]).astype(float), name=owner.map(by["name"]).fillna("").astype(str))
     own = own[own["said"] > 0]
-    depth = own["layer"].astype(float) + 1
-    ratio, n = own["std"] / own["said"], own["n_layer"].astype(float)
-    out = own["role"].isin(OUTPUTS)
+    columns = ("std", "said", "layer", "n_layer", "numel", "kurtosis", "width", "mean")
+    std, meant, layer, n, numel, kurtosis, width, mean = (
+        own[name].to_numpy(dtype=float, na_value=math.nan) for name in columns
+    )
+    role = own["role"].astype(str).to_numpy(dtype=object)
+    out, table = np.isin(role, OUTPUTS), np.isin(role, (Role.TOKEN_EMBED, Role.POS_EMBED))
     also = [own["owner"].map(each.set_index("about")["said"]) for _, each in others.groupby("name")]
-    by_depth = [own["said"] / np.sqrt(each) for each in (2 * n, n, 2 * depth, depth)]
-    wanted = [own["said"], *[value.where(out) for value in by_depth], *also]
-    error = _NEAR + 4 / np.sqrt(2.0 * own["numel"])
-    fits = pd.Series(False, index=own.index)
+    by_depth = [np.where(out, meant / np.sqrt(each), math.nan) for each in (2 * n, n, 2 * (layer + 1), layer + 1)]
+    wanted = [meant, *by_depth, *[value.to_numpy(float) for value in also]]
+    error = _NEAR + 4 / np.sqrt(2.0 * numel)
+    fits = np.zeros(len(own), dtype=bool)
     for value in wanted:
         for cut in _CUT:
-            fits |= (own["std"] / (cut * value.astype(float)) - 1).abs() < error
-    uniform = own["kurtosis"].between(*_UNIFORM)  # what is said may be its bound
-    fits |= uniform & ((own["std"] * math.sqrt(3) / own["said"] - 1).abs() < error)
-    table = own["role"].isin([Role.TOKEN_EMBED, Role.POS_EMBED])
-    fits |= table & ((own["std"] * np.sqrt(own["width"].astype(float)) - 1).abs() < error)
-    drawn = (own["kurtosis"].abs() < _NORMAL) & (own["mean"].abs() < _CENTRED * own["std"])
-    fits |= (own["role"] == Role.POS_EMBED) & ~drawn
-    own = own.assign(fits=fits.astype(float), ratio=ratio)
+            fits |= np.abs(std - cut * value) < error * cut * value
+    uniform = (kurtosis >= _UNIFORM[0]) & (kurtosis <= _UNIFORM[1])  # what is said may be its bound
+    fits |= uniform & (np.abs(std * math.sqrt(3) / meant - 1) < error)
+    fits |= table & (np.abs(std * np.sqrt(width) - 1) < error)
+    drawn = (np.abs(kurtosis) < _NORMAL) & (np.abs(mean) < _CENTRED * std)
+    fits |= (role == Role.POS_EMBED) & ~drawn
+    own = own.assign(fits=fits.astype(float), ratio=std / meant)
     keys = [*CELL, "owner", "family", "role", "name"]
-    means = own.groupby(keys, observed=True, sort=False)
-    return means.agg(
+    return grouped(
+        own,
+        keys,
+        sort=False,
         said=("said", "first"),
         std=("std", "median"),
         ratio=("ratio", "median"),
         fits=("fits", "mean"),
         kurtosis=("kurtosis", "median"),
         module=("module", "first"),
-    ).reset_index()
+    )
 
 
 def bring_to_the_declared(finding: Finding, model: Described) -> list[Change]:

@@ -54,6 +54,8 @@ def draws_of(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: of `writes_of`.
     """
+    if rows.empty:  # as of every model that no function made
+        return rows
     kept_rows = (rows["held"] == "parameter") & (rows["replaced"] == 0) & rows["factor"].isna()
     return rows[kept_rows & (rows["share"] >= 1) & rows["order"].notna()]
 
@@ -73,6 +75,8 @@ def in_parts(rows: pd.DataFrame) -> set[tuple[str, str]]:
     Args:
         rows: of `writes_of`.
     """
+    if rows.empty:
+        return set()
     parts = rows[(rows["replaced"] == 0) & rows["factor"].isna() & (rows["share"] < 1) & rows["order"].notna()]
     both = parts.merge(last_draws(rows)[["run_id", "parameter", "order"]], on=["run_id", "parameter"])
     both = both[both["order_x"] > both["order_y"]]

@@ -38,6 +38,7 @@ def only_inits(run: Run) -> Run:
     return Run(Tables(**kept), run.manifest)
 
 
+@kept
 def why_not_init(run: Run, recipe: str) -> str:
     """Why a recipe has no init to judge; empty where it has one."""
     rows = run.tables.summary[run.tables.summary["recipe"] == recipe]

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 
+from initlab.judge.grouping import grouped
 from initlab.judge.remedies import Change, Described, drawn
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, MATRICES, blocks, rows_of, seeds, size
@@ -219,7 +220,7 @@ def measure_imbalance(run: Run) -> pd.DataFrame:
     pairs = pairs[(pairs["rms"] > 0) & (pairs["rms_grad"] > 0)]
     role = pairs["role"].astype(str).where(~pairs["role"].isin(QKV), Role.ATTN_QKV.value)
     pairs = pairs.assign(role=role, square=(pairs["rms_grad"] / pairs["rms"]) ** 2)
-    found = pairs.groupby([*CELL, "role"], observed=True)["square"].mean().reset_index()
+    found = grouped(pairs, [*CELL, "role"], square=("square", "mean"))
     return found.assign(relative=np.sqrt(found["square"]))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from initlab.judge.cache import kept
 from initlab.judge.rules.base import Case, Finding
 from initlab.judge.rules.bodies import told_apart
 from initlab.judge.words import trimmed
@@ -21,20 +22,29 @@ def measured_by(check: str, meaning: str) -> Callable[[Run], pd.DataFrame]:
     """
 
     def measure(run: Run) -> pd.DataFrame:
-        rows = run.tables.behaviour
-        rows = rows[rows["check"] == check]
-        cells = rows["run_id"].astype(str)
-        targets = run.tables.summary.drop_duplicates("run_id").set_index("run_id")["targets"]
-        facts = {str(run_id): _facts(own) for run_id, own in run.tables.wiring.groupby("run_id", observed=True)}
-        wired = pd.DataFrame([facts.get(cell, _facts(run.tables.wiring[:0])) for cell in cells], index=rows.index)
-        return rows.assign(
-            targets=cells.map(targets.astype(str).to_dict()),
-            aim=rows["aim"].astype("string").fillna(""),
-            routed=rows["routed"].fillna(0),
-        ).join(wired)
+        rows = _checks(run)
+        return rows[rows["check"] == check] if len(rows) else rows
 
     measure.__doc__ = meaning
     return measure
+
+
+@kept
+def _checks(run: Run) -> pd.DataFrame:
+    """The table `behaviour`, each row with what its stack's wiring and the loss say."""
+    rows = run.tables.behaviour
+    if rows.empty:
+        return rows
+    cells = rows["run_id"].astype(str)
+    targets = run.tables.summary.drop_duplicates("run_id").set_index("run_id")["targets"]
+    facts = {str(run_id): _facts(own) for run_id, own in run.tables.wiring.groupby("run_id", observed=True)}
+    unread = _facts(run.tables.wiring[:0])
+    wired = pd.DataFrame([facts.get(cell, unread) for cell in cells], index=rows.index)
+    return rows.assign(
+        targets=cells.map(targets.astype(str).to_dict()),
+        aim=rows["aim"].astype("string").fillna(""),
+        routed=rows["routed"].fillna(0),
+    ).join(wired)
 
 
 def _facts(rows: pd.DataFrame) -> dict[str, object]:

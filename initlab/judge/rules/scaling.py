@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge import Severity
+from initlab.judge.grouping import grouped
 from initlab.judge.remedies import Change, Described, rescaled
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, family, rows_of, seeds
@@ -34,8 +35,10 @@ def measure_scaled(run: Run) -> pd.DataFrame:
     stack = weights["module"].str.extract(r"^(.*?)(?:^|\.)\d+\.", expand=False).fillna("")
     inside = weights["layer"].notna()
     weights = weights.assign(family=family(weights["module"]), stack=stack.where(inside, ""))
-    means = weights.groupby([*CELL, "stack", "family", "role"], observed=True, sort=False)
-    found = means.agg(
+    found = grouped(
+        weights,
+        [*CELL, "stack", "family", "role"],
+        sort=False,
         std=("std", "median"),
         low=("std", "min"),
         high=("std", "max"),
@@ -44,7 +47,7 @@ def measure_scaled(run: Run) -> pd.DataFrame:
         columns=("columns", "first"),
         module=("module", "first"),
         layers=("layer", "nunique"),
-    ).reset_index()
+    )
     side = found["columns"].where(found["rows"] == found["n_embd"], found["rows"])
     fan_in = side.where(found["role"].isin(OUTPUTS), found["n_embd"])
     found = found.assign(wide=found["std"] * np.sqrt(fan_in.astype(float)))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from initlab.judge.grouping import grouped, places
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, called, family, in_block, rows_of, seeds, size
 from initlab.judge.rules.trends import off_trend
@@ -29,20 +30,23 @@ def measure_spike(run: Run) -> pd.DataFrame:
     rows = rows_of(run, "activation", *_WRITES)
     rows = rows[rows["layer"].notna()]
     keys = [*CELL, "site", "module", "layer"]
-    rows = rows.groupby(keys, observed=True)[["var", "expected_var"]].mean().reset_index()
-    rows["family"] = family(rows["module"])
-    parts = []
-    for _, group in rows.groupby(["run_id", "site", "family"], observed=True):
-        expected = group["expected_var"]
-        value = group["var"] / expected if (expected > 0).all() else group["var"]
-        off = off_trend(group["layer"].to_numpy(float), value.to_numpy(float))
-        if not (expected > 0).all():
+    rows = grouped(rows, keys, var=("var", "mean"), expected_var=("expected_var", "mean"))
+    if rows.empty:
+        return rows
+    layers, variances, expected = (rows[name].to_numpy(float) for name in ("layer", "var", "expected_var"))
+    rows = rows.assign(family=family(rows["module"]))
+    alike = list(places(rows, ["run_id", "site", "family"]))
+    offs, blocks = np.zeros(len(rows)), np.zeros(len(rows))
+    for at in alike:
+        known = bool((expected[at] > 0).all())
+        off = off_trend(layers[at], variances[at] / expected[at] if known else variances[at])
+        if not known:
             # attention averages unlike tokens away, and they are unlike in the first block alone
-            early = (group["layer"] == group["layer"].min()).to_numpy() & np.isfinite(off)
+            early = (layers[at] == layers[at].min()) & np.isfinite(off)
             off = np.where(early, np.maximum(off, 0.0), off)
-        parts.append(group.assign(off=off, blocks=len(group)))
-    found = pd.concat(parts) if parts else pd.DataFrame()
-    return found[found["blocks"] > 3] if len(found) else found
+        offs[at], blocks[at] = off, len(at)
+    found = rows.assign(off=offs).take([place for at in alike for place in at])
+    return found[blocks[found.index] > 3]
 
 
 @rule(
@@ -92,20 +96,19 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     keys = [*CELL, "layer"]
     stream = rows_of(run, "activation", *_ENTERED.values())
     stream = stream[(stream["rms"] > 0) & np.isfinite(stream["rms"])]
-    level = stream.groupby([*keys, "site"], observed=True).agg(level=("rms", "mean"), dtype=("dtype", "first"))
-    wide = {site: rows.droplevel("site") for site, rows in level.groupby("site", observed=True)}
-    entered = wide.get("resid_mid", pd.DataFrame(columns=["level", "dtype"]))
-    start = wide.get("resid_pre", pd.DataFrame(columns=["level", "dtype"]))
-    parts = []
-    for site in _ENTERED:
-        writes = rows_of(run, "activation", site)
-        writes = writes[(writes["rms"] > 0) & np.isfinite(writes["rms"]) & writes["layer"].notna()]
-        if writes.empty or start.empty:
-            continue
-        of = start if site == "attn_out" or entered.empty else entered
-        joined = writes[[*keys, "site", "rms"]].join(of, on=keys)
-        parts.append(joined.assign(ratio=joined["rms"] / joined["level"]).dropna(subset="ratio"))
-    return pd.concat(parts) if parts else pd.DataFrame()
+    level = grouped(stream, [*keys, "site"], level=("rms", "mean"), dtype=("dtype", "first"))
+    at = zip(*(level[name].tolist() for name in ("run_id", "layer", "site")), strict=True)
+    entered = dict(zip(at, zip(level["level"], level["dtype"], strict=True), strict=True))
+    seen = {site for *_, site in entered}
+    if "resid_pre" not in seen:
+        return pd.DataFrame()
+    writes = rows_of(run, "activation", *_ENTERED)
+    writes = writes[(writes["rms"] > 0) & np.isfinite(writes["rms"]) & writes["layer"].notna()][[*keys, "site", "rms"]]
+    of = {site: own if own in seen else "resid_pre" for site, own in _ENTERED.items()}
+    named = zip(*(writes[name].tolist() for name in ("run_id", "layer", "site")), strict=True)
+    beside = [entered.get((run_id, layer, of[site]), (math.nan, "")) for run_id, layer, site in named]
+    levels, dtypes = (list(each) for each in zip(*beside, strict=True)) if beside else ([], [])
+    return writes.assign(ratio=writes["rms"] / np.array(levels), dtype=dtypes).dropna(subset="ratio")
 
 
 @rule(

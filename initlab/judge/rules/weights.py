@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from initlab import wiring
+from initlab.judge.grouping import grouped, places
 from initlab.judge.remedies import Change, Described, redraw_what_is_off, scale_outputs, towards
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, MATRICES, blocks, family, rows_of, seeds
@@ -143,14 +144,16 @@ def measure_siblings(run: Run) -> pd.DataFrame:
         return pd.DataFrame()
     rows = rows.assign(family=family(rows["module"]), square=rows["var"])
     keys = [*CELL, "family", "numel", "layer"]
-    means = rows.groupby(keys, observed=True).agg(square=("square", "mean"), module=("module", "first")).reset_index()
-    means["std"] = np.sqrt(means["square"])
-    parts = []
-    for _, group in means.groupby(["run_id", "family", "numel"], observed=True):
-        layers, stds = group["layer"].to_numpy(float), group["std"].to_numpy(float)
-        off = _odd_of_three(stds, int(group["numel"].iloc[0])) if len(group) == 3 else off_trend(layers, stds)
-        parts.append(group.assign(off=off, typical=group["std"].median()))
-    return pd.concat(parts).assign(error=lambda found: 1 / np.sqrt(2 * found["numel"]))
+    means = grouped(rows, keys, square=("square", "mean"), module=("module", "first"))
+    layers, stds = means["layer"].to_numpy(float), np.sqrt(means["square"].to_numpy(float))
+    siblings = list(places(means, ["run_id", "family", "numel"]))
+    off, typical = np.zeros(len(means)), np.zeros(len(means))
+    for at in siblings:
+        three, numel = len(at) == 3, int(means["numel"].iloc[at[0]])
+        off[at] = _odd_of_three(stds[at], numel) if three else off_trend(layers[at], stds[at])
+        typical[at] = pd.Series(stds[at]).median()
+    found = means.assign(std=stds, off=off, typical=typical, error=1 / np.sqrt(2 * means["numel"].to_numpy(float)))
+    return found.take([place for at in siblings for place in at])
 
 
 def _odd_of_three(stds: np.ndarray, numel: int) -> np.ndarray:
