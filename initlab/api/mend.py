@@ -256,7 +256,7 @@ class _Search:
                 rescale(target, change.names, change.factor, change.rows)
             else:
                 source = change.drawn or self._recipe(change.recipe)
-                redraw(target, change.names, source, self.seed, only_bad=change.only_bad)
+                redraw(target, change.names, source, self.seed, rows=change.rows, only_bad=change.only_bad)
 
     def _recipe(self, id: str) -> Recipe:
         own = [each for each in (self.declared, self.first.config) if each is not None and each.id == id]
