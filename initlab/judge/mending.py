@@ -19,6 +19,8 @@ from initlab.judge.siblings import Group, odd_siblings
 from initlab.judge.words import trimmed
 from initlab.recipes.base import OUTPUTS, VECTORS
 
+_INVERSE = math.log(1.15)  # of the product of two factors that should be 1
+_OWN = "its own config or init code"
 _OFF_THEORY = ("RES002", "RES003")
 Stage = Callable[[Sequence[Finding], Described], list[Group]]
 
@@ -65,12 +67,12 @@ def from_recipe(findings: Sequence[Finding], model: Described) -> list[Group]:
     """
     if model.reference not in matching.best_recipes(model.rows)[0] and not model.strict:
         return []
-    fits = "its config" if model.reference == matching.CONFIG else f"{model.reference}, which the other roles fit,"
+    fits = _OWN if model.reference == matching.CONFIG else f"{model.reference}, which the other roles fit,"
     return _off(findings, model, f"{model.reference} was meant:" if model.strict else f"{fits}")
 
 
 def from_config(findings: Sequence[Finding], model: Described) -> list[Group]:
-    """Bring what is off the std that the model's config names to it, where some role has it.
+    """Bring what is off the std that the model's config, or else its init code, names to it, where some role has it.
 
     Args:
         findings: to answer.
@@ -79,7 +81,7 @@ def from_config(findings: Sequence[Finding], model: Described) -> list[Group]:
     used = any(matching.CONFIG in row["matches"] for row in model.rows if row["role"] not in VECTORS)
     if not used or model.strict:
         return []
-    return _off(findings, replace(model, reference=matching.CONFIG), "its config")
+    return _off(findings, replace(model, reference=matching.CONFIG), _OWN)
 
 
 def from_one_factor(findings: Sequence[Finding], model: Described) -> list[Group]:
@@ -170,7 +172,19 @@ def _off(findings: Sequence[Finding], model: Described, lead: str) -> list[Group
                 together = row["stack"] in whole and not vector
                 key = (row["stack"],) if together else (vector, wanted["text"], alike)
                 groups.setdefault(key, []).append(change)
-    return [Group(tuple(changes), changes[0].why) for changes in groups.values()]
+    return [Group(tuple(changes), changes[0].why) for changes in _swapped(list(groups.values()))]
+
+
+def _swapped(groups: list[list[Change]]) -> list[list[Change]]:
+    """Join what lacks a factor with what has it too much, in one stack: it was put on the wrong one, one slip."""
+    for place, some in enumerate(groups):
+        for other in groups[:place]:
+            one, two = some[0].factor, other[0].factor
+            inverse = one is not None and two is not None and abs(math.log(one * two)) < _INVERSE
+            if inverse and some[0].stack == other[0].stack != "":
+                rest = [each for each in groups if each is not some and each is not other]
+                return _swapped([[*other, *some], *rest])
+    return groups
 
 
 def _undrawn_stacks(model: Described) -> set[str]:

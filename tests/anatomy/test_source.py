@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from initlab.anatomy.source import depth_code, forward_reads
+from initlab.anatomy.source import depth_code, forward_reads, written_stds
 
 
 class Base(nn.Module):
@@ -103,6 +103,34 @@ class Said(Base):
 def test_any_spelling_is_found(kind: type[nn.Module]) -> None:
     assert depth_code(kind()) == f"{kind.__name__}.init_all"
     assert depth_code(nn.Sequential(nn.Linear(2, 2), kind())) == f"{kind.__name__}.init_all"
+
+
+def init_weights(module: nn.Module, std: float = 0.03) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=std)
+
+
+class Apart(Base):
+    """Calls a function beside it."""
+
+    def init_all(self) -> None:
+        self.apply(init_weights)
+
+
+class Called(Base):
+    def init_all(self) -> None:
+        std = self.base_std = 0.05
+        for p in self.parameters():
+            p.data.normal_(0.0, std)
+            nn.init.normal_(self.blocks[0].weight, std=self.base_std * 1.0 / math.sqrt(2 * self.n_layer))
+
+
+@pytest.mark.parametrize(
+    ("model", "stds"),
+    [(Root(), {0.02}), (Power(), {0.02}), (Conditional(), {0.02}), (Apart(), {0.03}), (Called(), {0.05}), (Fan(), {})],
+)
+def test_the_std_that_the_init_code_writes_is_read(model: nn.Module, stds: set[float]) -> None:
+    assert written_stds(model) == set(stds)
 
 
 @pytest.mark.parametrize("model", [Conditional(scaled=False), Fan(), Said(), Heads(), nn.Linear(2, 2)])

@@ -76,6 +76,21 @@ def propose(findings: list[Finding], found: Described) -> list[Change]:
     return [change for group in groups for change in group.changes]
 
 
+def test_a_factor_on_the_wrong_matrix_is_one_slip() -> None:
+    scaled = 1 / math.sqrt(8)
+    described = case(rows(mlp_in=0.02 * scaled, mlp_out=0.02))
+    (group,) = from_nearest([finding("RES001")], described)
+    assert {change.role: change.proposed for change in group.changes} == pytest.approx(
+        {"mlp_in": 0.02, "mlp_out": 0.02 * scaled}
+    )
+    said = replace(finding("INI010"), measured=scaled, site="mlp_out")
+    three = [*described.rows, row("mlp_gate", 0.02)]
+    (group,) = from_remedies([said], replace(described, rows=three, reference="none"))
+    assert {change.role: change.proposed for change in group.changes} == pytest.approx(
+        {"mlp_in": 0.02, "mlp_out": 0.02 * scaled}
+    )
+
+
 def answered(code: str, found: Described) -> dict[str, float]:
     return {change.role: change.proposed for change in propose([finding(code)], found)}
 
