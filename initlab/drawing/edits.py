@@ -75,6 +75,24 @@ def _others_kept(parameters: Collection[Tensor], rows: Rows | None, only_bad: bo
             parameter.copy_(torch.where(kept, old, parameter))
 
 
+@contextmanager
+def all_or_nothing(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Give parameters their values back where what is done to them raises.
+
+    Args:
+        model: that holds them.
+        names: of the parameters.
+    """
+    before = {name: value.detach().clone() for name, value in model.named_parameters() if name in names}
+    try:
+        yield
+    except BaseException:  # of an interrupt, too
+        with torch.no_grad():
+            for name, value in before.items():
+                model.get_parameter(name).copy_(value)
+        raise
+
+
 def untouched(model: nn.Module, twin: nn.Module, changed: Collection[str]) -> list[str]:
     """Name the parameters and buffers of a changed copy that were to stay and are others now, bit for bit.
 
