@@ -23,6 +23,7 @@ _NO_DEPTH = re.compile(
     r"head|dim|emb|hidden|width|size|kernel|group|expert|channel|vocab|rank|fan|top_?k|seed|batch|len"
 )
 _NORMAL = ("normal_", "trunc_normal_")
+_DRAWS = re.compile(r"((trunc|log|kaiming|xavier)_)?(normal|uniform)_|orthogonal_|sparse_|(rand|randn)(_like)?")
 _LEVELS = 8  # of names that stand for names
 _OF_ELSE = object()  # what can't be known without running the code
 
@@ -53,24 +54,32 @@ def depth_code(model: nn.Module, outputs: Collection[str] = ()) -> str:
     return ""
 
 
-def written_stds(model: nn.Module) -> set[float]:
+def written_stds(model: nn.Module) -> dict[float, str]:
     """Read the std with which a model's own init code calls `normal_` and `trunc_normal_`, before a scaling by depth.
 
-    A number, a variable or argument that is one, an attribute of the model or its config; what is computed otherwise,
-    as from a fan_in, is left out. Code under a condition which the model's own attributes make false didn't run.
+    A number, a variable or argument that is one, an attribute of the model or its config. Code under a condition which
+    the model's own attributes make false didn't run.
 
     Args:
         model: read, never called.
+
+    Returns:
+        function by std; nothing where one of the draws is of another kind (`xavier_uniform_`), or has a std that is
+        computed otherwise, as from a fan_in: which weights are drawn by which can't be read.
     """
-    found: set[float] = set()
+    found: dict[float, str] = {}
     counts = _depths(model)
     for owner, module in _owners(model).items():
-        for _, root in _trees(owner):
+        for name, root in _trees(owner):
             known = _here(root, counts)
             for node, path in _nodes(root, ()):
-                if isinstance(node, ast.Call) and _called(node) in _NORMAL and _ran(path, module):
-                    found |= set(_numbers(_std_of(node), root, module, known))
-    return {std for std in found if 0 < std < math.inf}
+                if not isinstance(node, ast.Call) or not _DRAWS.fullmatch(_called(node)) or not _ran(path, module):
+                    continue
+                stds = list(_numbers(_std_of(node), root, module, known)) if "normal" in _called(node) else []
+                if not stds or _called(node) not in _NORMAL:
+                    return {}
+                found |= dict.fromkeys(stds, name)
+    return {std: name for std, name in found.items() if 0 < std < math.inf}
 
 
 def _owners(model: nn.Module) -> dict[type, nn.Module]:

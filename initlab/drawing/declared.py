@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from initlab.anatomy.declaring import Declaration
 from initlab.anatomy.holding import values_of
 from initlab.anatomy.source import depth_code, written_stds
 from initlab.drawing.apply import was_applied
@@ -30,10 +31,25 @@ def declared_stds(model: nn.Module) -> list[float]:
     return stds or [number for name, number in numbers if _FACTOR.search(name)]
 
 
+def written_std(model: nn.Module) -> Declaration | None:
+    """Read the one number that a model's own init code draws normals with.
+
+    Args:
+        model: read, never called.
+
+    Returns:
+        None where there are several, or other draws, or the model was drawn from a recipe since.
+    """
+    found = {} if was_applied(model) else written_stds(model)
+    return (
+        Declaration("std", f"the std in {next(iter(found.values()))}", next(iter(found))) if len(found) == 1 else None
+    )
+
+
 def config_recipe(model: nn.Module, id: str) -> Recipe | None:
     """Make a recipe of the one std that a model's config names; its own code tells whether outputs are depth-scaled.
 
-    Where the config names none it is the one number that the init code draws normals with.
+    Where the config names none it is that of `written_std`.
 
     Args:
         model: that holds it.
@@ -42,7 +58,9 @@ def config_recipe(model: nn.Module, id: str) -> Recipe | None:
     Returns:
         None where neither names one, or the model was drawn from a recipe since.
     """
-    stds = {number for name, number in _numbers(model) if _STD.search(name) and number > 0} or written_stds(model)
+    stds = {number for name, number in _numbers(model) if _STD.search(name) and number > 0}
+    if not stds and (written := written_std(model)) is not None:
+        stds = {written.said}
     if len(stds) != 1 or was_applied(model):
         return None
     (std,) = stds

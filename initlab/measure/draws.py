@@ -14,6 +14,7 @@ from initlab.anatomy.look import Anatomy
 from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.sharing import shared, sharing_said
 from initlab.drawing.copies import drawn_matrices, likest, repeated, sketch
+from initlab.drawing.declared import written_std
 from initlab.drawing.spectrum import stable_rank
 from initlab.drawing.uneven import TABLES, odd_rows
 from initlab.recipes import Role
@@ -77,14 +78,19 @@ def _gains(anatomy: Anatomy) -> Iterator[dict[str, Any]]:
 
 
 def declared_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
-    """Make a row for each thing that the model's configs declare of its init.
+    """Make a row for each thing that the model's configs declare of its init; where they name no std, its own code.
 
     Args:
         keys: the cell's key columns; the step isn't one of this table.
         anatomy: of the model.
     """
     keys = {name: value for name, value in keys.items() if name != "step"}
-    return [keys | asdict(each) for each in declarations(anatomy.model, anatomy.parameters, anatomy.wirings)]
+    found = declarations(anatomy.model, anatomy.parameters, anatomy.wirings)
+    said = any(each.kind == "std" and each.said > 0 for each in found)
+    written = None if said else written_std(anatomy.model)
+    if written is not None:
+        found = [written, *(each for each in found if (each.kind, each.about) != ("std", ""))]
+    return [keys | asdict(each) for each in found]
 
 
 def _odd(matrix: Tensor, place: Parameter) -> dict[str, Any]:
