@@ -17,8 +17,10 @@ from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.gradient import redraw_zeros
 from initlab.judge.siblings import Group, odd_siblings
 from initlab.judge.words import trimmed
+from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS, VECTORS
 
+_SIGMAS = 4.0
 _INVERSE = math.log(1.15)  # of the product of two factors that should be 1
 _OWN = "its own config or init code"
 _OFF_THEORY = ("RES002", "RES003")
@@ -104,7 +106,29 @@ def from_one_factor(findings: Sequence[Finding], model: Described) -> list[Group
     if any(min(abs(off - usual), abs(off - depth - usual)) > math.log(1.5) for off, depth in factors):
         return []
     found = _off(findings, model, f"every matrix is {trimmed(math.exp(usual), 2)}× {model.reference}, which")
-    return [Group(tuple(change for group in found for change in group.changes), found[0].text)] if found else []
+    changes = [change for group in found for change in group.changes]
+    if not changes:
+        return []
+    return [Group((*changes, *_alike(changes, model)), found[0].text)]
+
+
+def _alike(changes: Sequence[Change], model: Described) -> Iterator[Change]:
+    """What is of no known role and has the std that most of what changes has: the same cause, and the same factor."""
+    scaled = sorted((change for change in changes if change.factor), key=lambda change: change.found)
+    first = scaled[len(scaled) // 2] if scaled else None
+    for entry in model.counted if first else ():
+        drawn = entry["role"] == Role.OTHER and entry["trains"] and len(entry["shape"]) > 1 and entry["std"] > 0
+        error = matching.TOLERANCE + _SIGMAS / math.sqrt(2 * entry["numel"])
+        if first and first.factor and drawn and abs(math.log(entry["std"] / first.found)) < error:
+            yield replace(
+                first,
+                role=entry["role"],
+                stack=entry["stack"],
+                names=(entry["name"],),
+                found=entry["std"],
+                proposed=entry["std"] * first.factor,
+                why=f"{first.why}; it has the std of those",
+            )
 
 
 def from_remedies(findings: Sequence[Finding], model: Described) -> list[Group]:

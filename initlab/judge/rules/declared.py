@@ -17,7 +17,7 @@ from initlab.recipes.base import INNER, OUTPUTS
 from initlab.rundir import Run
 
 _BLOCKS = (*INNER, *OUTPUTS)
-_DRAWN = (*_BLOCKS, Role.TOKEN_EMBED, Role.POS_EMBED, Role.UNEMBED)
+_DRAWN = (*_BLOCKS, Role.ROUTER, Role.TOKEN_EMBED, Role.POS_EMBED, Role.UNEMBED)
 _CUT = (1.0, 0.9866, 0.8796)  # std of a normal that is cut at 3 and at 2 of its std
 _NEAR = 0.05  # relative, beside sampling: "has the std that is declared"
 _MOST = 0.6  # of the kinds of matrices: the model follows its config
