@@ -161,7 +161,7 @@ def _undrawn(entries: Sequence[Entry], kin: dict[str, list[Entry]], recipe: dict
             change = _change(entry, like, said, f"draw, {like.kind}")
         elif entry["name"] in recipe:
             change = _by_recipe(recipe[entry["name"]], entry, text, entry["std"])
-        elif entry["kind"] == "low rank":
+        elif entry["kind"] in _UNDRAWN:
             change = _change(entry, Normal(entry["rms"]), f"{text}; its own scale stays", "draw, normal")
         else:
             continue

@@ -85,9 +85,10 @@ def test_what_is_no_draw_is_drawn_as_its_siblings() -> None:
         (found,) = changes(matrices(n4={"kind": kind, "mean": 0.02 * (kind == "constant")}))
         assert (found.names, found.factor, found.drawn.std) == (("h.4.fc",), None, 0.02)  # type: ignore[union-attr]
     assert changes([each | {"kind": "zero", "std": 0.0} for each in matrices()]) == []
-    found, *others = changes([each | {"kind": "low rank"} for each in matrices()])
-    assert not others
-    assert found.drawn.std == pytest.approx(0.02)  # type: ignore[union-attr]
+    for kind in ("low rank", "constant"):  # without a sibling or a recipe, their own scale is all there is
+        found, *others = changes([each | {"kind": kind} for each in matrices()])
+        assert not others
+        assert found.drawn.std == pytest.approx(0.02)  # type: ignore[union-attr]
 
 
 def test_copies_of_a_block_are_drawn_and_the_first_one_stays() -> None:
