@@ -213,10 +213,12 @@ ALIKE = r"same|identical|cop(y|ies)|correlat|alike"
 @fault("blocks are copies of one", "copies", ALIKE)
 def _(s: Subject) -> Planted:
     first = s.blocks[0].module.state_dict()
+    drawn = [each for block in s.blocks[1:] for each in block.module.parameters() if each.dim() > 1]
+    before = [each.detach().clone() for each in drawn]
     for block in s.blocks[1:]:
         block.module.load_state_dict(first, strict=False)
-    names = s.names
-    copied = tuple(names[id(each)] for each in matrices(s.blocks[1:]))
+    # experts and routers, too, which are none of `matrices`
+    copied = tuple(s.names[id(each)] for each, old in zip(drawn, before, strict=True) if not torch.equal(each, old))
     return Planted(in_block(s, 1), copied, _distinct(copied))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Collection, Iterator
@@ -21,6 +22,9 @@ _DEPTH = re.compile(r"(n|num|number)?_?(of_)?(hidden_|transformer_|decoder_|enco
 _NO_DEPTH = re.compile(
     r"head|dim|emb|hidden|width|size|kernel|group|expert|channel|vocab|rank|fan|top_?k|seed|batch|len"
 )
+_NORMAL = ("normal_", "trunc_normal_")
+_DRAWS = re.compile(r"((trunc|log|kaiming|xavier)_)?(normal|uniform)_|orthogonal_|sparse_|(rand|randn)(_like)?")
+_LEVELS = 8  # of names that stand for names
 _OF_ELSE = object()  # what can't be known without running the code
 
 
@@ -38,21 +42,96 @@ def depth_code(model: nn.Module, outputs: Collection[str] = ()) -> str:
     """
     mine = {_holder(name) for name in outputs}
     others = {_holder(name) for name, _ in model.named_parameters()} - mine
-    owners: dict[type, nn.Module] = {}
-    for module in model.modules():
-        for owner in type(module).__mro__:
-            if issubclass(owner, nn.Module) and not owner.__module__.startswith("torch."):
-                owners.setdefault(owner, module)
     counts = _depths(model)
-    for owner, module in owners.items():
+    for owner, module in _owners(model).items():
         for name, root in _trees(owner):
             named = _words(root)
             if mine and named & others and not named & mine:
                 continue
             known = _here(root, counts)
             if any(_divides(node, known) and _ran(path, module) for node, path in _nodes(root, ())):
-                return f"{owner.__name__}.{name}"
+                return name
     return ""
+
+
+def written_stds(model: nn.Module) -> dict[float, str]:
+    """Read the std with which a model's own init code calls `normal_` and `trunc_normal_`, before a scaling by depth.
+
+    A number, a variable or argument that is one, an attribute of the model or its config. Code under a condition which
+    the model's own attributes make false didn't run.
+
+    Args:
+        model: read, never called.
+
+    Returns:
+        function by std; nothing where one of the draws is of another kind (`xavier_uniform_`), or has a std that is
+        computed otherwise, as from a fan_in: which weights are drawn by which can't be read.
+    """
+    found: dict[float, str] = {}
+    counts = _depths(model)
+    for owner, module in _owners(model).items():
+        for name, root in _trees(owner):
+            known = _here(root, counts)
+            for node, path in _nodes(root, ()):
+                if not isinstance(node, ast.Call) or not _DRAWS.fullmatch(_called(node)) or not _ran(path, module):
+                    continue
+                stds = list(_numbers(_std_of(node), root, module, known)) if "normal" in _called(node) else []
+                if not stds or _called(node) not in _NORMAL:
+                    return {}
+                found |= dict.fromkeys(stds, name)
+    return {std: name for std, name in found.items() if 0 < std < math.inf}
+
+
+def _owners(model: nn.Module) -> dict[type, nn.Module]:
+    """The classes that a model is made of, but for torch's own, each with a module of it."""
+    owners: dict[type, nn.Module] = {}
+    for module in model.modules():
+        for owner in type(module).__mro__:
+            if issubclass(owner, nn.Module) and not owner.__module__.startswith("torch."):
+                owners.setdefault(owner, module)
+    return owners
+
+
+def _std_of(call: ast.Call) -> ast.expr | None:
+    """The argument `std` of `nn.init.normal_(w, mean, std)` and of `w.normal_(mean, std)`."""
+    said = [each.value for each in call.keywords if each.arg == "std"]
+    of_tensor = isinstance(call.func, ast.Attribute) and not ast.unparse(call.func.value).endswith("init")
+    place = 1 if of_tensor else 2
+    return said[0] if said else call.args[place] if len(call.args) > place else None
+
+
+def _numbers(
+    node: ast.expr | None, root: ast.AST, module: nn.Module, depth: frozenset[str], level: int = 0
+) -> Iterator[float]:
+    """What an expression may be, with a factor that is a root of the depth taken off."""
+    if node is None or level > _LEVELS:
+        return
+    inner: list[ast.expr | None] = []
+    if isinstance(node, ast.IfExp):
+        inner = [node.body, node.orelse]
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and _divides(node, depth):
+        inner = [node.left]
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        sides = [node.left, node.right]
+        inner = [a for a, b in (sides, sides[::-1]) if _divides(b, depth)]
+    elif isinstance(node, ast.Name):
+        inner = list(_assigned(node.id, root))
+    value = _value(node, module) if not inner else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield float(value)
+    for each in inner:
+        yield from _numbers(each, root, module, depth, level + 1)
+
+
+def _assigned(name: str, root: ast.AST) -> Iterator[ast.expr]:
+    """What a function assigns to a name, or has as the default of an argument."""
+    for node in ast.walk(root):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            yield node.value
+        if isinstance(node, ast.arguments):
+            arguments = [*node.posonlyargs, *node.args][-len(node.defaults) :] if node.defaults else []
+            yield from (d for a, d in zip(arguments, node.defaults, strict=True) if a.arg == name)
+            yield from (d for a, d in zip(node.kwonlyargs, node.kw_defaults, strict=True) if a.arg == name and d)
 
 
 def forward_reads(module: nn.Module, name: str) -> bool:
@@ -109,17 +188,23 @@ def _words(tree: ast.AST) -> frozenset[str]:
 
 @functools.cache
 def _trees(owner: type) -> tuple[tuple[str, ast.AST], ...]:
-    """The functions of a class that set up its weights, parsed."""
-    found = []
-    for name, value in vars(owner).items():
-        function = inspect.unwrap(value) if callable(value) else value
-        if not _INITS.search(name) or not inspect.isfunction(function):
-            continue
+    """The functions of a class that set up its weights and those beside it that they name, by name, parsed."""
+    found = {}
+    functions = [inspect.unwrap(value) if callable(value) else value for value in vars(owner).values()]
+    functions = [each for each in functions if inspect.isfunction(each) and _INITS.search(each.__name__)]
+    for function in functions:
+        named = [function.__globals__.get(name) for name in function.__code__.co_names if _INITS.search(name)]
+        functions += [each for each in named if _own_function(each) and each not in functions]
         try:
-            found.append((name, ast.parse(textwrap.dedent(inspect.getsource(function)))))
+            tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
         except (OSError, TypeError, SyntaxError):  # typed into a prompt, or made elsewhere
             continue
-    return tuple(sorted(found, key=lambda each: each[0] == "__init__"))
+        found[function.__qualname__.rpartition("<locals>.")[2]] = tree
+    return tuple(sorted(found.items(), key=lambda each: each[0].endswith("__init__")))
+
+
+def _own_function(value: Any) -> bool:
+    return inspect.isfunction(value) and not value.__module__.startswith("torch.")
 
 
 def _nodes(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.mend import Look, Mended, mend
-from initlab.api.probe import probe
+from initlab.api.probe import made, probe
 from initlab.errors import ConfigError, RecipeError
 from initlab.judge import rules
 from initlab.judge.mending import wired_wrongly
@@ -30,7 +30,7 @@ class Proposal:
     """What `fix` would change.
 
     Attributes:
-        model: class of the model.
+        model: that it is about: the given one, or the one that the given function made.
         before, after: probes of the model as found, and of the changed copy; `after` is None without a change.
         problems: findings that it answers; a depth scaling that is lacking on one model is among them as RES001.
         changes: by role and stack of blocks.
@@ -41,7 +41,7 @@ class Proposal:
         applied: whether the model was changed.
     """
 
-    model: str
+    model: nn.Module
     before: Probe
     problems: list[Finding]
     changes: list[Change]
@@ -67,20 +67,26 @@ class Proposal:
         return [_row(change) | {"reason": reason} for change, reason in self.refused]
 
     @property
+    def _name(self) -> str:
+        from initlab.anatomy.unwrapping import bare
+
+        return type(bare(self.model)[0]).__name__
+
+    @property
     def wiring(self) -> list[str]:
         """A line for each finding whose cause is no weight: what to change in the code."""
         return [f"{finding.code}: {finding.advice}" for finding in wired_wrongly(self.left)]
 
     def apply(self) -> None:
-        """Change the model, in place, as shown.
+        """Change the model, in place, as shown: all of it, or nothing where something raises half way.
 
         Raises:
             ConfigError: there is nothing to change, or it was applied already: a factor would count twice.
         """
         if self._change is None:
-            raise ConfigError(f"there is nothing to change in {self.model}")
+            raise ConfigError(f"there is nothing to change in {self._name}")
         if self.applied:
-            raise ConfigError(f"this proposal was applied to {self.model} already; call fix again for another look")
+            raise ConfigError(f"this proposal was applied to {self._name} already; call fix again for another look")
         self._change()
         self.applied = True
 
@@ -102,7 +108,7 @@ class Proposal:
     def __repr__(self) -> str:
         return proposal_text(
             Shown(
-                model=self.model,
+                model=self._name,
                 problems=self.problems,
                 rows=self.rows,
                 left=self.left,
@@ -134,7 +140,7 @@ def _row(change: Change) -> dict[str, Any]:
 
 
 def fix(
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     batch: Any = None,
     *,
     recipe: str | Recipe | Rule | None = None,
@@ -158,7 +164,8 @@ def fix(
     only what is no draw (constant, of low rank, copied, not finite, 0 where nothing can learn).
 
     Args:
-        model: left exactly as found, unless `apply`. The copy takes as much memory again.
+        model: left exactly as found, unless `apply`. The copy takes as much memory again. A function without arguments
+            that makes one: it is made, its init code is judged as well, and it is the proposal's `.model`.
         batch: as `probe` takes it.
         recipe: what the model should have been drawn from; then INI001 is judged and mended too.
         apply: change the model at once, as `proposal.apply()` does.
@@ -169,9 +176,9 @@ def fix(
         options: text, dtype and sites, as `probe` takes them.
 
     Returns:
-        Proposal: `.rows` (role, parameters, std found and proposed, how, why), `.before` and `.after` (probes),
-        `.left` (findings that stay), `.wiring` (what to change in the code), `.apply()`, `.report(out)`; its `str` is
-        all of it as text.
+        Proposal: `.model`, `.rows` (role, parameters, std found and proposed, how, why), `.before` and `.after`
+        (probes), `.left` (findings that stay), `.wiring` (what to change in the code), `.apply()`, `.report(out)`; its
+        `str` is all of it as text.
 
     Raises:
         RecipeError: the model was trained, so that another scale would destroy what it has learnt; unknown recipe.
@@ -184,6 +191,7 @@ def fix(
     seed = checked_seed(seed)
     declared = registry.get(recipe) if recipe is not None else None
     counted = {rule.code for rule in rules.chosen(select, ignore, limits).rules}
+    model = made(model)
     inside, _ = unwrap(model)
 
     def measure(candidate: nn.Module, seed: int = seed) -> Probe:
@@ -194,7 +202,7 @@ def fix(
     before = measure(inside)
     _refuse_trained(inside, before)
     look = Look(inside, before, declared, counted)
-    proposal = Proposal(type(inside).__name__, before, look.problems, [], look.problems, look.notes, None, None)
+    proposal = Proposal(model, before, look.problems, [], look.problems, look.notes, None, None)
     if look.problems:
         done: Mended = mend(inside, look, measure, declared, seed)
         proposal.refused = done.refused

@@ -249,14 +249,16 @@ class _Search:
         return twin
 
     def _make(self, target: nn.Module, groups: Sequence[Group]) -> None:
-        from initlab.drawing.edits import redraw, rescale
+        from initlab.drawing.edits import all_or_nothing, redraw, rescale
 
-        for change in (change for group in groups for change in group.changes):
-            if change.factor is not None:
-                rescale(target, change.names, change.factor, change.rows)
-            else:
-                source = change.drawn or self._recipe(change.recipe)
-                redraw(target, change.names, source, self.seed, only_bad=change.only_bad)
+        changes = [change for group in groups for change in group.changes]
+        with all_or_nothing(target, {name for change in changes for name in change.names}):
+            for change in changes:
+                if change.factor is not None:
+                    rescale(target, change.names, change.factor, change.rows)
+                else:
+                    source = change.drawn or self._recipe(change.recipe)
+                    redraw(target, change.names, source, self.seed, rows=change.rows, only_bad=change.only_bad)
 
     def _recipe(self, id: str) -> Recipe:
         own = [each for each in (self.declared, self.first.config) if each is not None and each.id == id]

@@ -114,7 +114,7 @@ def probe(
         raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     statistics = choose(metrics, stats)
     entry = registry.get(recipe) if recipe is not None else None
-    model = _made(model)
+    model = made(model)
     inside, _ = unwrap(model)
     sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
     modules = list(modules) if isinstance(modules, Iterator) else modules
@@ -211,8 +211,15 @@ def assert_healthy(
     return found
 
 
-def _made(model: Any) -> nn.Module:
-    """The model, or what a function makes under a trace."""
+def made(model: Any) -> nn.Module:
+    """Give a model, or make it: what is done to its parameters meanwhile is heard.
+
+    Args:
+        model: a module, or what makes one without arguments.
+
+    Raises:
+        ProbeError: the function raised, which is chained, or returned no module.
+    """
     from torch import nn
 
     from initlab.drawing.tracing import trace

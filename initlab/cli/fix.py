@@ -74,7 +74,7 @@ def _fix(options: argparse.Namespace) -> int:
         _save(model, target)
     if options.format == "json":
         found: dict[str, Any] = {
-            "model": proposal.model,
+            "model": type(model).__name__,
             "problems": [finding.as_dict() for finding in proposal.problems],
             "changes": proposal.rows,
             "not_proposed": proposal.not_proposed,

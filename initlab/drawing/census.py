@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.restoring import random_state_kept
+from initlab.drawing.copies import copies_in
 from initlab.drawing.uneven import odd_rows
 from initlab.recipes import Role
 
 _SAMPLE = 1 << 16  # elements that the kurtosis is taken from
 _ROWS, _COLUMNS = 32, 2048  # of a matrix, whose rank is counted
 _SINGULAR = 1e-4  # of the largest singular value: below it, there is nothing
-_FIRST = 8  # elements by which copies are told
 _MATRICES = frozenset(Role) - {Role.NORM_GAIN, Role.NORM_BIAS, Role.BIAS, Role.GATE, Role.OTHER}
 
 
@@ -28,15 +28,19 @@ def census(anatomy: Anatomy) -> list[dict[str, Any]]:
     Keys: name, role, stack, layer, shape, numel, bad (elements that aren't finite), mean, std and rms (of the finite
     ones, as the module uses them), kind (`normal`, `uniform`, or what is no draw: `zero`, `constant`, `low rank`; of
     vectors `constant` is usual; empty where unclear), trains, as_made (a vector that its own module sets to these very
-    values in `reset_parameters`), first (elements, by which copies are told), odd (rows that differ from the others, as
-    `initlab.drawing.uneven` has them; experts too), offset.
+    values in `reset_parameters`), again (what repeats an earlier draw, as `initlab.drawing.copies` has it), odd (rows
+    that differ from the others, as `initlab.drawing.uneven` has them; experts too), offset.
 
     Args:
         anatomy: of the model.
     """
     parameters = dict(anatomy.model.named_parameters())
     made = _as_made(anatomy.model)
-    return [_entry(place, parameters[place.name], made) for place in anatomy.parameters]
+    again = copies_in(anatomy)
+    return [
+        _entry(place, parameters[place.name], made) | {"again": again.get(place.name, [])}
+        for place in anatomy.parameters
+    ]
 
 
 def _entry(place: Parameter, parameter: Tensor, made: set[str]) -> dict[str, Any]:
@@ -66,7 +70,6 @@ def _entry(place: Parameter, parameter: Tensor, made: set[str]) -> dict[str, Any
         "kind": _kind(values, kept, mean, std, place.role in _MATRICES),
         "trains": parameter.requires_grad,
         "as_made": place.name in made,
-        "first": tuple(values.flatten()[:_FIRST].tolist()),
         "odd": odd,
         "offset": place.offset,
     }

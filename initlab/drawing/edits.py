@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ def redraw(
     drawn: Recipe | Constant | Normal | Uniform | TruncNormal,
     seed: int,
     *,
+    rows: Rows | None = None,
     only_bad: bool = False,
 ) -> None:
     """Draw parameters anew, each from the stream of its own name.
@@ -46,11 +47,12 @@ def redraw(
         names: of the parameters.
         drawn: from what; of a recipe, what it says of them.
         seed: of the draw.
+        rows: of these alone.
         only_bad: elements that are finite stay.
     """
     anatomy: Anatomy = of(model)
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in names}
-    with _finite_kept(parameters.values()) if only_bad else nullcontext():
+    with _others_kept(parameters.values(), rows, only_bad):
         if isinstance(drawn, Recipe):
             apply_recipe(model, drawn, seed, only=names, anatomy=anatomy)
             return
@@ -60,12 +62,35 @@ def redraw(
 
 
 @contextmanager
-def _finite_kept(parameters: Collection[Tensor]) -> Iterator[None]:
-    before = [parameter.detach().clone() for parameter in parameters]
+def _others_kept(parameters: Collection[Tensor], rows: Rows | None, only_bad: bool) -> Iterator[None]:
+    """Let a draw reach these rows alone, or those elements that aren't finite."""
+    before = [parameter.detach().clone() for parameter in parameters] if rows or only_bad else []
     yield
     with torch.no_grad():
-        for parameter, old in zip(parameters, before, strict=True):
-            parameter.copy_(torch.where(old.isfinite(), old, parameter))
+        for parameter, old in zip(parameters, before, strict=False):
+            kept = torch.full_like(old, rows is not None, dtype=torch.bool)
+            if rows is not None:
+                kept.narrow(rows[0], rows[1], rows[2] - rows[1]).fill_(False)
+            kept |= old.isfinite() if only_bad else kept
+            parameter.copy_(torch.where(kept, old, parameter))
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Give parameters their values back where what is done to them raises.
+
+    Args:
+        model: that holds them.
+        names: of the parameters.
+    """
+    before = {name: value.detach().clone() for name, value in model.named_parameters() if name in names}
+    try:
+        yield
+    except BaseException:  # of an interrupt, too
+        with torch.no_grad():
+            for name, value in before.items():
+                model.get_parameter(name).copy_(value)
+        raise
 
 
 def untouched(model: nn.Module, twin: nn.Module, changed: Collection[str]) -> list[str]:

@@ -17,8 +17,12 @@ from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.gradient import redraw_zeros
 from initlab.judge.siblings import Group, odd_siblings
 from initlab.judge.words import trimmed
+from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS, VECTORS
 
+_SIGMAS = 4.0
+_INVERSE = math.log(1.15)  # of the product of two factors that should be 1
+_OWN = "its own config or init code"
 _OFF_THEORY = ("RES002", "RES003")
 Stage = Callable[[Sequence[Finding], Described], list[Group]]
 
@@ -65,12 +69,12 @@ def from_recipe(findings: Sequence[Finding], model: Described) -> list[Group]:
     """
     if model.reference not in matching.best_recipes(model.rows)[0] and not model.strict:
         return []
-    fits = "its config" if model.reference == matching.CONFIG else f"{model.reference}, which the other roles fit,"
+    fits = _OWN if model.reference == matching.CONFIG else f"{model.reference}, which the other roles fit,"
     return _off(findings, model, f"{model.reference} was meant:" if model.strict else f"{fits}")
 
 
 def from_config(findings: Sequence[Finding], model: Described) -> list[Group]:
-    """Bring what is off the std that the model's config names to it, where some role has it.
+    """Bring what is off the std that the model's config, or else its init code, names to it, where some role has it.
 
     Args:
         findings: to answer.
@@ -79,7 +83,7 @@ def from_config(findings: Sequence[Finding], model: Described) -> list[Group]:
     used = any(matching.CONFIG in row["matches"] for row in model.rows if row["role"] not in VECTORS)
     if not used or model.strict:
         return []
-    return _off(findings, replace(model, reference=matching.CONFIG), "its config")
+    return _off(findings, replace(model, reference=matching.CONFIG), _OWN)
 
 
 def from_one_factor(findings: Sequence[Finding], model: Described) -> list[Group]:
@@ -102,7 +106,29 @@ def from_one_factor(findings: Sequence[Finding], model: Described) -> list[Group
     if any(min(abs(off - usual), abs(off - depth - usual)) > math.log(1.5) for off, depth in factors):
         return []
     found = _off(findings, model, f"every matrix is {trimmed(math.exp(usual), 2)}× {model.reference}, which")
-    return [Group(tuple(change for group in found for change in group.changes), found[0].text)] if found else []
+    changes = [change for group in found for change in group.changes]
+    if not changes:
+        return []
+    return [Group((*changes, *_alike(changes, model)), found[0].text)]
+
+
+def _alike(changes: Sequence[Change], model: Described) -> Iterator[Change]:
+    """What is of no known role and has the std that most of what changes has: the same cause, and the same factor."""
+    scaled = sorted((change for change in changes if change.factor), key=lambda change: change.found)
+    first = scaled[len(scaled) // 2] if scaled else None
+    for entry in model.counted if first else ():
+        drawn = entry["role"] == Role.OTHER and entry["trains"] and len(entry["shape"]) > 1 and entry["std"] > 0
+        error = matching.TOLERANCE + _SIGMAS / math.sqrt(2 * entry["numel"])
+        if first and first.factor and drawn and abs(math.log(entry["std"] / first.found)) < error:
+            yield replace(
+                first,
+                role=entry["role"],
+                stack=entry["stack"],
+                names=(entry["name"],),
+                found=entry["std"],
+                proposed=entry["std"] * first.factor,
+                why=f"{first.why}; it has the std of those",
+            )
 
 
 def from_remedies(findings: Sequence[Finding], model: Described) -> list[Group]:
@@ -170,7 +196,19 @@ def _off(findings: Sequence[Finding], model: Described, lead: str) -> list[Group
                 together = row["stack"] in whole and not vector
                 key = (row["stack"],) if together else (vector, wanted["text"], alike)
                 groups.setdefault(key, []).append(change)
-    return [Group(tuple(changes), changes[0].why) for changes in groups.values()]
+    return [Group(tuple(changes), changes[0].why) for changes in _swapped(list(groups.values()))]
+
+
+def _swapped(groups: list[list[Change]]) -> list[list[Change]]:
+    """Join what lacks a factor with what has it too much, in one stack: it was put on the wrong one, one slip."""
+    for place, some in enumerate(groups):
+        for other in groups[:place]:
+            one, two = some[0].factor, other[0].factor
+            inverse = one is not None and two is not None and abs(math.log(one * two)) < _INVERSE
+            if inverse and some[0].stack == other[0].stack != "":
+                rest = [each for each in groups if each is not some and each is not other]
+                return _swapped([[*other, *some], *rest])
+    return groups
 
 
 def _undrawn_stacks(model: Described) -> set[str]:

@@ -18,6 +18,7 @@ from initlab.recipes import Constant, Normal, Role, Uniform
 if TYPE_CHECKING:
     from initlab.judge.rules import Finding  # whose modules import this one
 
+_SIGMAS = 4.0
 GPT2_STD = 0.02 * math.sqrt(768)  # of the logits and of the hidden pre-activations of a fresh GPT-2 124M: 0.554
 
 
@@ -195,17 +196,20 @@ def as_wanted(row: dict[str, Any], names: Sequence[str], finding: Finding, why: 
     counted = {entry["name"]: entry for entry in model.counted}
     scaled: list[tuple[float, list[str]]] = []  # the factor of the first, and all that share it
     anew: list[str] = []
+    # of a small matrix, std and mean scatter by more than the tolerance
+    error = _SIGMAS / math.sqrt(max(1.0, row["numel"] / max(1, row["n"])))
+    slack = max(2 * TOLERANCE, error)
     for name in names:
         std, goal = row["stds"][name], wanted["each"][name] if "each" in wanted else wanted["std"]
         drawn_once = counted[name]["kind"] in ("normal", "uniform", "") if name in counted else std > 0
         mean = counted[name]["mean"] if name in counted else wanted["misfit_mean"]
-        centred = math.isfinite(std) and abs(mean) <= TOLERANCE * std
+        centred = math.isfinite(std) and abs(mean) <= max(TOLERANCE, error) * std
         kind = {row["distribution"], wanted["kind"]}
         other = "orthogonal" in kind or (model.strict and kind == {"normal", "uniform"})
         factor = goal / std if std > 0 and goal > 0 else 1.0
         if not (drawn_once and centred and abs(factor - 1) > TOLERANCE / 2) or other:
             anew.append(name)
-        elif near := next((each for each in scaled if abs(math.log(each[0] / factor)) < 2 * TOLERANCE), None):
+        elif near := next((each for each in scaled if abs(math.log(each[0] / factor)) < slack), None):
             near[1].append(name)
         else:
             scaled.append((factor, [name]))

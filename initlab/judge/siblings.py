@@ -56,16 +56,17 @@ def odd_siblings(counted: Sequence[Entry], wanted: Sequence[Change] = ()) -> lis
         wanted: draws of a recipe, for what has no sound sibling; without one it stays.
 
     Returns:
-        groups: numbers that aren't finite; matrices that are no draw; copies; rows inside a matrix; scales,
-        by block; gains and biases.
+        groups: numbers that aren't finite; matrices that are no draw; copies, of any role; rows inside a matrix;
+        scales, by block; gains and biases.
     """
+    again = list(_copies([entry for entry in counted if entry["trains"]]))
     trained = [entry for entry in counted if entry["trains"] and entry["role"] != "other"]
     families: dict[tuple[str, tuple[int, ...]], list[Entry]] = {}
     for entry in trained:
         families.setdefault((family(entry["name"]), entry["shape"]), []).append(entry)
     kin = {entry["name"]: group for group in families.values() for entry in group}
     by_recipe = {name: change for change in wanted for name in change.names}
-    groups = [*_not_finite(trained, kin, by_recipe), *_undrawn(trained, kin, by_recipe), *_copies(families.values())]
+    groups = [*_not_finite(trained, kin, by_recipe), *_undrawn(trained, kin, by_recipe), *again]
     inside = list(_rows(trained, kin))
     taken = {name for group in (*groups, *inside) for change in group.changes for name in change.names}
     found = [*groups, *inside, *_scales(families.values(), taken), *_vectors(trained, kin, taken)]
@@ -150,6 +151,8 @@ def _undrawn(entries: Sequence[Entry], kin: dict[str, list[Entry]], recipe: dict
         like = _like(entry, kin[entry["name"]])
         if entry["kind"] not in _UNDRAWN and not (entry["kind"] == "zero" and like is not None):
             continue
+        if entry["again"]:  # equal shards have a low rank: what repeats is drawn, and the first of them stays
+            continue
         is_ = {"constant": f"{trimmed(entry['mean'])} throughout", "zero": "0 throughout"}
         what = is_.get(entry["kind"], "of a rank far below its size")
         text = f"{entry['name']} is {what}"
@@ -158,7 +161,7 @@ def _undrawn(entries: Sequence[Entry], kin: dict[str, list[Entry]], recipe: dict
             change = _change(entry, like, said, f"draw, {like.kind}")
         elif entry["name"] in recipe:
             change = _by_recipe(recipe[entry["name"]], entry, text, entry["std"])
-        elif entry["kind"] == "low rank":
+        elif entry["kind"] in _UNDRAWN:
             change = _change(entry, Normal(entry["rms"]), f"{text}; its own scale stays", "draw, normal")
         else:
             continue
@@ -167,18 +170,18 @@ def _undrawn(entries: Sequence[Entry], kin: dict[str, list[Entry]], recipe: dict
         yield Group(tuple(changes), changes[0].why)
 
 
-def _copies(families: Iterable[Sequence[Entry]]) -> Iterator[Group]:
-    changes = []
-    for group in families:
-        drawn = [e for e in group if e["kind"] in _DRAWN and not e["bad"] and e["role"] not in VECTORS]
-        first: dict[tuple[float, ...], str] = {}  # the original stays as it is
-        for entry in drawn:
-            original = first.setdefault(entry["first"], entry["name"])
-            if original != entry["name"]:
-                kind = Uniform(entry["std"] * math.sqrt(3)) if entry["kind"] == "uniform" else Normal(entry["std"])
-                text = f"{entry['name']} holds the same numbers as {original}"
-                changes.append(_change(entry, kind, text, f"draw, {kind.kind}"))
-    if changes:
+def _copies(entries: Iterable[Entry]) -> Iterator[Group]:
+    """Matrices that repeat others, as one cause; and rows that repeat others of their matrix, by kind of matrix."""
+    found: dict[str, list[Change]] = {}
+    for entry in entries:
+        for each in [] if entry["bad"] else entry["again"]:
+            std = each["std"]
+            kind = Uniform(std * math.sqrt(3)) if entry["kind"] == "uniform" else Normal(std)
+            text = f"the numbers of {each['which']} are those of {each['like']}"
+            change = replace(_change(entry, kind, text, f"draw, {kind.kind}"), found=std, rows=each["rows"])
+            inside = family(entry["name"]) if each["rows"] and len(entry["shape"]) == 2 else ""
+            found.setdefault(inside, []).append(change)
+    for changes in found.values():
         yield Group(tuple(changes), changes[0].why)
 
 

@@ -16,6 +16,7 @@ from initlab.rundir import Run
 _RECORDS = {"frac_nonfinite": 0.0, "frac_over_fp16": 0.001, "frac_over_bf16": 0.0, "frac_zero": 0.05}
 _SUMMARY = {"loss": 0.35, "dead_frac": 0.02}
 _ENTROPY = 0.1  # of uniform, that a head may lose
+_WIDE = 0.8  # of uniform, that queries and keys of unit variance leave, as of QK-norm: what is wider isn't narrow
 _TIMES = 3.0  # the difference of two seeds
 _ROW = ["kind", "site", "module", "role", "layer", "call"]
 _SHOWN = 3
@@ -72,6 +73,8 @@ def _records(before: Run, after: Run, again: Run) -> list[str]:
         scatter = (other.reindex(old.index) - old).abs().fillna(0.0)
         risen = (new.reindex(old.index) - old).fillna(0.0)
         bad = risen[risen > _RECORDS[column] + _TIMES * scatter]
+        if column == "frac_zero":  # a gradient is 0 at what a router left out, whichever that is
+            bad = bad[bad.index.get_level_values("kind") != "grad"]
         if len(bad):
             kind, site, module, *_ = bad.index[int(np.argmax(bad.to_numpy()))]
             said.append(f"{column} of {module} ({kind} at {site}) rises by {bad.max():.2g}, of {len(bad)} records")
@@ -105,6 +108,7 @@ def _heads(before: Run, after: Run, again: Run) -> list[str]:
         run.tables.heads.groupby(["layer"], observed=True)["entropy_frac"].mean() for run in (before, after, again)
     ]
     old, new, other = tables
-    lost = (old - new.reindex(old.index)).fillna(0.0) - _TIMES * (other.reindex(old.index) - old).abs().fillna(0.0)
-    bad = lost[lost > _ENTROPY]
+    new = new.reindex(old.index)
+    lost = (old - new).fillna(0.0) - _TIMES * (other.reindex(old.index) - old).abs().fillna(0.0)
+    bad = lost[(lost > _ENTROPY) & (new < _WIDE)]
     return [f"attention of block {bad.idxmax()} narrows by {bad.max():.0%} of uniform"] if len(bad) else []

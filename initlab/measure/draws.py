@@ -7,19 +7,18 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from initlab.anatomy.declaring import declarations
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.sharing import shared, sharing_said
-from initlab.drawing.copies import likest, repeated, sketch
+from initlab.drawing.copies import drawn_matrices, likest, repeated, sketch
+from initlab.drawing.declared import written_std
 from initlab.drawing.spectrum import stable_rank
 from initlab.drawing.uneven import TABLES, odd_rows
 from initlab.recipes import Role
-from initlab.recipes.base import INNER, OUTPUTS
 
-_DRAWN = (*INNER, *OUTPUTS, Role.ROUTER, Role.TOKEN_EMBED, Role.UNEMBED)
 _FULL = 8  # rows and columns; of fewer the rank says nothing
 _LIKE = 0.5  # correlation from which an earlier matrix is named; by chance it is below 0.35
 
@@ -27,8 +26,7 @@ _LIKE = 0.5  # correlation from which an earlier matrix is named; by chance it i
 def draw_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
     """Make a row for each matrix that is drawn at random in all models that anyone trains.
 
-    These are those of attention, MLPs, routers, the token table and the head, and layers whose class is nn.Linear.
-    Positions, gates, convolutions and state matrices often hold a pattern that is meant. Then a row for each norm.
+    Those of `drawing.copies.drawn_matrices`, then a row for each norm.
 
     Args:
         keys: the cell's key columns; the step isn't one of this table.
@@ -37,7 +35,7 @@ def draw_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
     keys = {name: value for name, value in keys.items() if name != "step"}
     copies, said = shared(anatomy.model), sharing_said(anatomy.model)
     rows, sketches, owners = list[dict[str, Any]](), list[Tensor](), list[int]()
-    for place, name, matrix in _matrices(anatomy):
+    for place, name, matrix in drawn_matrices(anatomy):
         others = copies.get(place.name, [])
         row = keys | {
             "layer": place.layer,
@@ -80,30 +78,19 @@ def _gains(anatomy: Anatomy) -> Iterator[dict[str, Any]]:
 
 
 def declared_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
-    """Make a row for each thing that the model's configs declare of its init.
+    """Make a row for each thing that the model's configs declare of its init; where they name no std, its own code.
 
     Args:
         keys: the cell's key columns; the step isn't one of this table.
         anatomy: of the model.
     """
     keys = {name: value for name, value in keys.items() if name != "step"}
-    return [keys | asdict(each) for each in declarations(anatomy.model, anatomy.parameters, anatomy.wirings)]
-
-
-def _matrices(anatomy: Anatomy) -> Iterator[tuple[Parameter, str, Tensor]]:
-    """What is drawn: (place, name, matrix), one of a stack of experts at a time."""
-    modules = dict(anatomy.model.named_modules())
-    for name, parameter in anatomy.model.named_parameters():
-        place = anatomy.places.get(name)
-        if place is None or not parameter.requires_grad or parameter.dim() not in (2, 3) or not parameter.numel():
-            continue
-        if place.role not in _DRAWN and not isinstance(modules[name.rpartition(".")[0]], nn.Linear):
-            continue
-        values = parameter.detach()
-        if values.dim() == 2:
-            yield place, name, values
-        else:
-            yield from ((place, f"{name}[{number}]", each) for number, each in enumerate(values))
+    found = declarations(anatomy.model, anatomy.parameters, anatomy.wirings)
+    said = any(each.kind == "std" and each.said > 0 for each in found)
+    written = None if said else written_std(anatomy.model)
+    if written is not None:
+        found = [written, *(each for each in found if (each.kind, each.about) != ("std", ""))]
+    return [keys | asdict(each) for each in found]
 
 
 def _odd(matrix: Tensor, place: Parameter) -> dict[str, Any]:

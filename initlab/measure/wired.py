@@ -26,7 +26,9 @@ def wiring_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
         keys: the cell's key columns; the step isn't one of this table.
         anatomy: of the model.
     """
-    shared = {name: value for name, value in keys.items() if name != "step"} | {"aim": aim_of(anatomy.model, anatomy.seen)}
+    shared = {name: value for name, value in keys.items() if name != "step"} | {
+        "aim": aim_of(anatomy.model, anatomy.seen)
+    }
     rows = []
     for number, wiring in enumerate(anatomy.seen):
         stack = shared | {"stack": number} | _of_stack(wiring)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from initlab.anatomy.source import depth_code, forward_reads
+from initlab.anatomy.source import depth_code, forward_reads, written_stds
 
 
 class Base(nn.Module):
@@ -103,6 +103,32 @@ class Said(Base):
 def test_any_spelling_is_found(kind: type[nn.Module]) -> None:
     assert depth_code(kind()) == f"{kind.__name__}.init_all"
     assert depth_code(nn.Sequential(nn.Linear(2, 2), kind())) == f"{kind.__name__}.init_all"
+
+
+def init_weights(module: nn.Module, std: float = 0.03) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=std)
+
+
+class Apart(Base):
+    """Calls a function beside it."""
+
+    def init_all(self) -> None:
+        self.apply(init_weights)
+
+
+class Xavier(Base):
+    def init_all(self) -> None:
+        nn.init.normal_(self.blocks[0].weight, 0.0, 0.02)
+        nn.init.xavier_uniform_(self.blocks[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "stds"),
+    [(Root(), {0.02}), (Power(), {0.02}), (Conditional(), {0.02}), (Apart(), {0.03}), (Xavier(), {}), (Fan(), {})],
+)
+def test_the_std_that_the_init_code_writes_is_read(model: nn.Module, stds: set[float]) -> None:
+    assert set(written_stds(model)) == set(stds)
 
 
 @pytest.mark.parametrize("model", [Conditional(scaled=False), Fan(), Said(), Heads(), nn.Linear(2, 2)])

@@ -17,7 +17,7 @@ from torch import nn
 
 import initlab
 from initlab import cli
-from initlab.errors import ConfigError, RecipeError
+from initlab.errors import ConfigError, ProbeError, RecipeError
 from initlab.recipes import Constant, Dims, Distribution, Normal, Role
 
 SIZES = {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 256, "block_size": 64}
@@ -377,6 +377,39 @@ def test_a_compiled_model_is_mended_through_its_original() -> None:
     model = nanogpt("torch-default")
     initlab.fix(torch.compile(model, backend="eager"), apply=True, **QUICK)  # type: ignore[arg-type]
     assert not failing(initlab.probe(model, **QUICK))
+
+
+def test_a_function_is_called_and_the_model_that_it_made_is_mended() -> None:
+    def make() -> nn.Module:
+        model = nanogpt()
+        model.transformer.h[1].mlp.c_fc.weight.data.mul_(8)
+        return model
+
+    proposal = initlab.fix(make, apply=True, **QUICK)
+    assert isinstance(proposal.model, initlab.NanoGPT)
+    assert not failing(initlab.probe(proposal.model, **QUICK))
+    with pytest.raises(ProbeError, match=r"expected a torch\.nn\.Module"):
+        initlab.fix(lambda: None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_change_that_raises_half_way_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nanogpt("nanogpt-no-depth-scale")
+    proposal = initlab.fix(model, **QUICK)
+    assert len(proposal.changes) == 2
+    before, done = weights(model), list[str]()
+
+    def rescale(target: nn.Module, names: tuple[str, ...], *more: Any) -> None:
+        target.get_parameter(names[0]).data.zero_()
+        done.append(names[0])
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("initlab.drawing.edits.rescale", rescale)
+    monkeypatch.setattr("initlab.drawing.edits.redraw", rescale)
+    with pytest.raises(KeyboardInterrupt):
+        proposal.apply()
+    assert len(done) == 2 and not proposal.applied
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
 
 
 def test_a_model_that_cant_be_copied_is_refused_with_the_reason() -> None:

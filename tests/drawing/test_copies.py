@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from initlab.drawing.copies import likest, repeated, sketch
+from initlab.anatomy import look
+from initlab.drawing.copies import copies_in, likest, repeated, repeats, sketch
 from initlab.drawing.spectrum import stable_rank
 
 
@@ -47,6 +48,28 @@ def test_equal_shards_and_heads_are_found(dtype: torch.dtype) -> None:
     heads[96:112] = heads[16:32]
     assert repeated(heads) == (1, 0.125, "96 to 111 are 16 to 31")
     assert repeated(torch.cat([whole, whole], 1).T)[0] == 2
+
+
+def test_ranges_of_rows_that_repeat_others_are_listed() -> None:
+    whole = normal(128, 64)
+    assert repeats(whole) == []
+    whole[96:112] = whole[16:32]
+    whole[5] = whole[2]
+    assert repeats(whole) == [(5, 6, 2), (96, 112, 16)]
+    assert repeats(normal(32, 64).repeat(4, 1)) == [(32, 128, 0)]
+
+
+def test_copies_are_found_whole_in_rows_and_in_columns() -> None:
+    torch.manual_seed(0)
+    first, second, third, other = (nn.Linear(64, 64, bias=False) for _ in range(4))
+    with torch.no_grad():
+        second.weight.copy_(2 * first.weight)
+        third.weight[:, 32:] = third.weight[:, :32]
+    found = copies_in(look.of(nn.Sequential(first, second, third, other)))
+    assert {name: [(each["like"], each["rows"]) for each in own] for name, own in found.items()} == {
+        "1.weight": [("0.weight", None)],
+        "2.weight": [("columns 0–31", (1, 32, 64))],
+    }
 
 
 def test_zero_rows_and_stacked_identities_are_no_copies() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from initlab.judge.matching import best_recipes, outputs_as_drawn, reference_of, same_draws
-from initlab.judge.mending import from_nearest, from_recipe, from_remedies, merged
-from initlab.judge.remedies import Change, Described
+from initlab.judge.mending import from_nearest, from_one_factor, from_recipe, from_remedies, merged
+from initlab.judge.remedies import Change, Described, as_wanted
 from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.depth import unscaled_outputs
 
@@ -74,6 +74,43 @@ def case(found: list[dict[str, Any]], logit_std: float = 0.5, own_logit: float =
 def propose(findings: list[Finding], found: Described) -> list[Change]:
     groups = from_remedies(findings, found) or from_nearest(findings, found)
     return [change for group in groups for change in group.changes]
+
+
+def test_where_all_matrices_are_off_by_one_factor_one_of_no_role_goes_along() -> None:
+    described = case(rows(**{role: std / 1000 for role, std in GPT2.items()}))
+    entry = {"role": "other", "stack": "", "trains": True, "shape": (64, 64), "numel": 4096}
+    counted = [entry | {"name": "mix", "std": 2.02e-5}, entry | {"name": "own", "std": 0.02}]
+    known = {"mean": 0.0, "kind": "normal", "as_made": False, "trains": True, "shape": (64, 64), "numel": 4096}
+    counted += [
+        known | {"name": n, "role": r["role"], "std": s, "rms": s} for r in described.rows for n, s in r["stds"].items()
+    ]
+    (group,) = from_one_factor([finding("ACT001")], replace(described, counted=counted))
+    assert [change.names for change in group.changes if change.role == "other"] == [("mix",)]
+    assert group.changes[-1].factor == pytest.approx(1000)
+
+
+def test_of_small_matrices_std_and_mean_scatter() -> None:
+    stds = {"h.0.router": 2.02, "h.1.router": 1.75}
+    own = row("router", 1.9, 0.02) | {"stds": stds, "n": 2, "numel": 512}
+    own["expected"]["nanogpt"]["misfits"] = list(stds)
+    counted = [{"name": n, "kind": "normal", "mean": 0.2, "std": s} for n, s in stds.items()]
+    (change,) = as_wanted(own, list(stds), finding("INI008"), "", replace(case([own]), counted=counted))
+    assert change.factor is not None and change.names == tuple(stds)
+
+
+def test_a_factor_on_the_wrong_matrix_is_one_slip() -> None:
+    scaled = 1 / math.sqrt(8)
+    described = case(rows(mlp_in=0.02 * scaled, mlp_out=0.02))
+    (group,) = from_nearest([finding("RES001")], described)
+    assert {change.role: change.proposed for change in group.changes} == pytest.approx(
+        {"mlp_in": 0.02, "mlp_out": 0.02 * scaled}
+    )
+    said = replace(finding("INI010"), measured=scaled, site="mlp_out")
+    three = [*described.rows, row("mlp_gate", 0.02)]
+    (group,) = from_remedies([said], replace(described, rows=three, reference="none"))
+    assert {change.role: change.proposed for change in group.changes} == pytest.approx(
+        {"mlp_in": 0.02, "mlp_out": 0.02 * scaled}
+    )
 
 
 def answered(code: str, found: Described) -> dict[str, float]:

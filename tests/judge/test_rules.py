@@ -176,15 +176,18 @@ def matrices(**changes):
     return run_of(summary=summary(), draws=[{"module": ALSO, "layer": 0}, changes])
 
 
-def says(std=0.02, kurtosis=0.0, also=(), n_layer=4, **found):
-    """A config that declares 0.02, and weights of some std by role."""
+CODE = "the std in GPT.__init__"
+
+
+def says(std=0.02, kurtosis=0.0, also=(), n_layer=4, name="config.initializer_range", **found):
+    """A config, or code, that declares 0.02, and weights of some std by role."""
     stds = dict.fromkeys(("attn_qkv", "attn_out", "mlp_in", "mlp_out", "token_embed"), std) | found
     row = {"kind": "weight", "numel": 100_000, "n_layer": n_layer, "kurtosis": kurtosis, "mean": 0.0}
     rows = [
         row | {"site": role, "role": role, "std": s, "layer": None if "embed" in role else 1, "module": f"h.1.{role}"}
         for role, s in stds.items()
     ]
-    said = [{"kind": "std", "name": "config.initializer_range", "said": 0.02, "about": ""}]
+    said = [{"kind": "std", "name": name, "said": 0.02, "about": ""}]
     said += [{"kind": "other std", "name": f"config.{each}_std", "said": each, "about": ""} for each in also]
     return run_of(rows, summary(), declared=said)
 
@@ -626,6 +629,8 @@ CASES = {
             (says(token_embed=0.6), "warning"),
             (says(attn_qkv=0.08), "warning"),
             (says(pos_embed=1.0), "warning"),
+            (says(0.08, attn_out=0.08 / math.sqrt(8), mlp_out=0.08 / math.sqrt(8)), "warning"),
+            (says(attn_qkv=0.08, name=CODE), "warning"),
         ],
         [
             says(),
@@ -636,6 +641,8 @@ CASES = {
             says(token_embed=0.125),  # 1/√n_embd
             says(pos_embed=0.7, kurtosis=-1.5),  # sinusoids
             says(0.02 / math.sqrt(8), token_embed=1.0),  # that all are smaller by a depth factor says nothing
+            says(token_embed=1.0, name=CODE),  # code that draws the linear layers alone
+            says(0.088, kurtosis=-1.2, token_embed=0.02, name=CODE),  # or the tables
         ],
         [run_of(weights(), summary())],
     ),

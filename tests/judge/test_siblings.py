@@ -28,7 +28,7 @@ def entry(name: str, std: float = 0.02, **changes: Any) -> dict[str, Any]:
         "kind": "normal",
         "trains": True,
         "as_made": False,
-        "first": (std, hash(name)),
+        "again": [],
         "odd": [],
         "offset": 0.0,
     }
@@ -38,6 +38,10 @@ def entry(name: str, std: float = 0.02, **changes: Any) -> dict[str, Any]:
 def matrices(count: int = 6, **odd: dict[str, Any]) -> list[dict[str, Any]]:
     """`h.N.fc` of some blocks, `n2={"std": 1}` otherwise in block 2."""
     return [entry(f"h.{n}.fc") | odd.get(f"n{n}", {}) for n in range(count)]
+
+
+def copy(which: str, like: str, rows: tuple[int, int, int] | None = None) -> dict[str, Any]:
+    return {"which": which, "like": like, "rows": rows, "std": 0.02}
 
 
 def gain(name: str, value: float = 1.0) -> dict[str, Any]:
@@ -81,14 +85,24 @@ def test_what_is_no_draw_is_drawn_as_its_siblings() -> None:
         (found,) = changes(matrices(n4={"kind": kind, "mean": 0.02 * (kind == "constant")}))
         assert (found.names, found.factor, found.drawn.std) == (("h.4.fc",), None, 0.02)  # type: ignore[union-attr]
     assert changes([each | {"kind": "zero", "std": 0.0} for each in matrices()]) == []
-    found, *others = changes([each | {"kind": "low rank"} for each in matrices()])
-    assert not others
-    assert found.drawn.std == pytest.approx(0.02)  # type: ignore[union-attr]
+    for kind in ("low rank", "constant"):  # without a sibling or a recipe, their own scale is all there is
+        found, *others = changes([each | {"kind": kind} for each in matrices()])
+        assert not others
+        assert found.drawn.std == pytest.approx(0.02)  # type: ignore[union-attr]
 
 
 def test_copies_of_a_block_are_drawn_and_the_first_one_stays() -> None:
-    (found,) = changes([each | {"first": (1.0, 2.0)} for each in matrices(3)])
-    assert found.names == ("h.1.fc", "h.2.fc")
+    again = {f"n{n}": {"again": [copy(f"h.{n}.fc", "h.0.fc")]} for n in (1, 2)}
+    (found,) = changes(matrices(3, **again))
+    assert (found.names, found.rows) == (("h.1.fc", "h.2.fc"), None)
+    (found,) = changes(matrices(3, n1=again["n1"] | {"role": "other"}))  # a copy is one, whatever it is for
+    assert found.names == ("h.1.fc",)
+
+
+def test_rows_that_repeat_others_are_drawn_alone() -> None:
+    heads = {"again": [copy("rows 32–63 of h.0.fc", "rows 0–31", (0, 32, 64))], "kind": "low rank"}
+    (found,) = changes(matrices(4, n0=heads))
+    assert (found.names, found.rows, found.drawn.std) == (("h.0.fc",), (0, 32, 64), 0.02)  # type: ignore[union-attr]
 
 
 def test_elements_that_arent_finite_are_drawn_alone() -> None:

@@ -84,7 +84,11 @@ def one_mlp() -> Net:
     [
         (copied, "INI005", "blocks.1.up.weight is the same draw as blocks.0.up.weight"),
         (seeded_alike, "INI005", "is the same draw as"),
-        (sharded, "INI005", "blocks.0.up.weight is made of 4 identical blocks of 64 rows, and 2 like it"),
+        (
+            sharded,
+            "INI005",
+            "blocks.0.up.weight is made of 4 identical blocks of 64 rows, copies of one draw, and 2 like it",
+        ),
         (uncentred, "INI006", "blocks.0.up.weight has stable rank 1.3"),
         (one_in_all, "INI007", "3 blocks share one blocks.0.up: blocks.1.up is the same module"),
         (one_mlp, "INI007", "3 blocks share one blocks.0.up"),

@@ -18,7 +18,7 @@ from initlab.recipes.base import INNER, OUTPUTS
 from initlab.rundir import Run
 
 _BLOCKS = (*INNER, *OUTPUTS)
-_DRAWN = (*_BLOCKS, Role.TOKEN_EMBED, Role.POS_EMBED, Role.UNEMBED)
+_DRAWN = (*_BLOCKS, Role.ROUTER, Role.TOKEN_EMBED, Role.POS_EMBED, Role.UNEMBED)
 _CUT = (1.0, 0.9866, 0.8796)  # std of a normal that is cut at 3 and at 2 of its std
 _NEAR = 0.05  # relative, beside sampling: "has the std that is declared"
 _MOST = 0.6  # of the kinds of matrices: the model follows its config
@@ -113,8 +113,9 @@ def bring_to_the_declared(finding: Finding, model: Described) -> list[Change]:
 @rule(
     code="INI008",
     question="Init",
-    measures="std of each kind of matrix ÷ the std that the config of its part of the model declares",
-    needs="a probed model whose config declares a std (initializer_range, init_std, …)",
+    measures="std of each kind of matrix ÷ the std that the config of its part of the model declares; where no config "
+    "does, the one number that the model's own init code draws normals with",
+    needs="a probed model whose config declares a std (initializer_range, init_std, …), or whose init code has one",
     limits={"factor": 1.3},
     unit="× the declared std",
     limit="within ×{factor}, also cut at 2σ or scaled by depth, where most matrices are as declared; and not all of "
@@ -124,7 +125,9 @@ def bring_to_the_declared(finding: Finding, model: Described) -> list[Change]:
     "the meta device and get their framework's defaults, and where a condition on a name or class never matches.",
     advice="Draw the weights with the std that the config declares, or declare the one that is meant.",
     false_alarms="Models whose code uses another formula for some weights and still declares a std: of these only a "
-    "std of 1/√width in a table and numbers from the same config are known.",
+    "std of 1/√width in a table and numbers from the same config are known. What code says is held against matrices of "
+    "the blocks alone, where most of all matrices follow it: it may leave others as they are. A script that draws "
+    "single matrices of a model again, otherwise than the model's code, on purpose.",
     source="huggingface/transformers#43847, NVIDIA/bionemo-framework#1368, lmsdss/LayerNorm-Scaling#6",
     since="0.1.0",
     roles=_DRAWN,
@@ -138,6 +141,8 @@ def declared_std_not_found(case: Case, rows: pd.DataFrame) -> Finding:
     for _, part in rows.groupby(["run_id", "owner"], observed=True, sort=False):
         inner = part[part["role"].isin(_BLOCKS)]
         wrong = part[(part["fits"] < 0.5) & (np.log(part["ratio"]).abs() > off)]
+        if part["name"].str.contains(" ").any():  # read from code, which may draw some weights and leave others
+            inner, wrong = inner.iloc[:0], wrong[wrong["role"].isin(_BLOCKS)]
         follow = float((part["fits"] >= 0.5).mean())
         if follow >= _MOST and len(wrong):
             faults.append((wrong, _some(wrong)))
@@ -150,14 +155,19 @@ def declared_std_not_found(case: Case, rows: pd.DataFrame) -> Finding:
     name, said = str(bad["name"].iloc[0]), float(bad["said"].iloc[0])
     bad = bad.iloc[np.argsort(-np.log(bad["ratio"]).abs())]
     worst = bad.iloc[0]
+    n = int(worst["n_layer"])
+    writes = bad["role"].isin(OUTPUTS).all() and n > 1
+    scaled = (
+        f", or {trimmed(said / math.sqrt(2 * n))} = {said:g}/√(2·{n}) where outputs are depth-scaled" if writes else ""
+    )
     return case.failed(
         f"{name} is {said:g}, but {text}",
         severity="warning",
         site=" ".join(dict.fromkeys(bad["role"].astype(str))),
         measured=float(worst["ratio"]),
         effect=abs(math.log(float(worst["ratio"]))),
-        advice=f"draw {listed([str(each) for each in bad['module']])} with std {said:g}, as {name} declares (find the "
-        "draw that comes later, or the init that never ran), or declare the std that is meant",
+        advice=f"draw {listed([str(each) for each in bad['module']])} with std {said:g}{scaled}, as {name} declares "
+        "(find the draw that comes later, or the init that never ran), or declare the std that is meant",
         **seeds(rows["run_id"].isin(bad["run_id"]), rows["seed"]),
     )
 
@@ -174,8 +184,14 @@ def _all(inner: pd.DataFrame) -> str:
     uniform = inner["kurtosis"].between(*_UNIFORM).all()
     if uniform:
         return f"no matrix of the blocks has it: they are uniform, std {some}, as torch's defaults are"
-    if high < 1.1 * low and max(low / inner["said"].iloc[0], inner["said"].iloc[0] / low) > 3:
-        return f"all matrices of the blocks have std {some}"
+    by_depth = np.sqrt(2.0 * inner["n_layer"]).where(inner["role"].isin(OUTPUTS), 1.0)
+    for std, scaled in (
+        (inner["std"], ""),
+        (inner["std"] * by_depth, ", those that write to the stream by depth less"),
+    ):
+        usual, said = float(std.median()), float(inner["said"].iloc[0])
+        if std.max() < 1.1 * std.min() and max(usual / said, said / usual) > 3:
+            return f"all matrices of the blocks have std {trimmed(usual)}{scaled}"
     return ""
 
 

@@ -107,9 +107,12 @@ def _within(inside: pd.DataFrame) -> list[str]:
         count, share = row[f"{what}_blocks"], row[f"{what}_copies"]
         if count > 1:
             size = row[f"{what}s"] // count
-            text = f"{row['module']} is made of {count} identical blocks of {plural(int(size), what)}"
+            text = (
+                f"{row['module']} is made of {count} identical blocks of {plural(int(size), what)}, copies of one draw"
+            )
         else:
-            text = f"{share:.0%} of the {what}s of {row['module']} repeat others ({what}s {row[f'{what}_which']})"
+            which = f"{what}s {row[f'{what}_which']}"
+            text = f"{share:.0%} of the {what}s of {row['module']} are copies of others, the same draw again ({which})"
         texts.append(text + (f", and {more} like it" if more > 0 else ""))
     return texts
 
@@ -121,12 +124,15 @@ def _advice(alike: pd.DataFrame, inside: pd.DataFrame) -> str:
         how = {
             "blocks": "build and initialise every block by itself (no copy.deepcopy of one that is drawn already)",
             "experts": "draw every expert by itself",
-            "others": "seed once, before the first draw, not before each",
+            "others": "seed once, before the first draw: they are copied, or seeded alike",
         }[kind]
         parts.append(f"{how}, so that {name} and {like} are independent draws")
     if len(inside):
         name = inside["module"].iloc[0]
-        parts.append(f"draw {name} as a whole, or its shards from different seeds (the rank among them)")
+        parts.append(
+            f"draw {name} as a whole, or its heads and shards from different seeds (the rank among them): these are "
+            "copied, or seeded alike"
+        )
     return "; ".join(parts)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 import pandas as pd
 
 from initlab.judge import Severity
 from initlab.judge.grouping import grouped
+from initlab.judge.matching import TOLERANCE
 from initlab.judge.remedies import Change, Described, rescaled
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import CELL, family, rows_of, seeds
@@ -149,13 +151,14 @@ def scale_the_rest(finding: Finding, model: Described) -> list[Change]:
     """Multiply what the scaling missed, or what it shouldn't have reached."""
     if finding.measured is None:
         return []
-    why = "the depth factor belongs to the output projections, once"
+    factor, why = finding.measured, "the depth factor belongs to the output projections, once"
     wanted = INNER if finding.site == "inner" else [Role(finding.site)] if finding.site in OUTPUTS else ()
-    return [
-        change
-        for row in model.of(*wanted)
-        for change in rescaled(row, list(row["stds"]), finding.measured, finding, why)
-    ]
+    factors = [(row, factor) for row in model.of(*wanted)]
+    if factor < 1:  # and what has it instead loses it
+        inner = [row for row in model.of(*INNER) if row["std"] > 0]
+        usual = median(row["std"] for row in inner) if inner else 0.0
+        factors += [(row, 1 / factor) for row in inner if abs(row["std"] / (usual * factor) - 1) < TOLERANCE]
+    return [change for row, each in factors for change in rescaled(row, list(row["stds"]), each, finding, why)]
 
 
 @rule(
