@@ -1,4 +1,9 @@
-"""More reports that `public_reports.py` measures: an init that never ran, ran over another, or drew at another scale."""
+"""Reports of an init that never ran, ran over another or drew at another scale, for `public_reports.py`.
+
+What must be said of each was written before its model was measured, but after what is said of models with the same
+faults was known. muP's factors (microsoft/mup#71, EleutherAI/gpt-neox#956) aren't among them: they take several
+widths, and so `initlab.scale`.
+"""
 
 from __future__ import annotations
 
