@@ -231,6 +231,7 @@ INITS = [
         partial(norm_after, True),
         r"post-norm|norm_first|after the sum|vanish|warmup",
         r"encoder|layers|block|resid",
+        first="partly",
     ),
     Report(
         "huggingface/transformers#43847",
