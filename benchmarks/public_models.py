@@ -27,7 +27,8 @@ class Report:
         fault: in a few words.
         broken: makes the model as reported.
         mended: makes the model as it was mended.
-        cause: regular expression, of a finding's message or advice.
+        cause: regular expression, of a finding's message or advice; empty for a control, a model that is as it
+            should be though someone took it for broken: `quiet` where it draws no warning or error, else `alarm`.
         place: the same, of its message, advice or site.
         batch: what the broken model is measured on, a Batch's name; see `batch`.
         mended_batch: the mended one, if on another.

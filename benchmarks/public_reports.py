@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from public_cases import REPORTS
+from public_inits import INITS
 from public_models import Report, batch
 
 import initlab
@@ -45,7 +46,7 @@ def grade(report: Report) -> dict[str, str]:
     """Measure both models of a report.
 
     Args:
-        report: any of REPORTS.
+        report: any of REPORTS or INITS.
 
     Returns:
         its row of the table.
@@ -60,6 +61,8 @@ def grade(report: Report) -> dict[str, str]:
     alarms = {each.code for each in mended if each.severity in LOUD}
     by = next((each for each in naming if each.severity in LOUD), None)
     told = "caught" if by else "partly" if naming or {each.code for each in loud} - alarms else "missed"
+    if not report.cause:
+        by, told = None, "alarm" if loud else "quiet"
     return row | {
         "grade": told,
         "by": by.code if by else "",
@@ -75,7 +78,9 @@ def page(table: pd.DataFrame) -> str:
         table: a row per report.
     """
     counts = table["grade"].value_counts()
-    total = ", ".join(f"{name} {counts.get(name, 0)}" for name in ("caught", "partly", "missed", "raised"))
+    total = ", ".join(
+        f"{name} {counts.get(name, 0)}" for name in ("caught", "partly", "missed", "raised", "quiet", "alarm")
+    )
     rows = [
         f"| [{row.source}]({row.url}) | {row.fault} | {row.first} | {row.grade} "
         f"| {row.by} | {row.loud} | {row.alarms} |"
@@ -96,7 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    chosen = [report for report in REPORTS if fnmatch.fnmatchcase(report.source, options.only)]
+    chosen = [report for report in [*REPORTS, *INITS] if fnmatch.fnmatchcase(report.source, options.only)]
     table = pd.DataFrame([grade(report) for report in chosen])
     text = page(table)
     if options.write:

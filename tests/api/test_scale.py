@@ -94,6 +94,32 @@ def test_a_model_in_mup_whose_std_is_divided_twice_vanishes_with_width():
     assert found.site in ("2", "3", "4", "5")  # neither what enters the hidden layers nor the output, which may shrink
 
 
+def test_logits_that_are_divided_twice_vanish_with_width_and_once_they_do_not():
+    """EleutherAI/gpt-neox#956: a factor of 1/width at the head, of which there are two; one is muP's."""
+
+    class Head(nn.Module):
+        def __init__(self, n_embd, times):
+            super().__init__()
+            self.out, self.by = nn.Linear(n_embd, 64, bias=False), (64 / n_embd) ** times
+            nn.init.normal_(self.out.weight)
+
+        def forward(self, x):
+            return self.out(x * self.by)
+
+    def divided(times):
+        def make(n_embd, n_layer):
+            return nn.Sequential(nn.Embedding(64, n_embd), nn.LayerNorm(n_embd), Head(n_embd, times))
+
+        return make
+
+    found = {}
+    for times in (1, 2):
+        result = scale(divided(times), widths=(64, 128, 256), depths=(2,), steps=1, lr=1e-4)
+        found[times] = only(result, "SCL001")
+    assert found[2].status == "fail" and found[2].site == "logits" and "1/n_embd" in found[2].advice
+    assert found[1].status != "fail"
+
+
 def test_updates_grow_with_depth():
     """C.4's depth check: the stream's change has an exponent of 1 and more, whatever the depth scaling of the init."""
     result = scale("nanogpt", model=NANOGPT, widths=(64,), depths=(2, 4, 8), steps=1)

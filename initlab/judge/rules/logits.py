@@ -149,7 +149,8 @@ def overconfident_start(case: Case, rows: pd.DataFrame) -> Finding:
         else f"the logits have std {trimmed(std, 2)}" + (", which costs about std²/2" if std < 2 else "")
     )
     advice = (
-        f"untie the head from {table}, or let the blocks write more than the embedding (larger {outputs})"
+        f"untie the head from {table}, draw it with a smaller std, "
+        f"or let the blocks write more than the embedding (larger {outputs})"
         if own_token
         else f"draw {head or f'{table}, which the head is tied to,'} with a smaller std"
     )

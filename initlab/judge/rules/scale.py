@@ -34,9 +34,10 @@ def measure_width(run: Run) -> pd.DataFrame:
     measures="slope of ln var on ln n_embd of every activation after each step, with its 95 % interval over seeds "
     "(half of it is the slope of mup's l1)",
     needs="two widths or more and a step or more: initlab scale --widths 64,128,256 --steps 3",
-    limits={"exponent": FLAT},
+    limits={"exponent": FLAT, "logits": 2.0},
     unit="exponent of n_embd",
-    limit="exponent of variance ≤ {exponent}, at every step, by its interval; ≥ -{exponent} after the last",
+    limit="exponent of variance ≤ {exponent}, at every step, by its interval; ≥ -{exponent} after the last, of logits "
+    "≥ -{logits} - {exponent}",
     basis="reference-code",
     why="A step of one learning rate moves a wide model further than a narrow one: AdamW moves every weight by about "
     "the rate, and the sum over n_embd inputs of changes that go the same way grows with n_embd. Where curves are flat "
@@ -45,7 +46,8 @@ def measure_width(run: Run) -> pd.DataFrame:
     advice="Make the learning rate of hidden matrices fall as 1/n_embd and their std as 1/√n_embd (muP), once.",
     false_alarms="Every recipe here is of standard parametrisation and grows: that is no fault of a model whose rate "
     "was tuned at its own width, hence a warning. Attention logits are left out; embedding, stream and logits may "
-    "shrink, as 1/n_embd in small inits and in muP. A rate that falls too fast is seen only where it shows in these.",
+    "shrink, as 1/n_embd in small inits and in muP, logits as 1/n_embd² where muP's factor meets a head of std "
+    "1/√n_embd: only faster are they found to vanish. A rate that falls too fast is seen only where it shows in these.",
     source="microsoft/mup README, coord check: curves stay horizontal; the tolerance of 0.1 in l1 is a heuristic",
     since="0.1.0",
     about_init=False,
@@ -67,7 +69,7 @@ def width_dependent_activation(case: Case, rows: pd.DataFrame) -> Finding:
     unclear = fits[(verdicts == "not separated") & (fits["slope"] > flat)]
     if len(growing):
         return _wide(case, rows, fits, growing)
-    if len(vanishing := _vanishing(fits, verdicts)):
+    if len(vanishing := _vanishing(fits, verdicts, -case.limits["logits"] - flat)):
         return _narrow(case, rows, fits, vanishing)
     if len(unclear):
         worst = unclear.loc[unclear["slope"].idxmax()]
@@ -97,8 +99,12 @@ def _wide(case: Case, rows: pd.DataFrame, fits: pd.DataFrame, growing: pd.DataFr
     )
 
 
-def _vanishing(fits: pd.DataFrame, verdicts: pd.Series) -> pd.DataFrame:
-    """What shrinks with width after the last step, and isn't of the embedding's scale or of the head's."""
+def _vanishing(fits: pd.DataFrame, verdicts: pd.Series, steep: float) -> pd.DataFrame:
+    """What shrinks with width after the last step, and isn't of the embedding's scale or of the head's.
+
+    Logits count where they fall faster than one factor of 1/n_embd makes them: one that is there twice leaves the
+    blocks as they are, and n_embd⁻³ of the logits' variance (n_embd · 1 · (1/n_embd²)²).
+    """
     last = fits[fits["step"] == fits["step"].max()]
     shrinks = verdicts[last.index] == "shrinks"
     nameless = last["site"] == "module"
@@ -106,7 +112,8 @@ def _vanishing(fits: pd.DataFrame, verdicts: pd.Series) -> pd.DataFrame:
     # of sites without a name, those up to the first that doesn't shrink follow the embedding; the last is the head
     follows = (~shrinks[modules.index]).cumsum() == 0
     ends = modules.index[follows].union(modules.index[-1:])
-    return last[shrinks & ~last["site"].isin(_ENDS) & ~last.index.isin(ends)]
+    inside = shrinks & ~last["site"].isin(_ENDS) & ~last.index.isin(ends)
+    return last[inside | ((last["site"] == "logits") & (last["high"] < steep))]
 
 
 def _narrow(case: Case, rows: pd.DataFrame, fits: pd.DataFrame, vanishing: pd.DataFrame) -> Finding:
@@ -117,13 +124,15 @@ def _narrow(case: Case, rows: pd.DataFrame, fits: pd.DataFrame, vanishing: pd.Da
     at_init = f" (at init {_power(start.iloc[0])})" if len(start) else ""
     text = (
         f"After {plural(int(worst['step']), 'step')}{_rate(worst)} the variance of {_name(worst)} still goes as "
-        f"{_power(worst)}{at_init}: it vanishes with width; so do {len(vanishing)} of {all_sites} sites"
+        f"{_power(worst)}{at_init}: it vanishes with width, as {len(vanishing)} of {all_sites} sites do"
     )
     each = _same(rows[(rows["what"] == "seed") & (rows["step"] == worst["step"])], worst)
     found = _numbers(worst) | {"seeds_failing": int((each["slope"] < -flat).sum())}
+    head = worst["site"] == "logits"
     advice = (
-        "let the std of hidden matrices fall as 1/√n_embd (1/√fan_in), and no faster: a factor of the "
-        "parametrisation, such as muP's, is in the weights and in the forward, or was applied twice"
+        f"let {'the logits fall as 1/n_embd' if head else 'the std of hidden matrices fall as 1/√n_embd (1/√fan_in)'}, "
+        "and no faster: a factor of the parametrisation, such as muP's, is in the weights and in the forward, "
+        "or was applied twice"
     )
     return case.failed(text, severity="warning", effect=-flat - float(worst["high"]), advice=advice, **found)
 
