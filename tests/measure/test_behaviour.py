@@ -265,7 +265,7 @@ def test_the_mask_hides_what_the_encoder_is_given_by_place(ignoring: bool) -> No
         (Shifting, None, "the model shifts them itself"),
         (Taking, None, "the model doesn't shift them itself"),
         (Taking, IDS, "the model doesn't shift them itself"),  # ids alone: the targets are made
-        (Plain, IDS, "Needs a loss"),
+        (Plain, IDS, "a loss over next tokens that the model takes itself"),
     ],
 )
 def test_labels_that_the_probe_made_vouch_for_none(model: type[Body], batch: Any, words: str) -> None:
