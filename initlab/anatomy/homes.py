@@ -53,18 +53,21 @@ class Homes:
             chain: updates of the stream.
         """
         members = self.members
-        places: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        places: dict[str, set[str]] = defaultdict(set)
+        updates: dict[str, int] = defaultdict(int)
         for each in chain.sums:
             made_in = set(around(each))
             held = {members[path] for path in made_in & members.keys()}
             here = made_in | {path for path in self._paths(each) if members.get(path) not in held}
             for path in here & members.keys():
-                places[members[path]][path] += 1
-        several = {name: inside for name, inside in places.items() if len(inside) > 1 or self._is_list(name)}
+                places[members[path]].add(path)
+            for name in {members[path] for path in here & members.keys()}:
+                updates[name] += 1  # once, however many members a branch has parameters in
+        several = {name for name, inside in places.items() if len(inside) > 1 or self._is_list(name)}
         if not several:
             return None
-        most = max(sum(inside.values()) for inside in several.values())
-        widest = [name for name, inside in several.items() if sum(inside.values()) == most]
+        most = max(updates[name] for name in several)
+        widest = [name for name in several if updates[name] == most]
         return min(widest, key=lambda name: (name.count("."), name))
 
     def parts(self, name: str, sums: Sequence[Sum]) -> list[str]:

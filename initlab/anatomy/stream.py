@@ -7,20 +7,19 @@ isn't so is reported as unverified; nothing is guessed from names.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from torch import nn
 
-from initlab.anatomy.attending import Read
-from initlab.anatomy.chains import Chain, Sum, Term, find_chains, ungated
-from initlab.anatomy.graph import Op, Place, Trace, Value
+from initlab.anatomy.chains import Chain, Sum, Term, find_chains
+from initlab.anatomy.graph import Place, Trace, Value
 from initlab.anatomy.homes import Homes, around, common, prefixes
 from initlab.anatomy.norming import normed
-from initlab.anatomy.reading import read_body
-from initlab.anatomy.walking import copies_of, factor, origin, settled, unscaled
-from initlab.wiring import Norm
+from initlab.anatomy.replacing import Replaced, inside_of, replaced_between
+from initlab.anatomy.walking import copies_of, origin, settled
+from initlab.wiring import Attention
 
 UNLIKE = "the block's output isn't its input plus what its modules gave"
 
@@ -48,23 +47,6 @@ class Write:
     def per_channel(self) -> bool:
         """Whether each channel has a number of its own."""
         return self.term.vector is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Replaced:
-    """An attention or MLP of the stream whose result is handed on without the stream being added to it.
-
-    Attributes:
-        place: how many sums of the block come before it.
-        read: what it computes.
-        module: dotted name of the outermost module inside the block that gave it; the block's own without one.
-        post: the norm that its result goes through, of the branch (sandwich) or of the sum that is missing (post-norm).
-    """
-
-    place: int
-    read: Read
-    module: str
-    post: Norm | None = None
 
 
 @dataclass(slots=True)
@@ -159,10 +141,30 @@ def find_stacks(model: nn.Module, trace: Trace, declared: Mapping[str, Sequence[
         if any(block.verified or block.replaced for block in stack.blocks):
             found.append(stack)
     found += [one for chain in loose if (one := _loose(trace, homes, chain))]
+    found += _without_sums(model, trace, found)
     for stack in found:
         _settle_norm(trace, stack)
     first = {id(stack): min((b.start.index for b in stack.blocks if b.start), default=0) for stack in found}
     return sorted(found, key=lambda stack: first[id(stack)])
+
+
+def _without_sums(model: nn.Module, trace: Trace, found: Sequence[Stack]) -> Iterator[Stack]:
+    """Lists of blocks with attention in each of which every branch replaces the stream: nothing is added anywhere."""
+    known = {block.name for stack in found for block in stack.blocks}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) < 2:
+            continue
+        paths = [f"{name}.{place}".removeprefix(".") for place in range(len(module))]
+        if any(
+            path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
+            for path in paths
+            for other in known
+        ):
+            continue
+        blocks = [_block(trace, path, [[]]) for path in paths]
+        bodies = [[each.read.body for each in block.replaced] for block in blocks]
+        if all(any(isinstance(body, Attention) for body in some) for some in bodies):
+            yield Stack(name, blocks, blocks[-1].end)
 
 
 def _stack(
@@ -225,6 +227,7 @@ def _block(trace: Trace, name: str, runs: list[list[Sum]], *, parts: bool = Fals
     if not sums:
         called = given is not None and gave is not None
         block.note = UNLIKE if called else "not called with a tensor of the stream's shape, or returned none"
+        _note_replaced(block, given, gave)
         return block
     followed = all(origin(a.end) is origin(b.base) for a, b in pairwise(sums))
     if gave is not None:
@@ -237,43 +240,35 @@ def _block(trace: Trace, name: str, runs: list[list[Sum]], *, parts: bool = Fals
     begins = given is None or block.start is given or not sums[0].base.after(given) or _norms(sums[0].base, given)
     block.verified = followed and ends and begins
     if not block.verified:
-        block.replaced = _replaced(block, given, gave)
-        if block.replaced:
-            block.start, block.end = given or block.start, gave or block.end
-        names = ", ".join(each.module for each in block.replaced)
-        block.note = f"{UNLIKE}: what {names} gives isn't added to it, and replaces it" if names else UNLIKE
+        block.note = UNLIKE
+        _note_replaced(block, given, gave)
     return block
 
 
-def _bare(value: Value, base: Value) -> Value:
-    """What a value is a multiple of, by numbers, by vectors (LayerScale) and by what a condition makes (adaLN)."""
-    while True:
-        value = unscaled(value)[0]
-        times = factor(value.op)
-        bare = times.value if times is not None else ungated(value.op, base)
-        if bare is None:
-            return value
-        value = bare
+def _note_replaced(block: Block, given: Value | None, gave: Value | None) -> None:
+    block.replaced = _replaced(block, given, gave)
+    if block.replaced:
+        block.start, block.end = given or block.start, gave or block.end
+        names = ", ".join(each.module for each in block.replaced)
+        block.note = f"{UNLIKE}: what {names} gives isn't added to it, and replaces it"
 
 
 def _replaced(block: Block, given: Value | None, gave: Value | None) -> list[Replaced]:
     """Read how one state becomes the next where no sum leads there; empty where that isn't known of every gap."""
     sums = block.sums
-    gaps = [(0, given, sums[0].base), *((n + 1, a.end, b.base) for n, (a, b) in enumerate(pairwise(sums)))]
-    gaps.append((len(sums), sums[-1].end, sums[-1].end if gave is None or _is_state(gave, sums[-1]) else gave))
+    if sums:
+        gaps = [(0, given, sums[0].base), *((n + 1, a.end, b.base) for n, (a, b) in enumerate(pairwise(sums)))]
+        gaps.append((len(sums), sums[-1].end, sums[-1].end if gave is None or _is_state(gave, sums[-1]) else gave))
+    else:
+        gaps = [] if gave is None else [(0, given, gave)]
     found: list[Replaced] = []
     for place, before, after in gaps:
-        if before is None or origin(before) is origin(after) or (place == 0 and _reaches(after, before)):
+        if before is None or (place == 0 and _reaches(after, before)):
             continue
-        core = _bare(after, before)
-        post = normed(core)
-        if post is not None:
-            core = _bare(post.source, before)
-        read = read_body(core, before)
-        if read.body is None or read.source is not origin(before):
+        between = replaced_between(block.name, place, before, after)
+        if between is None:
             return []
-        norm = None if post is None else post.norm
-        found.append(Replaced(place, read, _inside(block.name, core.op)[0], norm))
+        found += between
     return found
 
 
@@ -304,14 +299,7 @@ def _reaches(base: Value, given: Value) -> bool:
 
 
 def _write(block: str, term: Term) -> Write:
-    return Write(term, *_inside(block, term.core.op))
-
-
-def _inside(block: str, op: Op | None) -> tuple[str, str]:
-    """The outermost and the innermost module inside a block that an operation is in; the block's own without one."""
-    around = [module for module, _ in op.within] if op is not None else []
-    inside = [module for module in around if module.startswith(f"{block}.") or not block]
-    return (inside[0], inside[-1]) if inside else (block, block)
+    return Write(term, *inside_of(block, term.core.op))
 
 
 def _loose(trace: Trace, homes: Homes, chain: Chain) -> Stack | None:

@@ -149,6 +149,37 @@ def test_a_missing_sum_is_seen_through_the_norm_behind_it(sound: type[Block], br
     assert (found["WIR002"].severity, found["WIR002"].layer_first, found["WIR002"].layer_last) == ("error", 1, 1)
 
 
+class Never(Pre):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm_2(self.attn(self.norm_1(x))))
+
+
+class NeverPost(Pre):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm_2(self.mlp(self.norm_1(self.attn(x))))
+
+
+class MLPAlone(Pre):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attn(self.norm_1(x))
+        return x + self.mlp(self.norm_2(x))
+
+
+@pytest.mark.parametrize(
+    ("block", "named"), [(Never, "attn and layers.N.mlp"), (NeverPost, "attn and layers.N.mlp"), (MLPAlone, "attn")]
+)
+def test_blocks_that_add_nothing_to_a_stream_are_still_blocks(block: type[Block], named: str) -> None:
+    finding = verdicts(Language(block))["WIR002"]
+    assert (finding.severity, finding.layer_first, finding.layer_last) == ("warning", 0, 2)
+    assert f"What layers.N.{named} gives isn't added" in finding.message
+
+
+def test_a_list_of_mlps_is_no_stack_of_blocks_without_residuals() -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D), nn.GELU(), nn.Linear(D, D)) for _ in "abc"))
+    found = initlab.probe(model, batch=torch.randn(4, 12, D)).judge(select=["WIR002"])
+    assert [each.status for each in found] == ["not_applicable"]
+
+
 class Conditioned(Block):
     """Scaled, shifted and gated by a condition, as in a diffusion transformer; the gates are shut at first."""
 
