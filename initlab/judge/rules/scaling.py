@@ -167,9 +167,8 @@ def scale_the_rest(finding: Finding, model: Described) -> list[Change]:
     measures="std of each kind of matrix in the blocks, and std·√fan_in, beside those of the others: which differ by "
     "just √(2·n_layer)",
     needs="a probed or compared model with two blocks or more whose matrices have known roles",
-    limits={"kinds": 0.0},
-    unit="kinds of matrices",
-    limit="{kinds} with a depth factor where the other branch has none, on all matrices, or twice",
+    unit="× the std of the other matrices",
+    limit="no kind with a depth factor where the other branch has none, on all matrices, or twice",
     basis="derived",
     why="The 2 in 1/√(2·n_layer) counts two writes a block. With one of them left as it is the stream still grows with "
     "depth; on a matrix that reads the stream the factor makes its branch small in the forward and its gradients large "

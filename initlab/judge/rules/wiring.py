@@ -95,7 +95,8 @@ def _odd_ones(run_id: str, rows: pd.DataFrame) -> Iterator[Fault]:
             if name in ("norm", "sum_norm"):  # without its sum, a norm between two branches may be of either kind
                 known = [each for each in known if each["layer"] not in replaced]
             if (like := _COMPARABLE.get(name)) and known:
-                most = pd.Series([each[like] for each in known], dtype=followed[like].dtype).mode().iloc[0]
+                said = Counter(each[like] for each in known if each[like] is not pd.NA)
+                most = said.most_common(1)[0][0] if said else None
                 known = [each for each in known if each[like] is not pd.NA and each[like] == most]
             values = [bool(each[name]) if name in _NAMED else _rounded(each[name]) for each in known]
             if not values:
