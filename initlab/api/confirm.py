@@ -14,7 +14,7 @@ from initlab.api.run import Results, in_turn, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.engines import choose
 from initlab.errors import ProbeError, RecipeError
-from initlab.models.config import NanoGPTConfig, refuse_other_models
+from initlab.models.config import WIRING, NanoGPTConfig, refuse_other_models
 from initlab.options import RunOptions, Text, checked
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
@@ -98,7 +98,7 @@ def confirm(
         dtype = "bfloat16" if thorough and chosen.startswith("cuda") else "float32"
     kind = "thorough" if thorough else "quick"
     if model is None:
-        shared = ("bias", "activation", "tie_weights")
+        shared = ("bias", "activation", "tie_weights", *WIRING)
         model = replace(GRIDS[kind]["model"], **{name: like[name] for name in shared if name in like})
     elif depths is None:
         depths = (model.n_layer,)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from initlab.api.looking import anatomy_of
 from initlab.errors import ConfigError, ProbeError
 from initlab.judge import theory
 from initlab.models.config import config_at
@@ -73,6 +74,7 @@ class SideBySide:
         self.rows = rows if text.batch_size is None else text.batch_size
         self.corpus = corpus
         self._loaded: dict[tuple[str, str | None, int | None], Corpus] = {}
+        subject.look = anatomy_of
         self.seen = _Surveyed(described=described or {})
         if text.block_size is not None:
             subject.read(block_size=text.block_size)
@@ -140,7 +142,7 @@ class SideBySide:
                     seen.counts[maker, *place] = sum(p.numel() for p in model.parameters())
                     seen.classes.append(type(model).__name__)
                     if maker is base:
-                        seen.asked += asked(model)
+                        seen.asked += asked(self.subject.look(model))
                     if place == places[0]:
                         inputs, described = self._made(model, 0)
                         seen.described = seen.described or described

@@ -84,14 +84,19 @@ def apply_recipe(
     return tuple(found.name for found, values in answers if not values)
 
 
-def portable(recipe: Recipe, model: nn.Module) -> Recipe:
+def portable(recipe: Recipe, model: nn.Module, anatomy: Anatomy | None = None) -> Recipe:
     """Make the recipe a table of what it draws for this model's parameters: it can be pickled, whatever its rule is.
+
+    Args:
+        recipe: any.
+        model: that it is drawn into.
+        anatomy: of it, where it was looked at before.
 
     Raises:
         RecipeError: the recipe or the model can't be used.
     """
     table: dict[tuple[Role, Dims], Distribution] = {}
-    for role, dims in asked(model):
+    for role, dims in asked(of(model) if anatomy is None else anatomy):
         value = recipe(role, dims)
         # a user's numbers may be of numpy or torch, and a formula's text isn't needed to draw
         numbers = {field.name: float(getattr(value, field.name)) for field in fields(value)}
@@ -99,11 +104,11 @@ def portable(recipe: Recipe, model: nn.Module) -> Recipe:
     return replace(recipe, rule=_Table(table))
 
 
-def asked(model: nn.Module) -> list[tuple[Role, Dims]]:
+def asked(anatomy: Anatomy) -> list[tuple[Role, Dims]]:
     """List what every recipe is asked for, to be drawn into a model. Raises RecipeError where a matrix has no role."""
     return [
         (role, dims)
-        for found in of(model).all_parameters()
+        for found in anatomy.all_parameters()
         if found.role not in (Role.GATE, Role.OTHER)
         for _, role, dims in found.asked()
     ]

@@ -80,6 +80,7 @@ class Subject:
         base: makes the models that recipes are drawn into; None where these are NanoGPTs, or where there are none.
         config: of the NanoGPTs that recipes are drawn into, at (n_layer, n_embd); None where there are none.
         depths, widths: n_layer and n_embd to make.
+        look: tells what the parameters of `base`'s models are for.
     """
 
     items: dict[str, Recipe | Maker]
@@ -87,6 +88,7 @@ class Subject:
     config: Configs | None
     depths: tuple[int, ...] = ()
     widths: tuple[int, ...] = ()
+    look: Callable[[nn.Module], Anatomy] = of
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -125,7 +127,7 @@ class Subject:
             assert self.config is not None
             model = empty_model(config_at(self.config, n_layer, n_embd), device)
         if isinstance(item, Recipe):
-            apply_recipe(model, item, seed)
+            apply_recipe(model, item, seed, anatomy=None if maker is None else self.look(model))
         return model.to(device)
 
     def read(self, **sizes: int) -> None:

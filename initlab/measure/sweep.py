@@ -11,7 +11,7 @@ import torch
 from initlab.drawing.subject import check_axis, check_sizes
 from initlab.errors import ConfigError
 from initlab.measure.moments import PRESETS, Preset
-from initlab.models.config import Configs, NanoGPTConfig, config_at
+from initlab.models.config import WIRING, Configs, NanoGPTConfig, config_at
 
 SIZES = ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")
 OPTIONS = ("n_head", "block_size", "vocab_size", "bias", "activation", "tie_weights", "dropout")
@@ -70,7 +70,9 @@ class SweepConfig:
         """Flatten the config into JSON-ready values; an option of NanoGPTs that widths differ in is a list."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
         configs = [self.config(min(self.depths), n_embd) for n_embd in self.widths] if self.model else []
-        for name in OPTIONS if configs else ():
+        # of nanoGPT's own wiring nothing is said, so that runs from before there was another go on
+        other = [name for name in WIRING if any(getattr(c, name) != getattr(NanoGPTConfig, name) for c in configs)]
+        for name in (*OPTIONS, *other) if configs else ():
             found = list(dict.fromkeys(getattr(config, name) for config in configs))
             values[name] = found if len(found) > 1 else found[0]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

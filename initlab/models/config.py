@@ -125,7 +125,7 @@ class NanoGPTConfig:
     @property
     def plain(self) -> bool:
         """Whether it is wired as nanoGPT, whatever its sizes, activation (without a gate), bias, dropout and tie."""
-        return not self.gated and all(getattr(self, name) == getattr(NanoGPTConfig, name) for name in _WIRING)
+        return not self.gated and all(getattr(self, name) == getattr(NanoGPTConfig, name) for name in WIRING)
 
     def resized(self, *, n_layer: int | None = None, n_embd: int | None = None) -> NanoGPTConfig:
         """Change depth and width; heads keep their size, or have the largest smaller one that divides the width.
@@ -161,7 +161,8 @@ _NUMBERS = (
     "layer_scale",
     "gate",
 )
-_WIRING = (*_NUMBERS, "n_kv_head", "norm", "norm_placement", "qk_norm", "positions")
+# fields that make it another model than nanoGPT
+WIRING = (*_NUMBERS, "n_kv_head", "norm", "norm_placement", "qk_norm", "positions")
 
 
 def parse_wiring(text: str) -> dict[str, Any]:
@@ -176,8 +177,8 @@ def parse_wiring(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for each in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = each.partition("=")
-        if name not in _WIRING:
-            raise ConfigError(f"unknown wiring {name!r}; expected NAME=VALUE with one of {', '.join(sorted(_WIRING))}")
+        if name not in WIRING:
+            raise ConfigError(f"unknown wiring {name!r}; expected NAME=VALUE with one of {', '.join(sorted(WIRING))}")
         try:
             if name in _CHOICES:
                 found[name] = value

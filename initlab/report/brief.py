@@ -127,7 +127,8 @@ def _module_table(run: Run) -> Table:
     """A model without a residual stream: its layers, in the order of their first use."""
     records = run.tables.records
     forward = records[records["kind"] == "activation"].sort_values("position")
-    grads = records[records["kind"] == "grad"].set_index(["module", "call"])["var"]
+    # of a module that two names reach, or a tensor that two add to, the first
+    grads = records[records["kind"] == "grad"].drop_duplicates(["module", "call"]).set_index(["module", "call"])["var"]
     left_out = len(forward) - _MOST_MODULES
     caption = f"{left_out} more modules are in records.csv" if left_out > 0 else ""
     further = _further(records)

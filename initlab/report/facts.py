@@ -9,6 +9,21 @@ from initlab.judge.words import listed, plural
 from initlab.report.view import recipes_of, steps_of
 from initlab.rundir import Run
 
+# options of NanoGPTConfig's wiring, and what nanoGPT has; another is said
+_NANOGPTS: dict[str, Any] = {
+    "norm": "layernorm",
+    "norm_placement": "pre",
+    "qk_norm": False,
+    "positions": "learned",
+    "n_kv_head": None,
+    "residual_multiplier": 1.0,
+    "attention_multiplier": None,
+    "embedding_multiplier": 1.0,
+    "logit_multiplier": 1.0,
+    "layer_scale": None,
+    "gate": None,
+}
+
 
 def progress(run: Run) -> tuple[int, int]:
     """Cells that are in the tables, cells that were planned."""
@@ -65,6 +80,10 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("model", config.get("model")),
         ("n_layer", ", ".join(map(str, depths))),
         ("n_embd", ", ".join(map(str, widths))),
+        (
+            "wiring",
+            ", ".join(f"{key}={config[key]}" for key in _NANOGPTS if config.get(key, _NANOGPTS[key]) != _NANOGPTS[key]),
+        ),
         ("vocabulary", ", ".join(map(str, vocab))),
         ("batch", "×".join(str(config[key]) for key in ("batch_size", "block_size") if config.get(key))),
         ("seeds", seeds if isinstance(seeds, int) else len(seeds)),
@@ -125,6 +144,7 @@ def header(run: Run) -> str:
     if known.get("model"):
         parts.append(known["model"])
     parts.append(", ".join(f"{name} {known[name]}" for name in ("n_layer", "n_embd") if name in known))
+    parts.append(known.get("wiring", ""))
     if known.get("vocabulary"):
         parts.append(f"vocabulary {known['vocabulary']}")
     if recipes > 1:
