@@ -108,7 +108,7 @@ class _Finder:
         self.aside: dict[Value, tuple[Chain, list[Sum]]] = {}
 
     def look_at(self, op: Op) -> None:
-        operands = _operands(op)
+        operands = summands(op)
         if operands is None:
             return
         found = [each for pair in (operands, operands[::-1]) if (each := self._as_update(op, *pair)) is not None]
@@ -198,8 +198,12 @@ class _Finder:
         )
 
 
-def _operands(op: Op) -> tuple[tuple[Value, float], tuple[Value, float]] | None:
-    """The two tensors of one shape that an operation adds up, each with its factor."""
+def summands(op: Op) -> tuple[tuple[Value, float], tuple[Value, float]] | None:
+    """Read the two tensors of one shape that an operation adds up, each with its factor; None where it doesn't.
+
+    Args:
+        op: any.
+    """
     if op.name not in ("add", "sub", "lerp") or not op.outputs or len(op.args) < 2:
         return None
     first, second = op.args[:2]
@@ -267,7 +271,7 @@ def _terms(value: Value, scale: float, base: Value, op: Op) -> Iterator[Term]:
         scale *= vector.rms
     inner = core.op
     # what a module adds up inside itself, as a mixture its shared expert, is one branch
-    parts = None if inner is None or vector is not None or inner.module != op.module else _operands(inner)
+    parts = None if inner is None or vector is not None or inner.module != op.module else summands(inner)
     if parts is not None and inner is not None and not gated and all(part.mixes(base) for part, _ in parts):
         for part, by in parts:
             yield from _terms(part, scale * by, base, inner)

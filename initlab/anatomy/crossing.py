@@ -38,47 +38,56 @@ def crossed(read: Read, joined: Value) -> tuple[str, ...]:
     body = read.body
     if not isinstance(body, Attention) or read.mixing is None or body.n_head < 2:
         return ()
-    found = []
+    found, rows = [], None
     for site, op, value in scored(read):
         if op.name != SCORING and (op.name != "matmul" or (site == "q" and value is not op.inputs[0])):
             continue
-        turned = site == "k" and op.name != SCORING  # q @ kᵀ is given the keys turned
-        places = _cut(value, turned=turned)
-        heads = body.n_head if site == "q" else body.n_kv_head
-        if places is None or places.dim() < 4:
+        told = _cut(value, turned=site == "k" and op.name != SCORING)  # q @ kᵀ is given the keys turned
+        if told is None:
             continue
-        if places.shape[-2] in (heads, body.n_head) and places.shape[-3] != places.shape[-2] and _one(places, -2):
+        places, lengths = told
+        rows = places if site == "q" or rows is None else rows  # through rotations only values can be followed
+        alike = places.shape[-2] // max(1, _distinct(places))  # of one row, in the slice that one softmax is over
+        if alike == places.shape[-2] and alike in (body.n_head, body.n_kv_head):
             return ("positions",)
-        if places.shape[-3] in (heads, body.n_head) and not _one(places, -3):
+        if alike > 1 and places.shape[-2] in lengths:  # queries of several heads in one slice make it longer
             found.append(_NAMES[site])
-    if _mixes(joined, read.mixing.outputs[0]):
+    if not found and rows is not None and _mixes(joined, read.mixing.outputs[0], rows):
         found.append("output")
     return tuple(found)
 
 
-def _cut(value: Value, *, turned: bool) -> Tensor | None:
-    """Of each element of q, k or v as it enters: the number of the row that its matrix gave it in."""
+def _cut(value: Value, *, turned: bool) -> tuple[Tensor, tuple[int, ...]] | None:
+    """Of each vector of q, k or v as it enters: the number of the row of its matrix's output that it is of.
+
+    Returns:
+        (…, positions, 1), and the lengths of what the rows are numbered by; None where it isn't known, or a vector is
+        of several rows.
+    """
     source = head_source(value)
-    if source is None or len(value.shape) < 4:
+    if source is None or len(value.shape) < 3:
         return None
     shape = source.matrix.result.shape
-    rows = torch.arange(source.matrix.result.numel // shape[-1]).view(*shape[:-1], 1).expand(shape)
+    rows = torch.arange(source.matrix.result.numel // shape[-1]).view(*shape[:-1], 1).expand(shape).contiguous()
     places = _carried(value, source.matrix.result, rows)
-    return places.transpose(-1, -2) if places is not None and turned else places
+    if places is None:
+        return None
+    places = places.transpose(-1, -2) if turned else places
+    first = places.narrow(-1, 0, 1)
+    return (first, shape[:-1]) if bool((places == first).all()) else None
 
 
-def _one(places: Tensor, dim: int) -> bool:
-    """Whether vectors along a dimension, and their features, are all of one row."""
-    first = places.narrow(dim, 0, 1).narrow(-1, 0, 1)
-    return bool((places == first).all())
+def _distinct(places: Tensor) -> int:
+    """How many rows are in a slice, most of all slices."""
+    ordered = places.squeeze(-1).flatten(0, -2).sort(-1).values
+    return int((ordered.diff(dim=-1) != 0).sum(-1).max()) + 1 if ordered.shape[-1] > 1 else 1
 
 
-def _mixes(joined: Value, mixing: Value) -> bool:
-    """Whether a vector that the output projection is given is of several positions."""
-    if len(mixing.shape) < 3 or mixing.op is None or mixing.op.name not in (SCORING, "matmul"):
+def _mixes(joined: Value, mixing: Value, rows: Tensor) -> bool:
+    """Whether a vector that the output projection is given is of several rows, those of the queries or values."""
+    if mixing.op is None or mixing.op.name not in (SCORING, "matmul") or mixing.shape[:-1] != rows.shape[:-1]:
         return False
-    positions = torch.arange(mixing.shape[-2]).view(-1, 1).expand(mixing.shape)
-    places = _carried(joined, mixing, positions)
+    places = _carried(joined, mixing, rows.expand(mixing.shape).contiguous())
     return places is not None and not bool((places == places.narrow(-1, 0, 1)).all())
 
 
@@ -105,6 +114,9 @@ def _carried(value: Value, source: Value, given: Tensor) -> Tensor | None:
                 continue
             args = [given if arg is op.inputs[0] else arg for arg in op.args]
             kwargs = {name: given if arg is op.inputs[0] else arg for name, arg in op.kwargs.items()}
+            if op.name == "view":  # numbers lie otherwise in memory than what they stand for
+                given = given.contiguous()
+                args[0] = given
             moved = op.function(*args, **kwargs)
             given = moved if isinstance(moved, Tensor) else moved[each.output]
             if tuple(given.shape) != each.shape:

@@ -19,13 +19,14 @@ from initlab.anatomy.families import nanogpt
 from initlab.anatomy.parameters import Parameter, check_covered
 from initlab.anatomy.roles import find_roles
 from initlab.anatomy.saying import Said
-from initlab.anatomy.sites import HeadTap, SiteMap, Tap, find_sites, site_map
+from initlab.anatomy.sites import HeadTap, SiteMap, Tap, dropout_in_force, find_sites, site_map
 from initlab.anatomy.stream import Stack, find_stacks
 from initlab.anatomy.taps import Tapping
 from initlab.anatomy.trace import traced
 from initlab.anatomy.wirings import read_stacks
 from initlab.errors import SiteError
 from initlab.models.nanogpt import NanoGPT
+from initlab.models.wiring import nanogpt_wiring
 from initlab.recipes import Dims, Role
 from initlab.wiring import Wiring
 
@@ -108,7 +109,8 @@ def of(
         RecipeError: `said_roles` does.
     """
     # a copy of nanoGPT may be wired otherwise, which a pass tells
-    known = forward is None or (declared is None and _is_nanogpt(model))
+    own = isinstance(model, NanoGPT) and not model.config.plain
+    known = not own if forward is None else declared is None and _is_nanogpt(model)
     sites = _by_heart(model) if known else None
     stacks: list[Stack] = []
     stream: list[Tap] = []
@@ -133,6 +135,8 @@ def of(
             with around():
                 seen = _without_chance(model, forward, seen)
         said += [sentence for wiring in wirings for sentence in wiring.unknown]
+    elif own and isinstance(model, NanoGPT):
+        wirings = seen = [nanogpt_wiring(model.config, dropout=dropout_in_force(model))]
     roles = find_roles(model, wirings, said_roles)
     if sites is not None:
         followed = [f"transformer.h.{layer}" for layer in range(sites.n_layer)]

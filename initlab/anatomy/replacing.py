@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from initlab.anatomy.attending import Read
-from initlab.anatomy.chains import ungated
+from initlab.anatomy.chains import summands, ungated
 from initlab.anatomy.graph import Op, Value
 from initlab.anatomy.norming import normed
 from initlab.anatomy.reading import read_body
@@ -48,11 +48,16 @@ def replaced_between(block: str, place: int, before: Value, after: Value) -> lis
         post = normed(core)
         if post is not None:
             core = _bare(post.source, before)
-        read = read_body(core, before)
-        if read.body is None or read.source is None or not read.source.after(before):
+        parts = [core]
+        while (op := parts[0].op) is not None and (operands := summands(op)) is not None:  # in parallel
+            parts = [_bare(value, before) for value, _ in operands] + parts[1:]
+        reads = [read_body(part, before) for part in parts]
+        source = reads[0].source
+        if source is None or not source.after(before) or any(r.body is None or r.source is not source for r in reads):
             return None
-        found.insert(0, Replaced(place, read, inside_of(block, core.op)[0], None if post is None else post.norm))
-        after = read.source
+        norm = None if post is None else post.norm
+        found = [Replaced(place, r, inside_of(block, p.op)[0], norm) for r, p in zip(reads, parts, strict=True)] + found
+        after = source
     return found
 
 

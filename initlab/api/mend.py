@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from initlab.judge.worsening import worse
 from initlab.recipes import Recipe, registry
 from initlab.results import Probe
 from initlab.results.tracing import CODES
+from initlab.wiring import Branch, Update, Wiring
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,6 +63,8 @@ class Look:
         said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)
         unscaled = None if said else unscaled_outputs(self.rows, _growth(found))
         unscaled = unscaled if unscaled is not None and unscaled.code in counted else None
+        if any(update.norm or branch.post for wiring in anatomy.seen for update, branch in _branches(wiring)):
+            unscaled = None  # a norm takes the outputs' scale away again
         # a block that is drawn otherwise hides which recipe the others are of; once it is mended, they say
         self.undecided = first is None and any(finding.code == "INI003" for finding in failed)
         if unscaled is not None and first is not None and first.unscaled:  # what was meant, the model as found says
@@ -278,6 +281,10 @@ def _likely(change: Change, gone: Sequence[str]) -> str:
 def _key(change: Change) -> tuple[Any, ...]:
     size = None if change.factor is None else round(math.log(change.factor), 2)
     return (change.role, change.stack, change.names, size, change.recipe, change.drawn, change.rows)
+
+
+def _branches(wiring: Wiring) -> Iterator[tuple[Update, Branch]]:
+    return ((update, branch) for block in wiring.blocks for update in block.updates for branch in update.branches)
 
 
 def _growth(found: Probe) -> float:

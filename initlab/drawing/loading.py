@@ -18,6 +18,7 @@ from torch import nn
 
 from initlab.corpus import load_corpus
 from initlab.drawing.apply import apply_recipe
+from initlab.drawing.subject import seeded
 from initlab.drawing.tracing import trace
 from initlab.errors import ConfigError, ProbeError
 from initlab.models.config import PRESETS
@@ -44,7 +45,7 @@ def load_model(
         name: one of these.
         sizes: n_layer, n_embd, n_head, block_size of a preset, instead of its own.
         recipe: what a preset is drawn from; default nanogpt.
-        seed: of a preset's draw.
+        seed: of a preset's draw, and of torch's random numbers while a factory is called.
         data: the text that will be read; a preset's vocabulary grows to hold it.
         tokenizer: of that text.
         arguments: of a factory, by name.
@@ -69,7 +70,8 @@ def load_model(
     if sizes:
         raise ConfigError(f"{next(iter(sizes))} was given, but only presets can be resized; {name} has its own sizes")
     if ":" in name:
-        return _from_factory(name, arguments or {}), None
+        with seeded(seed, "cuda" if torch.cuda.is_available() else "cpu"):
+            return _from_factory(name, arguments or {}), None
     if name.endswith(".py"):
         raise ConfigError(f"{name} is a Python file; name the function that makes the model, as in {name}:make")
     if Path(name).exists() or name.endswith((".pt", ".pth", ".ckpt")):

@@ -13,6 +13,7 @@ from initlab.anatomy.declaring import declarations
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.sharing import shared, sharing_said
+from initlab.drawing.apply import was_applied
 from initlab.drawing.copies import drawn_matrices, likest, repeated, sketch
 from initlab.drawing.declared import written_std
 from initlab.drawing.spectrum import stable_rank
@@ -86,6 +87,8 @@ def declared_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]
     """
     keys = {name: value for name, value in keys.items() if name != "step"}
     found = declarations(anatomy.model, anatomy.parameters, anatomy.wirings)
+    if was_applied(anatomy.model):  # from another init on purpose
+        found = [each for each in found if each.kind != "std"]
     said = any(each.kind == "std" and each.said > 0 for each in found)
     written = None if said else written_std(anatomy.model)
     if written is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from initlab.errors import ConfigError
@@ -99,8 +99,17 @@ class NanoGPTConfig:
             value = getattr(self, name)
             if value is None and getattr(NanoGPTConfig, name) is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            try:
+                number = math.nan if isinstance(value, bool) else float(value)
+            except (TypeError, ValueError, OverflowError):
+                number = math.nan
+            if not math.isfinite(number) or isinstance(value, str):
                 raise ConfigError(f"{name} is {value!r}; expected a finite number")
+            object.__setattr__(self, name, number)  # one of numpy's couldn't be stored
+        if self.attention_multiplier is not None and self.attention_multiplier <= 0:
+            raise ConfigError(f"attention_multiplier is {self.attention_multiplier:g}; expected a number above 0")
+        if not isinstance(self.qk_norm, bool):
+            raise ConfigError(f"qk_norm is {self.qk_norm!r}; expected True or False")
         n_kv_head = self.n_head if self.n_kv_head is None else self.n_kv_head
         if not isinstance(n_kv_head, Integral) or n_kv_head < 1 or self.n_head % n_kv_head:
             raise ConfigError(f"n_kv_head is {n_kv_head!r}; expected a divisor of n_head, {self.n_head}")
@@ -141,8 +150,8 @@ class NanoGPTConfig:
         if n_embd is None or n_embd == self.n_embd:
             return replace(self, n_layer=n_layer)
         n_head, n_kv_head = heads(n_embd, self.head_size), self.n_kv_head
-        if n_kv_head is not None:  # as many queries to a key as before, or the nearest number that is possible
-            wanted = n_head * n_kv_head / self.n_head
+        if n_kv_head is not None:  # the number that was asked for, or the nearest that is possible
+            wanted = n_kv_head
             n_kv_head = min((n for n in range(1, n_head + 1) if n_head % n == 0), key=lambda n: abs(n - wanted))
         return replace(self, n_layer=n_layer, n_embd=n_embd, n_head=n_head, n_kv_head=n_kv_head)
 

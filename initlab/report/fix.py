@@ -43,7 +43,11 @@ def proposal_text(proposal: Shown) -> str:
     """At most 100 columns, without colour."""
     part = f" ({covered})" if (covered := coverage(proposal.before)) else ""
     if not proposal.problems:
-        verdict = f"{proposal.model}: nothing to change; every check that applies to one fresh model passes{part}."
+        verdict = f"{proposal.model}: no weight to change; every check that applies to one fresh model passes{part}."
+        if any(note.severity != "info" for note in proposal.notes):
+            verdict = (
+                f"{proposal.model}: no weight to change{part}; what follows is to be mended in the code, as it says."
+            )
         return "\n".join([_filled(verdict), *map(_note, proposal.notes)])
     lines = [f"{proposal.model} as found{part}", ""]
     lines += [_finding(finding) for finding in proposal.problems]
@@ -115,7 +119,8 @@ def _finding(finding: Finding) -> str:
 
 
 def _note(finding: Finding) -> str:
-    return _filled(f"note: {finding.message}; {finding.advice}.", "  ", "    ")
+    word = "note" if finding.severity == "info" else f"{finding.severity} {finding.code}"
+    return _filled(f"{word}: {finding.message}; {finding.advice}.", "  ", "    ")
 
 
 def _hints(findings: Sequence[Finding]) -> list[str]:

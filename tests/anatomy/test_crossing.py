@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from initlab.anatomy import look
 
-B, T, NH, HS = 2, 10, 4, 8
+B, T, NH, HS = 4, 10, 4, 8
 D = NH * HS
 
 
@@ -108,6 +108,53 @@ class OverHeads(Attention):
         return z.reshape(B, T, D)
 
 
+class Viewing(Attention):
+    def cut(self, x):
+        return x.contiguous().view(B, NH, T, HS)
+
+
+class HeadsInTheBatchCut(Attention):
+    def cut(self, x):
+        return x.contiguous().view(B * NH, T, HS)
+
+    def join(self, z):
+        return z.view(B, T, D)
+
+
+class HeadsFirst(Attention):
+    """The dimension of the heads before the batch's, which is as long."""
+
+    def cut(self, x):
+        return x.view(B, T, NH, HS).permute(2, 0, 1, 3)
+
+    def join(self, z):
+        return z.permute(1, 2, 0, 3).reshape(B, T, D)
+
+
+class Axial(Attention):
+    """Within rows of a picture of two columns by five; heads before them."""
+
+    def cut(self, x):
+        return x.view(B, 2, 5, NH, HS).permute(0, 3, 1, 2, 4)
+
+    def join(self, z):
+        return z.permute(0, 2, 3, 1, 4).reshape(B, T, D)
+
+
+class OneKeyForAll(Attention):
+    """The heads of the queries are folded into positions, of which each key serves all."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(D, D + 2 * HS)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).split([D, HS, HS], -1)
+        q = q.view(B, T, NH, HS).transpose(1, 2).reshape(B, 1, NH * T, HS)
+        z = F.scaled_dot_product_attention(q, k.view(B, 1, T, HS), v.view(B, 1, T, HS))
+        return self.out(z.view(B, NH, T, HS).transpose(1, 2).reshape(B, T, D))
+
+
 CUT = ("queries", "keys", "values")
 KINDS = {
     Attention: (),
@@ -123,6 +170,11 @@ KINDS = {
     CuttingWrittenOut: CUT,
     CuttingTurning: CUT,
     OverHeads: ("positions",),
+    Viewing: CUT,
+    HeadsInTheBatchCut: CUT,
+    HeadsFirst: (),
+    Axial: (),
+    OneKeyForAll: (),
 }
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -404,3 +405,14 @@ def test_a_file_of_two_models_may_also_hold_a_statistic(tmp_path):
         found = initlab.compare([f"{file}:made", f"{file}:also"], depths=[1], widths=[32], seeds=1)
         assert "mine_of_two" in STATISTICS
     assert found.run.manifest["failed"] == {} and len(found.summary) == 2
+
+
+def test_another_wiring_in_the_same_folder_is_another_run(tmp_path):
+    config = initlab.NanoGPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=32)
+    options = {"depths": [1], "seeds": 1, "run": initlab.RunOptions(out=tmp_path / "run")}
+    initlab.compare(["nanogpt"], model=config, **options)
+    other = replace(config, norm_placement="post", residual_multiplier=0.5)
+    with pytest.raises(initlab.errors.RunError, match="norm_placement"):
+        initlab.compare(["nanogpt"], model=other, **options)
+    shown = repr(initlab.compare(["nanogpt"], model=other, depths=[1], seeds=1))
+    assert "norm_placement=post, residual_multiplier=0.5" in " ".join(shown.split())

@@ -239,7 +239,7 @@ def test_a_healthy_model_is_left_alone(make: Callable[[], nn.Module]) -> None:
     proposal = initlab.fix(model, apply=True, **QUICK)
     assert (proposal.problems, proposal.rows, proposal.left, proposal.after) == ([], [], [], None)
     assert not proposal.applied
-    assert "nothing to change" in repr(proposal)
+    assert "no weight to change" in repr(proposal)
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
     with pytest.raises(ConfigError, match="there is nothing to change in"):
         proposal.apply()

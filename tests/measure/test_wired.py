@@ -165,8 +165,20 @@ class MLPAlone(Pre):
         return x + self.mlp(self.norm_2(x))
 
 
+class NeverInParallel(Pre):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm_1(x)
+        return self.attn(h) + self.mlp(h)
+
+
 @pytest.mark.parametrize(
-    ("block", "named"), [(Never, "attn and layers.N.mlp"), (NeverPost, "attn and layers.N.mlp"), (MLPAlone, "attn")]
+    ("block", "named"),
+    [
+        (Never, "attn and layers.N.mlp"),
+        (NeverPost, "attn and layers.N.mlp"),
+        (MLPAlone, "attn"),
+        (NeverInParallel, "attn and layers.N.mlp"),
+    ],
 )
 def test_blocks_that_add_nothing_to_a_stream_are_still_blocks(block: type[Block], named: str) -> None:
     finding = verdicts(Language(block))["WIR002"]

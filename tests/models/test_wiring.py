@@ -94,6 +94,9 @@ def test_options_are_said_in_words():
         {"residual_multiplier": math.nan},
         {"residual_multiplier": None},
         {"gate": "open"},
+        {"gate": 10**400},
+        {"qk_norm": "false"},
+        {"attention_multiplier": 0.0},
         {"positions": "rotary", "n_embd": 12},
     ],
 )
@@ -102,9 +105,9 @@ def test_bad_options_are_refused(wrong):
         initlab.NanoGPTConfig(**SIZES | wrong)
 
 
-def test_grouped_queries_keep_their_number_when_the_width_changes():
+def test_heads_of_keys_keep_their_number_when_the_width_changes():
     config = initlab.NanoGPTConfig(**SIZES | {"n_kv_head": 2}).resized(n_embd=128)
-    assert (config.n_head, config.n_kv_head) == (8, 4)
+    assert (config.n_head, config.n_kv_head) == (8, 2)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
