@@ -92,7 +92,7 @@ class Subject:
 
 
 Make = Callable[..., Subject]
-ADD = "x = x + self.mlp(self.ln_2(x))"
+ADD = "x = x + self._scaled(self.mlp(self.ln_2(x)), self.ln_2_out, self.scale_2, self.gate_2)"
 
 
 def nanogpt(base: str, d: int, n_layer: int) -> Subject:
@@ -101,10 +101,10 @@ def nanogpt(base: str, d: int, n_layer: int) -> Subject:
     model = initlab.NanoGPT(initlab.NanoGPTConfig(**sizes))
     parts = model.transformer
     lines = {
-        "adds": (ADD, "x = {}self.mlp(self.ln_2(x))"),
+        "adds": (ADD, ADD.replace("x + ", "{}", 1)),
         "no mlp": (ADD, "pass"),
         "loop": ("x = block(x)", "x = self.transformer.h[0](x)"),
-        "score": ("is_causal=True", "is_causal=True, scale={}"),
+        "score": ("scale=self.scale", "scale={}"),
         "mask": ("is_causal=True", "is_causal=False"),
         "heads": ("z.transpose(1, 2).contiguous()", "z.contiguous()"),
         "targets": ("targets.flatten()", "idx.flatten()"),

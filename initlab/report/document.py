@@ -60,7 +60,7 @@ class Document:
         counted: how many checks failed, passed and didn't apply.
         passed: checks that passed.
         inapplicable: checks that say nothing of this run.
-        questions: columns of the scoreboard.
+        questions: columns of the scoreboard, those that some recipe was judged by.
         recipe_info: summary and source of each recipe.
         first_step: the first step that was measured.
     """
@@ -82,7 +82,7 @@ class Document:
         self.counted = count_sentence(run, findings)
         self.passed = [finding for finding in findings if finding.status == "pass"]
         self.inapplicable = [finding for finding in findings if finding.status == "not_applicable"]
-        self.questions = questions(findings)
+        self.questions = questions([each for each in findings if each.status != "not_applicable"])
         self.recipe_info = run.manifest.get("recipes") or {}
         self.first_step = steps_of(run)[0]
 
@@ -113,7 +113,7 @@ class Document:
     @cached_property
     def scoreboard(self) -> list[tuple[str, list[Square]]]:
         """A row of answers per recipe."""
-        return _scoreboard(self.recipes, self.findings, self.cards)
+        return _scoreboard(self.recipes, self.questions, self.findings, self.cards)
 
     @cached_property
     def overview(self) -> list[tuple[Overview, str, str]]:
@@ -212,12 +212,10 @@ def _cards(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]:
 
 
 def _scoreboard(
-    recipes: Sequence[str], findings: Sequence[Finding], cards: Sequence[Card]
+    recipes: Sequence[str], columns: Sequence[str], findings: Sequence[Finding], cards: Sequence[Card]
 ) -> list[tuple[str, list[Square]]]:
     anchors = {id(finding): card.anchor for card in cards for finding in card.findings}
-    return [
-        (recipe, [_cell(recipe, question, findings, anchors) for question in questions(findings)]) for recipe in recipes
-    ]
+    return [(recipe, [_cell(recipe, question, findings, anchors) for question in columns]) for recipe in recipes]
 
 
 def _cell(recipe: str, question: str, findings: Sequence[Finding], anchors: dict[int, str]) -> Square:
