@@ -53,6 +53,7 @@ from torch import nn
 import initlab
 
 LEVELS = {"info": 0, "warning": 1, "error": 2}
+ROOT = Path(__file__).resolve().parent.parent  # which findings name where it isn't below the working directory
 NEAR = 1.1  # of root mean squares that count as the same
 COLUMNS = (
     "base", "fault", "group", "harm", "planted", "any", "note", "located", "advice", "mended", "codes", "seconds",
@@ -211,7 +212,7 @@ def grade(findings: Any, known: dict[str, str], where: str, cause: str) -> dict[
     """
     failed = [each for each in findings if each.status == "fail"]
     new = [f for f in failed if f.code not in known or LEVELS[f.severity] > LEVELS[known[f.code]]]
-    text = " ".join(f"{each.site} {each.message} {each.advice}" for each in new)
+    text = " ".join(f"{each.site} {each.message} {each.advice}" for each in new).replace(f"{ROOT}/", "")
     located = bool(new) and bool(re.search(where, text))
     loud = any(each.severity != "info" for each in new)
     return {

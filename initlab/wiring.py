@@ -7,7 +7,7 @@ the half that judges reads it, and it can be stored.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -271,3 +271,18 @@ class Wiring:
     logit_cap: float | None = None
     dropout: float = 0.0
     unknown: tuple[str, ...] = ()
+
+    def branches(self) -> Iterator[Branch]:
+        """Every branch of every block, in order."""
+        for block in self.blocks:
+            yield from block.branches()
+
+
+def reads_another(wirings: Iterable[Wiring]) -> bool:
+    """Whether one of a model's stacks attends to another's last state, as a decoder to what an encoder read.
+
+    Args:
+        wirings: of its stacks.
+    """
+    bodies = [branch.body for wiring in wirings for branch in wiring.branches()]
+    return any(isinstance(body, Attention) and body.cross is not None for body in bodies)

@@ -109,8 +109,8 @@ def of(
         RecipeError: `said_roles` does.
     """
     # a copy of nanoGPT may be wired otherwise, which a pass tells
-    own = isinstance(model, NanoGPT) and not model.config.plain
-    known = not own if forward is None else declared is None and _is_nanogpt(model)
+    other = model.config if isinstance(model, NanoGPT) and not model.config.plain else None
+    known = other is None if forward is None else declared is None and _is_nanogpt(model)
     sites = _by_heart(model) if known else None
     stacks: list[Stack] = []
     stream: list[Tap] = []
@@ -135,8 +135,8 @@ def of(
             with around():
                 seen = _without_chance(model, forward, seen)
         said += [sentence for wiring in wirings for sentence in wiring.unknown]
-    elif own and isinstance(model, NanoGPT):
-        wirings = seen = [nanogpt_wiring(model.config, dropout=dropout_in_force(model))]
+    elif other is not None:
+        wirings = seen = [nanogpt_wiring(other, dropout=dropout_in_force(model))]
     roles = find_roles(model, wirings, said_roles)
     if sites is not None:
         followed = [f"transformer.h.{layer}" for layer in range(sites.n_layer)]

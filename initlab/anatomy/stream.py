@@ -154,14 +154,9 @@ def _without_sums(model: nn.Module, trace: Trace, found: Sequence[Stack]) -> Ite
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len(module) < 2:
             continue
-        paths = [f"{name}.{place}".removeprefix(".") for place in range(len(module))]
-        if any(
-            path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
-            for path in paths
-            for other in known
-        ):
+        if any(f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.") for other in known):
             continue
-        blocks = [_block(trace, path, [[]]) for path in paths]
+        blocks = [_block(trace, f"{name}.{place}".removeprefix("."), [[]]) for place in range(len(module))]
         bodies = [[each.read.body for each in block.replaced] for block in blocks]
         if all(any(isinstance(body, Attention) for body in some) for some in bodies):
             yield Stack(name, blocks, blocks[-1].end)

@@ -58,7 +58,7 @@ def read(wirings: Sequence[Wiring], named: Mapping[str, Tensor]) -> Wired:
 
 
 def _heads(wiring: Wiring) -> int:
-    bodies = [branch.body for block in wiring.blocks for branch in block.branches()]
+    bodies = [branch.body for branch in wiring.branches()]
     return next((body.n_head for body in bodies if isinstance(body, Attention)), 1)
 
 

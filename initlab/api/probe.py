@@ -261,7 +261,7 @@ def _sequences(inputs: Inputs) -> int | None:
 
 def _activation(wirings: Sequence[Wiring]) -> str | None:
     """Name the activation of the first MLP whose own is known."""
-    bodies = [branch.body for wiring in wirings for block in wiring.blocks for branch in block.branches()]
+    bodies = [branch.body for wiring in wirings for branch in wiring.branches()]
     found = next((body.activation for body in bodies if isinstance(body, MLP)), None)
     return found if found is None or isinstance(found, str) else getattr(found, "__name__", repr(found))
 

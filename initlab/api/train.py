@@ -296,7 +296,6 @@ class _Job:
     def measure(self, model: NanoGPT, cell: Cell, step: int) -> Tables:
         """The init with all that is cheap to measure; the trained model's residual stream alone."""
         from initlab.anatomy.inputs import of_ids
-        from initlab.anatomy.look import of
         from initlab.measure.probe import Identity, look, measure
         from initlab.measure.sweep import DTYPES
 
@@ -306,7 +305,7 @@ class _Job:
         identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed, step=step)
         entry = self.entries[cell.recipe]
         options: dict[str, Any] = {"preset": "light", "autocast": DTYPES[self.config.dtype]}
-        anatomy = of(model) if model.config.plain else look(model, of_ids(model, idx, targets))
+        anatomy = look(model, of_ids(model, idx, targets))
         tables = measure(model, idx, targets, identity, recipe=None if step else entry, anatomy=anatomy, **options)
         if step:
             records = tables.records

@@ -84,19 +84,14 @@ def apply_recipe(
     return tuple(found.name for found, values in answers if not values)
 
 
-def portable(recipe: Recipe, model: nn.Module, anatomy: Anatomy | None = None) -> Recipe:
+def portable(recipe: Recipe, model: nn.Module) -> Recipe:
     """Make the recipe a table of what it draws for this model's parameters: it can be pickled, whatever its rule is.
-
-    Args:
-        recipe: any.
-        model: that it is drawn into.
-        anatomy: of it, where it was looked at before.
 
     Raises:
         RecipeError: the recipe or the model can't be used.
     """
     table: dict[tuple[Role, Dims], Distribution] = {}
-    for role, dims in asked(of(model) if anatomy is None else anatomy):
+    for role, dims in asked(of(model)):
         value = recipe(role, dims)
         # a user's numbers may be of numpy or torch, and a formula's text isn't needed to draw
         numbers = {field.name: float(getattr(value, field.name)) for field in fields(value)}

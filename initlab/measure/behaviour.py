@@ -26,7 +26,7 @@ from initlab.measure.targets import place_of, shift_of
 from initlab.measure.wired import aim_of
 from initlab.recipes import Role
 from initlab.schema import BATCH_AXIS, FIRST_AXIS
-from initlab.wiring import Attention
+from initlab.wiring import reads_another
 
 CHECKS = ("later", "context", "order", "samples", "rows", "targets", "random", "padding")
 DRAWS = "how much the model draws at random depends on what it reads"
@@ -161,10 +161,7 @@ class Reading:
 
     def _one_for_both(self) -> bool:
         """Whether a decoder that sees another stack is changed together with what that one reads."""
-        blocks = [block for wiring in self.passes.anatomy.seen for block in wiring.blocks]
-        bodies = [branch.body for block in blocks for branch in block.branches()]
-        sees = any(isinstance(body, Attention) and body.cross is not None for body in bodies)
-        return sees and not any(DECODED.search(name) for name in self.names)
+        return reads_another(self.passes.anatomy.seen) and not any(DECODED.search(name) for name in self.names)
 
     def _mixing(self, at: int, reach: float) -> str:
         """What samples are mixed by: norms over the batch, or its axis taken for the sequence's."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from initlab.anatomy.look import Anatomy
-from initlab.wiring import MLP, Attention, Block, Branch, Norm, Update, Wiring
+from initlab.wiring import MLP, Attention, Block, Branch, Norm, Update, Wiring, reads_another
 
 # classes that say what they are trained on; of others nothing is known
 _NEXT_TOKEN = re.compile(r"CausalLM|(?<!X)GPT|DoubleHeads")
@@ -51,8 +51,7 @@ def aim_of(model: nn.Module, wirings: Sequence[Wiring] = ()) -> str | None:
         wirings: of its stacks. One that reads another's last state, in a class that generates, writes token by token.
     """
     name = type(model).__name__
-    bodies = [branch.body for wiring in wirings for block in wiring.blocks for branch in block.branches()]
-    if _WRITING.search(name) and any(isinstance(body, Attention) and body.cross is not None for body in bodies):
+    if _WRITING.search(name) and reads_another(wirings):
         return "next-token"
     if _NEXT_TOKEN.search(name):
         return "next-token"

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 import initlab
 from initlab.anatomy import look
 from initlab.errors import ConfigError
-from initlab.models.config import parse_wiring
+from initlab.models.config import WIRING, parse_wiring
 from initlab.models.nanogpt import empty_model
 from initlab.models.wiring import nanogpt_wiring
+from initlab.report.facts import _NANOGPTS
 
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 32, "vocab_size": 96}
 OPTIONS = {
@@ -205,3 +206,7 @@ def test_an_empty_model_has_the_starts_that_its_config_sets():
     parameters = dict(empty_model(config, "cpu").named_parameters())
     assert parameters["transformer.h.1.scale_2"].tolist() == pytest.approx([0.1] * 64)
     assert parameters["transformer.h.0.gate_1"].item() == 0.5
+
+
+def test_a_report_says_every_option_that_is_not_nanogpts():
+    assert {name: getattr(initlab.NanoGPTConfig, name) for name in WIRING} == _NANOGPTS

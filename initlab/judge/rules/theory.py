@@ -63,7 +63,7 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
 )
 def off_theory_stream(case: Case, rows: pd.DataFrame) -> Finding:
     """Judge the block, of the means over seeds, whose stream is farthest off."""
-    (n_layer, layer, _), value = _farthest(rows)
+    (n_layer, layer, _), value = _farthest(rows, case.limits["factor"])
     name = "the embedding" if layer < 0 else f"block {layer} of {n_layer}"
     return _judge(case, rows, value, f"after {name}", "The stream's variance", None if layer < 0 else layer)
 
@@ -89,22 +89,22 @@ def off_theory_stream(case: Case, rows: pd.DataFrame) -> Finding:
 )
 def off_theory_branch(case: Case, rows: pd.DataFrame) -> Finding:
     """Judge the block and branch, of the means over seeds, that writes farthest off."""
-    (n_layer, layer, site), value = _farthest(rows)
+    (n_layer, layer, site), value = _farthest(rows, case.limits["factor"])
     what = f"The variance that {_BRANCH_NAMES[site]} writes"
     return _judge(case, rows, value, f"in block {layer} of {n_layer}", what, layer, site)
 
 
-def _farthest(rows: pd.DataFrame) -> tuple[tuple[int, int, str], float]:
+def _farthest(rows: pd.DataFrame, factor: float) -> tuple[tuple[int, int, str], float]:
     place = [rows["n_layer"], rows["n_embd"], rows["layer"].fillna(-1), rows["site"].astype(str)]
     ratio = rows["ratio"].groupby(place).mean()
-    n_layer, n_embd, layer, site = tuple((_distance(ratio) - _slack(rows).groupby(place).first()).idxmax())
+    n_layer, n_embd, layer, site = tuple((_distance(ratio) - _slack(rows, factor).groupby(place).first()).idxmax())
     return (int(n_layer), int(layer), str(site)), float(ratio.loc[n_layer, n_embd, layer, site])
 
 
-def _slack(rows: pd.DataFrame) -> pd.Series:
-    """What of a distance may be luck beyond the limit of a factor of two."""
+def _slack(rows: pd.DataFrame, factor: float) -> pd.Series:
+    """What of a distance may be luck beyond the limit, a factor."""
     error = rows["error"] if "error" in rows else pd.Series(0.0, rows.index)
-    known: pd.Series = (_ERRORS * error - math.log(2)).clip(lower=0)
+    known: pd.Series = (_ERRORS * error - math.log(factor)).clip(lower=0)
     return known
 
 
@@ -118,8 +118,8 @@ def _judge(
     case: Case, rows: pd.DataFrame, value: float, where: str, what: str, layer: int | None, site: str = "resid_post"
 ) -> Finding:
     there = (rows["layer"].fillna(-1) == (-1 if layer is None else layer)) & (rows["site"].astype(str) == site)
-    slack = float(_slack(rows[there]).max()) if there.any() else 0.0
-    factor = case.limits["factor"] * math.exp(slack)
+    factor = case.limits["factor"]
+    factor *= math.exp(float(_slack(rows[there], factor).max())) if there.any() else 1.0
     common = {"measured": value, "site": site, "layer_first": layer}
     if 1 / factor <= value <= factor:
         return case.passed(f"{what} is {trimmed(value)}× its closed form where it is farthest off, {where}", **common)
