@@ -9,6 +9,7 @@ from initlab.errors import ConfigError
 from initlab.judge import activations, theory
 from initlab.judge.activations import Activation
 from initlab.models.config import NanoGPTConfig, refuse_other_models
+from initlab.models.wired import wired
 from initlab.models.wiring import nanogpt_wiring
 from initlab.options import Text, checked
 from initlab.recipes import Recipe, registry
@@ -79,6 +80,7 @@ def predict(
     vocabulary, equal, repeated = TEXTS[data]
     config = (model or NanoGPTConfig()).resized(n_layer=n_layer, n_embd=n_embd)
     V, block_size = vocabulary if config.vocab_size is None else config.vocab_size, text.block_size or config.block_size
+    config = wired(config, entry)
     if not config.plain:
         raise ConfigError(
             "predict knows the parameters of nanoGPT's own wiring; of a model with other norms, positions, heads or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
@@ -67,8 +68,9 @@ def scale(
         steps: of the optimizer, on one batch.
         seeds: draws of weights and text; with 3 or more the intervals are useful.
         lr: default 0.01 where several widths are given (rather large, as mup advises), else 0.001.
-        optimizer: `adamw` (betas 0.9 and 0.95, eps 1e-12, no weight decay), `sgd`, or a function from a fresh model to
-            a torch optimizer of its own, such as mup's with a learning rate per group; then `lr` isn't used.
+        optimizer: `adamw` (betas 0.9 and 0.95, eps 1e-12, no weight decay; a recipe's optimizer part multiplies),
+            `sgd`, or a function from a fresh model to a torch optimizer of its own, such as mup's with a learning rate
+            per group; then neither `lr` nor a recipe's optimizer part is used.
         batch: for models of functions, as `probe` takes it; default: text, ids or Gaussian inputs as they declare.
         text: what is read, as by `compare`.
         stats: `light`, or `full` for mean |x| and more.
@@ -116,7 +118,9 @@ def scale(
         dtype=dtype,
         device=choose_device(run.device),
     )
-    make_optimizer = own or stepping.own_optimizer(config.optimizer, lr)
+    made_by = stepping.own_optimizer(config.optimizer if own is None else "adamw", lr)
+    if config.optimizer == "sgd" and (rated := [r.id for r in subject.recipes.values() if r.optimizer is not None]):
+        raise ConfigError(f"{rated[0]} has rates for Adam, which SGD can't take; take adamw, or leave it out")
     side.survey(config)
 
     def make(cell: Cell) -> nn.Module:
@@ -130,7 +134,8 @@ def scale(
             read.append(side.inputs(cell.recipe, model, seed))
             return read[0][0]
 
-        tables = stepping.measure_steps(cell, config, make, inputs, make_optimizer, looked=anatomies.append)
+        optimizer = own or partial(made_by, recipe=subject.recipes.get(cell.recipe))
+        tables = stepping.measure_steps(cell, config, make, inputs, optimizer, looked=anatomies.append)
         first = tables.at_step(0)
         ((made, described),) = read
         side.expect(cell.recipe, anatomies[0], first, made, described)

@@ -14,6 +14,7 @@ from initlab.api.looking import anatomy_of
 from initlab.errors import ConfigError, ProbeError
 from initlab.judge import theory
 from initlab.models.config import config_at
+from initlab.models.wired import wired
 from initlab.options import Text
 from initlab.recipes.tabulating import evaluate, evaluate_places
 from initlab.schema import Tables
@@ -168,7 +169,11 @@ class SideBySide:
         if not sizes:
             return {}
         config = sweep.config(sizes[0]["n_layer"], sizes[0]["n_embd"])
-        return {id: evaluate(entry, sizes, bias=config.bias, tied=config.tie_weights) for id, entry in recipes}
+        found = {}
+        for id, entry in recipes:
+            own = wired(config, entry)
+            found[id] = evaluate(entry, sizes, bias=own.bias, tied=own.tie_weights)
+        return found
 
     def as_dict(self, sweep: SweepConfig) -> dict[str, Any]:
         """The part of run.json that makes two runs the same."""

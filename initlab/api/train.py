@@ -17,6 +17,7 @@ from initlab.api.run import BySteps, in_turn, run_cells
 from initlab.errors import ConfigError, RunError
 from initlab.judge import theory
 from initlab.models.config import PRESETS, NanoGPTConfig, refuse_other_models
+from initlab.models.wired import wired
 from initlab.options import RunOptions, Text, checked
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
@@ -119,8 +120,11 @@ def train(
             checkpoint_every=planned.eval_every if checkpoint_every is None else checkpoint_every,
         )
         size = job.size
-        kinds = {"bias": sizes.bias, "tied": sizes.tie_weights}
-        evaluated = {id: evaluate(entry, [size], **kinds) for id, entry in entries.items()}
+        evaluated = {
+            id: evaluate(entry, [size], bias=own.bias, tied=own.tie_weights)
+            for id, entry in entries.items()
+            for own in [wired(sizes, entry)]
+        }
         kept = job.as_dict() | {"trained_as": preset, "device": device}
         kept |= {key: job.described.get(key) for key in ("label", "tokenizer", "sha256", "sha256_val")}
         kept["versions"] = f"initlab {__version__}, torch {torch.__version__}"
@@ -204,7 +208,7 @@ class _Job:
         """What the first process trains, until it has said that it was all."""
         while (order := self.world.told()) is not None:
             id, checkpoint = order
-            self.run(self.drawn(id), checkpoint)
+            self.run(self.drawn(id), id, checkpoint)
 
     def train(self, cell: Cell, out: Path | None, told: BySteps | None) -> Tables:
         """Measure, train and measure one recipe; tables of all of it."""
@@ -232,7 +236,7 @@ class _Job:
 
         checkpoint = folder / "ckpt.pt" if folder else None
         self.world.told((cell.recipe, checkpoint))
-        trained = self.run(model, checkpoint, on_row, folder)
+        trained = self.run(model, cell.recipe, checkpoint, on_row, folder)
         rows = [{"run_id": cell.run_id, **row} for row in trained.rows]
         row = {
             "run_id": cell.run_id,
@@ -260,13 +264,14 @@ class _Job:
         from initlab.drawing.apply import apply_recipe
         from initlab.models.nanogpt import empty_model
 
-        model = empty_model(self.sizes, self.config.device)
+        model = empty_model(wired(self.sizes, self.entries[id]), self.config.device)
         apply_recipe(model, self.entries[id], self.config.seed)
         return model
 
     def run(
         self,
         model: NanoGPT,
+        id: str,
         checkpoint: Path | None,
         on_row: Callable[[dict[str, Any]], None] | None = None,
         folder: Path | None = None,
@@ -287,6 +292,7 @@ class _Job:
             model,
             self.split,
             self.config,
+            recipe=self.entries[id],
             on_row=on_row,
             checkpoint=checkpoint,
             checkpoint_every=self.checkpoint_every,

@@ -8,14 +8,17 @@ import math
 import weakref
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.parameters import Parameter
+from initlab.drawing import wire
 from initlab.errors import ConfigError, RecipeError
 from initlab.recipes import (
+    Adam,
     Constant,
     Dims,
     Distribution,
@@ -64,6 +67,8 @@ def apply_recipe(
     places = anatomy.all_parameters() if only is None else [p for p in anatomy.parameters if p.name in only]
     answers = [(found, drawn_from(found, recipe)) for found in places]
     plan = [(found, values) for found, values in answers if values]
+    if plan and only is None:
+        wire.check(model, recipe, plan[0][0].dims)
     parameters = dict(model.named_parameters())
     if any(parameter.is_meta for parameter in parameters.values()):
         raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to draw")
@@ -91,12 +96,22 @@ def portable(recipe: Recipe, model: nn.Module) -> Recipe:
         RecipeError: the recipe or the model can't be used.
     """
     table: dict[tuple[Role, Dims], Distribution] = {}
-    for role, dims in asked(of(model)):
-        value = recipe(role, dims)
-        # a user's numbers may be of numpy or torch, and a formula's text isn't needed to draw
-        numbers = {field.name: float(getattr(value, field.name)) for field in fields(value)}
-        table[role, dims] = type(value)(**numbers)  # type: ignore[arg-type]
-    return replace(recipe, rule=_Table(table))
+    adam: dict[tuple[Role, Dims], Adam] = {}
+    looked = of(model)
+    for found in looked.parameters:
+        for _, role, dims in found.asked() if found.role != Role.OTHER else ():
+            adam[role, dims] = _plain(recipe.adam(role, dims))
+            if role != Role.GATE or recipe.knows(role, dims):
+                table[role, dims] = _plain(recipe(role, dims))
+    looked.all_parameters()  # raises where a matrix has no role
+    optimizer = None if recipe.optimizer is None else _Table(adam)
+    wiring = None if recipe.wiring is None else _Wiring(recipe.wired(next(iter(table))[1]))
+    return replace(recipe, rule=_Table(table), optimizer=optimizer, wiring=wiring, base=None)
+
+
+def _plain(value: Any) -> Any:
+    """A user's numbers may be of numpy or torch, and a formula's text isn't needed to draw."""
+    return type(value)(**{field.name: float(getattr(value, field.name)) for field in fields(value)})
 
 
 def asked(anatomy: Anatomy) -> list[tuple[Role, Dims]]:
@@ -111,12 +126,22 @@ def asked(anatomy: Anatomy) -> list[tuple[Role, Dims]]:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """A recipe's rule for one model."""
+    """A recipe's rule, or its optimizer part, for one model."""
 
-    values: dict[tuple[Role, Dims], Distribution]
+    values: dict[tuple[Role, Dims], Any]
 
-    def __call__(self, role: Role, dims: Dims) -> Distribution:
+    def __call__(self, role: Role, dims: Dims) -> Any:
         return self.values[role, dims]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wiring:
+    """A recipe's wiring at one size."""
+
+    values: dict[str, Any]
+
+    def __call__(self, dims: Dims) -> dict[str, Any]:
+        return {name: each[dims.layer] if isinstance(each, tuple) else each for name, each in self.values.items()}
 
 
 def copied(model: nn.Module) -> nn.Module:

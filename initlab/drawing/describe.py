@@ -62,7 +62,9 @@ def describe(anatomy: Anatomy, recipes: Iterable[str | Recipe] | None = None) ->
         RecipeError: an unknown recipe, or a model on the meta device.
     """
     model = anatomy.model
-    known = [registry.get(each) for each in (registry.all_recipes() if recipes is None else recipes)]
+    # one that is relative to a base says of a model alone what any base would
+    every = [each for each in registry.all_recipes().values() if each.base is None]
+    known = every if recipes is None else [registry.get(each) for each in recipes]
     parameters = dict(model.named_parameters())
     if any(parameter.is_meta for parameter in parameters.values()):
         raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to describe")

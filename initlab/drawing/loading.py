@@ -23,6 +23,7 @@ from initlab.drawing.tracing import trace
 from initlab.errors import ConfigError, ProbeError
 from initlab.models.config import PRESETS
 from initlab.models.nanogpt import NanoGPT
+from initlab.models.wired import wired
 from initlab.recipes import registry
 from initlab.registry import import_file
 
@@ -64,7 +65,7 @@ def load_model(
         needed = 0 if data == "uniform" else load_corpus(data, tokenizer).vocab_size
         changes: dict[str, Any] = {**sizes, "vocab_size": max(needed, PRESETS[name].vocab_size or 0)}
         config = replace(PRESETS[name], **changes)
-        model = NanoGPT(config)
+        model = NanoGPT(wired(config, drawn))
         apply_recipe(model, drawn, seed)
         return model, drawn.id
     if sizes:

@@ -22,6 +22,7 @@ from initlab.drawing.apply import apply_recipe, copied
 from initlab.errors import ConfigError, InitlabError, ProbeError
 from initlab.models.config import Configs, NanoGPTConfig, config_at
 from initlab.models.nanogpt import NanoGPT, empty_model
+from initlab.models.wired import wired
 from initlab.recipes import Recipe, registry
 
 ModelFunction = Callable[..., Any]
@@ -124,8 +125,8 @@ class Subject:
         if maker is not None:
             model = maker.module(n_layer, n_embd)
         else:
-            assert self.config is not None
-            model = empty_model(config_at(self.config, n_layer, n_embd), device)
+            assert self.config is not None and isinstance(item, Recipe)
+            model = empty_model(wired(config_at(self.config, n_layer, n_embd), item), device)
         if isinstance(item, Recipe):
             apply_recipe(model, item, seed, anatomy=None if maker is None else self.look(model))
         return model.to(device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ from initlab.anatomy.look import Anatomy
 from initlab.anatomy.sizes import vocabulary
 from initlab.anatomy.tensors import floats
 from initlab.anatomy.unwrapping import eagerly
+from initlab.drawing.groups import adam_groups
 from initlab.drawing.subject import seeded
 from initlab.errors import ConfigError, InitlabError, ProbeError
 from initlab.measure.losses import take_loss
 from initlab.measure.moments import Moments, Preset
 from initlab.measure.probe import Identity, look, measure_inputs, own, untouched
 from initlab.measure.sweep import DTYPES, Cell, SweepConfig
+from initlab.recipes import Recipe
 from initlab.schema import Tables
 
 MakeModel = Callable[[Cell], nn.Module]
@@ -68,8 +71,8 @@ class ScaleConfig(SweepConfig):
         ]
 
 
-def own_optimizer(name: str, lr: float) -> MakeOptimizer:
-    """AdamW or SGD without weight decay, so that a step is the gradient's alone.
+def own_optimizer(name: str, lr: float) -> Callable[..., torch.optim.Optimizer]:
+    """AdamW or SGD without weight decay, so that a step is the gradient's alone: of a model, and of its recipe.
 
     eps is 1e-12 (as in CompleteP's depth checks, arXiv 2505.01618): a gradient of a deep or wide model may come near
     the default 1e-8, and its update would then seem to fade with size.
@@ -78,10 +81,19 @@ def own_optimizer(name: str, lr: float) -> MakeOptimizer:
         ConfigError: unknown name.
     """
     if name == "adamw":
-        return lambda model: torch.optim.AdamW(_trained(model), lr=lr, betas=(0.9, 0.95), eps=1e-12, weight_decay=0.0)
+        return partial(_adamw, lr)
     if name == "sgd":
-        return lambda model: torch.optim.SGD(_trained(model), lr=lr)
+        return partial(_sgd, lr)
     raise ConfigError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}, or a function of the model")
+
+
+def _sgd(lr: float, model: nn.Module, recipe: Recipe | None = None) -> torch.optim.Optimizer:
+    return torch.optim.SGD(_trained(model), lr=lr)
+
+
+def _adamw(lr: float, model: nn.Module, recipe: Recipe | None = None) -> torch.optim.Optimizer:
+    groups = adam_groups(model, recipe, lr=lr, eps=1e-12) if _trained(model) else []
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.95))
 
 
 def measure_steps(

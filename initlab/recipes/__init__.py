@@ -1,6 +1,8 @@
 """Init recipes as data. A recipe of your own: a `Recipe`, or a function `(role, dims) -> distribution`."""
 
 from initlab.recipes.base import (
+    Adam,
+    Base,
     Constant,
     Dims,
     Distribution,
@@ -15,6 +17,8 @@ from initlab.recipes.base import (
 from initlab.recipes.registry import RECIPES
 
 __all__ = [
+    "Adam",
+    "Base",
     "Constant",
     "Dims",
     "Distribution",

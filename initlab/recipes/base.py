@@ -1,15 +1,43 @@
-"""A recipe is data: a role and the sizes of its matrix go in, a distribution comes out."""
+"""A recipe is data: what each parameter is drawn from, how the model is wired, and what Adam multiplies by."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from types import CodeType
+from typing import Any
 
 from initlab.errors import RecipeError
+from initlab.recipes.distributions import (
+    NUMBERS,
+    Constant,
+    Distribution,
+    Formula,
+    Normal,
+    Orthogonal,
+    TruncNormal,
+    Uniform,
+    finite,
+)
+
+__all__ = [
+    "Adam",
+    "Base",
+    "Constant",
+    "Dims",
+    "Distribution",
+    "Formula",
+    "Normal",
+    "Orthogonal",
+    "Recipe",
+    "Role",
+    "Rule",
+    "TruncNormal",
+    "Uniform",
+]
 
 
 class Role(StrEnum):
@@ -41,23 +69,14 @@ OUTPUTS = (Role.ATTN_OUT, Role.MLP_OUT)  # what writes into the residual stream
 VECTORS = (Role.NORM_GAIN, Role.NORM_BIAS, Role.BIAS)  # ones and zeros in most recipes: they tell little apart
 
 
-class Formula(float):
-    """A number that remembers the expression it was computed from, so that text and value can't drift apart."""
-
-    text: str
-
-    def __new__(cls, value: float, text: str) -> Formula:
-        number = super().__new__(cls, value)
-        number.text = text
-        return number
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dims:
     """Sizes that a recipe may depend on.
 
     `fan_in` and `fan_out` are those of one matrix: each of q, k and v counts by itself when they are fused. For a
-    bias they are those of the matrix it belongs to. `tied`: the head is the token embedding.
+    bias they are those of the matrix it belongs to. `tied`: the head is the token embedding. `base_layer`,
+    `base_embd` and `base_head` are sizes of the model that the rates were tuned on (see `Base`), which a recipe fills
+    in.
     """
 
     n_layer: int
@@ -69,6 +88,9 @@ class Dims:
     fan_out: int
     layer: int = 0  # 0-based block; 0 outside the blocks
     tied: bool = True
+    base_layer: int = 0
+    base_embd: int = 0
+    base_head: float = 0
 
     def __call__(self, text: str) -> Formula:
         """Evaluate an expression over these sizes, as in `dims("0.02 / sqrt(2 * n_layer)")`; sqrt, log and min work.
@@ -79,13 +101,18 @@ class Dims:
         try:
             code = _compiled(text)
             names = {name: getattr(self, name) for name in code.co_names if name in self.__slots__}
+            if not all(names.get(name, 1) for name in _BASES):
+                raise RecipeError(f"formula {text!r} is relative to a base, and the recipe has none: base=Base(…)")
             value = float(eval(code, dict(_SCOPE), names))
+        except RecipeError:
+            raise
         except Exception as error:
             known = ", ".join(self.__slots__)
             raise RecipeError(f"formula {text!r} can't be evaluated: {error}; names: {known}") from None
         return Formula(value, text)
 
 
+_BASES = ("base_layer", "base_embd", "base_head")
 _SCOPE = {"__builtins__": {}, "sqrt": math.sqrt, "log": math.log, "min": min}
 
 
@@ -95,111 +122,62 @@ def _compiled(text: str) -> CodeType:
     return compile(text, "<formula>", "eval")
 
 
-def _text(value: float) -> str:
-    return value.text if isinstance(value, Formula) else f"{value:g}"
-
-
 @dataclass(frozen=True, slots=True)
-class Normal:
-    """N(0, std^2)."""
+class Adam:
+    """What Adam's settings for one parameter are multiplied with; 1 where they are the run's own.
 
-    std: float
-    kind = "normal"
-    mean = 0.0
-
-    @property
-    def formula(self) -> str:
-        return f"std = {_text(self.std)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Uniform:
-    """U(-bound, bound); std = bound / sqrt(3)."""
-
-    bound: float
-    kind = "uniform"
-    mean = 0.0
-
-    @property
-    def std(self) -> float:
-        return self.bound / math.sqrt(3)
-
-    @property
-    def formula(self) -> str:
-        return f"bound = {_text(self.bound)}"
-
-
-@dataclass(frozen=True, slots=True)
-class TruncNormal:
-    """N(0, scale^2) cut at +-`cut`, both in the units of the weight, as torch.nn.init.trunc_normal_ does."""
-
-    scale: float
-    cut: float
-    kind = "truncated normal"
-    mean = 0.0
-
-    @property
-    def std(self) -> float:
-        a = self.cut / self.scale
-        if a < 0.01:  # uniform to 1e-5; the formula below would cancel to nothing
-            return self.cut / math.sqrt(3)
-        inside = math.erf(a / math.sqrt(2))
-        density = math.exp(-a * a / 2) / math.sqrt(2 * math.pi)
-        return self.scale * math.sqrt(1 - 2 * a * density / inside)
-
-    @property
-    def formula(self) -> str:
-        return f"scale = {_text(self.scale)}, cut at ±{_text(self.cut)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """Every element the same."""
-
-    value: float
-    kind = "constant"
-    std = 0.0
-
-    @property
-    def mean(self) -> float:
-        return self.value
-
-    @property
-    def formula(self) -> str:
-        return f"value = {_text(self.value)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Orthogonal:
-    """gain times a random (semi-)orthogonal matrix, as torch.nn.init.orthogonal_ draws it.
-
-    Its entries have variance gain^2 / `larger`, the larger of fan_in and fan_out, which the recipe fills in.
+    Attributes:
+        lr: of the learning rate.
+        weight_decay: of AdamW's decay, which is multiplied with the learning rate once more as it is applied.
+        eps: of the number that is added to the root of the second moment.
     """
 
-    gain: float
-    larger: int = 0
-    kind = "orthogonal"
-    mean = 0.0
-
-    @property
-    def std(self) -> float:
-        return self.gain / math.sqrt(self.larger) if self.larger else math.nan
-
-    @property
-    def formula(self) -> str:
-        return f"gain = {_text(self.gain)}"
+    lr: float = 1.0
+    weight_decay: float = 1.0
+    eps: float = 1.0
 
 
-Distribution = Normal | Uniform | TruncNormal | Constant | Orthogonal
-_NUMBERS = {Constant: ("finite", -math.inf), TruncNormal: ("finite, positive", math.ulp(0.0))}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Base:
+    """Sizes of the model that rates were tuned on: there, a recipe's multipliers are 1.
+
+    Attributes:
+        n_layer: blocks.
+        n_embd: width.
+        head_size: features of a head. None: those of the model itself, whose heads don't grow with its width.
+    """
+
+    n_layer: int
+    n_embd: int
+    head_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if (type(value) is not int or value < 1) and not (field.name == "head_size" and value is None):
+                raise RecipeError(f"the base's {field.name} is {value!r}; expected a whole number from 1 on")
+
+
 Rule = Callable[[Role, Dims], Distribution]
+Wire = Callable[[Dims], Mapping[str, Any]]
+Optimizer = Callable[[Role, Dims], Adam]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """An init scheme: pure data, testable without a model.
+    """An init scheme in up to three parts: pure data, testable without a model.
 
-    `id` names its source where sources disagree; `source` is where the numbers were read.
+    Attributes:
+        id: names its source where sources disagree.
+        family: under which it is listed.
+        summary: one sentence.
+        source: where the numbers were read.
+        rule: what a parameter of a role and size is drawn from.
+        wiring: options of the model that belong to it, by name of NanoGPTConfig's, for sizes whose `layer` is a block;
+            one that differs from block to block is an option of each. None: any wiring.
+        optimizer: what Adam's settings for a parameter of a role and size are multiplied with. None: nothing.
+        base: what its formulas are relative to, where they are. None: the model itself.
+        note: what of the source is left out, or written in an equivalent way.
     """
 
     id: str
@@ -207,6 +185,10 @@ class Recipe:
     summary: str
     source: str
     rule: Rule
+    wiring: Wire | None = None
+    optimizer: Optimizer | None = None
+    base: Base | None = None
+    note: str = ""
 
     def __call__(self, role: Role, dims: Dims) -> Distribution:
         """What a parameter of this role is drawn from; `attn_q`, `attn_k`, `attn_v` as `attn_qkv` unless told apart.
@@ -216,6 +198,7 @@ class Recipe:
         """
         if role not in _ROLES:
             raise RecipeError(f"unknown role {role!r}; expected one of {', '.join(Role)}")
+        dims = self.based(dims)
         if role in QKV and not self.knows(role, dims):
             role = Role.ATTN_QKV
         try:
@@ -243,10 +226,69 @@ class Recipe:
                 )
             value = replace(value, larger=max(dims.fan_in, dims.fan_out))
         numbers = [getattr(value, name) for name in value.__slots__]
-        expected, lowest = _NUMBERS.get(type(value), ("finite, non-negative", 0.0))
-        if not all(_finite(number) and number >= lowest for number in numbers):
+        expected, lowest = NUMBERS.get(type(value), ("finite, non-negative", 0.0))
+        if not all(finite(number) and number >= lowest for number in numbers):
             raise RecipeError(f"recipe {self.id} returned {value!r} for role {role}; expected {expected} numbers")
         return value
+
+    def based(self, dims: Dims) -> Dims:
+        """Fill in the base, where the recipe has one.
+
+        Args:
+            dims: any.
+        """
+        if self.base is None:
+            return dims
+        base, own = self.base, dims.n_embd / max(dims.n_head, 1)
+        head = own if base.head_size is None else base.head_size
+        return replace(dims, base_layer=base.n_layer, base_embd=base.n_embd, base_head=head)
+
+    def adam(self, role: Role, dims: Dims) -> Adam:
+        """Say what Adam's settings for a parameter of this role are multiplied with.
+
+        Args:
+            role: of the parameter.
+            dims: its sizes.
+
+        Raises:
+            RecipeError: the recipe has no answer, or one that isn't made of finite numbers from 0 on.
+        """
+        if self.optimizer is None:
+            return Adam()
+        try:
+            found = self.optimizer(Role(role), self.based(dims))
+        except RecipeError:
+            raise
+        except Exception as error:
+            raise RecipeError(
+                f"the optimizer part of {self.id} failed on role {role}: {type(error).__name__}: {error}"
+            ) from error
+        numbers = [getattr(found, field.name) for field in fields(Adam)] if isinstance(found, Adam) else [math.nan]
+        if not all(finite(number) and number >= 0 for number in numbers):
+            raise RecipeError(
+                f"the optimizer part of {self.id} returned {found!r} for role {role}; expected Adam(lr=…) of finite "
+                "numbers from 0 on"
+            )
+        return found
+
+    def wired(self, dims: Dims) -> dict[str, Any]:
+        """Evaluate the wiring: a value by option, or a tuple of one for each block where they differ.
+
+        Args:
+            dims: sizes of the model.
+
+        Raises:
+            RecipeError: it fails, or isn't the same options for every block.
+        """
+        if self.wiring is None:
+            return {}
+        try:
+            blocks = [self.wiring(self.based(replace(dims, layer=layer))) for layer in range(max(dims.n_layer, 1))]
+            return {name: _same(tuple(block[name] for block in blocks)) for name in blocks[0]}
+        except RecipeError:
+            raise
+        except Exception as error:
+            raise RecipeError(f"the wiring of {self.id} failed: {type(error).__name__}: {error}") from error
 
     def knows(self, role: Role, dims: Dims) -> bool:
         """Tell whether the rule has an answer for this role that isn't the one for whatever it never heard of.
@@ -270,14 +312,10 @@ class Recipe:
 
     def _tried(self, role: Role, dims: Dims) -> Distribution | Exception | None:
         try:
-            return self.rule(role, dims)
+            return self.rule(role, self.based(dims))
         except Exception as error:
             return error
 
 
-def _finite(number: object) -> bool:
-    """Finite, and so is its square: variances are what everything else is computed from."""
-    try:
-        return math.isfinite(number * number)  # type: ignore[operator]  # what a user's recipe put there
-    except (TypeError, ValueError, OverflowError):
-        return False
+def _same(values: tuple[Any, ...]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else values

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from initlab.errors import ConfigError, RecipeError
-from initlab.recipes.base import Recipe, Rule
+from initlab.recipes.base import Base, Optimizer, Recipe, Rule, Wire
 from initlab.registry import Registry
 
-_FAMILIES = ("gpt2", "megatron", "llama", "olmo", "fans", "frameworks")
+_FAMILIES = ("gpt2", "megatron", "llama", "olmo", "fans", "transfer", "frameworks")
 RECIPES: Registry[Recipe] = Registry("recipe", tuple(f"initlab.recipes.{name}" for name in _FAMILIES), RecipeError)
 
 
@@ -21,11 +21,31 @@ def register(entry: Recipe) -> Recipe:
     return RECIPES.add(entry.id, entry)
 
 
-def recipe(id: str, *, family: str, source: str) -> Callable[[Rule], Recipe]:
-    """Turn `(role, dims) -> distribution` into a registered Recipe; the docstring's first line is its summary."""
+def recipe(
+    id: str,
+    *,
+    family: str,
+    source: str,
+    wiring: Wire | None = None,
+    optimizer: Optimizer | None = None,
+    base: Base | None = None,
+    note: str = "",
+) -> Callable[[Rule], Recipe]:
+    """Turn `(role, dims) -> distribution` into a registered Recipe; the docstring's first line is its summary.
+
+    Args:
+        id: by which it is found.
+        family: under which it is listed.
+        source: where the numbers were read.
+        wiring: see `Recipe`.
+        optimizer: see `Recipe`.
+        base: see `Recipe`.
+        note: see `Recipe`.
+    """
 
     def wrap(rule: Rule) -> Recipe:
-        return register(replace(_wrapped(rule, id, source), family=family))
+        parts = {"wiring": wiring, "optimizer": optimizer, "base": base, "note": note}
+        return register(replace(_wrapped(rule, id, source), family=family, **parts))  # type: ignore[arg-type]
 
     return wrap
 
@@ -61,11 +81,12 @@ def get(name: str | Recipe | Rule) -> Recipe:
     )
 
 
-def several(given: Any) -> dict[str, Recipe]:
+def several(given: Any, base: Base | None = None) -> dict[str, Recipe]:
     """Find one recipe or several, by id in the order given.
 
     Args:
         given: a recipe as `get` takes it, or a sequence of these.
+        base: in place of that of every recipe that has one.
 
     Raises:
         ConfigError: no recipe, or one more than once.
@@ -76,7 +97,7 @@ def several(given: Any) -> dict[str, Recipe]:
         entry = get(item)
         if entry.id in found:
             raise ConfigError(f"recipe {entry.id!r} was given more than once")
-        found[entry.id] = entry
+        found[entry.id] = replace(entry, base=base) if base and entry.base else entry
     return found
 
 

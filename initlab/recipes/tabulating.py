@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
-from initlab.recipes.base import QKV, Dims, Distribution, Recipe, Role
+from initlab.recipes.base import QKV, Adam, Dims, Distribution, Formula, Recipe, Role
+from initlab.recipes.distributions import text_of
 
 
 def gpt_dims(
@@ -71,7 +72,8 @@ def evaluate(
             layers = (0, size["n_layer"] - 1)
             found = [_rows(recipe, ((each, replace(dims, layer=layer)) for layer in layers)) for each in asked]
             rows += _alike(found)
-    return _described(recipe, rows)
+    wirings = [_wiring(recipe, gpt_dims(Role.OTHER, **size, tied=tied)) for size in sizes]
+    return _described(recipe, rows, wirings)
 
 
 def evaluate_places(recipe: Recipe, places: Iterable[tuple[Role, Dims]]) -> dict[str, Any]:
@@ -90,7 +92,10 @@ def evaluate_places(recipe: Recipe, places: Iterable[tuple[Role, Dims]]) -> dict
             line = Role.ATTN_QKV if role in QKV else role
             by_size.setdefault((dims.n_layer, dims.n_embd, line), {}).setdefault(role, []).append((role, dims))
     lines = [_alike([_rows(recipe, found) for found in by_role.values()]) for by_role in by_size.values()]
-    return _described(recipe, [row for line in lines for row in line])
+    sizes = {
+        (dims.n_layer, dims.n_embd): dims for found in by_size.values() for (_, dims) in next(iter(found.values()))
+    }
+    return _described(recipe, [row for line in lines for row in line], [_wiring(recipe, d) for d in sizes.values()])
 
 
 def _rows(recipe: Recipe, places: Iterable[tuple[Role, Dims]]) -> list[dict[str, Any]]:
@@ -109,6 +114,7 @@ def _rows(recipe: Recipe, places: Iterable[tuple[Role, Dims]]) -> list[dict[str,
             "std": float(value.std),  # a user's may be of numpy or torch
             "formula": value.formula,
         }
+        | ({} if recipe.optimizer is None else _multipliers(recipe.adam(role, dims)))
         for value, (role, dims) in values.items()
     ]
 
@@ -121,5 +127,35 @@ def _alike(found: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [row for rows in found for row in rows]
 
 
-def _described(recipe: Recipe, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"summary": recipe.summary, "family": recipe.family, "source": recipe.source, "rows": rows}
+def _multipliers(adam: Adam) -> dict[str, Any]:
+    """Of the rate, decay and eps, each with its formula."""
+    found: dict[str, Any] = {}
+    for field in fields(adam):
+        value = getattr(adam, field.name)
+        found |= {field.name: float(value), f"{field.name}_formula": text_of(value)}
+    return found
+
+
+def _wiring(recipe: Recipe, dims: Dims) -> dict[str, Any]:
+    """The options at one size, and the formulas of those that have one; by block where they differ."""
+    found = recipe.wired(dims)
+    texts = {name: _texts(value) for name, value in found.items()}
+    return {
+        "n_layer": dims.n_layer,
+        "n_embd": dims.n_embd,
+        "options": found,
+        "formulas": {name: text for name, text in texts.items() if text},
+    }
+
+
+def _texts(value: Any) -> str:
+    first = value[0] if isinstance(value, tuple) else value
+    return first.text if isinstance(first, Formula) else ""
+
+
+def _described(recipe: Recipe, rows: list[dict[str, Any]], wirings: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"summary": recipe.summary, "family": recipe.family, "source": recipe.source}
+    found |= {"note": recipe.note} if recipe.note else {}
+    found |= {"base": asdict(recipe.base)} if recipe.base else {}
+    found |= {"wiring": wirings} if recipe.wiring else {}
+    return found | {"rows": rows}

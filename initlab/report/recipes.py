@@ -12,12 +12,14 @@ from rich.table import Table
 
 from initlab.recipes import Recipe
 
+ADAM = {"lr": "rate", "weight_decay": "decay", "eps": "eps"}
 _FAMILIES = {
     "gpt2": "GPT-2",
     "megatron": "Megatron",
     "llama": "Llama",
     "olmo": "OLMo",
     "fans": "by fans",
+    "transfer": "whose rates hold over width or depth",
     "framework": "framework",
 }
 
@@ -37,17 +39,43 @@ def catalogue_text(recipes: list[Recipe], *, color: bool = False) -> str:
 
 def recipe_text(id: str, evaluated: dict[str, Any], size: dict[str, int], *, color: bool = False) -> str:
     """Role, distribution, std and formula of one recipe at given sizes, and where they come from."""
-    table = make_table("role", "distribution", "std", "formula")
+    adam = [name for name in ADAM if any(row.get(name, 1.0) != 1.0 for row in evaluated["rows"])]
+    table = make_table("role", "distribution", "std", "formula", *(f"{ADAM[name]} ×" for name in adam))
     roles = [row["role"] for row in evaluated["rows"]]
     for row in evaluated["rows"]:
         block = f" (block {row['layer']})" if roles.count(row["role"]) > 1 else ""
-        table.add_row(row["role"] + block, row["distribution"], _value(row), row["formula"])
+        multipliers = [_with_formula(row[name], row[f"{name}_formula"]) for name in adam]
+        table.add_row(row["role"] + block, row["distribution"], _value(row), row["formula"], *multipliers)
     sizes = ", ".join(f"{name} {value}" for name, value in size.items())
     name = f"{id}: {evaluated['summary']}" if evaluated["summary"] else id
     head = f"{textwrap.fill(name, shutil.get_terminal_size((100, 24)).columns)}\nat {sizes}\n\n"
     width = shutil.get_terminal_size((100, 24)).columns
-    source = textwrap.fill(f"source: {evaluated['source']}", width, break_long_words=False, break_on_hyphens=False)
-    return f"{head}{print_table(table, color)}\n{source}\n"
+    lines = [f"wiring: {wiring_text(each)}" for each in evaluated.get("wiring", [])]
+    if base := evaluated.get("base"):
+        lines.append(f"base: n_layer {base['n_layer']}, n_embd {base['n_embd']}, where every multiplier is 1")
+    lines += [f"note: {evaluated['note']}"] if "note" in evaluated else []
+    lines.append(f"source: {evaluated['source']}")
+    filled = [textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines]
+    return f"{head}{print_table(table, color)}\n" + "".join(f"{line}\n" for line in filled)
+
+
+def wiring_text(wiring: dict[str, Any]) -> str:
+    """Options of a recipe's wiring at one size, each with its value and formula.
+
+    Args:
+        wiring: one of what `evaluate` gives.
+    """
+    return ", ".join(
+        f"{name} {_with_formula(value, wiring['formulas'].get(name, ''))}" for name, value in wiring["options"].items()
+    )
+
+
+def _with_formula(value: Any, formula: str) -> str:
+    if isinstance(value, list | tuple):
+        value = f"{value[0]:.3g} to {value[-1]:.3g}"
+    elif isinstance(value, float):
+        value = f"{value:.4g}"
+    return f"{value} = {formula}" if formula and formula != value else f"{value}"
 
 
 def _value(row: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from initlab.engines import Engine, Failed
 from initlab.errors import ProbeError
 from initlab.measure.sweep import Cell
 from initlab.models.nanogpt import NanoGPT
+from initlab.models.wired import wired
 from initlab.recipes import Recipe
 from initlab.schema import Tables
 from initlab.training.data import Split
@@ -39,7 +40,7 @@ class Execution:
         self.recipes = recipes
         self.jobs = jobs
         self._engine = engine({"grid": grid, "split": split}, jobs)
-        self._drawn: dict[tuple[str, int], Recipe] = {}
+        self._drawn: dict[tuple[str, int, int], Recipe] = {}
 
     def __enter__(self) -> Execution:
         return self
@@ -94,12 +95,12 @@ class Execution:
         return total / min(self.jobs, len(cells))
 
     def _data(self, cell: Cell) -> Recipe:
-        """Turn the recipe into data for models of this depth: a user's file can't be imported everywhere."""
-        key = (cell.recipe, cell.n_layer)
+        """Turn the recipe into data for models of this size: a user's file can't be imported everywhere."""
+        key, recipe = (cell.recipe, cell.n_layer, cell.n_embd), self.recipes[cell.recipe]
         if key not in self._drawn:
             with torch.device("meta"):
-                model = NanoGPT(cell.config(self.grid))
-            self._drawn[key] = portable(self.recipes[cell.recipe], model)
+                model = NanoGPT(wired(cell.config(self.grid), recipe))
+            self._drawn[key] = portable(recipe, model)
         return self._drawn[key]
 
 

@@ -22,6 +22,7 @@ from initlab.measure.probe import Identity, measure
 from initlab.measure.sweep import DTYPES, Cell, SweepConfig
 from initlab.models.config import NanoGPTConfig
 from initlab.models.nanogpt import NanoGPT, empty_model
+from initlab.models.wired import wired
 from initlab.recipes import Recipe
 from initlab.schema import Tables
 from initlab.training.config import Schedule, TrainConfig
@@ -189,9 +190,9 @@ def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Spli
         first evaluation batch; of one that diverged, NaN.
     """
     started = time.perf_counter()
-    model = empty_model(cell.config(grid), grid.device)
+    model = empty_model(wired(cell.config(grid), recipe), grid.device)
     apply_recipe(model, recipe, cell.seed)
-    trained = train(model, split, cell.training(grid))
+    trained = train(model, split, cell.training(grid), recipe=recipe)
     tables = _trained_model(model, cell, grid, split, trained.steps_done)
     tables.training = schema.table("training", [{"run_id": cell.run_id, **row} for row in trained.rows])
     run = {
@@ -235,10 +236,10 @@ def seconds_a_pass(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: 
         recipe: drawn into its model.
         split: what it reads.
     """
-    model = empty_model(cell.config(grid), grid.device)
+    model = empty_model(wired(cell.config(grid), recipe), grid.device)
     apply_recipe(model, recipe, cell.seed)
     config = replace(cell.training(grid), steps=_TIMED_STEPS, warmup=0, eval_every=0, eval_batches=1)
-    trained = train(model, split, config)
+    trained = train(model, split, config, recipe=recipe)
     rates = [row["tokens_per_second"] for row in trained.rows]
     known = [rate for rate in rates if rate is not None and math.isfinite(rate)]
     return (

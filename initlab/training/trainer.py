@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from initlab.drawing.groups import adam_groups
 from initlab.errors import ConfigError
 from initlab.measure.sweep import DTYPES
 from initlab.models.nanogpt import NanoGPT
+from initlab.recipes import Recipe
 from initlab.training import checkpoints, distributed
 from initlab.training.config import TrainConfig
 from initlab.training.data import Split
@@ -76,6 +78,7 @@ def train(
     split: Split,
     config: TrainConfig,
     *,
+    recipe: Recipe | None = None,
     on_row: Callable[[TrainingRow], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
@@ -95,6 +98,7 @@ def train(
         model: on any device, moved to config.device; its mode is kept.
         split: windows of model.config.block_size tokens are drawn from it.
         config: how the model is trained.
+        recipe: whose optimizer part multiplies the rate, decay and eps of each parameter; None: one for all.
         on_row: called by the first process with each row as it comes; those of the runs that are resumed come first.
         checkpoint: file to go on from if it is there; written in between and after the last update.
         checkpoint_every: updates from one to the next; 0: none in between.
@@ -115,7 +119,7 @@ def train(
         )
     split.check(model.config.block_size)
     mode = model.training
-    run = _Run(model, split, config, on_row)
+    run = _Run(model, split, config, on_row, recipe)
     try:
         with run.seeding():
             return run.go(checkpoint, checkpoint_every, watcher)
@@ -127,7 +131,14 @@ def train(
 class _Run:
     """A run in progress."""
 
-    def __init__(self, model: NanoGPT, split: Split, config: TrainConfig, on_row: Callable[[TrainingRow], None] | None):
+    def __init__(
+        self,
+        model: NanoGPT,
+        split: Split,
+        config: TrainConfig,
+        on_row: Callable[[TrainingRow], None] | None,
+        recipe: Recipe | None,
+    ):
         self.world = distributed.current()
         self.micros, self.micro_rows = self.world.share(config.batch_size, config.grad_accum)
         self.device = torch.device(config.device)
@@ -136,8 +147,7 @@ class _Run:
         self.config = config
         self.on_row = on_row
         self.optimizer = torch.optim.AdamW(
-            model.decay_groups(config.weight_decay),
-            lr=config.lr,
+            adam_groups(model, recipe, lr=config.lr, weight_decay=config.weight_decay),
             betas=config.betas,
             fused=self.device.type in ("cpu", "cuda"),
         )
@@ -216,7 +226,7 @@ class _Run:
         val_loss = self.evaluate() if evaluates else math.nan
         lr = self.config.lr_at(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_multiplier", 1.0)  # none in what an earlier initlab saved
         loss = self.backward(step)
         self.unseen.append(torch.stack([loss, self.clip()]))
         if (logs := evaluates or step % self.config.log_every == 0) or look or self.device.type == "cpu":

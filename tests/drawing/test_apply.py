@@ -16,6 +16,7 @@ from initlab.anatomy.look import of
 from initlab.drawing.apply import apply_recipe, draw, portable
 from initlab.errors import ConfigError, RecipeError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.models.wired import wired
 from initlab.recipes import Constant, Dims, Distribution, Normal, Recipe, Role, TruncNormal, Uniform, registry
 
 L, D, V, T = 3, 96, 200, 128
@@ -99,7 +100,22 @@ def stds(recipe: str) -> dict[str, float]:
     }[recipe]
 
 
-@pytest.mark.parametrize("recipe", registry.all_recipes())
+@pytest.mark.parametrize("id", [id for id, recipe in registry.all_recipes().items() if recipe.wiring is not None])
+def test_weights_of_a_model_wired_as_its_recipe_have_the_std_of_its_rule(id: str) -> None:
+    recipe = registry.get(id)
+    config = NanoGPTConfig(n_layer=L, n_embd=D, n_head=4, vocab_size=V, block_size=T)
+    model = NanoGPT(wired(config, recipe))
+    apply_recipe(model, recipe, 0)
+    weights = dict(model.named_parameters())
+    for place in of(model).parameters:
+        values = weights[place.name].detach().double().reshape(-1)
+        distributions = [recipe(role, dims) for _, role, dims in place.asked() if role not in (Role.OTHER, Role.GATE)]
+        if len(values) > 4000 and distributions:
+            square = sum(each.std**2 for each in distributions) / len(distributions)
+            assert values.square().mean().sqrt().item() == pytest.approx(math.sqrt(square), rel=0.05), place.name
+
+
+@pytest.mark.parametrize("recipe", [id for id, recipe in registry.all_recipes().items() if recipe.wiring is None])
 def test_weights_have_the_std_of_the_formula(recipe: str) -> None:
     weights = drawn(recipe, n_layer=L, n_embd=D, n_head=4, vocab_size=V, block_size=T, tie_weights=False)
     pooled: dict[str, list[Tensor]] = {}

@@ -113,6 +113,17 @@ EXPECTED: dict[str, Callable[[int, int], dict[Role, float]]] = {
     "spectral": lambda L, d: (
         dict.fromkeys((*EMBEDDINGS, *INPUTS, Role.ATTN_OUT), 1 / math.sqrt(d)) | {Role.MLP_OUT: 0.25 / math.sqrt(d)}
     ),
+    # relative to 2 blocks of 256 features
+    "mup": lambda L, d: table(0.32 / math.sqrt(2 * L * d), 0.32 / math.sqrt(d)) | {Role.UNEMBED: 0.02},
+    "mup-package": lambda L, d: (
+        table(0.32 / math.sqrt(2 * L * d), 0.32 / math.sqrt(d)) | {Role.UNEMBED: 0.0, Role.ATTN_Q: 0.0}
+    ),
+    "depth-mup": lambda L, d: table(0.32 / math.sqrt(d), 0.32 / math.sqrt(d)) | {Role.UNEMBED: 0.02},
+    "completep": lambda L, d: table(0.32 / math.sqrt(d), 0.32 / math.sqrt(d)) | {Role.UNEMBED: 0.02},
+    "u-mup": lambda L, d: (
+        dict.fromkeys((*INPUTS, *OUTPUTS), 1 / math.sqrt(d))
+        | {Role.TOKEN_EMBED: 1.0, Role.POS_EMBED: 1.0, Role.MLP_OUT: 0.5 / math.sqrt(d), Role.UNEMBED: 1 / d}
+    ),
     "torch-default": lambda L, d: (
         {Role.TOKEN_EMBED: 1 / math.sqrt(3 * d), Role.POS_EMBED: 1.0, Role.MLP_OUT: 1 / math.sqrt(12 * d)}
         | dict.fromkeys((Role.ATTN_QKV, Role.ATTN_OUT, Role.MLP_IN, Role.UNEMBED), 1 / math.sqrt(3 * d))
@@ -165,8 +176,10 @@ def test_recipes_that_draw_alike_are_known() -> None:
     """Two ids for one init are kept where both names are in use; a third would be an accident."""
     drawn: dict[tuple[Any, ...], list[str]] = {}
     for id, recipe in registry.all_recipes().items():
-        values = [recipe(role, dims(role, n_embd=512, tied=tied)) for role in Role for tied in (True, False)]
-        drawn.setdefault(tuple((v.kind, round(v.mean, 9), round(v.std, 9)) for v in values), []).append(id)
+        asked = [(role, dims(role, n_embd=512, tied=tied)) for role in Role for tied in (True, False)]
+        values = [recipe(*each) for each in asked]
+        rest = (*(recipe.adam(*each) for each in asked), str(recipe.wired(dims(n_embd=512))))
+        drawn.setdefault((rest, *((v.kind, round(v.mean, 9), round(v.std, 9)) for v in values)), []).append(id)
     assert [ids for ids in drawn.values() if len(ids) > 1] == [
         ["nanogpt", "megatron"],
         ["nanogpt-no-depth-scale", "hf-llama"],
@@ -208,7 +221,7 @@ def test_every_recipe_answers_every_role(id: str) -> None:
 def test_every_recipe_says_what_it_is_and_where_it_was_read(id: str) -> None:
     recipe = registry.get(id)
     assert recipe.id == id
-    assert recipe.family in ("gpt2", "megatron", "llama", "olmo", "fans", "framework")
+    assert recipe.family in ("gpt2", "megatron", "llama", "olmo", "fans", "transfer", "depth", "framework")
     assert len(recipe.source) > 20
     assert len(recipe.summary) > 20
     assert recipe.summary.endswith(".")
@@ -218,7 +231,7 @@ def test_every_recipe_says_what_it_is_and_where_it_was_read(id: str) -> None:
 @pytest.mark.parametrize("id", EXPECTED)
 def test_the_text_of_a_formula_evaluates_to_its_value(id: str, n_layer: int, n_embd: int) -> None:
     for role in Role:
-        size = dims(role, n_layer, n_embd)
+        size = registry.get(id).based(dims(role, n_layer, n_embd))
         found = registry.get(id)(role, size)
         quantity, _, text = found.formula.partition(", cut at")[0].partition(" = ")
         names = {name: getattr(size, name) for name in Dims.__slots__}
@@ -629,8 +642,8 @@ def test_q_k_and_v_are_told_apart_where_a_recipe_tells_them_apart() -> None:
         own(mistaken)(Role.ATTN_V, size)
 
 
-@pytest.mark.parametrize("id", list(registry.all_recipes()))
-def test_published_recipes_draw_q_k_and_v_alike_and_have_no_answer_for_gates(id: str) -> None:
+@pytest.mark.parametrize("id", [id for id, recipe in registry.all_recipes().items() if recipe.wiring is None])
+def test_published_inits_draw_q_k_and_v_alike_and_have_no_answer_for_gates(id: str) -> None:
     entry = registry.get(id)
     assert {entry(role, dims()) for role in (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)} == {entry(Role.ATTN_QKV, dims())}
     assert not entry.knows(Role.GATE, dims())
