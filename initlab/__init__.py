@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from initlab.api.scale import scale
     from initlab.api.trace_init import trace_init
     from initlab.api.train import train
+    from initlab.api.transfer import transfer
     from initlab.api.watch import watch
     from initlab.engines.base import engine
     from initlab.errors import InitlabError
@@ -25,16 +26,19 @@ if TYPE_CHECKING:
     from initlab.models.config import NanoGPTConfig
     from initlab.models.nanogpt import NanoGPT
     from initlab.options import RunOptions, Text
+    from initlab.recipes.base import Base
     from initlab.recipes.registry import recipe
     from initlab.report.figures import figure
-    from initlab.results import Comparison, Confirmation, Probe, Scaling, Training, Watch, load
+    from initlab.results import Comparison, Probe, Scaling, Watch, load
     from initlab.results.profile import Profile
     from initlab.results.tracing import InitTrace
+    from initlab.results.trained import Confirmation, Training, Transfer
 
 # Loaded on first use: `import initlab` is instant, and `initlab.load` needs no torch.
 _HOME = {
+    "Base": "initlab.recipes.base",
     "Comparison": "initlab.results",
-    "Confirmation": "initlab.results",
+    "Confirmation": "initlab.results.trained",
     "InitTrace": "initlab.results.tracing",
     "InitlabError": "initlab.errors",
     "NanoGPT": "initlab.models.nanogpt",
@@ -44,7 +48,8 @@ _HOME = {
     "RunOptions": "initlab.options",
     "Scaling": "initlab.results",
     "Text": "initlab.options",
-    "Training": "initlab.results",
+    "Training": "initlab.results.trained",
+    "Transfer": "initlab.results.trained",
     "Watch": "initlab.results",
     "apply_recipe": "initlab.api.apply_recipe",
     "assert_healthy": "initlab.api.probe",
@@ -63,10 +68,12 @@ _HOME = {
     "statistic": "initlab.measure.statistics",
     "trace_init": "initlab.api.trace_init",
     "train": "initlab.api.train",
+    "transfer": "initlab.api.transfer",
     "watch": "initlab.api.watch",
 }
 
 __all__ = [
+    "Base",
     "Comparison",
     "Confirmation",
     "InitTrace",
@@ -79,6 +86,7 @@ __all__ = [
     "Scaling",
     "Text",
     "Training",
+    "Transfer",
     "Watch",
     "__version__",
     "apply_recipe",
@@ -98,6 +106,7 @@ __all__ = [
     "statistic",
     "trace_init",
     "train",
+    "transfer",
     "watch",
 ]
 

@@ -9,9 +9,9 @@ from synthetic import synthetic_run
 from synthetic_training import trained_run
 
 import initlab
-from initlab import results
 from initlab.judge.rules import evaluate
 from initlab.results import Comparison, Confirmation
+from initlab.results import result as result_module
 
 REPORTS = Path(__file__).parents[1] / "reports"
 
@@ -82,7 +82,7 @@ def test_a_run_is_judged_when_asked_and_once_for_each_choice(monkeypatch):
         judged.append(choice)
         return evaluate(run, **choice)
 
-    monkeypatch.setattr(results, "evaluate", counted)
+    monkeypatch.setattr(result_module, "evaluate", counted)
     result = Comparison(synthetic_run(("nanogpt",), depths=(2,), seeds=1))
     assert not judged
     assert result.worst is None and repr(result) and result.findings is result.findings

@@ -14,7 +14,20 @@ import sys
 from collections.abc import Sequence
 
 from initlab import __version__
-from initlab.cli import compare, confirm, fix, predict, probe, recipes, report, rules, scale, trace_init, train
+from initlab.cli import (
+    compare,
+    confirm,
+    fix,
+    predict,
+    probe,
+    recipes,
+    report,
+    rules,
+    scale,
+    trace_init,
+    train,
+    transfer,
+)
 from initlab.cli.common import kept
 from initlab.environment import COMMAND
 from initlab.errors import InitlabError
@@ -65,6 +78,6 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--version", action="version", version=f"initlab {__version__}")
     described.set_defaults(run=None)
     commands = described.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (compare, probe, scale, confirm, train, fix, trace_init, predict, report, recipes, rules):
+    for command in (compare, probe, scale, transfer, confirm, train, fix, trace_init, predict, report, recipes, rules):
         command.add(commands)
     return described

@@ -1,6 +1,7 @@
 """Parametrisations whose best learning rate is meant to hold over width, or over width and depth.
 
-The base is the size that rates are tuned at: there, multipliers of width and depth are 1. Rates are those of AdamW,
+The base is the size that rates are tuned at: there, multipliers of width and depth are 1. The std of the weights doesn't
+depend on it. Rates are those of AdamW,
 which multiplies its decay with the rate once more.
 """
 
@@ -21,7 +22,8 @@ _WIDTH = "base_embd / n_embd"
 _GROWTH = "n_embd / base_embd"  # of the decay of what has its rate divided: rate × decay stays as it is
 # q·k grows with the head's size once q and k are aligned, not with its root
 _ATTENTION = "sqrt(base_head) * n_head / n_embd"
-_SIGMA = "0.02 * sqrt(base_embd / n_embd)"
+# a hyperparameter of its own: what the source has at 256 features, at every width; rates are relative to the base
+_SIGMA = "0.02 * sqrt(256 / n_embd)"
 
 
 def _drawn(role: Role, dims: Dims, hidden: str, outputs: str, embedding: str = "0.02") -> Distribution:
@@ -69,7 +71,7 @@ def _mup_wiring(dims: Dims) -> dict[str, Any]:
     "leaves that to the user",
 )
 def mup(role: Role, dims: Dims) -> Distribution:
-    """nanogpt with σ ∝ 1/√width in the blocks, Adam's rate there and logits ∝ 1/width."""
+    """nanogpt with 0.32/√width in the blocks (0.02 at 256), Adam's rate there and logits ∝ 1/width."""
     return _drawn(role, dims, _SIGMA, f"{_SIGMA} / sqrt(2 * n_layer)")
 
 

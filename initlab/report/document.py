@@ -13,7 +13,7 @@ from initlab import schema
 from initlab.judge.outcomes import outcomes
 from initlab.judge.rules import RULES, Finding
 from initlab.judge.slopes import slopes
-from initlab.report import brief, confirm, figures, inventory, scale, train
+from initlab.report import brief, confirm, figures, inventory, scale, train, transfer
 from initlab.report.drawings import Drawing
 from initlab.report.facts import facts, header, model_notes, shortfall
 from initlab.report.values import Brief
@@ -91,6 +91,8 @@ class Document:
         """One sentence: is anything wrong, and with what; of a confirmation, whether the probe had said so."""
         if self.kind == "confirm":
             return confirm.verdict(self.run, self.graded)
+        if self.kind == "transfer":
+            return transfer.verdict(self.run)
         return verdict(self.run, self.findings)
 
     @cached_property
@@ -103,6 +105,8 @@ class Document:
         """The run in a screenful."""
         if self.kind == "confirm":
             return confirm.brief(self.run, self.graded)
+        if self.kind == "transfer":
+            return transfer.brief(self.run)
         return brief.brief(self.run, self.findings, self._modules)
 
     @cached_property

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge import outcomes as judged
+from initlab.judge.slopes import AXES
 from initlab.judge.words import listed, number, plural, signed, trimmed
+from initlab.report import transfer
 from initlab.report.values import Table, TableCell
 from initlab.report.verdict import GLYPHS, status_of
 from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
-KINDS = ("confirm", "train")
+KINDS = ("confirm", "train", "transfer")
 _MOST_NAMED = 4  # separated comparisons, in the line of a folded table
 _MOST_RUNS = 60  # rows of the table of runs; the CSV file has them all
 
@@ -44,9 +46,11 @@ def trained(run: Run, graded: pd.DataFrame) -> Trained | None:
     """
     if run.manifest.get("kind") not in KINDS:
         return None
-    runs, confirms = judged.run_measures(run), run.manifest["kind"] == "confirm"
+    runs = judged.run_measures(run)
     graded = graded if len(runs) else graded.iloc[:0]
     tables = [*_effects(run), _regrets(run), _rankings(run)] if len(graded) else []
+    if run.manifest["kind"] == "transfer":
+        tables += [transfer.table(run, axis) for axis in AXES if len(runs) and runs[axis].nunique() > 1]
     tables.append(_runs(run, runs))
     return Trained(
         sentence=_sentence(graded, runs),
@@ -55,7 +59,7 @@ def trained(run: Run, graded: pd.DataFrame) -> Trained | None:
         outcome_scope=judged.OUTCOME_SCOPE,
         tables=[table for table in tables if table.rows],
         broken=_broken(run, runs),
-        definitions=_definitions(confirms),
+        definitions=_definitions(str(run.manifest["kind"])),
         limits=_limits(runs),
     )
 
@@ -297,9 +301,11 @@ def _broken(run: Run, runs: pd.DataFrame) -> list[str]:
     return lost + [f"{cell} failed: {error}." for cell, error in failed.items()]
 
 
-def _definitions(confirms: bool) -> dict[str, dict[str, str]]:
+def _definitions(kind: str) -> dict[str, dict[str, str]]:
     found = {"Measures of a run": dict(judged.DEFINITIONS)}
-    if confirms:
+    if kind == "transfer":
+        found["Transfer"] = dict(judged.TRANSFER_DEFINITIONS)
+    if kind == "confirm":
         found["What training did"] = dict(judged.OUTCOME_DEFINITIONS)
         found["Grades of a prediction"] = dict(judged.GRADE_DEFINITIONS)
         found["Comparisons"] = {**judged.QUESTIONS, "interval, p and verdict": judged.EFFECT_DEFINITION}

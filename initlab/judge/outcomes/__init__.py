@@ -11,6 +11,8 @@ from initlab.judge.outcomes.grading import (
 )
 from initlab.judge.outcomes.measures import DEFINITIONS, ESCAPE_MARGIN, curves, losses, regrets, run_measures
 from initlab.judge.outcomes.ranking import METRICS, RANKING_DEFINITION, rankings
+from initlab.judge.outcomes.transferring import DEFINITIONS as TRANSFER_DEFINITIONS
+from initlab.judge.outcomes.transferring import optima, transfers
 
 __all__ = [
     "DEFINITIONS",
@@ -23,13 +25,16 @@ __all__ = [
     "OUTCOME_SCOPE",
     "QUESTIONS",
     "RANKING_DEFINITION",
+    "TRANSFER_DEFINITIONS",
     "WORSE",
     "curves",
     "effects",
     "losses",
+    "optima",
     "outcomes",
     "rankings",
     "regrets",
     "run_measures",
     "trained_text",
+    "transfers",
 ]

@@ -14,7 +14,7 @@ from initlab.rundir import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OWN = ("watch", "losses", "rates", "effects", "train", "scale", "curves", "heatmaps", "dots")
+_OWN = ("watch", "losses", "rates", "transfer", "effects", "train", "scale", "curves", "heatmaps", "dots")
 Draw = Callable[[Run, str], "Figure"]
 T = TypeVar("T")
 

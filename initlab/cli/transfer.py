@@ -1,0 +1,99 @@
+"""`initlab transfer`: does the best learning rate of a small model hold for a large one?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from initlab.cli.common import (
+    TerminalProgress,
+    add_dtype,
+    add_engine,
+    add_models,
+    add_saving,
+    add_text,
+    default_out,
+    nanogpt_options,
+    numbers,
+    overrides,
+    rates,
+    run_of,
+    show,
+    text_of,
+)
+from initlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from initlab.cli.common import Commands
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    transfer = commands.add_parser(
+        "transfer",
+        help="train recipes over widths or depths and rates: does the best rate hold?",
+        description="Train small models of several widths or depths at several learning rates, and say for each recipe "
+        "whether the best rate of the smallest holds for the largest, how it drifts, and what that costs.",
+        epilog="Two recipes take about 15 minutes on 2 cores. The time is measured and said before training starts.",
+    )
+    transfer.add_argument("recipes", nargs="+", metavar="RECIPE", help="id (see `initlab recipes`) or file.py:name")
+    transfer.add_argument(
+        "--widths", type=numbers, metavar="D,D,…", help="n_embd (64,128,256; thorough: 128 to 1024; with depths: one)"
+    )
+    transfer.add_argument("--depths", type=numbers, metavar="L,L,…", help="n_layer (2; thorough: 4)")
+    transfer.add_argument("--lrs", type=rates, metavar="X,X,…", help="peak rates (2^-11 to 2^-5; thorough: 2^-13)")
+    transfer.add_argument(
+        "--base", type=numbers, metavar="L,D", help="n_layer,n_embd where multipliers are 1 (the smallest)"
+    )
+    transfer.add_argument("--seeds", type=int, metavar="N", help="draws of weights and order of the text (3)")
+    transfer.add_argument("--steps", type=int, metavar="N", help="of the optimizer (200; thorough: 1000)")
+    transfer.add_argument("--warmup", type=int, metavar="N", help="steps (a fifth of them)")
+    transfer.add_argument("--thorough", action="store_true", help="a grid for a GPU: wider, trained longer")
+    transfer.add_argument("--schedule", choices=("cosine", "constant"), default="cosine", help="after warmup (cosine)")
+    transfer.add_argument("--weight-decay", type=float, default=0.1, metavar="X", help="of AdamW, on matrices (0.1)")
+    transfer.add_argument("--grad-clip", type=float, default=1.0, metavar="X", help="largest gradient norm; 0: any (1)")
+    add_models(transfer, block_size="64; thorough: 256", batch_size="8; thorough: 32")
+    add_text(transfer)
+    transfer.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    add_dtype(transfer, default=None, otherwise="float32; --thorough on a GPU: bfloat16")
+    add_engine(transfer, "runs", "the cores; on a GPU: 1")
+    add_saving(transfer, fail_on="never")
+    transfer.set_defaults(run=_transfer)
+
+
+def _transfer(options: argparse.Namespace) -> int:
+    from initlab.api.transfer import transfer
+    from initlab.recipes import Base
+    from initlab.training.transfer import GRIDS
+
+    # must be set before torch is loaded, for what is measured in this process; see cli.common.set_threads
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    overrides(options)
+    out = Path(options.out) if options.out else default_out("transfer")
+    options.folder = out
+    if options.base is not None and len(options.base) != 2:
+        raise ConfigError(f"--base has {len(options.base)} numbers; expected n_layer,n_embd, as in --base 2,64")
+    grid = GRIDS["thorough" if options.thorough else "quick"]
+    with TerminalProgress(out, "transfer", "train") as progress:
+        result = transfer(
+            options.recipes,
+            model=replace(grid["model"], **nanogpt_options(options)),
+            widths=options.widths,
+            depths=options.depths,
+            lrs=options.lrs,
+            base=Base(n_layer=options.base[0], n_embd=options.base[1]) if options.base else None,
+            seeds=options.seeds,
+            steps=options.steps,
+            warmup=options.warmup,
+            schedule=options.schedule,
+            weight_decay=options.weight_decay,
+            grad_clip=options.grad_clip,
+            text=text_of(options),
+            dtype=options.dtype,
+            thorough=options.thorough,
+            run=run_of(options, progress),
+        )
+    return show(result, options, out)

@@ -1,0 +1,169 @@
+"""What every command gives back: tables, findings, pictures. Torch-free, so a saved run loads anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from initlab import rundir
+from initlab.errors import RunError
+from initlab.judge import Severity
+from initlab.judge.rules import Finding, chosen, evaluate, worst
+from initlab.report import console, markdown
+from initlab.report.document import Document
+from initlab.rundir import Run, RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Result:
+    """Tables and findings of one run.
+
+    Attributes:
+        run: the tables and the manifest that run.json stores.
+        path: the run's folder, None while it is only in memory.
+    """
+
+    kind = "run"
+    _judged: tuple[str, ...] = ("findings",)  # what is derived from the rules, and made anew for others
+
+    def __init__(self, run: Run, path: Path | None = None):
+        self.run = run
+        self.path = path
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """Verdict of every rule on every recipe, failures first; judged when first asked for, and after `judge`."""
+        return evaluate(self.run, **self.run.manifest.get("judging", {}))
+
+    def judge(
+        self, *, select: Sequence[str] = (), ignore: Sequence[str] = (), limits: Mapping[str, float] | None = None
+    ) -> list[Finding]:
+        """Judge again by other rules or limits, without measuring again; also what `report` and `save` then write.
+
+        Args:
+            select: codes or prefixes of codes (`GRD`); nothing selected is every rule.
+            ignore: codes or prefixes of those to leave out.
+            limits: by code (`{"EMB001": 0.05}`, its first limit) or code and name (`{"EMB001.error": 0.001}`); see
+                `initlab rules CODE`. What isn't given is as the rule has it, whatever was given before.
+
+        Returns:
+            The findings, failures first.
+
+        Raises:
+            ConfigError: an unknown code, or a limit that is none.
+        """
+        overrides = chosen(select, ignore, limits).overrides
+        self.run.manifest.pop("judging", None)
+        if overrides:
+            self.run.manifest["judging"] = overrides
+        for name in self._judged:
+            self.__dict__.pop(name, None)
+        return self.findings
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """One row per tensor, site, kind, step and seed; columns in `initlab.schema.RECORDS`."""
+        return self.run.tables.records
+
+    @property
+    def heads(self) -> pd.DataFrame:
+        """One row per attention head; columns in `initlab.schema.HEADS`."""
+        return self.run.tables.heads
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """One row per model and step; columns in `initlab.schema.SUMMARY`."""
+        return self.run.tables.summary
+
+    @property
+    def coverage(self) -> pd.DataFrame:
+        """Tensors expected and measured, by site and kind; columns in `initlab.schema.COVERAGE`."""
+        return self.run.tables.coverage
+
+    @property
+    def wiring(self) -> pd.DataFrame:
+        """How the model is wired, one row per branch of each block; columns in `initlab.schema.WIRING`."""
+        return self.run.tables.wiring
+
+    @property
+    def behaviour(self) -> pd.DataFrame:
+        """What moves when tokens are changed, one row per check; columns in `initlab.schema.BEHAVIOUR`."""
+        return self.run.tables.behaviour
+
+    @property
+    def draws(self) -> pd.DataFrame:
+        """How each matrix was drawn beside its scale, one row each; columns in `initlab.schema.DRAWS`."""
+        return self.run.tables.draws
+
+    @property
+    def declared(self) -> pd.DataFrame:
+        """What the model's configs say of its init, and what is so; columns in `initlab.schema.DECLARED`."""
+        return self.run.tables.declared
+
+    @property
+    def worst(self) -> Severity | None:
+        """The highest severity among the failed findings; None when every check passed."""
+        return worst(self.findings)
+
+    def at(self, site: str, layer: int | None = None, kind: str = "activation") -> pd.DataFrame:
+        """The records of one site; a negative layer counts from the last block of each model."""
+        rows = self.records[(self.records["site"] == site) & (self.records["kind"] == kind)]
+        if layer is None:
+            return rows
+        return rows[rows["layer"] == (rows["n_layer"] + layer if layer < 0 else layer)]
+
+    def plot(self, name: str, theme: str = "light") -> Figure:
+        """One figure of the report by name, as a matplotlib Figure; it is returned, never shown.
+
+        Raises:
+            ConfigError: no figure of that name; the message lists them.
+        """
+        from initlab.report import figures
+
+        return figures.draw(name, self.run, theme)
+
+    def save(self, out: str | Path) -> Path:
+        """Write the tables and run.json into a folder. Raises RunError if it holds another run or can't be written."""
+        out = Path(out)
+        if self.path is not None and self.path.resolve() == out.resolve():
+            return out
+        folder = RunDir.open(out, self.run.manifest)
+        for run_id in self.summary["run_id"].unique():
+            if run_id not in folder.done:
+                folder.append(self.run.tables.of(run_id))
+        self.path = out
+        return out
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write report.html, report.md, figures/*.png and findings.json beside the tables; returns the page's path.
+
+        `out` may be left away for a run that was loaded from, or measured into, a folder.
+        """
+        from initlab.report import files
+
+        if out is None and self.path is None:
+            raise RunError("this run is only in memory; name a folder: .report('out')")
+        folder = self.save(out) if out is not None else self.path
+        assert folder is not None
+        rundir.note(folder, "judging", self.run.manifest.get("judging"))
+        return files.write_report(self.document(), folder)
+
+    def document(self) -> Document:
+        """The report as values, which page, terminal and Markdown write."""
+        return Document(self.run, self.findings)
+
+    def markdown(self) -> str:
+        """The report as Markdown, for an issue or a pull request; its pictures are those that `report` writes."""
+        return markdown.text(self.document())
+
+    def __repr__(self) -> str:
+        return self._text(color=False)
+
+    def _text(self, *, color: bool, width: int | None = None) -> str:
+        return console.text(self.document(), width=width, color=color)
