@@ -1,8 +1,7 @@
 """Parametrisations whose best learning rate is meant to hold over width, or over width and depth.
 
-The base is the size that rates are tuned at: there, multipliers of width and depth are 1. The std of the weights doesn't
-depend on it. Rates are those of AdamW,
-which multiplies its decay with the rate once more.
+The base is the size that rates are tuned at: there, multipliers of width and depth are 1; the std of the weights
+doesn't depend on it. Rates are those of AdamW, which multiplies its decay with the rate once more.
 """
 
 from __future__ import annotations
