@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from initlab.anatomy.look import Anatomy
     from initlab.drawing.subject import Model
     from initlab.measure.sweep import Cell
+    from initlab.recipes import Base
 
 MODEL = NanoGPTConfig(n_layer=4, n_embd=64, n_head=1, block_size=64)
 DEPTHS, WIDTHS = (4,), (64, 128, 256)
@@ -40,6 +41,7 @@ def scale(
     model: Model | None = None,
     widths: Sequence[int] | None = None,
     depths: Sequence[int] | None = None,
+    base: Base | None = None,
     steps: int = 3,
     seeds: int = 3,
     lr: float | None = None,
@@ -65,6 +67,7 @@ def scale(
             Default: NanoGPT with heads of 64 and sequences of 64 tokens.
         widths: n_embd; two or more of these or of the depths. Default: 64, 128, 256, with several depths 64 alone.
         depths: n_layer. Default: a config's own, else 4.
+        base: depth and width at which multipliers of recipes such as `mup` are 1. Default: the smallest model's.
         steps: of the optimizer, on one batch.
         seeds: draws of weights and text; with 3 or more the intervals are useful.
         lr: default 0.01 where several widths are given (rather large, as mup advises), else 0.001.
@@ -101,6 +104,7 @@ def scale(
     usual = WIDTHS[:1] if isinstance(depths, Sequence) and len(depths) > 1 else WIDTHS
     widths = usual if widths is None and isinstance(model, NanoGPTConfig) else widths
     subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, usual))
+    subject.relative_to(base)
     side = SideBySide(subject, text, batch=batch)
     own = optimizer if callable(optimizer) else None
     lr = (WIDTH_LR if len(subject.widths) > 1 else DEPTH_LR) if lr is None else lr

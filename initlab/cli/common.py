@@ -20,6 +20,7 @@ from initlab.options import RunOptions, Text
 
 if TYPE_CHECKING:
     from initlab.models.config import NanoGPTConfig
+    from initlab.recipes import Base
     from initlab.results import Result
 
     # what add_subparsers gives; argparse has no public name for it
@@ -96,6 +97,24 @@ def model_of(options: argparse.Namespace, default: NanoGPTConfig) -> Any:
         return replace(default, **given, n_layer=n_layer, n_embd=n_embd, n_head=n_head)
 
     return nanogpt
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """Declare what recipes such as `mup` are relative to."""
+    parser.add_argument(
+        "--base", type=numbers, metavar="L,D", help="n_layer,n_embd where a recipe's multipliers are 1 (the smallest)"
+    )
+
+
+def base_of(options: argparse.Namespace) -> Base | None:
+    """Read what `add_base` declares. Raises ConfigError, RecipeError."""
+    from initlab.recipes import Base
+
+    if options.base is None:
+        return None
+    if len(options.base) != 2:
+        raise ConfigError(f"--base has {len(options.base)} numbers; expected n_layer,n_embd, as in --base 2,64")
+    return Base(n_layer=options.base[0], n_embd=options.base[1])
 
 
 def add_engine(parser: argparse.ArgumentParser, what: str = "models to measure", jobs: str = "1") -> None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from initlab.cli.common import (
     TerminalProgress,
+    add_base,
     add_engine,
     add_measuring,
     add_model,
     add_models,
+    base_of,
     default_out,
     model_of,
     numbers,
@@ -43,6 +45,7 @@ def add(commands: Commands) -> None:
     add_model(scale)
     scale.add_argument("--widths", type=numbers, metavar="D,D,…", help="n_embd (64,128,256; with --depths alone: 64)")
     scale.add_argument("--depths", type=numbers, metavar="L,L,…", help="n_layer (4)")
+    add_base(scale)
     scale.add_argument("--steps", type=int, default=3, metavar="N", help="of the optimizer, on one batch (3)")
     scale.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of weights and text (3)")
     scale.add_argument("--lr", type=float, metavar="X", help="0.01 with several widths (large on purpose), else 0.001")
@@ -78,6 +81,7 @@ def _scale(options: argparse.Namespace) -> int:
             model=model,
             widths=options.widths,
             depths=options.depths,
+            base=base_of(options),
             steps=options.steps,
             seeds=options.seeds,
             lr=options.lr,

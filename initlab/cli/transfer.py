@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from initlab.cli.common import (
     TerminalProgress,
+    add_base,
     add_dtype,
     add_engine,
     add_models,
     add_saving,
     add_text,
+    base_of,
     default_out,
     nanogpt_options,
     numbers,
@@ -24,7 +26,6 @@ from initlab.cli.common import (
     show,
     text_of,
 )
-from initlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -45,9 +46,7 @@ def add(commands: Commands) -> None:
     )
     transfer.add_argument("--depths", type=numbers, metavar="L,L,…", help="n_layer (2; thorough: 4)")
     transfer.add_argument("--lrs", type=rates, metavar="X,X,…", help="peak rates (2^-11 to 2^-5; thorough: 2^-13)")
-    transfer.add_argument(
-        "--base", type=numbers, metavar="L,D", help="n_layer,n_embd where multipliers are 1 (the smallest)"
-    )
+    add_base(transfer)
     transfer.add_argument("--seeds", type=int, metavar="N", help="draws of weights and order of the text (3)")
     transfer.add_argument("--steps", type=int, metavar="N", help="of the optimizer (200; thorough: 1000)")
     transfer.add_argument("--warmup", type=int, metavar="N", help="steps (a fifth of them)")
@@ -66,7 +65,6 @@ def add(commands: Commands) -> None:
 
 def _transfer(options: argparse.Namespace) -> int:
     from initlab.api.transfer import transfer
-    from initlab.recipes import Base
     from initlab.training.transfer import GRIDS
 
     # must be set before torch is loaded, for what is measured in this process; see cli.common.set_threads
@@ -74,8 +72,6 @@ def _transfer(options: argparse.Namespace) -> int:
     overrides(options)
     out = Path(options.out) if options.out else default_out("transfer")
     options.folder = out
-    if options.base is not None and len(options.base) != 2:
-        raise ConfigError(f"--base has {len(options.base)} numbers; expected n_layer,n_embd, as in --base 2,64")
     grid = GRIDS["thorough" if options.thorough else "quick"]
     with TerminalProgress(out, "transfer", "train") as progress:
         result = transfer(
@@ -84,7 +80,7 @@ def _transfer(options: argparse.Namespace) -> int:
             widths=options.widths,
             depths=options.depths,
             lrs=options.lrs,
-            base=Base(n_layer=options.base[0], n_embd=options.base[1]) if options.base else None,
+            base=base_of(options),
             seeds=options.seeds,
             steps=options.steps,
             warmup=options.warmup,

@@ -23,7 +23,7 @@ from initlab.errors import ConfigError, InitlabError, ProbeError
 from initlab.models.config import Configs, NanoGPTConfig, config_at
 from initlab.models.nanogpt import NanoGPT, empty_model
 from initlab.models.wired import wired
-from initlab.recipes import Recipe, registry
+from initlab.recipes import Base, Recipe, registry
 
 ModelFunction = Callable[..., Any]
 Model = NanoGPTConfig | ModelFunction | nn.Module
@@ -130,6 +130,29 @@ class Subject:
         if isinstance(item, Recipe):
             apply_recipe(model, item, seed, anatomy=None if maker is None else self.look(model))
         return model.to(device)
+
+    def relative_to(self, base: Base | None) -> None:
+        """Take every recipe that is relative to a base relative to this one.
+
+        Args:
+            base: None: the smallest of the models, with its heads.
+
+        Raises:
+            ProbeError: a function can't make it.
+        """
+        relative = {name: recipe for name, recipe in self.recipes.items() if recipe.base is not None}
+        if base is None and relative:
+            base = self._smallest()
+        for name, recipe in relative.items():
+            self.items[name] = replace(recipe, base=base)
+
+    def _smallest(self) -> Base:
+        n_layer, n_embd = min(self.depths), min(self.widths)
+        if self.base is None:
+            return Base(n_layer=n_layer, n_embd=n_embd)  # heads of NanoGPTs keep their size
+        with random_state_kept(torch.device("cpu")):
+            dims = self.look(self.base.module(n_layer, n_embd)).parameters[0].dims
+        return Base(n_layer=n_layer, n_embd=n_embd, head_size=max(1, dims.n_embd // max(dims.n_head, 1)))
 
     def read(self, **sizes: int) -> None:
         """Give the NanoGPTs what a text decides: vocab_size, block_size."""

@@ -9,6 +9,7 @@ from initlab.judge.outcomes import TRANSFER_DEFINITIONS, transfers
 from initlab.judge.words import listed, number, plural, signed
 from initlab.report.facts import progress
 from initlab.report.values import Brief, Table, TableCell
+from initlab.report.verdict import GLYPHS
 from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
@@ -57,7 +58,8 @@ def table(run: Run, axis: str) -> Table:
     )
     for recipe in [each for each in recipes_of(run) if each in rows]:
         row = rows[recipe]
-        verdict = TableCell(row["verdict"], _STATUS[row["verdict"]])
+        status = _STATUS[row["verdict"]]
+        verdict = TableCell(row["verdict"], status, glyph=GLYPHS[status])
         drift = drift_text(row["drift"], row["low"], row["high"])
         made.add(recipe, number(row["small_lr"]), number(row["large_lr"]), drift, verdict, _cost(row))
     return made

@@ -106,7 +106,7 @@ def transfers(run: Run) -> pd.DataFrame:
         sizes = sorted(int(size) for size in own["size"].unique())
         if len(sizes) < 2:
             continue
-        drift, low, high, freedom = _drift(own)
+        drift, low, high, freedom = drift_of(own)
         small, large = (
             float(2 ** np.log2(own.loc[own["size"] == size, "best_lr"]).mean()) for size in (sizes[0], sizes[-1])
         )
@@ -122,19 +122,27 @@ def _tables(run: Run) -> list[tuple[str, str, int, pd.DataFrame]]:
     """Loss by seed (rows) and rate (columns), for every axis, recipe and size."""
     measured = run_measures(run)
     measured = measured.assign(recipe=measured["recipe"].astype(str))
-    found = []
+    found, rates = [], sorted(measured["lr"].unique())
     for axis in AXES:
         if measured.empty or measured[axis].nunique() < 2:
             continue
         for (recipe, size), own in along(measured, axis).groupby(["recipe", axis], sort=False):
-            table = own.pivot_table(index="seed", columns="lr", values="loss", dropna=False).dropna()
+            table = own.pivot_table(index="seed", columns="lr", values="loss", dropna=False)
+            table = table.reindex(columns=rates).dropna()
             if len(table):
                 found.append((axis, str(recipe), int(size), table))
     return found
 
 
-def _drift(own: pd.DataFrame) -> tuple[float, float, float, int]:
-    """Exponent with interval, and degrees of freedom: seeds share draws and batches over sizes, so each has a level."""
+def drift_of(own: pd.DataFrame) -> tuple[float, float, float, int]:
+    """Fit best_lr ∝ size^x. Seeds share draws and batches over sizes, so each has a level of its own.
+
+    Args:
+        own: rows of `optima`, of one recipe and axis.
+
+    Returns:
+        exponent, low and high of its 95 % interval, degrees of freedom; NaN and 0 where it can't be fitted.
+    """
     x, y = np.log2(own["size"].to_numpy(float)), np.log2(own["best_lr"].to_numpy(float))
     seeds = own["seed"].to_numpy()
     for seed in np.unique(seeds):

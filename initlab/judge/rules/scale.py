@@ -218,6 +218,15 @@ def depth_dependent_update(case: Case, rows: pd.DataFrame) -> Finding:
     return case.failed(text, severity="warning", effect=float(last["low"]) - limit, advice=advice, **found)
 
 
+def _of_the_head(records: pd.DataFrame) -> pd.Series:
+    """What a head gives before it is multiplied (muP), capped or masked: what counts are the logits."""
+    if not (records["site"] == "logits").any():
+        return pd.Series(False, records.index)
+    numbered = records["position"].where(records["layer"].notna())
+    last = numbered.groupby([records["run_id"], records["step"]], observed=True).transform("max")
+    return (records["site"] == "module") & records["layer"].isna() & (records["position"] > last)
+
+
 def _measured(run: Run, axis: str, kind: str) -> pd.DataFrame:
     """Rows of four kinds, by `what`: `fit` (of all seeds), `seed` (of one), `lost` (a size whose loss isn't finite),
     `sizes` (one per recipe, so that one without a fit is judged too). All have the smallest and the largest size, and
@@ -228,7 +237,7 @@ def _measured(run: Run, axis: str, kind: str) -> pd.DataFrame:
     for recipe, own in run.tables.records.groupby("recipe", observed=True):
         if own[axis].nunique() < 2 or own["step"].min() != 0 or not (own["step"] > 0).any():
             continue
-        rows = own[(own["kind"] == kind) & ~own["site"].isin(_BY_DESIGN)]
+        rows = own[(own["kind"] == kind) & ~own["site"].isin(_BY_DESIGN) & ~_of_the_head(own)]
         summary = run.tables.summary[run.tables.summary["recipe"] == recipe]
         parts += [
             part.assign(

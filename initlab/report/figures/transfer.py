@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from initlab.judge.outcomes import optima, run_measures, transfers
-from initlab.judge.slopes import along
+from initlab.judge.slopes import AXES, along
 from initlab.judge.words import number, plural
 from initlab.report.figures import figure
 from initlab.report.figures.data import Curve, Curves
-from initlab.report.figures.panels import Frame, Panel, draw_panels
+from initlab.report.figures.panels import Frame, Guide, Panel, draw_panels
 from initlab.report.theme import MAX_OVERLAID, log_axis, log_limits, tick_text
 from initlab.report.transfer import drift_text
 from initlab.report.view import recipes_of
@@ -89,7 +89,7 @@ def draw_depths(run: Run, theme: str) -> Figure:
     place=30,
     title="Best rate against size",
     question="Where a line is flat, a rate that was tuned on the smallest model is the best for the largest. A point "
-    "is the geometric mean over seeds, thin lines are seeds; dashed: as 1/size.",
+    "is the geometric mean over seeds, thin lines are seeds; dotted: as 1/size.",
     kinds=("transfer",),
     otherwise=_OTHERWISE,
     needs=needs_drift,
@@ -98,7 +98,7 @@ def draw_depths(run: Run, theme: str) -> Figure:
 def draw_drift(run: Run, theme: str) -> Figure:
     found, recipes = optima(run), recipes_of(run)
     panels = []
-    for axis in [axis for axis in ("n_embd", "n_layer") if axis in set(found["axis"])]:
+    for axis in [axis for axis in AXES if axis in set(found["axis"])]:
         curves: Curves = {}
         for recipe in recipes:
             own = found[(found["axis"] == axis) & (found["recipe"] == recipe)]
@@ -108,9 +108,20 @@ def draw_drift(run: Run, theme: str) -> Figure:
             table = own.pivot_table(index="seed", columns="size", values="best_lr").to_numpy(float)
             middle = np.exp(np.nanmean(np.log(table), axis=0))
             curves[recipe] = Curve(np.array(sizes, float), middle, table, np.full(len(sizes), np.nan), apart=True)
-        panels.append(Panel({"n_embd": "over width", "n_layer": "over depth"}[axis], curves))
-    frame = Frame("Best rate against size", "n_embd or n_layer, log scale", "best peak learning rate", _by_size)
+        panels.append(Panel({"n_embd": "over width", "n_layer": "over depth"}[axis], curves, guides=_inverse(curves)))
+    axes = " and ".join(axis for axis in AXES if axis in set(found["axis"]))
+    frame = Frame("Best rate against size", f"{axes}, log scale", "best peak learning rate", _by_size)
     return draw_panels(panels, frame, recipes, theme)
+
+
+def _inverse(curves: Curves) -> tuple[Guide, ...]:
+    """From where the first recipe starts, as far down as the lowest point."""
+    if not curves:
+        return ()
+    first = next(iter(curves.values()))
+    x, y, lowest = first.x[0], first.median[0], min(float(np.nanmin(line.seeds)) for line in curves.values())
+    end = min(float(first.x[-1]), x * y / lowest)
+    return (Guide("1/size", (float(x), float(y)), (end, float(x * y / end))),) if end > x else ()
 
 
 def _needs(run: Run, axis: str, what: str) -> str:
