@@ -18,6 +18,11 @@ def apply_recipe(
 ) -> tuple[str, ...]:
     """Re-initialise any model in place, by the role of each parameter; paired draws as `compare` makes them.
 
+    A recipe with a wiring (`initlab recipes NAME` shows it) is drawn into a model that has it. Multipliers, and learned
+    ones such as LayerScale, are put around a model's modules by forward hooks where that is exact: the model is run
+    once more, and has to be wired so. What an earlier recipe put there is taken off. Optimizers that were made before
+    don't know the learned ones.
+
     Args:
         model: torch.nn.Module on any device but meta, also compiled or wrapped; its parameters are overwritten.
         recipe: id, `file.py:name`, Recipe, or function `(role, dims) -> distribution`.
@@ -34,8 +39,9 @@ def apply_recipe(
         RecipeError: unknown recipe, matrices of no known role, or `roles` that don't fit; then nothing was changed.
     """
     from initlab.anatomy.unwrapping import bare
-    from initlab.api.looking import anatomy_of
+    from initlab.api.looking import anatomy_of, passed
     from initlab.drawing import apply
 
     model = bare(model)[0]
-    return apply.apply_recipe(model, registry.get(recipe), checked_seed(seed), anatomy=anatomy_of(model, roles))
+    anatomy, entry = anatomy_of(model, roles), registry.get(recipe)
+    return apply.apply_recipe(model, entry, checked_seed(seed), anatomy=anatomy, look=passed)

@@ -26,8 +26,6 @@ def anatomy_of(model: nn.Module, roles: Mapping[str, str | None] | None = None) 
         RecipeError: `roles` don't fit the model.
     """
     from initlab.anatomy.look import of
-    from initlab.measure.batches import inputs_for
-    from initlab.measure.probe import look
 
     found = of(model, said_roles=roles)
     named = dict(model.named_parameters())
@@ -35,7 +33,24 @@ def anatomy_of(model: nn.Module, roles: Mapping[str, str | None] | None = None) 
     if not left or any(parameter.is_meta for parameter in named.values()):
         return found
     try:
-        inputs, _ = inputs_for(model, None, text=Text("uniform"), seed=0)
-        return look(model, inputs, said_roles=roles)
+        return passed(model, roles)
     except InitlabError:  # no batch can be made for it, or it can't be run
         return found
+
+
+def passed(model: nn.Module, roles: Mapping[str, str | None] | None = None) -> Anatomy:
+    """Look at a model by a pass over a small batch of random ids.
+
+    Args:
+        model: any module, unwrapped; left as it was.
+        roles: see `anatomy_of`.
+
+    Raises:
+        ConfigError, DataError, ProbeError: no batch can be made for it, or it can't be run.
+        RecipeError: `roles` don't fit the model.
+    """
+    from initlab.measure.batches import inputs_for
+    from initlab.measure.probe import look
+
+    inputs, _ = inputs_for(model, None, text=Text("uniform"), seed=0)
+    return look(model, inputs, said_roles=roles)

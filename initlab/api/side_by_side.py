@@ -75,7 +75,7 @@ class SideBySide:
         self.rows = rows if text.batch_size is None else text.batch_size
         self.corpus = corpus
         self._loaded: dict[tuple[str, str | None, int | None], Corpus] = {}
-        subject.look = anatomy_of
+        subject.look, subject.passed = anatomy_of, self._passed
         self.seen = _Surveyed(described=described or {})
         if text.block_size is not None:
             subject.read(block_size=text.block_size)
@@ -122,6 +122,11 @@ class SideBySide:
         from initlab.measure.batches import inputs_for
 
         return inputs_for(model, self.batch, text=self.text, seed=seed, load=self.load)
+
+    def _passed(self, model: nn.Module) -> Anatomy:
+        from initlab.measure.probe import look
+
+        return look(model, self._made(model, 0)[0])
 
     def survey(self, sweep: SweepConfig) -> None:
         """Make every size of every function once.

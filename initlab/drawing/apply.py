@@ -39,6 +39,7 @@ def apply_recipe(
     seed: int,
     only: Collection[str] | None = None,
     anatomy: Anatomy | None = None,
+    look: wire.Look | None = None,
 ) -> tuple[str, ...]:
     """Overwrite the parameters of the model, in place, with the recipe's draw.
 
@@ -56,6 +57,8 @@ def apply_recipe(
         seed: of the draw.
         only: names of the parameters to draw; the others, which may be of unknown role, stay as they are.
         anatomy: of the model, where it was looked at before.
+        look: looks at a model by a pass through it, for recipes with a wiring; None: they are drawn into NanoGPTs that
+            were built for them alone.
 
     Returns:
         names of the parameters that were left as they are, though asked for.
@@ -68,7 +71,7 @@ def apply_recipe(
     answers = [(found, drawn_from(found, recipe)) for found in places]
     plan = [(found, values) for found, values in answers if values]
     if plan and only is None:
-        wire.check(model, recipe, plan[0][0].dims)
+        wire.wire(model, recipe, plan[0][0].dims, look)
     parameters = dict(model.named_parameters())
     if any(parameter.is_meta for parameter in parameters.values()):
         raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to draw")

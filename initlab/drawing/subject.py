@@ -82,6 +82,7 @@ class Subject:
         config: of the NanoGPTs that recipes are drawn into, at (n_layer, n_embd); None where there are none.
         depths, widths: n_layer and n_embd to make.
         look: tells what the parameters of `base`'s models are for.
+        passed: looks at one of them by a pass through it; None: recipes with a wiring are refused.
     """
 
     items: dict[str, Recipe | Maker]
@@ -90,6 +91,7 @@ class Subject:
     depths: tuple[int, ...] = ()
     widths: tuple[int, ...] = ()
     look: Callable[[nn.Module], Anatomy] = of
+    passed: Callable[[nn.Module], Anatomy] | None = None
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -128,7 +130,8 @@ class Subject:
             assert self.config is not None and isinstance(item, Recipe)
             model = empty_model(wired(config_at(self.config, n_layer, n_embd), item), device)
         if isinstance(item, Recipe):
-            apply_recipe(model, item, seed, anatomy=None if maker is None else self.look(model))
+            anatomy = None if maker is None else self.look(model)
+            apply_recipe(model, item, seed, anatomy=anatomy, look=self.passed)
         return model.to(device)
 
     def relative_to(self, base: Base | None) -> None:

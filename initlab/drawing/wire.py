@@ -1,39 +1,172 @@
-"""The wiring that belongs to a recipe, on a model that was built already."""
+"""The wiring that belongs to a recipe, given to a model that was built already.
+
+Numbers that something is multiplied with, and learned ones, are put around modules by forward hooks, which is exact:
+the model is looked at again, and has to be wired as the recipe says. Norms and their places can't be given from
+outside; they have to be there.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from initlab.anatomy.look import Anatomy
+from initlab.drawing.wired import Place, Wanted, found_options, places
 from initlab.errors import RecipeError
 from initlab.models.nanogpt import NanoGPT
 from initlab.models.wired import wired
 from initlab.recipes import Dims, Recipe
 
+Look = Callable[[nn.Module], Anatomy]
+LEARNED = "initlab_scale"  # name of the parameter that is added to a module
 
-def check(model: nn.Module, recipe: Recipe, dims: Dims) -> None:
-    """Refuse a model that isn't wired as the recipe has it.
+
+@dataclass(frozen=True, slots=True)
+class Multiplied:
+    """A forward hook: a module's output, or some of its features, times a number and what was learned.
+
+    Attributes:
+        factor: the number.
+        start: first feature that is multiplied.
+        stop: the one after the last; None: all from `start` on.
+        learned: the module holds a parameter of this file's name to multiply with as well.
+    """
+
+    factor: float = 1.0
+    start: int = 0
+    stop: int | None = None
+    learned: bool = False
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self._of(module, output[0]), *output[1:])
+        return self._of(module, output)
+
+    def _of(self, module: nn.Module, output: Tensor) -> Tensor:
+        if self.learned:
+            output = output * getattr(module, LEARNED)
+        if self.factor == 1:
+            return output
+        if self.start == 0 and self.stop in (None, output.shape[-1]):
+            return output * self.factor
+        sizes = [self.start, (self.stop or output.shape[-1]) - self.start]
+        sizes.append(output.shape[-1] - sum(sizes))
+        parts = output.split(sizes, -1)
+        return torch.cat([parts[0], parts[1] * self.factor, parts[2]], -1)
+
+
+def wire(model: nn.Module, recipe: Recipe, dims: Dims, look: Look | None = None) -> None:
+    """Give a model the wiring of a recipe, in place of one that it was given before.
 
     Args:
-        model: any.
+        model: any; a NanoGPT has to be built with it.
         recipe: drawn into it.
         dims: its sizes.
+        look: looks at a model by a pass through it; None: only a NanoGPT can be told.
 
     Raises:
-        RecipeError: it isn't, or that can't be told.
+        RecipeError: the model can't be given an option, or that can't be told; then it is as it was.
         ConfigError: as `wired` raises it.
     """
+    taken = list(_unwired(model))
     if recipe.wiring is None:
         return
-    if not isinstance(model, NanoGPT):
-        needed = recipe.wired(dims)
+    if isinstance(model, NanoGPT):
+        _check_nanogpt(model, recipe)
+        return
+    options = recipe.wired(dims)
+    try:
+        if look is None:
+            shown = ", ".join(f"{name}={_shown(value)}" for name, value in options.items())
+            raise RecipeError(f"it needs {shown}, and how {type(model).__name__} is wired isn't known without a pass")
+        _give(model, options, look)
+    except RecipeError as error:
+        for module, hook in taken:
+            module.register_forward_hook(hook)
         raise RecipeError(
-            f"{recipe.id} is more than a draw: it needs {', '.join(f'{name}={needed[name]!r}' for name in needed)}, "
-            f"which {type(model).__name__} can't be given from outside; write it into the model, and draw a recipe of "
-            "your own, (role, dims) -> distribution, without the wiring"
-        )
-    if (other := wired(model.config, recipe)) != model.config:
-        wrong = [name for name in vars(other) if getattr(other, name) != getattr(model.config, name)]
+            f"{recipe.id} is more than a draw, and {type(model).__name__} can't be given its wiring: {error}; write it "
+            "into the model, and draw a recipe of your own, (role, dims) -> distribution, without it"
+        ) from None
+
+
+def _check_nanogpt(model: NanoGPT, recipe: Recipe) -> None:
+    other = wired(model.config, recipe)
+    wrong = [name for name in vars(other) if getattr(other, name) != getattr(model.config, name)]
+    if wrong:
         raise RecipeError(
-            f"{recipe.id} needs {', '.join(f'{name}={getattr(other, name)!r}' for name in wrong)} in the NanoGPT's "
-            "config; it can't be changed once the model is built"
+            f"{recipe.id} needs {', '.join(f'{name}={_shown(getattr(other, name))}' for name in wrong)} in the "
+            "NanoGPT's config; it can't be changed once the model is built"
         )
+
+
+def _unwired(model: nn.Module) -> Iterator[tuple[nn.Module, Multiplied]]:
+    """Take off what an earlier recipe put around modules."""
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, Multiplied):
+                del module._forward_hooks[key]
+                yield module, hook
+        module._parameters.pop(LEARNED, None)
+
+
+def _give(model: nn.Module, options: dict[str, Any], look: Look) -> None:
+    wiring = _only(look(model))
+    has = found_options(wiring)
+    wrong = [name for name in options if name in has and not _equal(has[name], options[name])]
+    if wrong:
+        needs = ", ".join(f"{name}={_shown(options[name])} (it has {_shown(has[name])})" for name in wrong)
+        raise RecipeError(f"it needs {needs}, which can't be given from outside")
+    wanted = Wanted.of(options)
+    if others := sorted(options.keys() - has.keys() - {field.name for field in fields(Wanted)} - {"bias"}):
+        raise RecipeError(f"{others[0]} is known of NanoGPTs alone")
+    made: list[tuple[nn.Module, Any]] = []
+    try:
+        for place in places(wiring, wanted):
+            made.append(_around(model, place))
+        for place in places(_only(look(model)), wanted):
+            if not math.isclose(place.factor, 1.0, rel_tol=1e-4) or place.start_of is not None:
+                raise RecipeError(f"{place.what} isn't what {place.module or 'a module of its own'} gives alone")
+    except BaseException:
+        for module, handle in made:
+            handle.remove()
+            module._parameters.pop(LEARNED, None)
+        raise
+
+
+def _around(model: nn.Module, place: Place) -> tuple[nn.Module, Any]:
+    try:
+        module = model.get_submodule(place.module) if place.module else None
+    except AttributeError:
+        module = None
+    if module is None:
+        raise RecipeError(f"{place.what} isn't the output of a module")
+    if place.start_of is not None:
+        device = next(model.parameters()).device
+        start = torch.full((place.width,) if place.width else (), float(place.start_of), device=device)
+        module.register_parameter(LEARNED, nn.Parameter(start))
+    hook = Multiplied(place.factor, place.start, place.stop, place.start_of is not None)
+    return module, module.register_forward_hook(hook)
+
+
+def _only(anatomy: Anatomy) -> Any:
+    if len(anatomy.wirings) != 1:
+        found = f"{len(anatomy.wirings)} stacks" if anatomy.wirings else "no stack of blocks that was understood"
+        raise RecipeError(f"it has {found}; expected one")
+    return anatomy.wirings[0]
+
+
+def _equal(has: Any, wanted: Any) -> bool:
+    if isinstance(has, float) and isinstance(wanted, int | float):
+        return math.isclose(has, wanted, rel_tol=1e-4)
+    return bool(has == wanted)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{_shown(value[0])} to {_shown(value[-1])}"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
