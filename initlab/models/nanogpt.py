@@ -8,8 +8,8 @@ an untied head, other norms, in other places, rotary positions, grouped queries,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from initlab.errors import CheckpointError, ConfigError
-from initlab.models import files
+from initlab.models.checkpoint import check_weights, read_checkpoint, same
 from initlab.models.config import ACTIVATIONS, GATED, GPT2_VOCAB, NanoGPTConfig
 
 
@@ -267,9 +267,9 @@ class NanoGPT(nn.Module):
             CheckpointError: the file is missing, unreadable, not such a checkpoint, or its weights don't fit it.
             ConfigError: dropout isn't in [0, 1).
         """
-        args, weights, iter_num = _read_checkpoint(Path(path))
+        args, weights, iter_num = read_checkpoint(Path(path))
         if "tie_weights" not in args:
-            args["tie_weights"] = _same(weights.get("transformer.wte.weight"), weights.get("lm_head.weight"))
+            args["tie_weights"] = same(weights.get("transformer.wte.weight"), weights.get("lm_head.weight"))
         try:
             config = NanoGPTConfig(**args)
         except (ConfigError, TypeError) as error:
@@ -278,7 +278,7 @@ class NanoGPT(nn.Module):
             config = replace(config, dropout=dropout)
         with torch.random.fork_rng(devices=[]):
             model = cls(config)
-        _check_weights(path, weights, model)
+        check_weights(path, weights, model.state_dict(), tied=config.tie_weights)
         model.load_state_dict(weights)
         model.iter_num = iter_num
         return model
@@ -300,52 +300,3 @@ def empty_model(config: NanoGPTConfig, device: str | torch.device) -> NanoGPT:
     if config.tie_weights:  # to_empty allocates each name by itself
         model.lm_head.weight = model.transformer.wte.weight
     return model
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    """(model_args, weights under their plain names, iterations trained) of a nanoGPT checkpoint."""
-    checkpoint = files.read(path, "the ckpt.pt that nanoGPT's train.py writes", "`model` and `model_args`")
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}; expected a dict of `model`, `model_args`")
-    args, weights = checkpoint.get("model_args"), checkpoint.get("model")
-    if not isinstance(args, Mapping) or not isinstance(weights, Mapping):
-        raise CheckpointError(
-            f"{path} isn't a nanoGPT checkpoint: its keys are {_some(checkpoint)}; expected `model` (weights by name) "
-            "and `model_args` (sizes), as train.py writes them"
-        )
-    lacking = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size"} - set(args)
-    unknown = set(args) - {field.name for field in fields(NanoGPTConfig)}
-    if lacking or unknown:
-        raise CheckpointError(
-            f"{path}: model_args lack {_some(lacking)} and have unknown {_some(unknown)}; expected the fields of "
-            "nanoGPT's GPTConfig, a fork's other options can't be loaded"
-        )
-    # The causal mask was a buffer named attn.bias before flash attention; attn.c_attn.bias is a parameter.
-    plain = {str(key).removeprefix("_orig_mod."): value for key, value in weights.items()}
-    trained = checkpoint.get("iter_num", 0)
-    weights = {name: value for name, value in plain.items() if not name.endswith(".attn.bias")}
-    return dict(args), weights, trained if isinstance(trained, int) else 0
-
-
-def _check_weights(path: str | Path, found: dict[str, Tensor], model: NanoGPT) -> None:
-    have = {name: tuple(getattr(value, "shape", ["no tensor"])) for name, value in found.items()}
-    want = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    wrong = [name for name in want | have if have.get(name) != want.get(name)]
-    if wrong:
-        shapes = [f"{name} found {have.get(name, 'none')}, expected {want.get(name, 'none')}" for name in wrong]
-        raise CheckpointError(f"{path}: the weights don't fit model_args: {_some(shapes, '; ')}")
-    if model.config.tie_weights and not _same(found["transformer.wte.weight"], found["lm_head.weight"]):
-        raise CheckpointError(f"{path}: model_args say the head is tied, but lm_head and wte hold different weights")
-
-
-def _same(a: object, b: object) -> bool:
-    """Whether two matrices are equal, NaN included: the tied head of a run that diverged is still tied."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return True  # one is missing: assume nanoGPT's default, and let _check_weights name it
-    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-
-
-def _some(names: Iterable[object], separator: str = ", ", most: int = 3) -> str:
-    words = sorted(map(str, names))
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return separator.join(words[:most]) + more if words else "none"
