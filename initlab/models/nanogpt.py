@@ -2,7 +2,7 @@
 
 Follows https://github.com/karpathy/nanoGPT/blob/3adf61e/model.py (MIT), so that a measurement here is one of nanoGPT,
 and its checkpoints load. Beyond it, by options of the config that are off by default: other activations and gated MLPs,
-an untied head, other norms, in other places, rotary positions, grouped queries, multipliers, and learned ones.
+an untied head, other norms, in other places or none, rotary positions, grouped queries, multipliers, and learned ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from initlab.errors import CheckpointError, ConfigError
 from initlab.models.checkpoint import check_weights, read_checkpoint, same
-from initlab.models.config import ACTIVATIONS, GATED, GPT2_VOCAB, NanoGPTConfig
+from initlab.models.config import ACTIVATIONS, GATED, GPT2_VOCAB, PER_BLOCK, NanoGPTConfig
 
 
 class ReLU2(nn.Module):
@@ -74,6 +74,8 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
         self.q_norm = _norm(config, self.head_size) if config.qk_norm else None
         self.k_norm = _norm(config, self.head_size) if config.qk_norm else None
+        self.out_norm = _norm(config) if config.inner_norm == "both" else None
+        self.head_scale = _learned(config.head_scale, config.n_head)
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
@@ -91,7 +93,11 @@ class CausalSelfAttention(nn.Module):
         z = F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=self.scale, enable_gqa=grouped
         )  # (B, nh, T, hs)
+        if self.head_scale is not None:
+            z = z * self.head_scale[:, None, None]
         z = z.transpose(1, 2).contiguous().view(B, T, C)
+        if self.out_norm is not None:
+            z = self.out_norm(z)
         return self.resid_dropout(self.c_proj(z))
 
 
@@ -105,40 +111,49 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.c_gate = nn.Linear(config.n_embd, config.hidden, bias=config.bias) if config.gated else None
+        self.inner_norm = None if config.inner_norm == "none" else _norm(config, config.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.gelu(self.c_fc(x)) if self.c_gate is None else self.gelu(self.c_gate(x)) * self.c_fc(x)
+        h = h if self.inner_norm is None else self.inner_norm(h)
         return self.dropout(self.c_proj(h))
 
 
 class Block(nn.Module):
     """Transformer block: its input is the residual stream, after attention it is resid_mid, its output resid_post."""
 
-    def __init__(self, config: NanoGPTConfig) -> None:
+    def __init__(self, config: NanoGPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.post, self.multiplier = config.norm_placement == "post", config.residual_multiplier
-        sandwich = config.norm_placement == "sandwich"
-        self.ln_1 = _norm(config)
+        self.post = config.norm_placement == "post"
+        self.multiplier, self.skip, self.read = (config.of_block(name, layer) for name in PER_BLOCK)
+        normed = self.post or config.reads_norm
+        self.ln_1 = _norm(config) if normed else None
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = _norm(config)
+        self.ln_2 = _norm(config) if normed else None
         self.mlp = MLP(config)
-        self.ln_1_out, self.ln_2_out = (_norm(config) if sandwich else None for _ in range(2))
+        self.ln_1_out, self.ln_2_out = (_norm(config) if config.out_norm(number) else None for number in (1, 2))
         self.scale_1, self.scale_2 = (_learned(config.layer_scale, config.n_embd) for _ in range(2))
         self.gate_1, self.gate_2 = (_learned(config.gate) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.post:
-            x = self.ln_1(x + self._scaled(self.attn(x), None, self.scale_1, self.gate_1))
-            return self.ln_2(x + self._scaled(self.mlp(x), None, self.scale_2, self.gate_2))
-        x = x + self._scaled(self.attn(self.ln_1(x)), self.ln_1_out, self.scale_1, self.gate_1)
-        x = x + self._scaled(self.mlp(self.ln_2(x)), self.ln_2_out, self.scale_2, self.gate_2)
-        return x
+        y = self.attn(self._read(x, self.ln_1))
+        x = self._added(x, self._scaled(y, self.ln_1_out, self.scale_1, self.gate_1), self.ln_1)
+        y = self.mlp(self._read(x, self.ln_2))
+        return self._added(x, self._scaled(y, self.ln_2_out, self.scale_2, self.gate_2), self.ln_2)
+
+    def _read(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        x = x if norm is None or self.post else norm(x)
+        return x if self.read == 1 else x * self.read
 
     def _scaled(self, y: Tensor, norm: nn.Module | None, scale: Tensor | None, gate: Tensor | None) -> Tensor:
         y = y if norm is None else norm(y)
         y = y if scale is None else y * scale
         y = y if gate is None else y * gate
         return y if self.multiplier == 1 else y * self.multiplier
+
+    def _added(self, x: Tensor, y: Tensor, norm: nn.Module | None) -> Tensor:
+        x = (x if self.skip == 1 else x * self.skip) + y
+        return norm(x) if norm is not None and self.post else x
 
 
 def _learned(start: float | None, *size: int) -> nn.Parameter | None:
@@ -150,6 +165,7 @@ class Transformer(nn.ModuleDict):
 
     wte: nn.Embedding
     wpe: nn.Embedding
+    ln_e: nn.Module
     drop: nn.Dropout
     h: nn.ModuleList
     ln_f: nn.Module
@@ -173,9 +189,11 @@ class NanoGPT(nn.Module):
         parts: dict[str, nn.Module] = {"wte": nn.Embedding(vocab_size, config.n_embd)}
         if config.positions == "learned":
             parts["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        if config.embed_norm:
+            parts["ln_e"] = _norm(config)
         parts["drop"] = nn.Dropout(config.dropout)
-        parts["h"] = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        if config.norm_placement != "post":
+        parts["h"] = nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)])
+        if config.final_norm:
             parts["ln_f"] = _norm(config)
         self.transformer = Transformer(parts)
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
@@ -223,14 +241,18 @@ class NanoGPT(nn.Module):
             x = x + parts.wpe(torch.arange(T, device=idx.device))  # (T, C)
         if config.embedding_multiplier != 1:
             x = x * config.embedding_multiplier
+        if config.embed_norm:
+            x = parts.ln_e(x)
         x = parts.drop(x)
         for block in parts.h:
             x = block(x)
-        if config.norm_placement != "post":
+        if config.final_norm:
             x = parts.ln_f(x)
         logits = self.lm_head(x if targets is not None else x[:, -1:])  # (B, T, V); the last is all that sampling needs
         if config.logit_multiplier != 1:
             logits = logits * config.logit_multiplier
+        if config.logit_cap is not None:
+            logits = config.logit_cap * torch.tanh(logits / config.logit_cap)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
@@ -287,16 +309,16 @@ class NanoGPT(nn.Module):
 def empty_model(config: NanoGPTConfig, device: str | torch.device) -> NanoGPT:
     """Build a NanoGPT with uninitialised weights: on the meta device nothing is drawn, so no random state is used.
 
-    What the config itself sets, LayerScale and gates, has its start, since recipes leave it alone.
+    What the config itself sets, LayerScale, gates and heads' numbers, has its start, since recipes leave it alone.
     """
     with torch.device("meta"):
         model = NanoGPT(config)
     model.to_empty(device=device)
+    starts = {"scale": config.layer_scale, "gate": config.gate, "head": config.head_scale}
     for name, parameter in model.named_parameters():
-        kind = name.rpartition(".")[2].partition("_")[0]
-        if kind in ("scale", "gate"):
-            start = config.layer_scale if kind == "scale" else config.gate
-            nn.init.constant_(parameter, 0.0 if start is None else start)
+        start = starts.get(name.rpartition(".")[2].partition("_")[0])
+        if start is not None:
+            nn.init.constant_(parameter, start)
     if config.tie_weights:  # to_empty allocates each name by itself
         model.lm_head.weight = model.transformer.wte.weight
     return model

@@ -188,7 +188,7 @@ def _through_attention(
     seen = seen and attention.cross is None
     if seen:
         found.grad["attn_z", layer] = stack.grid.mean(z.g)
-    z = z.times(back.out_back)
+    z = z.times(back.out_back).times(attention.head_square)
     view, keys, squares, kept = back.view, back.view.keys, back.squares, 1 - attention.dropout
     v, v_between = view.attend_back(z.g, z.h, squares, kept)
     # A score's gradient is p_ij (g_i v_j - their mean over j): it knows only what the values don't share, and sums
