@@ -151,8 +151,7 @@ class NanoGPTConfig:
     def _check_norms(self) -> None:
         """Refuse an option that is about a norm that there isn't."""
         if self.norm == "none":
-            needing = ("norm_placement", "qk_norm", "inner_norm", "embed_norm", "norm_multiplier")
-            for name in needing:
+            for name in ("norm_placement", "qk_norm", "inner_norm", "embed_norm", "norm_multiplier"):
                 if getattr(self, name) != getattr(NanoGPTConfig, name):
                     raise ConfigError(
                         f"{name} is {getattr(self, name)!r}, but norm is none; expected norm to be layernorm or rmsnorm"
@@ -256,15 +255,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "positions": POSITIONS,
     "inner_norm": INNER,
 }
-_NUMBERS = (
-    "attention_multiplier",
-    "embedding_multiplier",
-    "logit_multiplier",
-    "layer_scale",
-    "gate",
-    "head_scale",
-    "logit_cap",
-)
+_MULTIPLIERS = ("attention_multiplier", "embedding_multiplier", "logit_multiplier")
+_NUMBERS = (*_MULTIPLIERS, "layer_scale", "gate", "head_scale", "logit_cap")
 PER_BLOCK = ("residual_multiplier", "skip_multiplier", "norm_multiplier")  # a number, or one for each block
 _ABOVE_0 = ("attention_multiplier", "logit_cap", "skip_multiplier")
 _FLAGS = ("qk_norm", "embed_norm")
