@@ -68,7 +68,8 @@ def nanogpt_options(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in ("n_head", "vocab_size", "activation")}
     given |= {"bias": False if options.no_bias else None, "tie_weights": False if options.untied else None}
     given |= (wiring := parse_wiring(options.wiring or ""))
-    given |= {"n_layer": len(value) for value in wiring.values() if isinstance(value, tuple)}
+    of_blocks = [value for value in wiring.values() if isinstance(value, tuple)]
+    given |= {"n_layer": len(of_blocks[0])} if of_blocks else {}
     return {name: value for name, value in given.items() if value is not None}
 
 
