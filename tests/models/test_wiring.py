@@ -72,6 +72,10 @@ OPTIONS = {
 # without norms branches read a stream as small as GPT-2's embedding; nothing but the mask tells positions apart
 UNHEALTHY = {"no norm": {"ACT001"}, "no positions": {"WIR008"}}
 
+# small states that no norm stands in front of, and norms of q and k behind them: much of the gradient comes through q
+# and k, which the closed form follows to leading order alone
+STEEP_WAY_BACK = {"olmo2"}
+
 
 def build(name, **sizes):
     torch.manual_seed(0)
@@ -94,6 +98,10 @@ def test_the_closed_form_holds(name):
     rows = found.records.query("kind == 'activation' and site in ['embed', 'resid_post', 'final_norm']")
     assert rows["expected_var"].notna().all()
     assert (rows["var"] / rows["expected_var"]).map(math.log).abs().max() < math.log(1.25)
+    # the embedding's scatters by 30 % from draw to draw behind a norm of what attention gives
+    rows = found.records.query("kind == 'grad' and site in ['resid_post', 'final_norm']")
+    off = (rows["var"] / rows["expected_var"]).map(math.log).abs().max()
+    assert off < math.log(1.7) if name in STEEP_WAY_BACK else off < math.log(1.25)
     warned = {f.code for f in found.findings if f.status == "fail" and f.severity != "info"}
     assert warned == UNHEALTHY.get(name, set())
 
