@@ -133,13 +133,22 @@ def head_gain(value: Value) -> tuple[Value, str, int] | None:
         what the heads give; the parameter; how many numbers it has. None where it is something else.
     """
     op = origin(value).op
-    if op is None or op.name != "mul" or len(op.inputs) != 2:
+    if op is None or len(op.inputs) != 2 or not (op.name == "mul" or _each_by_its_own(op)):
         return None
     for given, gain in (op.inputs, op.inputs[::-1]):
         known = None if gain.data or not given.data else parameter_of(gain)
         if known is None or known[1:] != (1.0, 0.0):
             continue
         wide = [place for place, size in enumerate(gain.shape[::-1]) if size > 1]
-        if not wide or (len(wide) == 1 and wide[0] in (1, 2)):  # heads stand before or behind positions
+        # heads stand before or behind positions
+        if op.name == "einsum" or not wide or (len(wide) == 1 and wide[0] in (1, 2)):
             return given, known[0], gain.numel
     return None
+
+
+def _each_by_its_own(op: Op) -> bool:
+    """It is written as a product with a number for each index of a dimension but the last, as in `tbhd,h->tbhd`."""
+    equation = next((each for each in op.args if isinstance(each, str)), "").replace(" ", "")
+    given, _, out = equation.partition("->")
+    data, _, gain = given.partition(",")
+    return op.name == "einsum" and data == out and len(gain) == 1 and gain in data[:-1]
