@@ -95,6 +95,8 @@ class Attention:
         key_scale: the keys' part.
         query_norm: between the query's matrix and the scores; its `size` is the head's or the whole width.
         key_norm: of the keys.
+        head_gain: dotted name of a parameter with one number a head that multiplies what the head gives, before
+            `out_norm`; None without one.
         out_norm: between what the heads give and `out`.
         causal: a position sees those up to its own; else all.
         window: most positions that one sees, None for no limit.
@@ -121,6 +123,7 @@ class Attention:
     key_scale: float = 1.0
     query_norm: Norm | None = None
     key_norm: Norm | None = None
+    head_gain: str | None = None
     out_norm: Norm | None = None
     causal: bool = True
     window: int | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from initlab.anatomy.graph import Op, Value
 from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import words
-from initlab.anatomy.walking import PARTING, Projected, copies, factor, origin, projected
+from initlab.anatomy.walking import PARTING, Projected, copies, factor, origin, parameter_of, projected
 from initlab.wiring import Linear, Norm
 
 _ROTATING = words(
@@ -121,3 +121,34 @@ def part_of(source: HeadSource, count: int, place: int) -> Linear:
         return linear
     start = 0 if place == 0 else linear.fan_out - (3 - place) * count
     return replace(linear, start=max(start, 0), fan_out=count, fused=linear.fan_out)
+
+
+def head_gain(value: Value) -> tuple[Value, str, int] | None:
+    """Read a tensor as what heads give, each multiplied with a learned number of its own.
+
+    Args:
+        value: what may be such a product.
+
+    Returns:
+        what the heads give; the parameter; how many numbers it has. None where it is something else.
+    """
+    op = origin(value).op
+    if op is None or len(op.inputs) != 2 or not (op.name == "mul" or _each_by_its_own(op)):
+        return None
+    for given, gain in (op.inputs, op.inputs[::-1]):
+        known = None if gain.data or not given.data else parameter_of(gain)
+        if known is None or known[1:] != (1.0, 0.0):
+            continue
+        wide = [place for place, size in enumerate(gain.shape[::-1]) if size > 1]
+        # heads stand before or behind positions
+        if op.name == "einsum" or not wide or (len(wide) == 1 and wide[0] in (1, 2)):
+            return given, known[0], gain.numel
+    return None
+
+
+def _each_by_its_own(op: Op) -> bool:
+    """It is written as a product with a number for each index of a dimension but the last, as in `tbhd,h->tbhd`."""
+    equation = next((each for each in op.args if isinstance(each, str)), "").replace(" ", "")
+    given, _, out = equation.partition("->")
+    data, _, gain = given.partition(",")
+    return op.name == "einsum" and data == out and len(gain) == 1 and gain in data[:-1]

@@ -9,7 +9,7 @@ from initlab.anatomy.attending import Read, met, normed_input, read_attention
 from initlab.anatomy.crossing import crossed
 from initlab.anatomy.experts import experts_of
 from initlab.anatomy.graph import Value
-from initlab.anatomy.heading import head_source
+from initlab.anatomy.heading import head_gain, head_source
 from initlab.anatomy.mlps import read_mlp
 from initlab.anatomy.norming import normed
 from initlab.anatomy.walking import origin, projected
@@ -37,7 +37,19 @@ def read_body(core: Value, base: Value) -> Read:
     h = out.source if inner is None else inner.source
     if inner is not None and origin(inner.source) is origin(base):
         return Read(why="a single matrix")
-    found = read_attention(h, out.linear, base) or read_apart(h, out.linear, base) or read_mlp(h, out.linear, base)
+    gain = head_gain(h)
+    gained = None if gain is None else read_attention(gain[0], out.linear, base)
+    if gain is not None and gained is not None and isinstance(gained.body, Attention):
+        if gain[2] in (1, gained.body.n_head):
+            gained.body = replace(gained.body, head_gain=gain[1])
+        else:
+            gained.body, gained.why = None, f"what its heads give is multiplied with {gain[1]}"
+    found = (
+        gained
+        or read_attention(h, out.linear, base)
+        or read_apart(h, out.linear, base)
+        or read_mlp(h, out.linear, base)
+    )
     if found is None:
         return _in_part(core, h, base)
     if inner is not None and isinstance(found.body, Attention):

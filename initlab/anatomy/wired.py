@@ -99,6 +99,7 @@ def _attention(out: Wired, body: Attention, spot: Spot, named: Mapping[str, Tens
         tiled = [linear.start for _, linear in parts] == [0, *ends[:-1]] and parts[0][1].fused in (0, ends[-1])
         if new and tiled and name in named:
             out.parts[name] = tuple((linear.fan_out, role, linear.fan_in, linear.fan_out) for role, linear in parts)
+    _set(out, body.head_gain, Role.GATE, spot, named)
     if body.out is not None:
         _linear(out, Role.ATTN_OUT, body.out, spot, named)
 

@@ -57,7 +57,7 @@ def add_wiring(parser: argparse.ArgumentParser) -> None:
         "--wiring",
         metavar="NAME=VALUE,…",
         help="options of NanoGPTConfig, as in norm=rmsnorm,norm_placement=sandwich,qk_norm=true,positions=rotary,"
-        "n_kv_head=2,residual_multiplier=0.5",
+        "n_kv_head=2,residual_multiplier=0.5; numbers of several blocks as in norm_multiplier=1:0.7:0.6:0.5",
     )
 
 
@@ -67,7 +67,9 @@ def nanogpt_options(options: argparse.Namespace) -> dict[str, Any]:
 
     given = {name: getattr(options, name) for name in ("n_head", "vocab_size", "activation")}
     given |= {"bias": False if options.no_bias else None, "tie_weights": False if options.untied else None}
-    given |= parse_wiring(options.wiring or "")
+    given |= (wiring := parse_wiring(options.wiring or ""))
+    of_blocks = [value for value in wiring.values() if isinstance(value, tuple)]
+    given |= {"n_layer": len(of_blocks[0])} if of_blocks else {}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -94,7 +96,7 @@ def model_of(options: argparse.Namespace, default: NanoGPTConfig) -> Any:
         return replace(default, **given) if given else None
 
     def nanogpt(n_layer: int, n_embd: int) -> NanoGPTConfig:
-        return replace(default, **given, n_layer=n_layer, n_embd=n_embd, n_head=n_head)
+        return replace(default, **given | {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_head})
 
     return nanogpt
 

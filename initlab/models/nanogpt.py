@@ -2,14 +2,14 @@
 
 Follows https://github.com/karpathy/nanoGPT/blob/3adf61e/model.py (MIT), so that a measurement here is one of nanoGPT,
 and its checkpoints load. Beyond it, by options of the config that are off by default: other activations and gated MLPs,
-an untied head, other norms, in other places, rotary positions, grouped queries, multipliers, and learned ones.
+an untied head, other norms, in other places or none, rotary positions, grouped queries, multipliers, and learned ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from initlab.errors import CheckpointError, ConfigError
-from initlab.models import files
-from initlab.models.config import ACTIVATIONS, GATED, GPT2_VOCAB, NanoGPTConfig
+from initlab.models.checkpoint import check_weights, read_checkpoint, same
+from initlab.models.config import ACTIVATIONS, GATED, GPT2_VOCAB, PER_BLOCK, NanoGPTConfig
 
 
 class ReLU2(nn.Module):
@@ -74,6 +74,8 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
         self.q_norm = _norm(config, self.head_size) if config.qk_norm else None
         self.k_norm = _norm(config, self.head_size) if config.qk_norm else None
+        self.out_norm = _norm(config) if config.inner_norm == "both" else None
+        self.head_scale = _learned(config.head_scale, config.n_head)
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
@@ -91,7 +93,11 @@ class CausalSelfAttention(nn.Module):
         z = F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=self.scale, enable_gqa=grouped
         )  # (B, nh, T, hs)
+        if self.head_scale is not None:
+            z = z * self.head_scale[:, None, None]
         z = z.transpose(1, 2).contiguous().view(B, T, C)
+        if self.out_norm is not None:
+            z = self.out_norm(z)
         return self.resid_dropout(self.c_proj(z))
 
 
@@ -105,40 +111,49 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.c_gate = nn.Linear(config.n_embd, config.hidden, bias=config.bias) if config.gated else None
+        self.inner_norm = None if config.inner_norm == "none" else _norm(config, config.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.gelu(self.c_fc(x)) if self.c_gate is None else self.gelu(self.c_gate(x)) * self.c_fc(x)
+        h = h if self.inner_norm is None else self.inner_norm(h)
         return self.dropout(self.c_proj(h))
 
 
 class Block(nn.Module):
     """Transformer block: its input is the residual stream, after attention it is resid_mid, its output resid_post."""
 
-    def __init__(self, config: NanoGPTConfig) -> None:
+    def __init__(self, config: NanoGPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.post, self.multiplier = config.norm_placement == "post", config.residual_multiplier
-        sandwich = config.norm_placement == "sandwich"
-        self.ln_1 = _norm(config)
+        self.post = config.norm_placement == "post"
+        self.multiplier, self.skip, self.read = (config.of_block(name, layer) for name in PER_BLOCK)
+        normed = self.post or config.reads_norm
+        self.ln_1 = _norm(config) if normed else None
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = _norm(config)
+        self.ln_2 = _norm(config) if normed else None
         self.mlp = MLP(config)
-        self.ln_1_out, self.ln_2_out = (_norm(config) if sandwich else None for _ in range(2))
+        self.ln_1_out, self.ln_2_out = (_norm(config) if config.out_norm(number) else None for number in (1, 2))
         self.scale_1, self.scale_2 = (_learned(config.layer_scale, config.n_embd) for _ in range(2))
         self.gate_1, self.gate_2 = (_learned(config.gate) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.post:
-            x = self.ln_1(x + self._scaled(self.attn(x), None, self.scale_1, self.gate_1))
-            return self.ln_2(x + self._scaled(self.mlp(x), None, self.scale_2, self.gate_2))
-        x = x + self._scaled(self.attn(self.ln_1(x)), self.ln_1_out, self.scale_1, self.gate_1)
-        x = x + self._scaled(self.mlp(self.ln_2(x)), self.ln_2_out, self.scale_2, self.gate_2)
-        return x
+        y = self.attn(self._read(x, self.ln_1))
+        x = self._added(x, self._scaled(y, self.ln_1_out, self.scale_1, self.gate_1), self.ln_1)
+        y = self.mlp(self._read(x, self.ln_2))
+        return self._added(x, self._scaled(y, self.ln_2_out, self.scale_2, self.gate_2), self.ln_2)
+
+    def _read(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        x = x if norm is None or self.post else norm(x)
+        return x if self.read == 1 else x * self.read
 
     def _scaled(self, y: Tensor, norm: nn.Module | None, scale: Tensor | None, gate: Tensor | None) -> Tensor:
         y = y if norm is None else norm(y)
         y = y if scale is None else y * scale
         y = y if gate is None else y * gate
         return y if self.multiplier == 1 else y * self.multiplier
+
+    def _added(self, x: Tensor, y: Tensor, norm: nn.Module | None) -> Tensor:
+        x = (x if self.skip == 1 else x * self.skip) + y
+        return norm(x) if norm is not None and self.post else x
 
 
 def _learned(start: float | None, *size: int) -> nn.Parameter | None:
@@ -150,6 +165,7 @@ class Transformer(nn.ModuleDict):
 
     wte: nn.Embedding
     wpe: nn.Embedding
+    ln_e: nn.Module
     drop: nn.Dropout
     h: nn.ModuleList
     ln_f: nn.Module
@@ -173,9 +189,11 @@ class NanoGPT(nn.Module):
         parts: dict[str, nn.Module] = {"wte": nn.Embedding(vocab_size, config.n_embd)}
         if config.positions == "learned":
             parts["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        if config.embed_norm:
+            parts["ln_e"] = _norm(config)
         parts["drop"] = nn.Dropout(config.dropout)
-        parts["h"] = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        if config.norm_placement != "post":
+        parts["h"] = nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)])
+        if config.final_norm:
             parts["ln_f"] = _norm(config)
         self.transformer = Transformer(parts)
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
@@ -223,14 +241,18 @@ class NanoGPT(nn.Module):
             x = x + parts.wpe(torch.arange(T, device=idx.device))  # (T, C)
         if config.embedding_multiplier != 1:
             x = x * config.embedding_multiplier
+        if config.embed_norm:
+            x = parts.ln_e(x)
         x = parts.drop(x)
         for block in parts.h:
             x = block(x)
-        if config.norm_placement != "post":
+        if config.final_norm:
             x = parts.ln_f(x)
         logits = self.lm_head(x if targets is not None else x[:, -1:])  # (B, T, V); the last is all that sampling needs
         if config.logit_multiplier != 1:
             logits = logits * config.logit_multiplier
+        if config.logit_cap is not None:
+            logits = config.logit_cap * torch.tanh(logits / config.logit_cap)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
@@ -267,9 +289,9 @@ class NanoGPT(nn.Module):
             CheckpointError: the file is missing, unreadable, not such a checkpoint, or its weights don't fit it.
             ConfigError: dropout isn't in [0, 1).
         """
-        args, weights, iter_num = _read_checkpoint(Path(path))
+        args, weights, iter_num = read_checkpoint(Path(path))
         if "tie_weights" not in args:
-            args["tie_weights"] = _same(weights.get("transformer.wte.weight"), weights.get("lm_head.weight"))
+            args["tie_weights"] = same(weights.get("transformer.wte.weight"), weights.get("lm_head.weight"))
         try:
             config = NanoGPTConfig(**args)
         except (ConfigError, TypeError) as error:
@@ -278,7 +300,7 @@ class NanoGPT(nn.Module):
             config = replace(config, dropout=dropout)
         with torch.random.fork_rng(devices=[]):
             model = cls(config)
-        _check_weights(path, weights, model)
+        check_weights(path, weights, model.state_dict(), tied=config.tie_weights)
         model.load_state_dict(weights)
         model.iter_num = iter_num
         return model
@@ -287,65 +309,16 @@ class NanoGPT(nn.Module):
 def empty_model(config: NanoGPTConfig, device: str | torch.device) -> NanoGPT:
     """Build a NanoGPT with uninitialised weights: on the meta device nothing is drawn, so no random state is used.
 
-    What the config itself sets, LayerScale and gates, has its start, since recipes leave it alone.
+    What the config itself sets, LayerScale, gates and heads' numbers, has its start, since recipes leave it alone.
     """
     with torch.device("meta"):
         model = NanoGPT(config)
     model.to_empty(device=device)
+    starts = {"scale": config.layer_scale, "gate": config.gate, "head": config.head_scale}
     for name, parameter in model.named_parameters():
-        kind = name.rpartition(".")[2].partition("_")[0]
-        if kind in ("scale", "gate"):
-            start = config.layer_scale if kind == "scale" else config.gate
-            nn.init.constant_(parameter, 0.0 if start is None else start)
+        start = starts.get(name.rpartition(".")[2].partition("_")[0])
+        if start is not None:
+            nn.init.constant_(parameter, start)
     if config.tie_weights:  # to_empty allocates each name by itself
         model.lm_head.weight = model.transformer.wte.weight
     return model
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    """(model_args, weights under their plain names, iterations trained) of a nanoGPT checkpoint."""
-    checkpoint = files.read(path, "the ckpt.pt that nanoGPT's train.py writes", "`model` and `model_args`")
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}; expected a dict of `model`, `model_args`")
-    args, weights = checkpoint.get("model_args"), checkpoint.get("model")
-    if not isinstance(args, Mapping) or not isinstance(weights, Mapping):
-        raise CheckpointError(
-            f"{path} isn't a nanoGPT checkpoint: its keys are {_some(checkpoint)}; expected `model` (weights by name) "
-            "and `model_args` (sizes), as train.py writes them"
-        )
-    lacking = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size"} - set(args)
-    unknown = set(args) - {field.name for field in fields(NanoGPTConfig)}
-    if lacking or unknown:
-        raise CheckpointError(
-            f"{path}: model_args lack {_some(lacking)} and have unknown {_some(unknown)}; expected the fields of "
-            "nanoGPT's GPTConfig, a fork's other options can't be loaded"
-        )
-    # The causal mask was a buffer named attn.bias before flash attention; attn.c_attn.bias is a parameter.
-    plain = {str(key).removeprefix("_orig_mod."): value for key, value in weights.items()}
-    trained = checkpoint.get("iter_num", 0)
-    weights = {name: value for name, value in plain.items() if not name.endswith(".attn.bias")}
-    return dict(args), weights, trained if isinstance(trained, int) else 0
-
-
-def _check_weights(path: str | Path, found: dict[str, Tensor], model: NanoGPT) -> None:
-    have = {name: tuple(getattr(value, "shape", ["no tensor"])) for name, value in found.items()}
-    want = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    wrong = [name for name in want | have if have.get(name) != want.get(name)]
-    if wrong:
-        shapes = [f"{name} found {have.get(name, 'none')}, expected {want.get(name, 'none')}" for name in wrong]
-        raise CheckpointError(f"{path}: the weights don't fit model_args: {_some(shapes, '; ')}")
-    if model.config.tie_weights and not _same(found["transformer.wte.weight"], found["lm_head.weight"]):
-        raise CheckpointError(f"{path}: model_args say the head is tied, but lm_head and wte hold different weights")
-
-
-def _same(a: object, b: object) -> bool:
-    """Whether two matrices are equal, NaN included: the tied head of a run that diverged is still tied."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return True  # one is missing: assume nanoGPT's default, and let _check_weights name it
-    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-
-
-def _some(names: Iterable[object], separator: str = ", ", most: int = 3) -> str:
-    words = sorted(map(str, names))
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return separator.join(words[:most]) + more if words else "none"

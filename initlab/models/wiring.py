@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from initlab.models.config import GATED, GPT2_VOCAB, NanoGPTConfig
+from initlab.models.config import GATED, GPT2_VOCAB, PER_BLOCK, NanoGPTConfig
 from initlab.wiring import MLP, Activation, Attention, Block, Branch, Linear, Norm, Term, Update, Wiring
 
 
@@ -36,7 +36,7 @@ class _Writer:
         named = GATED.get(config.activation, config.activation)
         self.activation: Activation = named if activation is None else activation
 
-    def norm(self, module: str, size: int | None = None) -> Norm:
+    def norm(self, module: str, size: int | None = None, scale: float = 1.0) -> Norm:
         centred = self.config.norm == "layernorm"
         return Norm(
             module=module,
@@ -44,6 +44,7 @@ class _Writer:
             bias=f"{module}.bias" if self.config.bias and centred else None,
             eps=self.eps,
             centred=centred,
+            scale=scale,
             size=self.config.n_embd if size is None else size,
         )
 
@@ -78,6 +79,8 @@ class _Writer:
             score_scale=1 / math.sqrt(size) if scale is None else scale,
             query_norm=self.norm(f"{name}.q_norm", size) if config.qk_norm else None,
             key_norm=self.norm(f"{name}.k_norm", size) if config.qk_norm else None,
+            out_norm=self.norm(f"{name}.out_norm") if config.inner_norm == "both" else None,
+            head_gain=None if config.head_scale is None else f"{name}.head_scale",
             rotary=config.positions == "rotary",
             dropout=self.dropout,
         )
@@ -89,24 +92,26 @@ class _Writer:
             gate=self.linear(f"{name}.c_gate", n_embd, self.hidden) if self.config.gated else None,
             out=self.linear(f"{name}.c_proj", self.hidden, n_embd),
             activation=self.activation,
+            inner_norm=None if self.config.inner_norm == "none" else self.norm(f"{name}.inner_norm", self.hidden),
         )
 
-    def update(self, name: str, number: int) -> Update:
-        config = self.config
-        norm, post = self.norm(f"{name}.ln_{number}"), config.norm_placement == "post"
-        site, module = ("attn_out", f"{name}.attn") if number == 1 else ("mlp_out", f"{name}.mlp")
-        sandwich = self.norm(f"{name}.ln_{number}_out") if config.norm_placement == "sandwich" else None
+    def update(self, layer: int, number: int) -> Update:
+        config, block = self.config, f"transformer.h.{layer}"
+        residual, skip, read = (config.of_block(name, layer) for name in PER_BLOCK)
+        site, module = ("attn_out", f"{block}.attn") if number == 1 else ("mlp_out", f"{block}.mlp")
+        post = self.norm(f"{block}.ln_{number}_out") if config.out_norm(number) else None
         branch = Branch(
             site=site,
             body=self.attention(module) if number == 1 else self.mlp(module),
-            norm=None if post else norm,
-            post=sandwich,
-            scale=config.residual_multiplier * (1.0 if config.gate is None else config.gate),
-            gain=None if config.layer_scale is None else f"{name}.scale_{number}",
+            norm=self.norm(f"{block}.ln_{number}", scale=read) if config.reads_norm else None,
+            post=post,
+            scale=residual * (1.0 if config.gate is None else config.gate),
+            gain=None if config.layer_scale is None else f"{block}.scale_{number}",
             dropout=self.dropout,
-            module=module if sandwich is None else sandwich.module,
+            module=module if post is None else post.module,
         )
-        return Update(branches=(branch,), norm=norm if post else None)
+        after = self.norm(f"{block}.ln_{number}") if config.norm_placement == "post" else None
+        return Update(branches=(branch,), keep=skip, norm=after)
 
     def whole(self) -> Wiring:
         config = self.config
@@ -118,15 +123,18 @@ class _Writer:
         return Wiring(
             n_embd=config.n_embd,
             blocks=tuple(
-                Block(layer=layer, name=name, updates=(self.update(name, 1), self.update(name, 2)))
+                Block(
+                    layer=layer, name=f"transformer.h.{layer}", updates=(self.update(layer, 1), self.update(layer, 2))
+                )
                 for layer in range(config.n_layer)
-                for name in [f"transformer.h.{layer}"]
             ),
             terms=tuple(terms),
+            embed_norm=self.norm("transformer.ln_e") if config.embed_norm else None,
             embed_scale=config.embedding_multiplier,
-            final_norm=None if config.norm_placement == "post" else self.norm("transformer.ln_f"),
+            final_norm=self.norm("transformer.ln_f") if config.final_norm else None,
             head=Linear(weight=head, fan_in=config.n_embd, fan_out=vocab_size, fused=vocab_size, module="lm_head"),
             tied=config.tie_weights,
             logit_scale=config.logit_multiplier,
+            logit_cap=config.logit_cap,
             dropout=self.dropout,
         )

@@ -22,6 +22,12 @@ _NANOGPTS: dict[str, Any] = {
     "logit_multiplier": 1.0,
     "layer_scale": None,
     "gate": None,
+    "skip_multiplier": 1.0,
+    "norm_multiplier": 1.0,
+    "inner_norm": "none",
+    "head_scale": None,
+    "embed_norm": False,
+    "logit_cap": None,
 }
 
 

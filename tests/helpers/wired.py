@@ -128,6 +128,7 @@ class Wired:
         if body.window is not None:
             hidden = hidden | (to - of >= body.window if body.causal else (to - of).abs() > body.window // 2)
         z = scores.masked_fill(hidden, -math.inf).softmax(-1) @ v
+        z = z * math.sqrt(body.head_square)
         z = self.norm(z.transpose(1, 2).flatten(2), body.out_norm, layer)
         if body.cross is None:
             self.show("attn_z", layer, z)

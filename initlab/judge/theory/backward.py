@@ -69,10 +69,10 @@ def gradients(
     head = last.stack.head
     if head is None or head.fan_out < 2:
         return {}
-    at_logits, between, slope = _at_logits(last, head, setting.text.repeat_rate, own_logit, same, same_target)
+    at_logits, own, between = _at_logits(last, head, setting.text.repeat_rate, own_logit, same, same_target)
     found = _Back({("logits", None): at_logits / head.fan_out})
-    weight = last.stack.logit_scale**2 * head.square * slope
-    start = Gradient(np.full(len(last.last.q), weight * at_logits), weight * between)
+    weight = last.stack.logit_scale**2 * head.square
+    start = Gradient(np.full(len(last.last.q), weight * own), weight * between)
     if last.stack.final_norm is not None:
         found.grad["final_norm", None] = last.grid.mean(start.g)
     found.crossing[len(trace.stacks) - 1] = start
@@ -84,18 +84,21 @@ def gradients(
 
 def _at_logits(
     last: StackTrace, head: Linear, r: float, own_logit: float, same: float | Array, same_target: float | Array
-) -> tuple[float, Array, float]:
-    """E |p - onehot(target)|^2 at a position, the mean product of two positions, and what a soft cap leaves of it.
+) -> tuple[float, float, Array]:
+    """E |p - onehot(target)|^2 at a position; what a soft cap leaves of it, and of the mean product of two positions.
 
     `r` is the probability that the target is the token just read.
     p is near 1/V but for the token just read, whose logit a tied head lifts. With p = 1/V exactly the two are
     1 - 1/V and P(same target) - 1/V: the targets make the gradient's correlation between positions.
     """
     V, slope = head.fan_out, 1.0
+    slope_between: Array | float = 1.0
     spread = head.forward * last.stack.logit_scale**2
     variance, covariance = spread * last.grid.mean(last.final.q), spread * last.final.o
     if (cap := last.stack.logit_cap) is not None and math.isfinite(variance):
-        square, slopes = activations.moments("tanh", *[np.array([variance / cap**2])] * 3)
+        each = np.array([variance / cap**2])
+        square, slopes = activations.moments("tanh", each, each, each)
+        slope_between = activations.moments("tanh", each, each, np.minimum(covariance / cap**2, each))[1]
         factor = cap**2 * float(square[0]) / variance if variance else 1.0
         variance, covariance, slope = variance * factor, covariance * factor, float(slopes[0])
     variance = min(variance, 50.0)
@@ -108,7 +111,7 @@ def _at_logits(
     hit = same * p + (1 - np.asarray(same)) * q  # what one position gives the other's target
     together = same * (p * p + (V - 1) * q * q * shared)
     apart = (1 - np.asarray(same)) * (2 * p * q + (V - 2) * q * q * shared)
-    return at_logits, same_target - 2 * hit + together + apart, slope
+    return at_logits, slope * at_logits, slope_between * (same_target - 2 * hit + together + apart)
 
 
 def _through_stack(stack: StackTrace, found: _Back, final: Gradient, *, embeds: bool) -> None:
@@ -188,7 +191,7 @@ def _through_attention(
     seen = seen and attention.cross is None
     if seen:
         found.grad["attn_z", layer] = stack.grid.mean(z.g)
-    z = z.times(back.out_back)
+    z = z.times(back.out_back).times(attention.head_square)
     view, keys, squares, kept = back.view, back.view.keys, back.squares, 1 - attention.dropout
     v, v_between = view.attend_back(z.g, z.h, squares, kept)
     # A score's gradient is p_ij (g_i v_j - their mean over j): it knows only what the values don't share, and sums

@@ -214,7 +214,7 @@ class _Follower:
             z = z.plus(_preferred(view, q, scores, own_value, attention.value.fan_in))
         if steep and self.strict:
             z = State(np.full_like(z.q, np.nan), np.full_like(z.o, np.nan))
-        z, out_back = normalised(z, attention.out_norm)
+        z, out_back = normalised(z.times(attention.head_square), attention.out_norm)
         if branch.seen and attention.cross is None:
             self.trace.scores[layer], self.trace.keys[layer] = scores, view.keys
             if steep:

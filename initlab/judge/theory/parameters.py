@@ -288,6 +288,7 @@ class _Builder:
             key_scale=body.key_scale,
             query_norm=self.norm(body.query_norm),
             key_norm=self.norm(body.key_norm),
+            head_square=1.0 if body.head_gain is None else self.squares.of(body.head_gain),
             out_norm=self.norm(body.out_norm),
             causal=body.causal,
             window=body.window,

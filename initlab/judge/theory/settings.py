@@ -63,6 +63,7 @@ class Attention:
     key_scale: float = 1.0
     query_norm: Norm | None = None
     key_norm: Norm | None = None
+    head_square: float = 1.0  # mean square of what heads are multiplied with
     out_norm: Norm | None = None
     causal: bool = True
     window: int | None = None

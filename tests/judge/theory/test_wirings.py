@@ -119,6 +119,12 @@ CASES = {
     "post-norm-both-ways": one(
         sequential(attend=attention(causal=False), pre=None, after=LAYER_NORM), embed_norm=LAYER_NORM, final_norm=None
     ),
+    "post-norm-kept-stream": one(
+        sequential(pre=None, after=LAYER_NORM, keep=1.6), embed_norm=LAYER_NORM, final_norm=None
+    ),
+    "scaled-behind-norms": one(sequential(pre=replace(LAYER_NORM, gain=0.25), keep=1.2)),
+    "heads-scaled": one(sequential(attend=attention(head_square=0.3))),
+    "heads-scaled-sub-norm": one(sequential(attend=attention(head_square=1e-4, out_norm=Norm(eps=1e-3)))),
     "sandwich": one(sequential(post=Norm(gain=0.3, eps=1e-6, centred=False))),
     "only-behind": one(sequential(pre=None, post=Norm(gain=0.3, eps=1e-6, centred=False))),
     "parallel": one(parallel()),
