@@ -19,6 +19,7 @@ from initlab.results import Comparison
 if TYPE_CHECKING:
     from initlab.drawing.subject import Model
     from initlab.measure.sweep import Cell
+    from initlab.recipes import Base
 
 MODEL = NanoGPTConfig(n_embd=384, n_head=6, block_size=256)
 DEPTHS, WIDTHS = (4, 8, 16), (384,)
@@ -30,6 +31,7 @@ def compare(
     model: Model | None = None,
     depths: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
+    base: Base | None = None,
     seeds: int = 3,
     batch: Any = None,
     text: Text = Text(),
@@ -52,6 +54,7 @@ def compare(
         depths: n_layer to sweep. Default: a config's and a module's own; else 4, 8, 16. A module, or a function that
             doesn't take it, has its own alone.
         widths: n_embd to sweep, likewise; else 384.
+        base: depth and width at which multipliers of recipes such as `mup` are 1. Default: each one's own.
         seeds: draws of weights and text.
         batch: for models that aren't NanoGPTs of a config, as `probe` takes it, at every seed. Default: made of the
             text.
@@ -77,6 +80,8 @@ def compare(
     started = time.perf_counter()
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
     subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, WIDTHS))
+    if base is not None:
+        subject.relative_to(base)
     side = SideBySide(subject, text, batch=batch)
     sweep = SweepConfig(
         recipes=tuple(subject.items),

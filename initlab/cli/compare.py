@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from initlab.cli.common import (
     TerminalProgress,
+    add_base,
     add_engine,
     add_measuring,
     add_model,
     add_models,
+    base_of,
     default_out,
     model_of,
     numbers,
@@ -47,6 +49,7 @@ def add(commands: Commands) -> None:
     compare.add_argument(
         "--n-embd", "--widths", type=numbers, metavar="D,D,…", help="widths (384); heads of 64 unless --n-head"
     )
+    add_base(compare, "each one's own")
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of weights and text (3)")
     add_models(compare, block_size=256, batch_size=4)
     add_batch(compare, "for models that aren't NanoGPTs, a function of nothing")
@@ -73,6 +76,7 @@ def _compare(options: argparse.Namespace) -> int:
             model=model,
             depths=options.depths or usual,
             widths=options.n_embd,
+            base=base_of(options),
             seeds=options.seeds,
             batch=batch_given(options),
             text=text_of(options),

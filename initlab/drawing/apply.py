@@ -73,6 +73,7 @@ def apply_recipe(
     if plan and only is None:
         wire.wire(model, recipe, plan[0][0].dims, look)
     parameters = dict(model.named_parameters())
+    plan = [(found, values) for found, values in plan if found.name in parameters]  # but for what was taken off
     if any(parameter.is_meta for parameter in parameters.values()):
         raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to draw")
     for found, distributions in plan:

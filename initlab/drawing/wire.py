@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from initlab.anatomy.look import Anatomy
-from initlab.drawing.wired import Place, Wanted, found_options, places
+from initlab.drawing.wired import SAME, Place, Wanted, found_options, places
 from initlab.errors import RecipeError
 from initlab.models.nanogpt import NanoGPT
 from initlab.models.wired import wired
@@ -28,18 +28,14 @@ LEARNED = "initlab_scale"  # name of the parameter that is added to a module
 
 @dataclass(frozen=True, slots=True)
 class Multiplied:
-    """A forward hook: a module's output, or some of its features, times a number and what was learned.
+    """A forward hook: a module's output times a number and what was learned.
 
     Attributes:
         factor: the number.
-        start: first feature that is multiplied.
-        stop: the one after the last; None: all from `start` on.
         learned: the module holds a parameter of this file's name to multiply with as well.
     """
 
     factor: float = 1.0
-    start: int = 0
-    stop: int | None = None
     learned: bool = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -50,14 +46,7 @@ class Multiplied:
     def _of(self, module: nn.Module, output: Tensor) -> Tensor:
         if self.learned:
             output = output * getattr(module, LEARNED)
-        if self.factor == 1:
-            return output
-        if self.start == 0 and self.stop in (None, output.shape[-1]):
-            return output * self.factor
-        sizes = [self.start, (self.stop or output.shape[-1]) - self.start]
-        sizes.append(output.shape[-1] - sum(sizes))
-        parts = output.split(sizes, -1)
-        return torch.cat([parts[0], parts[1] * self.factor, parts[2]], -1)
+        return output if self.factor == 1 else output * self.factor
 
 
 def wire(model: nn.Module, recipe: Recipe, dims: Dims, look: Look | None = None) -> None:
@@ -129,8 +118,7 @@ def _give(model: nn.Module, options: dict[str, Any], look: Look) -> None:
         for place in places(wiring, wanted):
             made.append(_around(model, place))
         for place in places(_only(look(model)), wanted):
-            if not math.isclose(place.factor, 1.0, rel_tol=1e-4) or place.start_of is not None:
-                raise RecipeError(f"{place.what} isn't what {place.module or 'a module of its own'} gives alone")
+            raise RecipeError(f"{place.what} isn't what {place.module or 'a module of its own'} gives alone")
     except BaseException:
         for module, handle in made:
             handle.remove()
@@ -149,7 +137,7 @@ def _around(model: nn.Module, place: Place) -> tuple[nn.Module, Any]:
         device = next(model.parameters()).device
         start = torch.full((place.width,) if place.width else (), float(place.start_of), device=device)
         module.register_parameter(LEARNED, nn.Parameter(start))
-    hook = Multiplied(place.factor, place.start, place.stop, place.start_of is not None)
+    hook = Multiplied(place.factor, place.start_of is not None)
     return module, module.register_forward_hook(hook)
 
 
@@ -162,7 +150,7 @@ def _only(anatomy: Anatomy) -> Any:
 
 def _equal(has: Any, wanted: Any) -> bool:
     if isinstance(has, float) and isinstance(wanted, int | float):
-        return math.isclose(has, wanted, rel_tol=1e-4)
+        return math.isclose(has, wanted, rel_tol=SAME)
     return bool(has == wanted)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 from initlab.errors import RecipeError
 from initlab.wiring import MLP, Attention, Block, Branch, Norm, Update, Wiring
+
+SAME = 1e-4  # numbers are read from float32 tensors and products of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,8 +21,6 @@ class Place:
         what: it is, for a message.
         module: dotted name; empty where there is none.
         factor: the number.
-        start: first feature that is meant.
-        stop: the one after the last; None: all.
         start_of: of a learned number, what it starts at; None: there is none.
         width: features of the learned number; 0: one for all.
     """
@@ -27,8 +28,6 @@ class Place:
     what: str
     module: str
     factor: float = 1.0
-    start: int = 0
-    stop: int | None = None
     start_of: float | None = None
     width: int = 0
 
@@ -101,12 +100,13 @@ def places(wiring: Wiring, wanted: Wanted) -> Iterator[Place]:
     Raises:
         RecipeError: an option has no place in this model.
     """
-    for block in wiring.blocks:
+    for layer, block in enumerate(wiring.blocks):
+        at = f"of {block.name or f'block {layer}'}"
         for update in block.updates:
             for branch in update.branches:
-                yield from _of_branch(block, update, branch, wiring, wanted)
+                yield from _of_branch(layer, update, branch, wiring.n_embd, wanted, at)
     if wanted.embedding_multiplier is not None:
-        yield from _of_embedding(wiring, wanted.embedding_multiplier / wiring.embed_scale)
+        yield from _of_embedding(wiring, wanted.embedding_multiplier)
     if wanted.logit_multiplier is not None:
         if wiring.head is None:
             raise RecipeError("no head was found for logit_multiplier")
@@ -114,17 +114,22 @@ def places(wiring: Wiring, wanted: Wanted) -> Iterator[Place]:
         yield from _needed("logit_multiplier: the logits", wiring.head.module, factor)
 
 
-def _of_branch(block: Block, update: Update, branch: Branch, wiring: Wiring, wanted: Wanted) -> Iterator[Place]:
-    at = f"of {block.name or f'block {block.layer}'}"
-    layer = wiring.blocks.index(block)
+def _of_branch(layer: int, update: Update, branch: Branch, n_embd: int, wanted: Wanted, at: str) -> Iterator[Place]:
+    gives = f"what {branch.site} {at} adds"
     skip, residual = (wanted.at(name, layer) for name in ("skip_multiplier", "residual_multiplier"))
-    if skip is not None or residual is not None:
+    if skip is not None or residual is not None or wanted.gate is not None:
         skip = 1.0 if skip is None else skip
-        if skip != update.keep and update.norm is None:
+        if not math.isclose(skip, update.keep, rel_tol=SAME) and update.norm is None:
             raise RecipeError("skip_multiplier needs a norm of the sum (post-norm), or the stream is another one")
         # norm(skip · x + r · f) = norm(keep · x + r · keep / skip · f), but for the norm's eps
         target = (1.0 if residual is None else residual) * update.keep / skip
-        yield from _needed(f"residual_multiplier: what {branch.site} {at} adds", branch.module, target / branch.scale)
+        if wanted.gate is None:
+            yield from _needed(f"residual_multiplier: {gives}", branch.module, target / branch.scale)
+        elif not math.isclose(branch.scale, target * wanted.gate, rel_tol=SAME, abs_tol=1e-12):
+            # a learned number is read as what it starts at, which one that is there already isn't
+            if branch.scale == 0:
+                raise RecipeError(f"{gives} is multiplied with 0 already")
+            yield Place(what=f"gate: {gives}", module=branch.module, factor=target / branch.scale, start_of=wanted.gate)
     norm = wanted.at("norm_multiplier", layer)
     if norm is not None:
         if branch.norm is None:
@@ -134,10 +139,8 @@ def _of_branch(block: Block, update: Update, branch: Branch, wiring: Wiring, wan
     body = branch.body
     if wanted.attention_multiplier is not None and isinstance(body, Attention):
         yield from _of_scores(body, wanted.attention_multiplier / body.score_scale, at)
-    for name, width in (("layer_scale", wiring.n_embd), ("gate", 0)):
-        start = getattr(wanted, name)
-        if start is not None and branch.gain is None:
-            yield Place(what=f"{name}: what {branch.site} {at} adds", module=branch.module, start_of=start, width=width)
+    if wanted.layer_scale is not None and branch.gain is None:
+        yield Place(what=f"layer_scale: {gives}", module=branch.module, start_of=wanted.layer_scale, width=n_embd)
 
 
 def _of_scores(body: Attention, factor: float, at: str) -> Iterator[Place]:
@@ -146,24 +149,25 @@ def _of_scores(body: Attention, factor: float, at: str) -> Iterator[Place]:
         yield from _needed(what, body.query_norm.module, factor)
         return
     for query in [apart[0] for apart in body.apart] or [body.query]:
-        stop = query.start + query.fan_out
-        whole = query.start == 0 and query.fused in (0, query.fan_out)
-        yield from _needed(what, query.module, factor, query.start, None if whole else stop)
+        if query.fused not in (0, query.fan_out) and not math.isclose(factor, 1.0, rel_tol=SAME):
+            raise RecipeError(f"{what} come out of {query.module} with the keys and values, in one tensor")
+        yield from _needed(what, query.module, factor)
 
 
-def _of_embedding(wiring: Wiring, factor: float) -> Iterator[Place]:
+def _of_embedding(wiring: Wiring, wanted: float) -> Iterator[Place]:
     if wiring.terms is None:
         raise RecipeError("what the embedding is made of isn't known, for embedding_multiplier")
     for term in wiring.terms:
-        if term.weight is None and factor != 1:
+        factor = wanted / (wiring.embed_scale * term.scale)
+        if term.weight is None and not math.isclose(factor, 1.0, rel_tol=SAME):
             raise RecipeError(f"embedding_multiplier: a {term.kind} term isn't the output of a module")
         module = (term.weight or "").rpartition(".")[0]
         yield from _needed(f"embedding_multiplier: {module}", module, factor)
 
 
-def _needed(what: str, module: str, factor: float, start: int = 0, stop: int | None = None) -> Iterator[Place]:
-    if factor != 1:
-        yield Place(what=what, module=module, factor=factor, start=start, stop=stop)
+def _needed(what: str, module: str, factor: float) -> Iterator[Place]:
+    if not math.isclose(factor, 1.0, rel_tol=SAME):
+        yield Place(what=what, module=module, factor=factor)
 
 
 def _positions(wiring: Wiring, attention: list[Attention]) -> str:

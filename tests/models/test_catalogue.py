@@ -42,7 +42,7 @@ def llama() -> nn.Module:
     return foreign("Llama", **LLAMA)
 
 
-@pytest.mark.parametrize("id", registry.all_recipes())
+@pytest.mark.parametrize("id", [id for id, recipe in registry.all_recipes().items() if recipe.wiring is None])
 def test_a_llama_gets_what_the_recipe_says_of_each_matrix(id: str, llama: nn.Module) -> None:
     """Grouped queries, a gate, an untied head: std by role and block within 3 % of the formula."""
     recipe = registry.get(id)
