@@ -96,7 +96,10 @@ RECORDS: dict[str, Column] = {
     "position": Column("int64", "order in the forward pass, for plotting"),
     "site": Column("category", "where: see SITES; for parameters, their role", key=True),
     "kind": Column(
-        "category", "activation, grad, weight, weight_grad, update, or change: activation minus step 0's", key=True
+        "category",
+        "activation, grad, weight, weight_grad, update, or change: activation minus step 0's; effective: (W - W_0) x "
+        "of a matrix, propagating: W_0 (x - x_0)",
+        key=True,
     ),
     "role": Column("category", "role of a parameter, NA for activations"),
     "module": Column("string", "dotted name in the user's model", key=True),

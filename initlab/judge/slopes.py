@@ -38,7 +38,8 @@ def slopes(records: pd.DataFrame, *, flat: float = FLAT) -> pd.DataFrame:
     mup's coord check plots l1 = mean |x|, which goes as the square root of the variance as long as a distribution
     keeps its shape: half of a slope here is one of l1.
 
-    A row per recipe, axis, kind (activation, or change: x at a step minus x at step 0), site and step. Width slopes
+    A row per recipe, axis, kind (activation; change: x at a step minus x at step 0; effective and propagating:
+    what moved a matrix's output, see `schema.RECORDS`), site and step. Width slopes
     are of the models of the smallest depth, depth slopes of those of the smallest width. Of a site that every block
     has, a point is the mean over the blocks of ln var, but for resid_post, which is the last block's. The layers of
     models whose sites have no name are told apart by `module`, a block's number in it replaced by *.
@@ -87,7 +88,7 @@ def along(found: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 def points(records: pd.DataFrame) -> pd.DataFrame:
     """Logs of var and expected_var, a row per model, step and site; NaN where a block's is zero or not finite."""
-    rows = records[records["kind"].isin(["activation", "change"])]
+    rows = records[records["kind"].isin(["activation", "change", "effective", "propagating"])]
     numbered = rows["layer"].notna()
     last = rows.groupby(["run_id", "step"], observed=True)["layer"].transform("max")
     stream = rows["site"] == "resid_post"

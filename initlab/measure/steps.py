@@ -26,6 +26,7 @@ from initlab.errors import ConfigError, InitlabError, ProbeError
 from initlab.measure.losses import take_loss
 from initlab.measure.moments import Moments, Preset
 from initlab.measure.probe import Identity, look, measure_inputs, own, untouched
+from initlab.measure.refined import Refined
 from initlab.measure.sweep import DTYPES, Cell, SweepConfig
 from initlab.recipes import Recipe
 from initlab.schema import Tables
@@ -117,7 +118,8 @@ def measure_steps(
 
     Returns:
         records: activations and gradients at every step, weights at step 0 alone, and rows of kind `change`: the last
-        residual stream and the logits minus those of step 0. summary: a row per step, up to the first whose loss isn't
+        residual stream and the logits minus those of step 0; of kind `effective` and `propagating`, see
+        `initlab.measure.refined`. summary: a row per step, up to the first whose loss isn't
         finite. n_layer and n_embd are those asked for.
 
     Raises:
@@ -132,6 +134,7 @@ def measure_steps(
         before: list[_Followed] = []
         anatomy = look(model, inputs, seed=cell.seed, autocast=DTYPES[config.dtype])
         looked(anatomy)
+        refined = Refined(model, anatomy, _sample)
         for step in range(config.steps + 1):
             started = time.perf_counter()
             if optimizer is not None and step:
@@ -139,9 +142,12 @@ def measure_steps(
             identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed, step=step)
             options: dict[str, Any] = {"preset": config.preset, "autocast": DTYPES[config.dtype], "anatomy": anatomy}
             tables = measure_inputs(model, inputs, identity, **options)
-            now = _follow(model, inputs, tables.records, cell.seed, DTYPES[config.dtype])
+            with refined.following():
+                now = _follow(model, inputs, tables.records, cell.seed, DTYPES[config.dtype])
+            moved = refined.rows(config.preset)
             if step:
-                tables = _after_a_step(tables, _changes(before, now, tables.records, config.preset))
+                moved = _changes(before, now, config.preset, tables.records) + moved
+                tables = _after_a_step(tables, _completed(moved, tables.records))
             else:
                 before = now
             for frame in (tables.records, tables.summary, tables.heads):
@@ -224,29 +230,29 @@ def _sample(x: Tensor) -> Tensor:
     return x[:: max(1, -(-len(x) // _KEPT_TOKENS))].clone()
 
 
-def _changes(before: list[_Followed], now: list[_Followed], records: Any, preset: Preset) -> list[dict[str, Any]]:
+def _changes(before: list[_Followed], now: list[_Followed], preset: Preset, records: Any) -> list[dict[str, Any]]:
     moments = Moments(preset)
     for old, new in zip(before, now, strict=True):
         moments.add(new.value - old.value)
-    keys = records.iloc[0]
-    shared = {name: keys[name] for name in ("run_id", "recipe", "step", "seed", "n_tokens", "targets")}
     last = records.loc[records["site"] == "resid_post", "layer"].max()
     return [
         {
-            **shared,
             **values,
-            "n_layer": 0,
-            "n_embd": 0,  # both set by the caller
             "site": followed.site,
             "module": followed.module,
             "layer": int(last) if followed.site == "resid_post" else None,
             "kind": "change",
-            "position": int(records["position"].max()) + 1 + place,
-            "call": 0,
-            "dtype": "float32",
         }
-        for place, (followed, values) in enumerate(zip(now, moments.read(), strict=True))
+        for followed, values in zip(now, moments.read(), strict=True)
     ]
+
+
+def _completed(rows: list[dict[str, Any]], records: Any) -> list[dict[str, Any]]:
+    """Fill in what all rows of a step share; n_layer and n_embd are set by the caller."""
+    keys, first = records.iloc[0], int(records["position"].max()) + 1
+    shared = {name: keys[name] for name in ("run_id", "recipe", "step", "seed", "n_tokens", "targets")}
+    shared |= {"n_layer": 0, "n_embd": 0, "call": 0, "dtype": "float32"}
+    return [{**shared, **row, "position": first + place} for place, row in enumerate(rows)]
 
 
 def _after_a_step(tables: Tables, changes: list[dict[str, Any]]) -> Tables:

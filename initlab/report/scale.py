@@ -15,6 +15,8 @@ from initlab.rundir import Run
 
 # one site of each kind; q, k and v are alike, as are the states of the stream inside a block
 KEY_SITES = ("embed", "q", "attn_out", "mlp_pre", "mlp_out", "resid_post", "logits")
+_KEY_ROLES = ("mlp_in", "mlp_out")
+_MOVED = {"change": "{} − init", "effective": "{}: ΔW·x", "propagating": "{}: W·Δx"}
 _ONE_SEED = "± half the 95 % interval of the fit, which needs three sizes; --seeds 3 gives one over seeds"
 _MOST_STEPS = 4
 _MOST_ROWS = 12  # of a recipe, where nobody chose
@@ -98,10 +100,11 @@ def _chosen(found: list[tuple[str, str, Row]], modules: str | None, every: bool)
         return [row for _, _, row in found]
     if modules is not None:
         return [row for _, site, row in found if fnmatch.fnmatch(row.name, modules) or fnmatch.fnmatch(site, modules)]
-    named = [row for kind, site, row in found if site in KEY_SITES and kind != "change"]
+    named = [row for kind, site, row in found if site in KEY_SITES and kind == "activation"]
     changes = [row for kind, _, row in found if kind == "change"]
+    changes += [row for kind, site, row in found if kind in _MOVED and site in _KEY_ROLES]
     # a model whose sites have no names has its layers
-    rest = [row for kind, site, row in found if site == "module" and kind != "change"]
+    rest = [row for kind, site, row in found if site == "module" and kind == "activation"]
     return [*named, *rest[: max(0, _MOST_ROWS - len(named) - len(changes))], *changes]
 
 
@@ -115,7 +118,7 @@ def _row(recipe: str, kind: str, name: str, group: pd.DataFrame, steps: list[int
     last = by_step.loc[by_step.index.max()]
     expected = float(by_step.loc[0, "expected"]) if 0 in by_step.index else math.nan
     verdict = str(last["verdict"]) if math.isfinite(last["slope"]) else "not fitted"
-    return Row(recipe, f"{name} − init" if kind == "change" else name, cells, expected, verdict)
+    return Row(recipe, _MOVED.get(kind, "{}").format(name), cells, expected, verdict)
 
 
 def brief(run: Run, modules: str | None = None) -> Brief:
@@ -130,7 +133,8 @@ def brief(run: Run, modules: str | None = None) -> Brief:
     interval = "± half their 95 % interval over seeds" if (found["seeds"] > 1).any() else _ONE_SEED
     footer = (
         f"exponents of variance (half of one is the slope of mup's l1 = mean |x|) {interval}; mean over blocks, "
-        "resid_post of the last; − init: change since step 0"
+        "resid_post of the last; − init: change since step 0, of a matrix's output by its own update (ΔW·x) and by "
+        "what it is given (W·Δx)"
     )
     if not any(table.rows for table in tables):
         footer = f"no site or module is named {modules}" if modules else "no slope could be fitted"

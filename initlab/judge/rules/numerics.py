@@ -13,7 +13,8 @@ from initlab.judge.rules.counting import seeds
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
-_FORWARD_FIRST = {"weight": 0, "activation": 1, "grad": 2, "weight_grad": 3, "update": 4, "change": 5}
+_IN_ORDER = ("weight", "activation", "grad", "weight_grad", "update", "change", "effective", "propagating")
+_FORWARD_FIRST = {kind: place for place, kind in enumerate(_IN_ORDER)}
 
 
 _SQUARES = math.sqrt(np.finfo(np.float32).max)  # beyond, a norm's or an attention's products are infinite
