@@ -1,4 +1,4 @@
-"""Coord check and depth check of standard parametrisation, beside slopes measured with another program.
+"""Coord check and depth check of parametrisations, beside slopes measured with another program.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/coord_check.py [--write]
 
@@ -6,10 +6,11 @@ REFERENCE holds slopes measured before with a program of its own: EleutherAI/nan
 check made small, on bigram data of 65 symbols, 3 seeds. Of that program the sizes and rates are known, but not its
 text, nor whether it followed run.sh in its weight decay of 0.1 and gradients clipped to norm 1, which aren't used here,
 nor which batches it read: here a model is trained on the batch that it is measured on. Slopes at init have to agree
-within 0.05, those after steps within 0.2 (0.35 was set at first; the first run here differed by 0.13 at most).
+within 0.05, those after steps within 0.2 (0.35 was set at first; the first run here differed by 0.13 at most). muP and
+the depth parametrisations have 0.1 to be flat within.
 
 Slopes are of mup's l1 = mean |x|, so that they compare; `slope_of_var` is what `initlab scale` prints. --write keeps
-the result beside this file. Takes three minutes on one core.
+the result beside this file: .json, .md, and the pictures. Takes ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,16 +34,43 @@ SYMBOLS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  
 TOLERANCE = {0: 0.05}  # by step; of trained models LATER
 LATER = 0.2
 
-# (axis, kind, site) -> step -> slope of mean |x|
+FLAT = 0.1  # of l1, what mup's README calls flat by eye; as initlab judges it (0.2 of variance)
+RECIPES = {"n_embd": ("nanogpt", "mup"), "n_layer": ("nanogpt", "depth-mup", "completep")}
+AFTER = {"n_embd": 5, "n_layer": 10}  # steps
+
+# recipe -> (axis, kind, site) -> step -> slope of mean |x|
 REFERENCE = {
-    ("n_embd", "activation", "q"): {0: 0.50, 1: 0.53, 5: 0.92},
-    ("n_embd", "activation", "mlp_pre"): {0: 0.50, 1: 0.53, 5: 0.89},
-    ("n_embd", "activation", "resid_post"): {0: 0.81, 1: 1.25, 5: 2.19},
-    ("n_embd", "activation", "logits"): {0: 0.48, 1: 0.76, 5: 0.52},
-    ("n_layer", "activation", "resid_post"): {0: 0.00},
-    ("n_layer", "change", "resid_post"): {1: 0.82, 10: 0.75},
-    ("n_layer", "change", "logits"): {1: 0.48, 10: 0.05},
+    "nanogpt": {
+        ("n_embd", "activation", "q"): {0: 0.50, 1: 0.53, 5: 0.92},
+        ("n_embd", "activation", "mlp_pre"): {0: 0.50, 1: 0.53, 5: 0.89},
+        ("n_embd", "activation", "resid_post"): {0: 0.81, 1: 1.25, 5: 2.19},
+        ("n_embd", "activation", "logits"): {0: 0.48, 1: 0.76, 5: 0.52},
+        ("n_layer", "activation", "resid_post"): {0: 0.00},
+        ("n_layer", "change", "resid_post"): {1: 0.82, 10: 0.75},
+        ("n_layer", "change", "logits"): {1: 0.48, 10: 0.05},
+    },
+    "mup": {
+        ("n_embd", "activation", "q"): {0: 0.00, 1: -0.05, 5: -0.15},
+        ("n_embd", "activation", "mlp_pre"): {0: 0.00, 1: -0.05, 5: -0.10},
+        ("n_embd", "activation", "resid_post"): {0: 0.00, 1: -0.07, 5: -0.25},
+        ("n_embd", "activation", "logits"): {0: -0.44, 1: -0.14, 5: -0.14},
+    },
+    "depth-mup": {
+        ("n_layer", "change", "resid_post"): {1: 0.08, 10: 0.00},
+        ("n_layer", "change", "logits"): {1: 0.06, 10: 0.01},
+    },
+    "completep": {
+        ("n_layer", "activation", "resid_post"): {0: -0.17},
+        ("n_layer", "change", "resid_post"): {1: -0.16, 10: -0.11},
+        ("n_layer", "change", "logits"): {1: 0.03, 10: 0.01},
+    },
 }
+# what muP and CompleteP claim to be flat, of activations and of what a step changes
+CLAIMED = {
+    "n_embd": [("activation", "q"), ("activation", "mlp_pre"), ("activation", "resid_post")],
+    "n_layer": [("change", "resid_post"), ("change", "logits")],
+}
+MOVED = [("effective", "mlp_in"), ("propagating", "mlp_in"), ("effective", "mlp_out"), ("propagating", "mlp_out")]
 
 
 def bigram_text(characters: int, seed: int) -> str:
@@ -63,60 +92,139 @@ def measured(axis: str, text: Path, seeds: int) -> initlab.Scaling:
     )
     model = initlab.NanoGPTConfig(n_embd=64, n_head=4, block_size=64)  # heads of 16 at every width
     read, run = initlab.Text(text, "char", batch_size=4), initlab.RunOptions(device="cpu")
-    return initlab.scale("nanogpt", model=model, text=read, seeds=seeds, stats="full", run=run, **sizes)
+    return initlab.scale(list(RECIPES[axis]), model=model, text=read, seeds=seeds, stats="full", run=run, **sizes)
 
 
 def rows(axis: str, result: initlab.Scaling) -> list[dict[str, object]]:
-    of_var = result.slopes
+    """Slopes beside those of the other program."""
     of_l1 = slopes(result.records.assign(var=result.records["abs_mean"]))
     found = []
-    for (over, kind, site), published in REFERENCE.items():
-        for step, reference in published.items() if over == axis else ():
-            var, l1 = (_row(frame, axis, kind, site, step) for frame in (of_var, of_l1))
-            tolerance = TOLERANCE.get(step, LATER)
-            row = {
-                "axis": axis,
-                "tensor": f"{site} − init" if kind == "change" else site,
-                "step": step,
-                "reference": reference,
-                "slope_of_l1": round(float(l1["slope"]), 3),
-                "half_interval": round(float(l1["high"] - l1["slope"]), 3),
-                "slope_of_var": round(float(var["slope"]), 3),
-                "tolerance": tolerance,
-                "within": bool(abs(l1["slope"] - reference) <= tolerance),
-            }
-            print(row)
-            found.append(row)
+    for recipe, sites in REFERENCE.items():
+        for (over, kind, site), published in sites.items():
+            for step, reference in published.items() if over == axis else ():
+                var, l1 = (_row(frame, recipe, axis, kind, site, step) for frame in (result.slopes, of_l1))
+                tolerance = TOLERANCE.get(step, LATER)
+                row = {
+                    "recipe": recipe,
+                    "axis": axis,
+                    "tensor": f"{site} − init" if kind == "change" else site,
+                    "step": step,
+                    "reference": reference,
+                    **_numbers(l1),
+                    "slope_of_var": round(float(var["slope"]), 3),
+                    "tolerance": tolerance,
+                    "within": bool(abs(l1["slope"] - reference) <= tolerance),
+                }
+                print(row)
+                found.append(row)
     return found
 
 
-def _row(frame: pd.DataFrame, axis: str, kind: str, site: str, step: int) -> pd.Series:
-    same = (frame["axis"] == axis) & (frame["kind"] == kind) & (frame["site"] == site) & (frame["step"] == step)
-    return frame[same].iloc[0]
+def flatness(axis: str, result: initlab.Scaling) -> list[dict[str, object]]:
+    """Slopes after the last step, of what is claimed to be flat, and of the two parts of each matrix's change."""
+    of_l1 = slopes(result.records.assign(var=result.records["abs_mean"]))
+    found = []
+    for recipe in RECIPES[axis]:
+        for kind, site in CLAIMED[axis] + MOVED:
+            l1 = _row(of_l1, recipe, axis, kind, site, AFTER[axis])
+            numbers = _numbers(l1)
+            inside = max(-l1["low"], l1["high"]) <= FLAT
+            outside = l1["low"] > FLAT or l1["high"] < -FLAT
+            verdict = "flat" if inside else "not flat" if outside else "not separated"
+            found.append({"recipe": recipe, "axis": axis, "kind": kind, "site": site, **numbers, "verdict": verdict})
+    return found
+
+
+def _numbers(l1: pd.Series) -> dict[str, float]:
+    return {"slope_of_l1": round(float(l1["slope"]), 3), "half_interval": round(float(l1["high"] - l1["slope"]), 3)}
+
+
+def _row(frame: pd.DataFrame, recipe: str, axis: str, kind: str, site: str, step: int) -> pd.Series:
+    keys = {"recipe": recipe, "axis": axis, "kind": kind, "site": site, "step": step}
+    for name, value in keys.items():
+        frame = frame[frame[name] == value]
+    return frame.iloc[0]
+
+
+def page(result: dict[str, Any]) -> str:
+    """What was found, as Markdown."""
+    seconds, seeds, cpu = result["seconds"], result["seeds"], result["environment"].get("device")
+    lines = [
+        "# Coord check and depth check of parametrisations",
+        "",
+        f"`python benchmarks/coord_check.py --write`, {cpu}, one thread, {seconds:.0f} s: NanoGPT with heads of 16, "
+        f"sequences of 64 of bigram text, {seeds} seeds. Over width: 64 to 512 at 2 blocks, AdamW at 0.01, 5 steps. "
+        "Over depth: 2 to 32 blocks of 64, AdamW at 0.001, 10 steps. The base is the smallest model. Slopes are of "
+        "mup's l1 = mean |x|, ± half the 95 % interval over seeds; flat: the interval is within ±0.1. ΔW·x: what a "
+        "matrix's own updates changed in its output; W·Δx: what the change of its input did (Haas et al. 2025, "
+        "2505.22491).",
+        "",
+        "![Coord check over width](coord_check/coord.png)",
+        "",
+        "![Depth check](coord_check/coord-depth.png)",
+        "",
+    ]
+    for axis, recipes in RECIPES.items():
+        lines += [f"## Over {axis}, after {AFTER[axis]} steps", "", f"| | {' | '.join(recipes)} |"]
+        lines.append("|---|" + "---|" * len(recipes))
+        own = [row for row in result["flat"] if row["axis"] == axis]
+        for kind, site in dict.fromkeys((row["kind"], row["site"]) for row in own):
+            cells = [
+                f"{row['slope_of_l1']:+.2f} ±{row['half_interval']:.2f} {row['verdict']}"
+                for row in own
+                if (row["kind"], row["site"]) == (kind, site)
+            ]
+            name = {"change": "{} − init", "effective": "{}: ΔW·x", "propagating": "{}: W·Δx"}.get(kind, "{}")
+            lines.append(f"| {name.format(site)} | {' | '.join(cells)} |")
+        lines.append("")
+    within = sum(row["within"] for row in result["rows"])
+    lines += [
+        "## Beside another program",
+        "",
+        f"{within} of {len(result['rows'])} slopes are within their tolerance of those of another program.",
+        "",
+        "| recipe | over | tensor | step | reference | here | tolerance |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {row['recipe']} | {row['axis']} | {row['tensor']} | {row['step']} | {row['reference']:+.2f} | "
+            f"{row['slope_of_l1']:+.2f} ±{row['half_interval']:.2f}{'' if row['within'] else ' **outside**'} | "
+            f"{row['tolerance']} |"
+            for row in result["rows"]
+        ),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help="into coord_check.json")
+    parser.add_argument("--write", action="store_true", help="into coord_check.json, .md and pictures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found, started = [], time.perf_counter()
+    found, flat, started = [], [], time.perf_counter()
+    pictures = Path(__file__).with_suffix("")
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "bigrams.txt"
         text.write_text(bigram_text(200_000, 0))
-        for axis in ("n_embd", "n_layer"):
-            found += rows(axis, measured(axis, text, options.seeds))
-    result = {
+        for axis, name in (("n_embd", "coord"), ("n_layer", "coord-depth")):
+            result = measured(axis, text, options.seeds)
+            found += rows(axis, result)
+            flat += flatness(axis, result)
+            if options.write:
+                pictures.mkdir(exist_ok=True)
+                result.plot(name).savefig(pictures / f"{name}.png", dpi=150)
+    whole = {
         "environment": environment.describe("cpu"),
         "seconds": round(time.perf_counter() - started, 1),
         "seeds": options.seeds,
         "rows": found,
+        "flat": flat,
     }
-    print(f"{sum(row['within'] for row in found)} of {len(found)} within tolerance, {result['seconds']} s")
+    print(f"{sum(row['within'] for row in found)} of {len(found)} within tolerance, {whole['seconds']} s")
     if options.write:
-        Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        Path(__file__).with_suffix(".json").write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+        Path(__file__).with_suffix(".md").write_text(page(whole))
 
 
 if __name__ == "__main__":

@@ -173,7 +173,8 @@ def measure_growth(run: Run) -> pd.DataFrame:
     found = last.assign(
         growth=last["var"] / start,
         doubled=(last["var"] + [_further(stream[stream["run_id"] == each]) for each in last["run_id"]]) / start,
-        unscaled=["" if run_id in normed else names for run_id in last["run_id"]],  # a norm takes their scale away
+        # a norm takes their scale away, a multiplier has the depth in it
+        unscaled=["" if run_id in normed | _multiplied(run) else names for run_id in last["run_id"]],
         outputs=called(run, last, "the output projections", *OUTPUTS),
         table=called(run, last, "the embedding", Role.TOKEN_EMBED),
         stds=" to ".join(dict.fromkeys(trimmed(end(drawn["stds"]), 2) for end in (min, max) if drawn["stds"])),
@@ -182,6 +183,13 @@ def measure_growth(run: Run) -> pd.DataFrame:
         embed=math.sqrt(start.iloc[0]) if len(start) == 1 and start.iloc[0] > 0 else math.nan,
     )
     return found[np.isfinite(found["growth"])]
+
+
+def _multiplied(run: Run) -> set[str]:
+    """Models whose branches are multiplied with √(2/n_layer) or less as they are added (depth-muP, CompleteP)."""
+    wiring = run.tables.wiring.dropna(subset="scale")
+    small = wiring["scale"] <= 1.01 * np.sqrt(2 / wiring["n_layer"].clip(lower=1)) * (wiring["n_layer"] > 2)
+    return set(wiring["run_id"][small.groupby(wiring["run_id"], observed=True).transform("all")])
 
 
 def _further(stream: pd.DataFrame) -> float:
