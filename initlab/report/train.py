@@ -239,20 +239,24 @@ def _rankings(run: Run) -> Table:
     for metric in means.index:
         own = found[found["metric"] == metric]
         at = {int(row["depth"]): row for row in own.to_dict("records")}
-        cells = [_rank(at[depth]) if depth in at else "–" for depth in depths]
+        cells = [_rank(at[depth], *names) if depth in at else "–" for names in _RANKS for depth in depths]
         rows.append([TableCell(str(metric), note=meanings.get(str(metric), "")), *map(TableCell, cells)])
-    heads = [f"{plural(depth, 'block')} held out" if len(depths) > 1 else plural(depth, "block") for depth in depths]
+    held = " held out" if len(depths) > 1 else ""
+    heads = [f"{word}{plural(depth, 'block')}{held}" for word in ("", "behind, ") for depth in depths]
     count = int(found["recipes"].max()) if len(found) else 0
-    note = f"{judged.RANKING_DEFINITION.replace('`', '')}. Here: {plural(count, 'recipe')}."
-    return Table(("metric", *heads), rows, "Which probe metrics rank recipes?", note, plural(len(rows), "metric"))
+    told = judged.compared_text(found)
+    note = f"{judged.RANKING_DEFINITION}. {judged.BEHIND_DEFINITION}. Here: {plural(count, 'recipe')}. {told}".strip()
+    title = "Which probe metrics rank recipes?"
+    return Table(("metric", *heads), rows, title, note.replace("`", ""), plural(len(rows), "metric"))
 
 
-def _rank(row: dict[str, Any]) -> str:
-    if not math.isfinite(row["spearman"]):
+_RANKS = (("spearman", "low", "high"), ("behind", "behind_low", "behind_high"))
+
+
+def _rank(row: dict[str, Any], value: str, low: str, high: str) -> str:
+    if not math.isfinite(row[value]):
         return "–"
-    return signed(row["spearman"]) + (
-        f" ({signed(row['low'])} to {signed(row['high'])})" if math.isfinite(row["low"]) else ""
-    )
+    return signed(row[value]) + (f" ({signed(row[low])} to {signed(row[high])})" if math.isfinite(row[low]) else "")
 
 
 def _runs(run: Run, runs: pd.DataFrame) -> Table:

@@ -10,11 +10,20 @@ from initlab.judge.outcomes.grading import (
     trained_text,
 )
 from initlab.judge.outcomes.measures import DEFINITIONS, ESCAPE_MARGIN, curves, losses, regrets, run_measures
-from initlab.judge.outcomes.ranking import METRICS, RANKING_DEFINITION, rankings
+from initlab.judge.outcomes.pairs import PAIRS_DEFINITION
+from initlab.judge.outcomes.ranking import (
+    BEHIND_DEFINITION,
+    METRICS,
+    PROBE,
+    RANKING_DEFINITION,
+    compared_text,
+    rankings,
+)
 from initlab.judge.outcomes.transferring import DEFINITIONS as TRANSFER_DEFINITIONS
 from initlab.judge.outcomes.transferring import optima, transfers
 
 __all__ = [
+    "BEHIND_DEFINITION",
     "DEFINITIONS",
     "EFFECT_DEFINITION",
     "ESCAPE_MARGIN",
@@ -23,10 +32,13 @@ __all__ = [
     "METRICS",
     "OUTCOME_DEFINITIONS",
     "OUTCOME_SCOPE",
+    "PAIRS_DEFINITION",
+    "PROBE",
     "QUESTIONS",
     "RANKING_DEFINITION",
     "TRANSFER_DEFINITIONS",
     "WORSE",
+    "compared_text",
     "curves",
     "effects",
     "losses",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from initlab.judge.cache import kept
 from initlab.judge.outcomes.grading import at_depth
@@ -15,17 +16,26 @@ from initlab.judge.outcomes.measures import regrets
 from initlab.judge.rules import evaluate
 from initlab.judge.rules.counting import rows_of
 from initlab.judge.rules.fresh import before_training
+from initlab.judge.words import listed, plural
 from initlab.rundir import Run
 
 FEWEST_RECIPES = 5  # fewer have no interval: it would divide by n − 3 = 1 or 0
+PROBE = "errors and warnings"  # the metric that the others are compared with
+RESAMPLES = 2000
 
-RANKINGS = ("metric", "spearman", "low", "high", "recipes", "depth", "sign")
+RANKINGS = ("metric", "spearman", "low", "high", "recipes", "depth", "sign", "behind", "behind_low", "behind_high")
 RANKING_DEFINITION = (
     "Spearman's rank correlation over recipes between a probe metric (step 0, mean over seeds) and regret (mean over "
     "warmups) at one depth, times the sign that it has on the other depths: near 1, what was learnt there holds here; "
     "near −1, it turned round. With a single depth there is nothing to learn a sign from, and it is that of `larger "
     "is worse`. 95 % intervals by Fisher's z with the variance of Bonett and Wright (2000), from 5 recipes on. They "
     "are of one metric each: of twelve that predict nothing, one will leave out 0 in almost every second report"
+)
+BEHIND_DEFINITION = (
+    f"Behind: the correlation of `{PROBE}` minus that of the metric, over the recipes that have both, with a paired "
+    f"bootstrap's 95 % interval: {RESAMPLES} times as many recipes are drawn from them, with repetition, the same ones "
+    "for both (the sign stays what it was; what is the same for all that were drawn correlates by 0). That one "
+    "correlation leaves out 0 and another doesn't is no difference between the two: only an interval here is"
 )
 
 
@@ -44,24 +54,90 @@ def rankings(run: Run) -> pd.DataFrame:
 
     Columns: metric; spearman in −1 … 1 (NaN where the metric is the same for every recipe, or wasn't recorded); low and
     high, 95 % (NaN with fewer than FEWEST_RECIPES); recipes, how many are ranked; depth, the n_layer held out; sign
-    that was learnt on the other depths, NaN where there is no other.
+    that was learnt on the other depths, NaN where there is no other; behind, behind_low and behind_high, see
+    BEHIND_DEFINITION (NaN of the probe's own, with fewer than FEWEST_RECIPES, and where spearman is).
     """
     trained = regrets(run)
     complete = trained.pivot_table(index=["recipe", "n_layer"], columns="warmup", values="regret").dropna().mean(axis=1)
     probed = before_training(run)
+    measured = {metric.name: metric.measure(probed).groupby(["recipe", "n_layer"]).mean() for metric in METRICS}
+    depths = sorted({int(depth) for depth in complete.index.get_level_values("n_layer")})
     rows = []
-    for metric in METRICS if len(complete) else ():
-        values = metric.measure(probed).groupby(["recipe", "n_layer"]).mean()
+    oriented: dict[str, dict[int, pd.Series]] = {}
+    for name, values in measured.items() if depths else ():
         both = pd.concat({"metric": values, "regret": complete}, axis=1).dropna()
-        own = {int(depth): _spearman(group) for depth, group in both.groupby("n_layer")}
-        for depth in sorted({int(depth) for depth in complete.index.get_level_values("n_layer")}):
-            count = int((both.index.get_level_values("n_layer") == depth).sum())
+        at = {depth: both[both.index.get_level_values("n_layer") == depth] for depth in depths}
+        own = {depth: _spearman(group) for depth, group in at.items()}
+        oriented[name] = {}
+        for depth in depths:
             others = [rho for other, rho in own.items() if other != depth and math.isfinite(rho)]
             sign = float(np.sign(np.mean(others))) if others else math.nan
-            rho = own.get(depth, math.nan) * (sign if others else 1.0)
-            rho = math.nan if sign == 0 else rho + 0.0
-            rows.append((metric.name, rho, *interval(rho, count), count, depth, sign))
-    return pd.DataFrame(rows, columns=list(RANKINGS))
+            turned = sign if others else 1.0
+            rho = math.nan if sign == 0 else own[depth] * turned + 0.0
+            oriented[name][depth] = at[depth]["metric"] * (turned if math.isfinite(rho) else math.nan)
+            rows.append((name, rho, *interval(rho, len(at[depth])), len(at[depth]), depth, sign))
+    compared = [
+        (math.nan,) * 3 if name == PROBE else behind(oriented[PROBE][depth], oriented[name][depth], complete)
+        for name, *_, depth, _ in rows
+    ]
+    return pd.DataFrame([(*row, *more) for row, more in zip(rows, compared, strict=True)], columns=list(RANKINGS))
+
+
+def behind(probe: pd.Series, metric: pd.Series, regret: pd.Series) -> tuple[float, float, float]:
+    """How far a metric ranks worse than the probe: difference of Spearman's correlations, and its 95 % interval.
+
+    Args:
+        probe: by recipe, larger should be worse.
+        metric: the same.
+        regret: by recipe; those that lack one of the three are left out.
+
+    Returns:
+        Difference, low and high, see BEHIND_DEFINITION; NaN below FEWEST_RECIPES.
+    """
+    known = pd.concat([probe, metric, regret], axis=1, join="inner").dropna().to_numpy(float).T
+    n = known.shape[1]
+    if n < FEWEST_RECIPES:
+        return math.nan, math.nan, math.nan
+    drawn = np.vstack([np.arange(n), np.random.default_rng(0).integers(0, n, (RESAMPLES, n))])
+    probed, single, lost = (values[drawn] for values in known)
+    differences = _correlations(probed, lost) - _correlations(single, lost)
+    low, high = np.quantile(differences[1:], (0.025, 0.975))
+    return float(differences[0]), float(low), float(high)
+
+
+def _correlations(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Spearman's correlation of each row; 0 where one of the two is constant."""
+    from scipy.stats import rankdata
+
+    a, b = (rank - rank.mean(axis=1, keepdims=True) for rank in (rankdata(one, axis=1), rankdata(other, axis=1)))
+    spread = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    found: NDArray[np.float64] = (a * b).sum(axis=1) / np.where(spread > 0, spread, 1.0)
+    return found
+
+
+def compared_text(ranked: pd.DataFrame) -> str:
+    """Say what the intervals of `behind` say; empty where there is none.
+
+    Args:
+        ranked: of `rankings`.
+    """
+    known = ranked[ranked["behind_low"].notna()]
+    if known.empty:
+        return ""
+    better, worse = known["behind_low"] > 0, known["behind_high"] < 0
+    unclear = int((~better & ~worse).sum())
+    rest = f"; in {unclear} of {plural(len(known), 'comparison')} these recipes can't tell" if unclear else ""
+    return (
+        f"By these intervals the number of {PROBE} ranks recipes better than {_places(known[better])} and worse than "
+        f"{_places(known[worse])}{rest}."
+    )
+
+
+def _places(own: pd.DataFrame) -> str:
+    """`logit std (4 blocks), token cosine (4 and 24 blocks)`; `no single metric`."""
+    found = own.groupby("metric", sort=False)["depth"]
+    told = [f"{metric} ({listed([str(each) for each in depths], 6)} blocks)" for metric, depths in found]
+    return ", ".join(told) or "no single metric"
 
 
 def interval(rho: float, n: int) -> tuple[float, float]:
@@ -172,5 +248,5 @@ METRICS: tuple[Metric, ...] = (
     Metric("mlp_pre variance", "|mean over blocks of ln variance|", _mlp_pre),
     Metric("largest write", "largest ln(variance of a write / of the stream it enters)", _writes),
     Metric("attention sharpness", "1 − mean entropy of attention / its largest", _entropy),
-    Metric("errors and warnings", "number of rules broken at that depth, or over the depths", _complaints),
+    Metric(PROBE, "number of rules broken at that depth, or over the depths", _complaints),
 )
