@@ -211,8 +211,8 @@ def _closing(found: pd.DataFrame) -> str:
         "regret: mean over the rates of min(loss, ln V) − the best of any recipe at any rate, ± 95 % over seeds; a run "
         "that diverged counts as ln V; best rate and loss: with the longest warmup, ≤ ≥ at an end "
         "of the swept rates; stuck: not "
-        f"{ESCAPE_MARGIN:g} nats below the loss of token frequencies; trains worse: regret {WORSE:g} or more above the "
-        "best one's, separated, of the runs with warmup where there are any"
+        f"{ESCAPE_MARGIN:g} nats below the loss of token frequencies; trains worse: regret {WORSE:g} or more above "
+        "another's and separated from it (Holm over all pairs of a depth), of the runs with warmup where there are any"
     )
     families = len(found.loc[found["seeds"] > 1, list(FAMILY)].drop_duplicates())
     if families:

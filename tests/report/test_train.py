@@ -141,7 +141,8 @@ def test_sensitivity_stands_beside_regret_with_its_trap():
 def test_rankings_name_every_metric_and_the_depth_held_out():
     shown = table("usual", "Which probe metrics rank recipes?")
     assert len(shown.rows) == 12
-    assert shown.heads == ("metric", "2 blocks held out", "8 blocks held out")
+    held = ["2 blocks held out", "8 blocks held out"]
+    assert shown.heads == ("metric", *held, *(f"behind, {each}" for each in held))
     assert "Here: 3 recipes." in shown.note
 
 

@@ -124,9 +124,26 @@ def test_the_best_recipe_trains_whichever_it_is():
     assert found.set_index("recipe")["outcome"].to_dict() == {"base": "trains worse", "other": "trains"}
     why = found.set_index("recipe")["why"]
     assert why["base"] == (
-        "Regret 0.300 ± 0.000, other's is 0.000 ± 0.000; 20 steps at 2 rates (0.001 to 0.01), no warmup, 3 seeds."
+        "Regret 0.300 ± 0.000, other's is 0.000 ± 0.000; 0.300 more than other's (p < 0.0001, Holm over 1 pair); "
+        "20 steps at 2 rates (0.001 to 0.01), no warmup, 3 seeds."
     )
     assert "the lowest here" in why["other"]
+
+
+def test_worse_than_any_recipe_is_worse_also_where_the_best_one_scatters():
+    # `lucky` has the lowest mean, and scatters too much to be told from any other
+    shift = {"lucky": (-0.5, 0.3, 0.1), "good": (0.0, 0.001, 0.002), "bad": (0.2, 0.2015, 0.2019)}
+    found = outcomes(run_of(lambda r, n, lr, w, s: 2.5 + shift[r][s], recipes=tuple(shift)), []).set_index("recipe")
+    assert found["outcome"].to_dict() == {"lucky": "trains", "good": "trains", "bad": "trains worse"}
+    assert "0.200 more than good's (p < 0.0001, Holm over 3 pairs)" in found.loc["bad", "why"]
+
+
+def test_what_is_not_separated_says_how_many_seeds_would_tell():
+    row = outcome_of(lambda r, n, lr, w, s: 2.5 + (r == "other") * (0.1, 0.2, 0.3)[s], recipes=("base", "other", "x"))
+    assert row["outcome"] == "undecided"
+    assert "(p 0.22, Holm over 3 pairs: not separated, 5 seeds would tell)" in row["why"]
+    row = outcome_of(lambda r, n, lr, w, s: 2.5 + (r == "other") / 2, seeds=1)
+    assert "0.500 more than base's, of a single seed" in row["why"]
 
 
 def test_outcomes_are_of_the_longest_warmup():

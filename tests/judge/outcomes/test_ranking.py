@@ -1,12 +1,13 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from synthetic_training import trained_run
 
-from initlab.judge.outcomes import METRICS, rankings
-from initlab.judge.outcomes.ranking import interval
+from initlab.judge.outcomes import METRICS, PROBE, compared_text, rankings
+from initlab.judge.outcomes.ranking import behind, interval
 from initlab.rundir import Run
 from initlab.schema import Tables
 
@@ -132,6 +133,63 @@ def test_growth_and_writes_are_what_the_records_hold():
         for layer in (0, 1)
     ]
     assert measures["largest write"](probed)["nanogpt", 2, 0] == pytest.approx(max(writes))
+
+
+def series(values):
+    return pd.Series(list(values), index=[f"r{place}" for place in range(len(values))], dtype=float)
+
+
+def test_behind_is_the_difference_of_two_correlations_over_the_recipes_that_have_both():
+    regret, probe = series(range(8)), series([0, 0, 0, 0, 1, 1, 2, 2])
+    metric = series([3, 1, 2, 0, 7, 4, 6, 5])
+    value, low, high = behind(probe, metric.drop("r3"), regret)
+    seven = regret.drop("r3")
+    known = stats.spearmanr(probe.drop("r3"), seven).statistic - stats.spearmanr(metric.drop("r3"), seven).statistic
+    assert value == pytest.approx(known)
+    assert low < value < high
+    assert behind(probe, probe, regret) == (0, 0, 0)
+    assert all(map(math.isnan, behind(probe[:4], metric[:4], regret[:4])))
+    assert all(map(math.isnan, behind(probe * math.nan, metric, regret)))
+
+
+def test_a_metric_that_misleads_is_behind_and_one_that_leads_is_ahead():
+    rng = np.random.default_rng(0)
+    regret = series(range(12))
+    good, bad = series(np.arange(12) + rng.normal(size=12) / 2), series(rng.normal(size=12))
+    assert behind(good, bad, regret)[1] > 0
+    assert behind(bad, good, regret)[2] < 0
+
+
+@pytest.mark.parametrize("steps", [None, [0.5, 1.2]])
+def test_of_two_metrics_that_rank_alike_none_is_behind(steps):
+    """Also where one is a count, as the probe's: constant in many resamples, and full of ties."""
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(150):
+        regret = rng.normal(size=9)
+        one, other = (rng.normal(size=9) for _ in range(2))
+        one = one if steps is None else np.digitize(one, steps)
+        _, low, high = behind(series(one), series(other), series(regret))
+        found += low > 0 or high < 0
+    assert found / 150 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
+
+
+def test_the_sentence_follows_from_the_intervals(found):
+    assert compared_text(found) == ""  # no recipe draws anything that the probe counts, so nothing is compared
+    assert found["behind"].isna().all()
+    rows = [
+        ("a", 4, 0.1, 0.9),
+        ("a", 24, 0.2, 0.9),
+        ("b", 4, -0.1, 0.9),
+        ("b", 24, -0.9, -0.1),
+        (PROBE, 4, *[math.nan] * 2),
+    ]
+    frame = pd.DataFrame(rows, columns=["metric", "depth", "behind_low", "behind_high"])
+    assert compared_text(frame) == (
+        "By these intervals the number of errors and warnings ranks recipes better than a (4 and 24 blocks) and worse "
+        "than b (24 blocks); in 1 of 4 comparisons these recipes can't tell."
+    )
+    assert "better than no single metric and worse than no single metric" in compared_text(frame[2:3])
 
 
 def test_nothing_trained_ranks_nothing():
