@@ -234,18 +234,22 @@ def _rankings(run: Run) -> Table:
     found = judged.rankings(run)
     depths = sorted(int(depth) for depth in found["depth"].unique())
     meanings = {metric.name: metric.meaning for metric in judged.METRICS}
+    columns = _RANKS if found["behind"].notna().any() else _RANKS[:1]
     means = found.groupby("metric")["spearman"].mean().sort_values(ascending=False)
     rows = []
     for metric in means.index:
         own = found[found["metric"] == metric]
         at = {int(row["depth"]): row for row in own.to_dict("records")}
-        cells = [_rank(at[depth], *names) if depth in at else "–" for names in _RANKS for depth in depths]
+        cells = [_rank(at[depth], *names) if depth in at else "–" for names in columns for depth in depths]
         rows.append([TableCell(str(metric), note=meanings.get(str(metric), "")), *map(TableCell, cells)])
     held = " held out" if len(depths) > 1 else ""
-    heads = [f"{word}{plural(depth, 'block')}{held}" for word in ("", "behind, ") for depth in depths]
+    heads = [f"{plural(depth, 'block')}{held}" for depth in depths]
+    heads += [f"behind, {plural(depth, 'block')}" for depth in depths if len(columns) > 1]
     count = int(found["recipes"].max()) if len(found) else 0
-    told = judged.compared_text(found)
-    note = f"{judged.RANKING_DEFINITION}. {judged.BEHIND_DEFINITION}. Here: {plural(count, 'recipe')}. {told}".strip()
+    behind = f" {judged.BEHIND_DEFINITION}." if len(columns) > 1 else ""
+    note = (
+        f"{judged.compared_text(found)} {judged.RANKING_DEFINITION}.{behind} Here: {plural(count, 'recipe')}.".strip()
+    )
     title = "Which probe metrics rank recipes?"
     return Table(("metric", *heads), rows, title, note.replace("`", ""), plural(len(rows), "metric"))
 

@@ -11,7 +11,7 @@ from trained_variants import CASES, trained
 from variants import HOSTILE
 
 from initlab import schema
-from initlab.judge.outcomes import effects, outcomes, regrets
+from initlab.judge.outcomes import PROBE, effects, outcomes, rankings, regrets
 from initlab.judge.rules import evaluate
 from initlab.report import confirm
 from initlab.report import train as section
@@ -141,9 +141,22 @@ def test_sensitivity_stands_beside_regret_with_its_trap():
 def test_rankings_name_every_metric_and_the_depth_held_out():
     shown = table("usual", "Which probe metrics rank recipes?")
     assert len(shown.rows) == 12
-    held = ["2 blocks held out", "8 blocks held out"]
-    assert shown.heads == ("metric", *held, *(f"behind, {each}" for each in held))
-    assert "Here: 3 recipes." in shown.note
+    assert shown.heads == ("metric", "2 blocks held out", "8 blocks held out")
+    assert shown.note.endswith("Here: 3 recipes.")
+
+
+def test_how_far_a_metric_is_behind_the_probe_stands_beside_it(monkeypatch):
+    found = rankings(trained("usual"))
+    compared = (found["metric"] != PROBE) & (found["depth"] == 2)
+    values = {"behind": 0.5, "behind_low": 0.1, "behind_high": 0.9}
+    found = found.assign(**{name: compared.map({True: value, False: float("nan")}) for name, value in values.items()})
+    monkeypatch.setattr(section.judged, "rankings", lambda run: found)
+    shown = next(each for each in told.__wrapped__("usual").tables if each.title == "Which probe metrics rank recipes?")
+    assert shown.heads[-2:] == ("behind, 2 blocks", "behind, 8 blocks")
+    rows = {row[0].text: [cell.text for cell in row[-2:]] for row in shown.rows}
+    assert rows.pop(PROBE) == ["–", "–"]
+    assert set(map(tuple, rows.values())) == {("+0.50 (+0.10 to +0.90)", "–")}
+    assert "paired bootstrap" in shown.note and "better than" in shown.note
 
 
 def test_diverged_and_failed_runs_are_named():

@@ -33,7 +33,7 @@ RANKING_DEFINITION = (
 )
 BEHIND_DEFINITION = (
     f"Behind: the correlation of `{PROBE}` minus that of the metric, over the recipes that have both, with a paired "
-    f"bootstrap's 95 % interval: {RESAMPLES} times as many recipes are drawn from them, with repetition, the same ones "
+    f"bootstrap's 95 % interval: {RESAMPLES} times, as many recipes are drawn from these, with repetition, the same "
     "for both (the sign stays what it was; what is the same for all that were drawn correlates by 0). That one "
     "correlation leaves out 0 and another doesn't is no difference between the two: only an interval here is"
 )
