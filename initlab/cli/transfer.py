@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
         "--widths", type=numbers, metavar="D,D,…", help="n_embd (64,128,256; thorough: 128 to 1024; with depths: one)"
     )
     transfer.add_argument("--depths", type=numbers, metavar="L,L,…", help="n_layer (2; thorough: 4)")
-    transfer.add_argument("--lrs", type=rates, metavar="X,X,…", help="peak rates (2^-11 to 2^-5; thorough: 2^-13)")
+    transfer.add_argument("--lrs", type=rates, metavar="X,X,…", help="peak rates (2^-12 to 2^-5; thorough: 2^-13)")
     add_base(transfer)
     transfer.add_argument("--seeds", type=int, metavar="N", help="draws of weights and order of the text (3)")
     transfer.add_argument("--steps", type=int, metavar="N", help="of the optimizer (200; thorough: 1000)")

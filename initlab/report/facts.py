@@ -116,7 +116,7 @@ def _steps_text(run: Run) -> str | None:
 
 def _optimizer(config: dict[str, Any]) -> str | None:
     if "lrs" in config:
-        rates = ", ".join(f"{lr:g}" for lr in config["lrs"])
+        rates = ", ".join(f"{lr:.3g}" for lr in config["lrs"])
         warm = ", ".join(str(steps) if steps else "none" for steps in config.get("warmups", []))
         return f"AdamW, lr {rates}" + (f", warmup {warm}" if warm else "")
     known = {"adamw": "AdamW", "sgd": "SGD"}

@@ -60,21 +60,18 @@ def table(run: Run, axis: str) -> Table:
         row = rows[recipe]
         status = _STATUS[row["verdict"]]
         verdict = TableCell(row["verdict"], status, glyph=GLYPHS[status])
-        drift = drift_text(row["drift"], row["low"], row["high"])
-        made.add(recipe, number(row["small_lr"]), number(row["large_lr"]), drift, verdict, _cost(row))
+        made.add(recipe, number(row["small_lr"]), number(row["large_lr"]), drift_text(row), verdict, _cost(row))
     return made
 
 
-def drift_text(drift: float, low: float, high: float) -> str:
-    """`size^-0.82 ±0.21`; without the interval where there is none.
+def drift_text(row: dict[str, Any]) -> str:
+    """`n_embd^-0.82 ±0.21`; without the interval where there is none.
 
     Args:
-        drift: exponent.
-        low: of its interval.
-        high: of it.
+        row: of `transfers`.
     """
-    half = f" ±{(high - low) / 2:.2f}" if math.isfinite(low) else ""
-    return f"size^{signed(drift, 2)}{half}"
+    half = f" ±{(row['high'] - row['low']) / 2:.2f}" if math.isfinite(row["low"]) else ""
+    return f"{row['axis']}^{signed(row['drift'], 2)}{half}"
 
 
 def verdict(run: Run) -> str:
@@ -101,7 +98,7 @@ def _said(row: dict[str, Any]) -> str:
     if row["verdict"] != "drifts":
         return str(row["recipe"])
     cost = f", which costs {_cost(row)} nats" if math.isfinite(row["cost"]) else ""
-    return f"{row['recipe']} ({drift_text(row['drift'], row['low'], row['high'])}{cost})"
+    return f"{row['recipe']} ({drift_text(row)}{cost})"
 
 
 def _verb(outcome: str, count: int) -> str:

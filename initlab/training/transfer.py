@@ -17,7 +17,7 @@ GRIDS: dict[str, dict[str, Any]] = {
         "model": NanoGPTConfig(n_layer=2, n_embd=64, n_head=4, block_size=64, bias=False),
         "widths": (64, 128, 256),
         "depths": (2,),
-        "lrs": tuple(2.0**-k for k in range(11, 4, -1)),
+        "lrs": tuple(2.0**-k for k in range(12, 4, -1)),
         "seeds": 3,
         "steps": 200,
         "warmup": 40,

@@ -19,7 +19,7 @@ def usual():
 
 def test_the_verdict_names_what_holds_and_what_a_drift_costs(usual):
     sentence = transfer.verdict(usual)
-    assert sentence.startswith("The best rate of mup holds over width; of nanogpt (size^-1.0")
+    assert sentence.startswith("The best rate of mup holds over width; of nanogpt (n_embd^-1.0")
     assert "which costs +0.2" in sentence and sentence.endswith("nats) drifts over width.")
 
 
@@ -27,7 +27,7 @@ def test_the_terminal_shows_both_ends_the_drift_and_the_cost(usual):
     lines = shown(usual)
     assert "Over width: n_embd 64, 128, 256" in lines
     (row,) = [line for line in lines if line.startswith("nanogpt 0.00")]
-    assert "drifts" in row and "size^-1.0" in row
+    assert "drifts" in row and "n_embd^-1.0" in row
     assert any(line.startswith("drift: exponent x of best rate ∝ size^x") for line in lines)
 
 

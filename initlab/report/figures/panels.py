@@ -53,6 +53,7 @@ class Guide:
     text: str
     start: tuple[float, float]
     end: tuple[float, float]
+    inside: bool = False  # the panel reaches as far as it does
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ def draw_panels(panels: Sequence[Panel], frame: Frame, recipes: Sequence[str], t
 
 def _limits(panels: Sequence[Panel], frame: Frame) -> tuple[float, float]:
     spans = [line.spanned for panel in panels for line in panel.curves.values()]
+    spans += [np.array([guide.end[1]]) for panel in panels for guide in panel.guides if guide.inside]
     values = np.concatenate(spans) if spans else np.array([])
     if not frame.log:
         return _linear_limits(values, frame)

@@ -49,7 +49,7 @@ def describe_depths(run: Run) -> str:
 
 def describe_drift(run: Run) -> str:
     words = [
-        f"{row['recipe']} over {row['axis']}: {drift_text(row['drift'], row['low'], row['high'])}, {row['verdict']}"
+        f"{row['recipe']} over {row['axis']}: {drift_text(row)}, {row['verdict']}"
         for row in transfers(run).to_dict("records")
     ]
     return f"Exponent of the best rate, with 95 % interval. {'; '.join(words)}."
@@ -115,13 +115,12 @@ def draw_drift(run: Run, theme: str) -> Figure:
 
 
 def _inverse(curves: Curves) -> tuple[Guide, ...]:
-    """From where the first recipe starts, as far down as the lowest point."""
+    """From where the first recipe starts."""
     if not curves:
         return ()
     first = next(iter(curves.values()))
-    x, y, lowest = first.x[0], first.median[0], min(float(np.nanmin(line.seeds)) for line in curves.values())
-    end = min(float(first.x[-1]), x * y / lowest)
-    return (Guide("1/size", (float(x), float(y)), (end, float(x * y / end))),) if end > x else ()
+    (x, *_, last), y = first.x, first.median[0]
+    return (Guide("1/size", (float(x), float(y)), (float(last), float(y * x / last)), inside=True),)
 
 
 def _needs(run: Run, axis: str, what: str) -> str:
