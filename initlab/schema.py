@@ -236,6 +236,7 @@ WIRING: dict[str, Column] = {
     "embed_norm": Column("string", "module of the norm of that sum"),
     "final_norm": Column("string", "module of the norm between the last block and what reads it"),
     "head": Column("string", "weight that gives the logits from the stack, empty without one"),
+    "head_module": Column("string", "dotted name of the module that applies it"),
     "tied": Column("Int64", "1 = the token table is the head"),
     "logit_scale": Column("float64", "what the logits are multiplied with"),
     "logit_cap": Column("float64", "c where logits are c·tanh(logits / c); NaN without"),

@@ -64,6 +64,7 @@ def _of_stack(wiring: Wiring) -> dict[str, Any]:
         "embed_norm": _module(wiring.embed_norm),
         "final_norm": _module(wiring.final_norm),
         "head": wiring.head.weight if wiring.head is not None else "",
+        "head_module": wiring.head.module if wiring.head is not None else "",
         "tied": int(wiring.tied),
         "logit_scale": wiring.logit_scale,
         "logit_cap": wiring.logit_cap,
