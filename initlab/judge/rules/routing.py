@@ -49,7 +49,8 @@ def measure_routing(run: Run) -> pd.DataFrame:
     why="An expert without tokens gets no gradient, and the others learn its part, which keeps tokens away from it: a "
     "router that begins so lopsided has collapsed before the balancing loss can act.",
     advice="draw the router as the other matrices, and its biases at 0",
-    false_alarms="Routers that prefer some experts on purpose. Choices in groups are a little less even than the "
+    false_alarms="Routers that are 0 on purpose, as transformers draws AFMoE's: until the first step all tokens get "
+    "the same experts. Routers that prefer some experts on purpose. Choices in groups are a little less even than the "
     "random routers' they are compared with. Where experts choose tokens, nothing is judged.",
     source="Shazeer et al. 2017, 1701.06538, section 4; Fedus et al. 2021, 2101.03961, section 2.2",
     since="0.1.0",
