@@ -26,8 +26,8 @@ from initlab.schema import Tables
 MANIFEST = "run.json"
 # summary.csv last: its line is what makes a cell count.
 _COMMIT_ORDER = (
-    *("records", "heads", "coverage", "wiring", "behaviour", "draws", "declared", "writes"),
-    *("training", "runs", "summary"),
+    *("records", "heads", "coverage", "wiring", "routing", "behaviour", "draws", "declared"),
+    *("writes", "training", "runs", "summary"),
 )
 _ALWAYS = ("records", "heads", "coverage", "summary")  # a file each, if only of column names
 _MOST_NAMED = 4  # differences, in an error

@@ -203,7 +203,9 @@ WIRING: dict[str, Column] = {
     "site": RECORDS["site"],
     "module": Column("string", "dotted name of the module that gives what is added"),
     "kind": Column(
-        "category", "attention, mlp, unknown: not understood, or unfollowed: the block as a whole", key=True
+        "category",
+        "attention, mlp, experts: a mixture of MLPs, unknown: not understood, or unfollowed: the block as a whole",
+        key=True,
     ),
     "note": Column("string", "why the stream couldn't be followed through the block; of all its rows"),
     "norm": Column("string", "module of the norm that the branch reads through, empty without one"),
@@ -212,7 +214,9 @@ WIRING: dict[str, Column] = {
     "keep": Column("float64", "what the sum multiplies the stream with; 0 = the branch replaces it"),
     "scale": Column("float64", "what the branch is multiplied with as it is added"),
     "gain": Column("string", "parameter with a number for each channel that multiplies it"),
-    "activation": Column("string", "of an MLP, its name; `function` where it has none, identity where there is none"),
+    "activation": Column(
+        "string", "of an MLP or experts, its name; `function` where it has none, identity where there is none"
+    ),
     "gated": Column("Int64", "of an MLP: 1 = two matrices read the stream, of which one gates the other"),
     "up": Column("string", "of an MLP, the weight that reads the stream"),
     "query": Column("string", "of an attention, the weight that gives the queries"),
@@ -235,9 +239,28 @@ WIRING: dict[str, Column] = {
     "embed_norm": Column("string", "module of the norm of that sum"),
     "final_norm": Column("string", "module of the norm between the last block and what reads it"),
     "head": Column("string", "weight that gives the logits from the stack, empty without one"),
+    "head_module": Column("string", "dotted name of the module that applies it"),
     "tied": Column("Int64", "1 = the token table is the head"),
     "logit_scale": Column("float64", "what the logits are multiplied with"),
     "logit_cap": Column("float64", "c where logits are c·tanh(logits / c); NaN without"),
+}
+
+ROUTING: dict[str, Column] = {
+    **_KEYS,
+    "layer": Column("Int64", "0-based block", key=True),
+    "module": Column("string", "dotted name of the parameter by which a router scores the experts of a mixture"),
+    "n_tokens": Column("int64", "tokens that chose"),
+    "experts": Column("int64", "experts to choose from"),
+    "chosen": Column("int64", "that each token gets"),
+    "most": Column("float64", "share of the tokens that the busiest expert gets"),
+    "never": Column("int64", "experts that no token chose"),
+    "never_by_chance": Column("float64", "the same under random routers on these tokens, mean over draws"),
+    "load_var_by_chance": Column("float64", "variance of an expert's tokens under them, over draws and experts"),
+    "evenness": Column(
+        "float64", "(1 / sum of squared shares - chosen) / (experts - chosen): 1 = all alike, 0 = always the same"
+    ),
+    "evenness_by_chance": Column("float64", "mean of it under random routers on these tokens"),
+    "evenness_std_by_chance": Column("float64", "std of it over their draws"),
 }
 
 WRITES: dict[str, Column] = {
@@ -371,6 +394,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "summary": SUMMARY,
     "coverage": COVERAGE,
     "wiring": WIRING,
+    "routing": ROUTING,
     "writes": WRITES,
     "behaviour": BEHAVIOUR,
     "draws": DRAWS,
@@ -481,6 +505,7 @@ class Tables:
     summary: pd.DataFrame = field(default_factory=lambda: table("summary", []))
     coverage: pd.DataFrame = field(default_factory=lambda: table("coverage", []))
     wiring: pd.DataFrame = field(default_factory=lambda: table("wiring", []))
+    routing: pd.DataFrame = field(default_factory=lambda: table("routing", []))
     writes: pd.DataFrame = field(default_factory=lambda: table("writes", []))
     behaviour: pd.DataFrame = field(default_factory=lambda: table("behaviour", []))
     draws: pd.DataFrame = field(default_factory=lambda: table("draws", []))

@@ -164,6 +164,8 @@ class Branch:
     Attributes:
         site: attn_out, cross_attn_out, mlp_out or mixer_out: the site of what is added.
         body: what it computes; None where that isn't known.
+        experts: the MLPs that it is a mixture of, one for each or one for all of a stack; None in place of one that
+            isn't understood. `body` is None then.
         norm: of what it reads; None where it reads the stream itself.
         norms: more of them, of the same state, where queries, keys and values, or gate and up, read one each.
         post: norm of what the body gave, before it is added.
@@ -177,6 +179,7 @@ class Branch:
 
     site: str
     body: Attention | MLP | None
+    experts: tuple[MLP | None, ...] = ()
     norm: Norm | None = None
     norms: tuple[Norm, ...] = ()
     post: Norm | None = None

@@ -29,6 +29,7 @@ FILES = [
     "draws.csv",
     "heads.csv",
     "records.csv",
+    "routing.csv",
     "run.json",
     "runs.csv",
     "summary.csv",
@@ -37,8 +38,8 @@ FILES = [
     "writes.csv",
 ]
 ORDER = [
-    *("records", "heads", "coverage", "wiring", "behaviour", "draws", "declared", "writes"),
-    *("training", "runs", "summary"),
+    *("records", "heads", "coverage", "wiring", "routing", "behaviour", "draws", "declared"),
+    *("writes", "training", "runs", "summary"),
 ]  # summary last: what makes a cell count
 
 
@@ -79,6 +80,7 @@ def cell(run_id: str, rows: int = 3, **values: Any) -> Tables:
         summary=schema.table("summary", [row("summary", 0)]),
         coverage=schema.table("coverage", [row("coverage", 0)]),
         wiring=schema.table("wiring", [row("wiring", 0), row("wiring", 1)]),
+        routing=schema.table("routing", [row("routing", 0), row("routing", 1)]),
         writes=schema.table("writes", [row("writes", 0), row("writes", 1)]),
         behaviour=schema.table("behaviour", [row("behaviour", 0), row("behaviour", 1)]),
         draws=schema.table("draws", [row("draws", 0)]),

@@ -26,8 +26,8 @@ def coverage(**values: Any) -> pd.DataFrame:
 
 def test_tables_have_the_promised_columns() -> None:
     assert list(TABLES) == [
-        *("records", "heads", "summary", "coverage", "wiring", "writes", "behaviour", "draws", "declared"),
-        *("training", "runs"),
+        *("records", "heads", "summary", "coverage", "wiring", "routing", "writes", "behaviour"),
+        *("draws", "declared", "training", "runs"),
     ]
     keys = list(KEYS)
     assert [list(table)[:6] for table in (RECORDS, HEADS, SUMMARY)] == [keys] * 3
@@ -170,6 +170,7 @@ def cell(run_id: str, rows: int = 2, **values: Any) -> Tables:
         summary=schema.table("summary", [filled("summary", **key)]),
         coverage=schema.table("coverage", [COVERED | {"run_id": run_id}]),
         wiring=schema.table("wiring", [filled("wiring", **{k: v for k, v in key.items() if k != "step"})]),
+        routing=schema.table("routing", [filled("routing", **key)]),
         writes=schema.table("writes", [filled("writes", run_id=run_id)]),
         behaviour=schema.table("behaviour", [filled("behaviour", **{k: v for k, v in key.items() if k != "step"})]),
         draws=schema.table("draws", [filled("draws", **{k: v for k, v in key.items() if k != "step"})]),
@@ -182,7 +183,7 @@ def cell(run_id: str, rows: int = 2, **values: Any) -> Tables:
 def test_concat_stacks_cells_whose_categories_differ() -> None:
     a, b = cell("a", role="bias", layer=1), cell("b", rows=3)
     merged = Tables.concat([a, Tables(), b])
-    assert [len(frame) for _, frame in merged.items()] == [5] + [2] * 10
+    assert [len(frame) for _, frame in merged.items()] == [5] + [2] * 11
     for name, frame in merged.items():
         assert {column: str(dtype) for column, dtype in frame.dtypes.items()} == {
             column: spec.dtype for column, spec in TABLES[name].items()
@@ -214,7 +215,7 @@ def test_concat_of_nothing_is_empty_tables(parts: list[Tables]) -> None:
 def test_of_takes_the_rows_of_one_cell_from_every_table() -> None:
     merged = Tables.concat([cell("a"), cell("ab", rows=3)])
     one = merged.of("ab")
-    assert [len(frame) for _, frame in one.items()] == [3] + [1] * 10
+    assert [len(frame) for _, frame in one.items()] == [3] + [1] * 11
     assert all(set(frame["run_id"]) == {"ab"} for _, frame in one.items())
     assert all(frame.empty for _, frame in merged.of("nowhere").items())
     pd.testing.assert_frame_equal(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from initlab.anatomy.functions import rounded
 from initlab.anatomy.graph import Op, Value
@@ -14,6 +15,9 @@ from initlab.anatomy.operations import words
 from initlab.anatomy.walking import copies, copies_of, factor, origin, shifted, unscaled
 from initlab.anatomy.weighing import SCORING, Weighed
 from initlab.wiring import MLP, Attention, Linear, Norm
+
+if TYPE_CHECKING:
+    from initlab.anatomy.experts import Routed
 
 _MASKING = words("masked_fill where maximum add sub clamp")
 
@@ -35,7 +39,8 @@ class Read:
         product: of an attention that is written out, the one that multiplies q with k.
         mixing: the one that multiplies the weights with v.
         weighed: of an attention that isn't understood, every pattern in it.
-        experts: of a branch that isn't understood as a whole, the tensors by site of each MLP that is a part of it.
+        experts: of a branch that isn't understood as a whole, each MLP that is a part of it, as it was read.
+        routed: how tokens are given to them; None where no choice was found.
         heads: of heads that are computed one by one, each as it was read.
         conditioned: what it reads is scaled or shifted by tensors that no part of the stream made, as by adaLN.
         other: what keys and values are made of, where it isn't the branch's own stream.
@@ -51,7 +56,8 @@ class Read:
     mixing: Op | None = None
     other: Value | None = None
     weighed: list[Weighed] = field(default_factory=list)
-    experts: list[dict[str, Value]] = field(default_factory=list)
+    experts: list[Read] = field(default_factory=list)
+    routed: Routed | None = None
     heads: list[Read] = field(default_factory=list)
     conditioned: bool = False
     why: str = ""

@@ -19,7 +19,7 @@ from initlab.anatomy.families import nanogpt
 from initlab.anatomy.parameters import Parameter, check_covered
 from initlab.anatomy.roles import find_roles
 from initlab.anatomy.saying import Said
-from initlab.anatomy.sites import HeadTap, SiteMap, Tap, dropout_in_force, find_sites, site_map
+from initlab.anatomy.sites import HeadTap, RouterTap, SiteMap, Tap, dropout_in_force, find_sites, site_map
 from initlab.anatomy.stream import Stack, find_stacks
 from initlab.anatomy.taps import Tapping
 from initlab.anatomy.trace import traced
@@ -115,6 +115,7 @@ def of(
     stacks: list[Stack] = []
     stream: list[Tap] = []
     heads: list[HeadTap] = []
+    routers: list[RouterTap] = []
     wirings: list[Wiring] = []
     seen: list[Wiring] = []
     said = list(notes)
@@ -125,7 +126,7 @@ def of(
         stacks = find_stacks(model, trace, None if named is None else {DECLARED: named})
         readings = read_stacks(trace, stacks)
         tapping = Tapping(trace, stacks, readings)
-        stream, heads = tapping.taps(), tapping.heads()
+        stream, heads, routers = tapping.taps(), tapping.heads(), tapping.routers()
         if named is not None:
             stream, missed = declared_taps(stacks[0], places, stream, trace)
             said += missed
@@ -153,7 +154,7 @@ def of(
             if parameter.role in (Role.TOKEN_EMBED, Role.POS_EMBED)
         }
         terms = {term.weight: term.scale for each in seen for term in each.terms or () if term.weight is not None}
-        sites = site_map(model, stacks, stream, heads, embeddings, layers.of, said, terms)
+        sites = site_map(model, stacks, stream, heads, embeddings, layers.of, said, terms, routers)
         layout: Literal["nanogpt", ""] = ""
     else:
         layout = "nanogpt"

@@ -7,14 +7,14 @@ from dataclasses import replace
 from initlab.anatomy.apart import read_apart
 from initlab.anatomy.attending import Read, met, normed_input, read_attention
 from initlab.anatomy.crossing import crossed
-from initlab.anatomy.experts import experts_of
+from initlab.anatomy.experts import mixture_of, unpicked
 from initlab.anatomy.graph import Value
 from initlab.anatomy.heading import head_gain, head_source
 from initlab.anatomy.mlps import read_mlp
 from initlab.anatomy.norming import normed
 from initlab.anatomy.walking import origin, projected
 from initlab.anatomy.weighing import find_weighed
-from initlab.wiring import MLP, Attention
+from initlab.wiring import MLP, Attention, Norm
 
 
 def read_body(core: Value, base: Value) -> Read:
@@ -64,9 +64,12 @@ def read_body(core: Value, base: Value) -> Read:
 
 def _in_part(core: Value, met_at: Value, base: Value) -> Read:
     """What can be told of a branch that isn't understood: where its attention and its MLPs are."""
-    read = Read(why=met(met_at), experts=experts_of(core, base))
+    read = Read(why=met(met_at))
+    read.experts, read.routed = mixture_of(core, base)
     read.weighed = find_weighed(core, base)
     if not read.weighed:
+        if read.experts:
+            read.norm, read.source, read.values["ln"] = _given_to(read, base)
         return read
     first = read.weighed[0]
     read.score = first.score
@@ -76,3 +79,12 @@ def _in_part(core: Value, met_at: Value, base: Value) -> Read:
     if made is not None:
         read.norm, read.source, read.values["ln"] = normed_input(made.matrix.source, base)
     return read
+
+
+def _given_to(read: Read, base: Value) -> tuple[Norm | None, Value, Value]:
+    """What a mixture reads, as `normed_input` has it: its router's input, or what tokens are picked from."""
+    if read.routed is not None:
+        return normed_input(read.routed.matrix.source, base)
+    first = read.experts[0]
+    source = first.source if first.norm is None or first.source is None else first.values["ln"]
+    return normed_input(unpicked(source if source is not None else first.values["mlp_pre"]), base)

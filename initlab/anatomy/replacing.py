@@ -49,16 +49,29 @@ def replaced_between(block: str, place: int, before: Value, after: Value) -> lis
         if post is not None:
             core = _bare(post.source, before)
         parts = [core]
-        while (op := parts[0].op) is not None and (operands := summands(op)) is not None:  # in parallel
+        whole = read_body(core, before)
+        mixed = is_mixture(whole)
+        while not mixed and (op := parts[0].op) is not None and (operands := summands(op)) is not None:  # in parallel
             parts = [_bare(value, before) for value, _ in operands] + parts[1:]
-        reads = [read_body(part, before) for part in parts]
+        reads = [whole] if mixed else [read_body(part, before) for part in parts]
         source = reads[0].source
-        if source is None or not source.after(before) or any(r.body is None or r.source is not source for r in reads):
+        known = all((r.body is not None or is_mixture(r)) and r.source is source for r in reads)
+        if source is None or not source.after(before) or not known:
             return None
         norm = None if post is None else post.norm
         found = [Replaced(place, r, inside_of(block, p.op)[0], norm) for r, p in zip(reads, parts, strict=True)] + found
         after = source
     return found
+
+
+def is_mixture(read: Read) -> bool:
+    """Tell whether a branch is made of experts, and of nothing beside their MLPs and what chooses among them.
+
+    Args:
+        read: of the branch.
+    """
+    several = read.routed is not None or len(read.experts) > 1
+    return read.body is None and bool(read.experts) and several and not read.weighed and read.source is not None
 
 
 def _bare(value: Value, base: Value) -> Value:

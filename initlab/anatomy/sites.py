@@ -82,6 +82,27 @@ class HeadTap:
 
 
 @dataclass(frozen=True, slots=True)
+class RouterTap:
+    """What chooses among the experts of a mixture.
+
+    Attributes:
+        layer: the block.
+        weight: dotted name of the parameter that scores experts.
+        experts: how many there are.
+        chosen: how many of them a token gets.
+        given: where tokens enter the product with that parameter: (module within a call of which it is, operation).
+        choice: where the experts' numbers come out, likewise.
+    """
+
+    layer: int
+    weight: str
+    experts: int
+    chosen: int
+    given: tuple[str, Operation]
+    choice: tuple[str, Operation]
+
+
+@dataclass(frozen=True, slots=True)
 class SiteMap:
     """Everything to look at in one model. `taps` are in the order of the forward pass."""
 
@@ -94,6 +115,7 @@ class SiteMap:
     position_embedding: str = ""
     embedded: tuple[float, float] | None = None  # what these two are multiplied with in their sum, where it was read
     notes: tuple[str, ...] = ()  # what was found, and what could not be verified
+    routers: tuple[RouterTap, ...] = ()
 
 
 _IN_BLOCK: tuple[tuple[str, str, Literal["in", "out"], int | None], ...] = (
@@ -172,6 +194,7 @@ def site_map(
     layer_of: Callable[[str], int | None],
     notes: Sequence[str] = (),
     terms: Mapping[str, float] | None = None,
+    routers: Sequence[RouterTap] = (),
 ) -> SiteMap:
     """Map a model with these stacks: their taps, and every other layer's as `module`.
 
@@ -184,6 +207,7 @@ def site_map(
         layer_of: the block that a module is in.
         notes: what else is to be said of the model.
         terms: parameters that the sum of the embedding is of, and what each is multiplied with.
+        routers: of their mixtures of experts.
     """
     tables = [embeddings.get(role, "") for role in (Role.TOKEN_EMBED, Role.POS_EMBED)]
     factors = [f for table in tables for name, f in (terms or {}).items() if name.removesuffix(".weight") == table]
@@ -204,6 +228,7 @@ def site_map(
         position_embedding=tables[1],
         embedded=(factors[0], factors[1]) if len(factors) == 2 else None,
         notes=(*_notes(stacks), *notes),
+        routers=tuple(routers),
     )
 
 

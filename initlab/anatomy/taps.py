@@ -9,7 +9,7 @@ from initlab.anatomy.attending import Read, dropout, scored
 from initlab.anatomy.graph import Op, Place, Trace, Value
 from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import Operation
-from initlab.anatomy.sites import HeadTap, Tap
+from initlab.anatomy.sites import HeadTap, RouterTap, Tap
 from initlab.anatomy.stream import Block, Stack
 from initlab.anatomy.walking import copies_of, origin
 from initlab.anatomy.weighing import SCORING, Weighed
@@ -66,6 +66,26 @@ class Tapping:
                 layer += 1
         return [tap for tap in found if tap is not None]
 
+    def routers(self) -> list[RouterTap]:
+        """Every router of the blocks' mixtures."""
+        blocks = [branches for reading in self.readings for branches in reading.branches]
+        found = [self._router(layer, one.read) for layer, branches in enumerate(blocks) for one in branches]
+        return [tap for tap in found if tap is not None]
+
+    def _router(self, layer: int, read: Read) -> RouterTap | None:
+        routed = read.routed
+        if routed is None:
+            return None
+        source, op = routed.matrix.source, routed.matrix.result.op
+        while op is not None and source not in op.inputs:  # a bias stands behind it
+            op = next((each.op for each in op.inputs if each.after(source)), None)
+        given = None if op is None else op.tap(self.once, source)
+        choice = routed.choice.tap(self.once)
+        if given is None or choice is None:
+            return None
+        chosen = (choice[0], replace(choice[1], output=routed.output))
+        return RouterTap(layer, routed.matrix.linear.weight, routed.experts, routed.chosen, given, chosen)
+
     def _of_block(self, layer: int, block: Block, branches: Sequence[Branching]) -> list[Tap | None]:
         if block.start is None or not block.sums:
             # unlike its neighbours; what goes in and comes out of it is looked at all the same
@@ -114,7 +134,7 @@ class Tapping:
                 found += [self.at(value, "attn_z", layer) for value in _projected(read)]
             found += [self.at(read.values[site], site, layer) for site in _OF_MLP if site in read.values]
             for expert in read.experts:
-                found += [self.at(expert[site], site, layer) for site in _OF_MLP if site in expert]
+                found += [self.at(expert.values[site], site, layer) for site in _OF_MLP if site in expert.values]
         taken.add(one.branch.site)
         return [*found, self._write(layer, one)]
 

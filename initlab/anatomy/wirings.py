@@ -14,6 +14,7 @@ from initlab.anatomy.functions import rounded
 from initlab.anatomy.graph import Trace, Value
 from initlab.anatomy.norming import normed
 from initlab.anatomy.reading import read_body
+from initlab.anatomy.replacing import is_mixture
 from initlab.anatomy.stream import Block, Stack, Write
 from initlab.anatomy.walking import (
     copies,
@@ -139,6 +140,7 @@ def _with_replaced(updates: Sequence[Update], block: Block, before: Sequence[Sta
                 branch = Branch(
                     site=site,
                     body=body,
+                    experts=_experts(each.read),
                     norm=each.read.norm,
                     post=each.post,
                     module=each.module,
@@ -175,10 +177,12 @@ def _branch(term: Term, each: Sum, write: Write, before: Sequence[Stack]) -> Bra
         else:
             read.body = replace(read.body, cross=number, causal=False)
     gain = parameter_of(term.vector)
+    mixed = is_mixture(read) and read.source is origin(each.base)
     branch = Branch(
         site="",
         body=read.body,
-        norm=read.norm if read.body is not None else None,
+        experts=_experts(read),
+        norm=read.norm if read.body is not None or mixed else None,
         norms=read.norms if read.body is not None else (),
         post=None if post is None else post.norm,
         scale=rounded(term.scale / term.vector.rms if term.vector is not None and term.vector.rms else term.scale),
@@ -190,6 +194,11 @@ def _branch(term: Term, each: Sum, write: Write, before: Sequence[Stack]) -> Bra
     if term.vector is not None and gain is None:
         branch = replace(branch, scale=rounded(term.scale))
     return Branching(branch, read, write)
+
+
+def _experts(read: Read) -> tuple[MLP | None, ...]:
+    """The MLPs of a mixture."""
+    return tuple(x.body if isinstance(x.body, MLP) else None for x in read.experts) if is_mixture(read) else ()
 
 
 def write_sites(branches: Sequence[Branching], block: str) -> list[str]:

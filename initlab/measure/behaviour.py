@@ -58,7 +58,7 @@ def behaviour_rows(
     shared |= {
         "aim": aim_of(model, anatomy.seen),
         "mode": "train" if model.training else "eval",
-        "routed": int(any(parameter.role == Role.ROUTER for parameter in anatomy.parameters)),
+        "routed": int(bool(anatomy.sites.routers) or any(each.role == Role.ROUTER for each in anatomy.parameters)),
     }
     found = _of_tokens(passes, inputs) if inputs.ids is not None else _of_vectors(passes, inputs)
     return [shared | row for row in _told(found)]

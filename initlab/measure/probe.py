@@ -94,8 +94,8 @@ def measure_inputs(
         statistics: what is taken beside the moments, see `initlab.measure.statistics`; their columns come last.
 
     Returns:
-        records, heads (preset `full`), summary (one row), coverage, wiring and, before any step, draws and declared;
-        other `expected_*` columns are NaN.
+        records, heads and routing (preset `full`), summary (one row), coverage, wiring and, before any step, draws and
+        declared; other `expected_*` columns are NaN.
 
     Raises:
         ProbeError: the model's own forward or backward raised (chained), or its weights can't be measured.
@@ -163,6 +163,7 @@ def measure_inputs(
         summary=schema.table("summary", [summary]),
         coverage=schema.table("coverage", coverage),
         wiring=schema.table("wiring", wiring_rows(keys, anatomy)),
+        routing=schema.table("routing", recorder.routers.rows(keys)),
         draws=schema.table("draws", [] if identity.step else draw_rows(keys, anatomy)),
         declared=schema.table("declared", [] if identity.step else declared_rows(keys, anatomy)),
     )

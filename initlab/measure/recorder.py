@@ -27,6 +27,7 @@ from initlab.measure.heads import HeadReader
 from initlab.measure.hearing import Heard, Hearing, tensor_of
 from initlab.measure.moments import Preset
 from initlab.measure.positions import added, sum_factors
+from initlab.measure.routing import RouterReader
 from initlab.measure.statistics import Statistic
 from initlab.measure.statistics.taking import Measurements
 
@@ -68,6 +69,7 @@ class Recorder:
         self._loss_scale = loss_scale
         self.seen: list[Seen] = []
         self.heads = HeadReader(sites, self.moments, self._note_heads)
+        self.routers = RouterReader(sites)
         self.leaves = ExitStack()  # hooks on tensors that outlive the pass: parameters, inputs
         self.scalars: dict[str, Tensor] = {}
         self.alike: dict[tuple[Tap, int], Tensor] = {}
@@ -103,11 +105,17 @@ class Recorder:
                 wanted.setdefault((tap.module, tap.operation), []).append(partial(self._hear, tap))
         for module, operation, taker in self.heads.wanted() if self._full else ():
             wanted.setdefault((module, operation), []).append(taker)
+        for module, operation, taker in self.routers.wanted() if self._full else ():
+            wanted.setdefault((module, operation), []).append(partial(self._aside_from, taker))
         self._hearing = self.heads.hearing = Hearing(wanted, lambda: self.open) if wanted else None
         return self._hearing
 
     def _aside(self) -> AbstractContextManager[None]:
         return nullcontext() if self._hearing is None else self._hearing.aside()
+
+    def _aside_from(self, taker: Heard, *call: Any) -> None:
+        with self._aside():
+            taker(*call)
 
     def take(self, tap: Tap, value: Any) -> None:
         """Measure what a hook was handed; nestings give their first floating-point tensor."""

@@ -64,6 +64,7 @@ def _of_stack(wiring: Wiring) -> dict[str, Any]:
         "embed_norm": _module(wiring.embed_norm),
         "final_norm": _module(wiring.final_norm),
         "head": wiring.head.weight if wiring.head is not None else "",
+        "head_module": wiring.head.module if wiring.head is not None else "",
         "tied": int(wiring.tied),
         "logit_scale": wiring.logit_scale,
         "logit_cap": wiring.logit_cap,
@@ -118,7 +119,18 @@ def _of_branch(update: Update, branch: Branch) -> dict[str, Any]:
             "gated": int(body.gate is not None),
             "up": body.up.weight,
         }
+    if branch.experts:
+        return row | {"kind": "experts"} | _of_experts([each for each in branch.experts if each is not None])
     return row
+
+
+def _of_experts(known: Sequence[MLP]) -> dict[str, Any]:
+    """What the MLPs of a mixture have in common; of its activations the one that is none, if there is one."""
+    if not known:
+        return {}
+    names = [each.activation if isinstance(each.activation, str) else "function" for each in known]
+    plain = names.index("identity") if "identity" in names else 0
+    return {"activation": names[plain], "gated": int(known[plain].gate is not None), "up": known[plain].up.weight}
 
 
 def _module(norm: Norm | None) -> str:

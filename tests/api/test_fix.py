@@ -183,7 +183,7 @@ def test_zero_projections_behind_a_tied_head_are_meant_and_the_head_is_spoken_of
     proposal = initlab.fix(nanogpt("zero-out", n_layer=2, n_embd=512, n_head=8), **QUICK)
     assert proposal.rows == []
     assert [finding.code for finding in proposal.left] == ["LOG001"]
-    assert "untie the head from transformer.wte.weight" in " ".join(repr(proposal).split())
+    assert "untie lm_head from transformer.wte.weight" in " ".join(repr(proposal).split())
 
 
 def test_a_large_untied_head_shrinks() -> None:

@@ -71,13 +71,16 @@ DRAWN |= {
 }
 
 
-def run_of(records=(), summary=(), heads=(), wiring=(), writes=(), behaviour=(), draws=(), declared=(), **manifest):
+def run_of(
+    records=(), summary=(), heads=(), wiring=(), writes=(), behaviour=(), draws=(), declared=(), routing=(), **manifest
+):
     tables = Tables(
         records=schema.table("records", [RECORD | row for row in records]),
         summary=schema.table("summary", [SUMMARY | row for row in summary]),
         heads=schema.table("heads", [KEYS | {"head": 0, "n_rows": 32, "entropy": 1.0} | row for row in heads]),
         writes=schema.table("writes", [WRITE | row for row in writes]),
         wiring=schema.table("wiring", [CELL | row for row in wiring]),
+        routing=schema.table("routing", [KEYS | row for row in routing]),
         behaviour=schema.table("behaviour", [CELL | row for row in behaviour]),
         draws=schema.table("draws", [CELL | DRAWN | row for row in draws]),
         declared=schema.table("declared", [CELL | row for row in declared]),
@@ -96,6 +99,16 @@ def stream(slope, write=1e-3, embed=1e-3, depths=(4, 16)):
             value = {"n_layer": L, "site": site, "kind": "activation", "var": write * (L / 4) ** slope}
             rows += [value | {"layer": layer} for layer in range(L)]
     return rows
+
+
+def routed(*changes, **own):
+    """Routers of four blocks over eight experts, two for each of 512 tokens; a change is (layer, columns)."""
+    row = {"n_tokens": 512, "experts": 8, "chosen": 2, "most": 0.3, "never": 0, "never_by_chance": 0.0}
+    row |= {"load_var_by_chance": 900.0, "evenness": 0.8, "evenness_by_chance": 0.85, "evenness_std_by_chance": 0.03}
+    rows = [row | own | {"layer": layer, "module": f"tower.{layer}.pick.weight"} for layer in range(4)]
+    for layer, columns in changes:
+        rows[layer] |= columns
+    return run_of(summary=summary(), routing=rows)
 
 
 def wired(*changes, blocks=6, logit_std=0.3, gated=1, targets="next-token", **stack):
@@ -748,6 +761,21 @@ CASES = {
         [units(), units(dead=0.1, zeros=0.5)],
         [run_of(summary=summary())],
     ),
+    "ACT003": (
+        [
+            (routed((1, {"evenness": 0.1, "most": 0.9})), "warning"),
+            (routed((2, {"never": 1})), "warning"),
+            (routed(evenness=0.0, never=6, most=1.0), "warning"),
+        ],
+        [
+            routed(),
+            routed((1, {"evenness": 0.5})),
+            routed((1, {"evenness": 0.1, "evenness_std_by_chance": 0.2})),
+            # one cluster of tokens: chance leaves as many without
+            routed(never=3, never_by_chance=2.5, load_var_by_chance=3e4, evenness=0.3, evenness_by_chance=0.35),
+        ],
+        [run_of(summary=summary())],
+    ),
     "ATT001": (
         [(heads(entropy=0.4), "warning"), (heads(entropy=0.1), "error"), (heads(entropy=0.0), "error")],
         [heads(), heads(entropy=0.6)],
@@ -830,8 +858,9 @@ CASES = {
         [
             (wired((None, "mlp", {"activation": "identity"}), gated=0), "warning"),
             (wired((None, "mlp", {"activation": "identity"})), "warning"),
+            (wired((None, "mlp", {"kind": "experts", "activation": "identity"})), "warning"),
         ],
-        [wired()],
+        [wired(), wired((None, "mlp", {"kind": "experts"}))],
         [run_of(summary=summary())],
     ),
     "WIR007": (
@@ -1027,7 +1056,7 @@ def test_every_rule_has_cases_and_a_text():
         assert all(f"{{{name}}}" in rule.limit for name in rule.limits), rule.code
 
 
-LAST_NUMBER = {"ACT": 2, "ATT": 2, "BEH": 8, "DRW": 8, "EMB": 1, "GRD": 2, "INI": 11, "LOG": 2, "NUM": 4, "RES": 7}
+LAST_NUMBER = {"ACT": 3, "ATT": 2, "BEH": 8, "DRW": 8, "EMB": 1, "GRD": 2, "INI": 11, "LOG": 2, "NUM": 4, "RES": 7}
 LAST_NUMBER |= {"SCL": 2, "WIR": 9}
 CODES_EVER = {f"{family}{number:03}" for family, last in LAST_NUMBER.items() for number in range(1, last + 1)}
 

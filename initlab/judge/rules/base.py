@@ -39,6 +39,7 @@ _FAMILIES = (
     "stream",
     "embedding",
     "hidden",
+    "routing",
     "attention",
     "logits",
     "gradient",

@@ -72,7 +72,7 @@ def sees_later_positions(case: Case, rows: pd.DataFrame) -> Finding:
 @rule(
     code="WIR006",
     question="Wiring",
-    measures="MLPs whose activation is the identity",
+    measures="MLPs, experts of a mixture among them, whose activation is the identity",
     needs="an MLP that was understood",
     unit="MLPs",
     limit="none",
@@ -90,19 +90,20 @@ def sees_later_positions(case: Case, rows: pd.DataFrame) -> Finding:
 )
 def linear_mlp(case: Case, rows: pd.DataFrame) -> Finding:
     """Judge every MLP of every stack."""
-    own = rows[rows["kind"] == "mlp"]
+    own = rows[(rows["kind"] == "mlp") | ((rows["kind"] == "experts") & (rows["activation"] != ""))]
     if own.empty:
         return case.not_applicable(f"Needs {case.rule.needs}")
     faults = []
     for run_id, stack in stacks(own[own["activation"] == "identity"]):
         for gated, some in stack.groupby("gated"):
             name, where = _modules(some), plural(some["layer"].nunique(), "block")
+            it = "An expert" if (some["kind"] == "experts").all() else "The MLP"
             if gated:
-                text = f"The MLP has a gate and no activation in {where} ({name}): a bilinear one"
+                text = f"{it} has a gate and no activation in {where} ({name}): a bilinear one"
                 advice = f"put the activation (SiLU, GELU) on the gate of {name}, unless it is meant to be bilinear: "
                 advice += "then ignore WIR006"
             else:
-                text = f"The MLP has no nonlinearity in {where} ({name}): its two matrices are one linear map"
+                text = f"{it} has no nonlinearity in {where} ({name}): its two matrices are one linear map"
                 advice = f"put an activation (GELU, SiLU) between the matrices of {name}"
             faults.append(Fault(run_id, text, advice, "warning", _layers(some), "mlp_act"))
     return verdict(case, own, faults, "Every MLP that was understood has a nonlinearity")

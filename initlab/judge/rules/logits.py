@@ -42,6 +42,7 @@ def measure_start(run: Run) -> pd.DataFrame:
         excess=usual.where(lucky, found["loss"]) - found["ln_vocab"],
         table=table,
         head=called(run, found, "", "unembed"),
+        where=_applied_by(run, found["run_id"]),
         outputs=called(run, found, "output projections", *OUTPUTS),
     )
     draws = run.tables.draws
@@ -52,7 +53,17 @@ def measure_start(run: Run) -> pd.DataFrame:
         rows=["" if row is None else large_text(row) for row in cells],
         rest=[math.nan if row is None else row["odd_rest"] for row in cells],
     )
-    return found[[*CELL, "excess", "seen", "own_logit", "logit_std", "table", "head", "outputs", "rows", "rest"]]
+    return found[
+        [*CELL, "excess", "seen", "own_logit", "logit_std", "table", "head", "where", "outputs", "rows", "rest"]
+    ]
+
+
+def _applied_by(run: Run, cells: pd.Series) -> list[str]:
+    """Name the module that applies each cell's head; empty where none of its own does, or it isn't known."""
+    rows = run.tables.wiring
+    rows = rows[rows["head"] != ""]
+    names = dict(zip(rows["run_id"].astype(str), rows["head_module"].astype(str), strict=True))
+    return [names.get(str(cell), "") for cell in cells]
 
 
 def _usual(ln_vocab: float, std: float, own: float, repeat_rate: float) -> float:
@@ -139,17 +150,18 @@ def overconfident_start(case: Case, rows: pd.DataFrame) -> Finding:
     warning = case.limits["own_warning" if own_token else "warning"]
     if value <= warning:
         return case.passed(f"The first loss is ln V {value:+.2f} nats at its worst ({n_layer} layers)", **common)
-    table, head, outputs = (str(worst[name].iloc[0]) for name in ("table", "head", "outputs"))
+    table, head, where, outputs = (str(worst[name].iloc[0]) for name in ("table", "head", "where", "outputs"))
+    tied = f"{where}, which is tied to {table}," if where else "the tied head"
     error = case.limits["own_token" if own_token else "error"]
     seen = float(worst["seen"].median())
     beside = "" if abs(seen - value) < _TOLD else f" on average ({_nats(seen)} in this batch)"
     cause = (
-        f"the tied head gives the token just read a logit of {own:.1f}"
+        f"{tied} gives the token just read a logit of {own:.1f}"
         if own_token
         else f"the logits have std {trimmed(std, 2)}" + (", which costs about std²/2" if std < 2 else "")
     )
     advice = (
-        f"untie the head from {table}, draw it with a smaller std, "
+        f"untie {where or 'the head'} from {table}, draw it with a smaller std, "
         f"or let the blocks write more than the embedding (larger {outputs})"
         if own_token
         else f"draw {head or f'{table}, which the head is tied to,'} with a smaller std"

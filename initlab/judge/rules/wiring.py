@@ -16,7 +16,7 @@ from initlab.judge.rules.faults import Fault, anywhere, measure_wiring, stacks, 
 from initlab.judge.words import listed, plural, trimmed
 
 _NEEDS = "a residual stream that was followed"
-_KNOWN = ("attention", "mlp")
+_KNOWN = ("attention", "mlp", "experts")
 
 Row = Mapping[str, Any]  # of the table `wiring`
 Say = Callable[[Row, Row, str], tuple[str, str]]
@@ -65,7 +65,7 @@ _FEATURES: dict[str, tuple[tuple[str, ...], Say]] = {
     "qk_norm": (("attention",), _presence("of the queries and keys in", "norm", "qk_norm")),
     "keep": ((*_KNOWN, "unknown"), _value("where {name} is added, the stream is multiplied with", "keep")),
     "scale": ((*_KNOWN, "unknown"), _value("what {name} adds is multiplied with", "scale")),
-    "activation": (("mlp",), _value("the activation of {name} is", "activation")),
+    "activation": (("mlp", "experts"), _value("the activation of {name} is", "activation")),
     "causal": (("attention",), _value("a position of {name} sees", "sees")),
     "relative": (("attention",), _value("√head_size × the scale of q·k in {name} is", "relative")),
 }
@@ -176,7 +176,7 @@ def block_unlike_others(case: Case, rows: pd.DataFrame) -> Finding:
 @rule(
     code="WIR002",
     question="Wiring",
-    measures="attentions and MLPs whose result becomes the stream instead of being added to it",
+    measures="attentions, MLPs and mixtures of experts whose result becomes the stream instead of being added to it",
     needs=_NEEDS,
     unit="writes",
     limit="none; in some blocks alone an error",
