@@ -45,7 +45,7 @@ def measure_routing(run: Run) -> pd.DataFrame:
     unit="× the evenness of a random router's choice",
     limit="≥ {ratio}, unless within {off} standard deviations of it; and no expert without a token where chance leaves "
     "so many with a probability below {rare}",
-    basis="derived",
+    basis="heuristic",
     why="An expert without tokens gets no gradient, and the others learn its part, which keeps tokens away from it: a "
     "router that begins so lopsided has collapsed before the balancing loss can act.",
     advice="draw the router as the other matrices, and its biases at 0",
