@@ -187,8 +187,12 @@ def drawn_from(found: Parameter, recipe: Recipe) -> list[Distribution]:
         )
     if len(asked) == 1:
         return [recipe(found.role, found.dims)]
-    values = {each: recipe(*each) for each in dict.fromkeys((role, dims) for _, role, dims in asked)}
-    return [values[role, dims] for _, role, dims in asked]
+    # a list, of the two or three that differ: sizes that are looked up by their hash count as asked for their block
+    answers: list[tuple[Role, Dims, Distribution]] = []
+    for _, role, dims in asked:
+        if not any(role == known[0] and dims == known[1] for known in answers):
+            answers.append((role, dims, recipe(role, dims)))
+    return [next(found for to, of_, found in answers if to == role and of_ == dims) for _, role, dims in asked]
 
 
 def expected(found: Parameter, recipe: Recipe) -> tuple[float, float] | None:
