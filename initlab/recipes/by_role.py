@@ -69,12 +69,12 @@ def wiring(**options: Any) -> Callable[[Dims], dict[str, Any]]:
 
 
 def fairseq_wiring(**options: Any) -> Callable[[Dims], dict[str, Any]]:
-    """Make the wiring of fairseq's descendants, which multiply the embedding with √n_embd.
+    """Make the wiring of fairseq's descendants: the embedding × √n_embd, and a language model's head of its own.
 
     Args:
         options: further ones, as of `wiring`.
     """
-    return wiring(embedding_multiplier="sqrt(n_embd)", **options)
+    return wiring(embedding_multiplier="sqrt(n_embd)", tie_weights=False, **options)
 
 
 def llama_wiring(**options: Any) -> Callable[[Dims], dict[str, Any]]:

@@ -19,7 +19,7 @@ _WITHOUT_NORMS = fairseq_wiring(norm="none")
 
 
 def _t_fixup(role: Role, dims: Dims, factor: str) -> Distribution:
-    if role in (Role.TOKEN_EMBED, Role.UNEMBED):
+    if role == Role.TOKEN_EMBED:
         return Normal(dims("1 / (sqrt(n_embd) * (9 * n_layer) ** 0.25)"))
     return fairseq(role, dims, xavier_uniform(dims, factor if role in _SCALED else ""))
 
@@ -54,8 +54,8 @@ def t_fixup_encoder(role: Role, dims: Dims) -> Distribution:
     source="Zhang, Dauphin & Ma 2019, Fixup, 1901.09321, rules 1 to 3; hongyizhang/Fixup@f3fa449 "
     "transformer_zero.py lines 540-570, multihead_attention_zero.py reset_parameters, with 2·n_layer branches",
     wiring=fairseq_wiring(norm="none", gate=1.0),
-    note="one learned multiplier a branch, from 1, and biases for its added scalars, from 0; the tied head isn't 0, as "
-    "rule 1 has it of a classifier, which in the code it isn't either",
+    note="one learned multiplier a branch, from 1, and biases for its added scalars, from 0; the head isn't 0, as "
+    "rule 1 has it of a classifier, and isn't in the code either",
 )
 def fixup(role: Role, dims: Dims) -> Distribution:
     """No norms, outputs at 0; Glorot uniform, q, k, v × B^(-1/6), the MLP × B^(-1/2), B = 2·n_layer branches."""

@@ -35,7 +35,7 @@ def glorot(d: int, qk: float = 1, v: float = 1, out: float = 1, mlp: float = 1, 
 
 def fairseq(d: int, tokens: float = 1) -> Any:
     """Embeddings and head: 1/√d, and positions that a multiplier of √d leaves at that."""
-    return {Role.TOKEN_EMBED: tokens / math.sqrt(d), Role.UNEMBED: tokens / math.sqrt(d), Role.POS_EMBED: 1 / d}
+    return {Role.TOKEN_EMBED: tokens / math.sqrt(d), Role.UNEMBED: 1 / math.sqrt(d), Role.POS_EMBED: 1 / d}
 
 
 def torchscale(d: int, factor: float) -> Any:
@@ -114,8 +114,12 @@ _LLAMA = {"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu", "bia
 _SPEEDRUN = _LLAMA | {"activation": "relu2", "qk_norm": True, "embed_norm": True}
 
 
+def _fairseq(d: int) -> dict[str, Any]:
+    return {"embedding_multiplier": math.sqrt(d), "tie_weights": False}
+
+
 def _post(skip: float, d: int) -> dict[str, Any]:
-    return {"norm_placement": "post", "skip_multiplier": skip, "embedding_multiplier": math.sqrt(d)}
+    return {"norm_placement": "post", "skip_multiplier": skip} | _fairseq(d)
 
 
 def _gemma(d: int, **options: Any) -> dict[str, Any]:
@@ -125,23 +129,25 @@ def _gemma(d: int, **options: Any) -> dict[str, Any]:
 WIRINGS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "deepnorm": lambda L, d: _post((2 * L) ** 0.25, d),
     "deepnorm-torchscale": lambda L, d: _post((2 * L) ** 0.25, d),
-    "magneto": lambda L, d: {"inner_norm": "both", "embedding_multiplier": math.sqrt(d)},
+    "magneto": lambda L, d: {"inner_norm": "both"} | _fairseq(d),
     "admin": lambda L, d: _post(math.sqrt((2 * L + 1) / math.log(2 * L + 1) - 1), d),
-    "normformer": lambda L, d: {
-        "norm_placement": "sandwich-attn",
-        "inner_norm": "mlp",
-        "head_scale": 1.0,
-        "embedding_multiplier": math.sqrt(d),
-    },
+    "normformer": lambda L, d: (
+        {
+            "norm_placement": "sandwich-attn",
+            "inner_norm": "mlp",
+            "head_scale": 1.0,
+        }
+        | _fairseq(d)
+    ),
     "ds-init": lambda L, d: _post(1.0, d),
     "layernorm-scaling": lambda L, d: (
         _LLAMA | {"norm_multiplier": tuple((layer + 1) ** -0.5 for layer in range(L)), "tie_weights": False}
     ),
     "peri-ln": lambda L, d: _LLAMA | {"norm_placement": "sandwich", "embed_norm": True, "tie_weights": False},
     "spike-no-more": lambda L, d: {"embedding_multiplier": math.sqrt(d)},
-    "t-fixup": lambda L, d: {"norm": "none", "embedding_multiplier": math.sqrt(d)},
-    "t-fixup-encoder": lambda L, d: {"norm": "none", "embedding_multiplier": math.sqrt(d)},
-    "fixup": lambda L, d: {"norm": "none", "gate": 1.0, "embedding_multiplier": math.sqrt(d)},
+    "t-fixup": lambda L, d: {"norm": "none"} | _fairseq(d),
+    "t-fixup-encoder": lambda L, d: {"norm": "none"} | _fairseq(d),
+    "fixup": lambda L, d: {"norm": "none", "gate": 1.0} | _fairseq(d),
     "rezero": lambda L, d: {"norm": "none", "gate": 0.0},
     "skipinit": lambda L, d: {"norm": "none", "gate": 0.0},
     "layerscale-cait": lambda L, d: {"layer_scale": 0.1 if L < 20 else 1e-5 if L < 30 else 1e-6},
