@@ -239,13 +239,21 @@ def _orthogonal(found: Parameter, gain: float, normal: Tensor) -> Tensor:
     out = torch.empty_like(normal)
     for places in matrices:
         index = torch.tensor(places)
-        matrix = normal.index_select(axis, index)
-        tall = matrix.shape[-2] >= matrix.shape[-1]
-        q, r = torch.linalg.qr(matrix if tall else matrix.mT)
-        # QR leaves the signs open; the diagonal's make the draw uniform over orthogonal matrices (math-ph/0609050)
-        q *= r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-        out.index_copy_(axis, index, gain * (q if tall else q.mT))
+        out.index_copy_(axis, index, gain * orthonormal(normal.index_select(axis, index)))
     return out
+
+
+def orthonormal(normal: Tensor) -> Tensor:
+    """Turn standard normals into (semi-)orthogonal matrices, as torch.nn.init.orthogonal_.
+
+    Args:
+        normal: matrices in the last two dimensions.
+    """
+    tall = normal.shape[-2] >= normal.shape[-1]
+    q, r = torch.linalg.qr(normal if tall else normal.mT)
+    # QR leaves the signs open; the diagonal's make the draw uniform over orthogonal matrices (math-ph/0609050)
+    q *= r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return q if tall else q.mT
 
 
 def _matrices(found: Parameter, shape: torch.Size) -> tuple[int, list[list[int]]]:
