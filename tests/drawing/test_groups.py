@@ -44,8 +44,8 @@ def test_every_parameter_is_in_one_group_with_the_recipes_multipliers() -> None:
     # four times the base's width, twice its depth
     assert found["transformer.h.3.mlp.c_fc.weight"] == pytest.approx((0.1 / 4, 0.5 * 4, 1e-6 / 8))
     assert found["transformer.h.0.attn.c_attn.weight"] == pytest.approx((0.1 / 4, 0.5 * 4, 1e-6 / 8))
-    assert found["transformer.wte.weight"] == pytest.approx((0.1, 0.5, 1e-6))
-    assert found["transformer.h.3.mlp.c_fc.bias"] == pytest.approx((0.1, 0.0, 1e-6))
+    assert found["transformer.wte.weight"] == pytest.approx((0.1, 0.5, 1e-6 / 8))
+    assert found["transformer.h.3.mlp.c_fc.bias"] == pytest.approx((0.1, 0.0, 1e-6 / 8))
 
 
 def test_a_frozen_parameter_is_in_no_group() -> None:
