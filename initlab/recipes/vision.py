@@ -38,7 +38,7 @@ def vit_jax(role: Role, dims: Dims) -> Distribution:
     family="models",
     source="facebookresearch/DiT@ed81ce2 (2023) models.py lines 99-214: initialize_weights, adaLN-Zero; Peebles & Xie "
     "2022, 2212.09748",
-    wiring=wiring(activation="gelu_tanh", layer_scale=0.0, bias=True, tie_weights=False),
+    wiring=wiring(layer_scale=0.0, tie_weights=False),
     note="gates and the shifts and scales of norms are computed from what is conditioned on, by matrices that start at "
     f"0: here gates are learned numbers, from 0. Positions are fixed sinusoids there, 0.02 if learned; {_PATCHES}",
 )

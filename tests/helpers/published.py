@@ -163,5 +163,5 @@ WIRINGS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     },
     "nanochat": lambda L, d: _SPEEDRUN | {"attention_multiplier": 1.44 / 8, "logit_cap": 15.0, "tie_weights": False},
     "modded-nanogpt": lambda L, d: _SPEEDRUN | {"attention_multiplier": 0.1, "skip_multiplier": math.sqrt(1.1)},
-    "dit": lambda L, d: {"activation": "gelu_tanh", "layer_scale": 0.0, "tie_weights": False},
+    "dit": lambda L, d: {"layer_scale": 0.0, "tie_weights": False},
 }

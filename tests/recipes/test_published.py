@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,11 @@ from initlab.models.nanogpt import NanoGPT
 from initlab.models.wired import wired
 from initlab.recipes import Role, registry
 from initlab.recipes.tabulating import gpt_dims
+
+
+def test_the_readme_counts_the_recipes() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"lists {len(registry.all_recipes())} recipes" in text
 
 
 def size(role: Role, n_layer: int, n_embd: int = 512) -> Any:
