@@ -89,13 +89,13 @@ def rezero(role: Role, dims: Dims) -> Distribution:
     family="depth",
     source="De & Smith 2020, Batch Normalization Biases Residual Blocks Towards the Identity, 2002.10444: a "
     "learned scalar at the end of each branch, from 0; He's init",
-    wiring=wiring(norm="none", gate=0.0),
-    note="of convolutional networks; embeddings, which they don't have, at 0.02",
+    wiring=wiring(norm="none", gate=0.0, tie_weights=False),
+    note="of convolutional networks, whose inputs are normalised: so are tokens + positions here",
 )
 def skipinit(role: Role, dims: Dims) -> Distribution:
     """No norms, branches × a learned number from 0; He normal in every matrix."""
     he = Normal(dims("sqrt(2 / fan_in)"))
-    return by_role(role, matrix=he, tokens=Normal(dims("0.02")), head=he)
+    return by_role(role, matrix=he, tokens=Normal(dims("1 / sqrt(2)")), head=he)
 
 
 @recipe(

@@ -77,7 +77,7 @@ STDS: dict[str, Callable[[int, int], dict[Role, float]]] = {
         | {Role.POS_EMBED: math.sqrt(2 / (1024 + d))}
     ),
     "skipinit": lambda L, d: (
-        every(math.sqrt(2 / d)) | dict.fromkeys(EMBEDDINGS, 0.02) | {Role.MLP_OUT: (2 * d) ** -0.5}
+        every(math.sqrt(2 / d)) | dict.fromkeys(EMBEDDINGS, 0.5**0.5) | {Role.MLP_OUT: (2 * d) ** -0.5}
     ),
     "layerscale-cait": lambda L, d: every(0.02),
     "gemma": lambda L, d: every(0.01),
@@ -149,7 +149,7 @@ WIRINGS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "t-fixup-encoder": lambda L, d: {"norm": "none"} | _fairseq(d),
     "fixup": lambda L, d: {"norm": "none", "gate": 1.0} | _fairseq(d),
     "rezero": lambda L, d: {"norm": "none", "gate": 0.0},
-    "skipinit": lambda L, d: {"norm": "none", "gate": 0.0},
+    "skipinit": lambda L, d: {"norm": "none", "gate": 0.0, "tie_weights": False},
     "layerscale-cait": lambda L, d: {"layer_scale": 0.1 if L < 20 else 1e-5 if L < 30 else 1e-6},
     "gemma": lambda L, d: _gemma(d),
     "gemma-2": lambda L, d: _gemma(d, norm_placement="sandwich", logit_cap=30.0),
