@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+import initlab
 from initlab.anatomy.look import of
 from initlab.anatomy.source import depth_code
+from initlab.api.looking import passed
 from initlab.drawing.apply import apply_recipe
 from initlab.drawing.describe import describe
 from initlab.errors import RecipeError
@@ -257,6 +259,14 @@ def test_a_recipe_with_a_wiring_is_only_named_where_the_model_has_it() -> None:
     assert ["layernorm-scaling" in ids for ids in named] == [False, False, True]
     assert not any("qwen3" in ids for ids in named)  # queries and keys aren't normalised
     assert all("hf-llama" in ids for ids in named)
+
+
+def test_a_model_of_others_that_was_wired_as_a_recipe_is_known_to_be_from_a_pass() -> None:
+    models = [foreign("Llama", intermediate_size=128, pad_token_id=None) for _ in range(2)]
+    initlab.apply_recipe(models[1], "layernorm-scaling")
+    named = [{id for row in describe(passed(model)) for id in row["expected"]} for model in models]
+    assert ["layernorm-scaling" in ids for ids in named] == [False, True]
+    assert not {"qwen3", "peri-ln", "deepnorm"} & (named[0] | named[1])
 
 
 def test_what_doesnt_ask_for_the_block_is_asked_once_and_what_does_for_each() -> None:
