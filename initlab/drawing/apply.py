@@ -187,8 +187,12 @@ def drawn_from(found: Parameter, recipe: Recipe) -> list[Distribution]:
         )
     if len(asked) == 1:
         return [recipe(found.role, found.dims)]
-    values = {each: recipe(*each) for each in dict.fromkeys((role, dims) for _, role, dims in asked)}
-    return [values[role, dims] for _, role, dims in asked]
+    # a list, of the two or three that differ: sizes that are looked up by their hash count as asked for their block
+    answers: list[tuple[Role, Dims, Distribution]] = []
+    for _, role, dims in asked:
+        if not any(role == known[0] and dims == known[1] for known in answers):
+            answers.append((role, dims, recipe(role, dims)))
+    return [next(found for to, of_, found in answers if to == role and of_ == dims) for _, role, dims in asked]
 
 
 def expected(found: Parameter, recipe: Recipe) -> tuple[float, float] | None:
@@ -235,13 +239,21 @@ def _orthogonal(found: Parameter, gain: float, normal: Tensor) -> Tensor:
     out = torch.empty_like(normal)
     for places in matrices:
         index = torch.tensor(places)
-        matrix = normal.index_select(axis, index)
-        tall = matrix.shape[-2] >= matrix.shape[-1]
-        q, r = torch.linalg.qr(matrix if tall else matrix.mT)
-        # QR leaves the signs open; the diagonal's make the draw uniform over orthogonal matrices (math-ph/0609050)
-        q *= r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-        out.index_copy_(axis, index, gain * (q if tall else q.mT))
+        out.index_copy_(axis, index, gain * orthonormal(normal.index_select(axis, index)))
     return out
+
+
+def orthonormal(normal: Tensor) -> Tensor:
+    """Turn standard normals into (semi-)orthogonal matrices, as torch.nn.init.orthogonal_.
+
+    Args:
+        normal: matrices in the last two dimensions.
+    """
+    tall = normal.shape[-2] >= normal.shape[-1]
+    q, r = torch.linalg.qr(normal if tall else normal.mT)
+    # QR leaves the signs open; the diagonal's make the draw uniform over orthogonal matrices (math-ph/0609050)
+    q *= r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return q if tall else q.mT
 
 
 def _matrices(found: Parameter, shape: torch.Size) -> tuple[int, list[list[int]]]:

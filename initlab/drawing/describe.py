@@ -13,7 +13,9 @@ from torch import Tensor
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.source import depth_code
-from initlab.drawing.apply import drawn_from, was_applied
+from initlab.drawing import wire
+from initlab.drawing.answers import Answers
+from initlab.drawing.apply import was_applied
 from initlab.drawing.uneven import odd_rows
 from initlab.errors import RecipeError
 from initlab.recipes import Distribution, Recipe, Role, registry
@@ -62,9 +64,7 @@ def describe(anatomy: Anatomy, recipes: Iterable[str | Recipe] | None = None) ->
         RecipeError: an unknown recipe, or a model on the meta device.
     """
     model = anatomy.model
-    # one that is relative to a base says of a model alone what any base would
-    every = [each for each in registry.all_recipes().values() if each.base is None]
-    known = every if recipes is None else [registry.get(each) for each in recipes]
+    known = _possible(anatomy) if recipes is None else [registry.get(each) for each in recipes]
     parameters = dict(model.named_parameters())
     if any(parameter.is_meta for parameter in parameters.values()):
         raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to describe")
@@ -75,10 +75,22 @@ def describe(anatomy: Anatomy, recipes: Iterable[str | Recipe] | None = None) ->
     outputs = [place.name for place in anatomy.parameters if place.role in OUTPUTS]
     code = "" if was_applied(model) else depth_code(model, outputs)
     rows = []
+    answers = Answers(anatomy.parameters)
     for (role, stack), group in groups.items():
         shape = tuple(parameters[group[0].place.name].shape)
-        rows.append({"role": role.value, "stack": stack, "shape": shape, **_row(group, known), "depth_code": code})
+        row = _row(group, known, answers)
+        rows.append({"role": role.value, "stack": stack, "shape": shape, **row, "depth_code": code})
     return sorted(rows, key=lambda row: row["role"] in (Role.GATE, Role.OTHER))
+
+
+def _possible(anatomy: Anatomy) -> list[Recipe]:
+    """Recipes that a model can have been drawn from: not those that need another wiring, or a base to be asked with."""
+    dims = anatomy.parameters[0].dims if anatomy.parameters else None
+    return [
+        each
+        for each in registry.all_recipes().values()
+        if each.base is None and (dims is None or wire.fits(anatomy, each, dims))
+    ]
 
 
 def _moments(place: Parameter, parameter: Tensor) -> _Found:
@@ -151,14 +163,14 @@ def _is_orthogonal(values: Tensor) -> bool:
     return False
 
 
-def _row(group: list[_Found], recipes: list[Recipe]) -> dict[str, Any]:
+def _row(group: list[_Found], recipes: list[Recipe], answers: Answers) -> dict[str, Any]:
     numel = sum(found.numel for found in group)
     std = _pooled((found.numel, found.std) for found in group)
     distribution = _distribution(group, std, numel)
     expected = {}
     for recipe in recipes:
         try:
-            wanted = _expected(group, recipe, distribution)
+            wanted = _expected(group, recipe, distribution, answers)
         except RecipeError:  # it has no answer for this role in this model, so it isn't the one
             continue
         if wanted:
@@ -184,14 +196,14 @@ def _row(group: list[_Found], recipes: list[Recipe]) -> dict[str, Any]:
     }
 
 
-def _expected(group: list[_Found], recipe: Recipe, distribution: str) -> dict[str, Any]:
+def _expected(group: list[_Found], recipe: Recipe, distribution: str, answers: Answers) -> dict[str, Any]:
     """What the recipe draws for these parameters, and the names of those that were drawn otherwise; or nothing."""
     misfits: list[_Found] = []
     stds = []
     each: dict[str, float] = {}
     first: Distribution | None = None
     for found in group:
-        values = drawn_from(found.place, recipe)
+        values = answers.of(found.place, recipe)
         if not values:
             return {}
         first = values[0]

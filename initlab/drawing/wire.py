@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from initlab.anatomy.look import Anatomy
 from initlab.drawing.wired import SAME, Place, Wanted, found_options, places
 from initlab.errors import RecipeError
+from initlab.models.config import NanoGPTConfig
 from initlab.models.nanogpt import NanoGPT
 from initlab.models.wired import wired
 from initlab.recipes import Dims, Recipe
@@ -81,6 +82,39 @@ def wire(model: nn.Module, recipe: Recipe, dims: Dims, look: Look | None = None)
             f"{recipe.id} is more than a draw, and {type(model).__name__} can't be given its wiring: {error}; write it "
             "into the model, and draw a recipe of your own, (role, dims) -> distribution, without it"
         ) from None
+
+
+def fits(anatomy: Anatomy, recipe: Recipe, dims: Dims) -> bool:
+    """Tell whether a model is known to be wired as the recipe has it.
+
+    Args:
+        anatomy: of the model.
+        recipe: any; one without a wiring fits every model.
+        dims: the model's sizes.
+    """
+    if recipe.wiring is None:
+        return True
+    try:
+        if isinstance(anatomy.model, NanoGPT):
+            return _fits_config(anatomy.model.config, recipe, dims)
+        if len(anatomy.wirings) != 1:
+            return False
+        options, has = recipe.wired(dims), found_options(anatomy.wirings[0])
+        if any(name in has and not _equal(has[name], value) for name, value in options.items()):
+            return False
+        left = options.keys() - has.keys() - {field.name for field in fields(Wanted)} - {"bias"}
+        return not left and not any(True for _ in places(anatomy.wirings[0], Wanted.of(options)))
+    except RecipeError:  # of a recipe of somebody's own, or the model has no place for an option
+        return False
+
+
+def _fits_config(config: NanoGPTConfig, recipe: Recipe, dims: Dims) -> bool:
+    # most differ in something that is one number, or word, of every block: that is told by the first
+    alone = recipe.wired(dims, blocks=1)
+    given = {name: getattr(config, name, None) for name in alone}
+    if any(given[name] != value and not isinstance(given[name], tuple) for name, value in alone.items()):
+        return False
+    return given == recipe.wired(dims)
 
 
 def _check_nanogpt(model: NanoGPT, recipe: Recipe) -> None:

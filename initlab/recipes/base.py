@@ -271,20 +271,22 @@ class Recipe:
             )
         return found
 
-    def wired(self, dims: Dims) -> dict[str, Any]:
+    def wired(self, dims: Dims, blocks: int | None = None) -> dict[str, Any]:
         """Evaluate the wiring: a value by option, or a tuple of one for each block where they differ.
 
         Args:
             dims: sizes of the model.
+            blocks: how many of the first to evaluate; None: all.
 
         Raises:
             RecipeError: it fails, or isn't the same options for every block.
         """
         if self.wiring is None:
             return {}
+        layers = range(max(dims.n_layer if blocks is None else blocks, 1))
         try:
-            blocks = [self.wiring(self.based(replace(dims, layer=layer))) for layer in range(max(dims.n_layer, 1))]
-            return {name: _same(tuple(block[name] for block in blocks)) for name in blocks[0]}
+            found = [self.wiring(self.based(replace(dims, layer=layer))) for layer in layers]
+            return {name: _same(tuple(block[name] for block in found)) for name in found[0]}
         except RecipeError:
             raise
         except Exception as error:

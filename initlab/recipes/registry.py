@@ -12,7 +12,8 @@ from initlab.errors import ConfigError, RecipeError
 from initlab.recipes.base import Base, Optimizer, Recipe, Rule, Wire
 from initlab.registry import Registry
 
-_FAMILIES = ("gpt2", "megatron", "llama", "olmo", "fans", "transfer", "frameworks")
+_MODELS = ("open_models", "speedruns", "vision")
+_FAMILIES = ("gpt2", "megatron", "llama", "olmo", "fans", "transfer", "depth", "gated", *_MODELS, "frameworks")
 RECIPES: Registry[Recipe] = Registry("recipe", tuple(f"initlab.recipes.{name}" for name in _FAMILIES), RecipeError)
 
 

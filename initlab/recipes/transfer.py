@@ -16,11 +16,11 @@ from initlab.recipes.registry import recipe
 _HIDDEN = frozenset(Role) - {Role.TOKEN_EMBED, Role.POS_EMBED, Role.UNEMBED, Role.ROUTER, Role.OTHER, Role.GATE}
 _HIDDEN -= frozenset(VECTORS)
 _BASE = Base(n_layer=2, n_embd=256)
-_NANOGPT_MUP = "EleutherAI/nanoGPT-mup"
 _WIDTH = "base_embd / n_embd"
 _GROWTH = "n_embd / base_embd"  # of the decay of what has its rate divided: rate × decay stays as it is
 # q·k grows with the head's size once q and k are aligned, not with its root
 _ATTENTION = "sqrt(base_head) * n_head / n_embd"
+_AT_BASE = "Attention has 1/√(head size) at the base, as the package mup advises; nanoGPT-mup has 1/(head size) at any"
 # a hyperparameter of its own: what the source has at 256 features, at every width; rates are relative to the base
 _SIGMA = "0.02 * sqrt(256 / n_embd)"
 
@@ -36,20 +36,27 @@ def _drawn(role: Role, dims: Dims, hidden: str, outputs: str, embedding: str = "
     return Normal(dims(outputs if role in OUTPUTS else hidden))
 
 
-def _rates(
+def rates(
     hidden: str, *, decay: str = _GROWTH, eps: str = "1", vectors: str = "1", head: str = "1"
 ) -> Callable[[Role, Dims], Adam]:
-    """Multipliers of the rate of blocks' matrices, of gains and biases in blocks, and of a head; 1 for embeddings.
+    """Make an optimizer part; formulas are 1 at the base.
 
     The final norm's gain counts as one of the blocks': a recipe isn't told where a vector stands.
+
+    Args:
+        hidden: of the rate of blocks' matrices.
+        decay: of these matrices' decay.
+        eps: of every parameter's, since gradients shrink with the logits' and the branches' multipliers.
+        vectors: of the rate of gains and biases.
+        head: of an untied head's rate.
     """
 
     def adam(role: Role, dims: Dims) -> Adam:
         if role in _HIDDEN:
             return Adam(lr=dims(hidden), weight_decay=dims(decay), eps=dims(eps))
         if role in VECTORS:
-            return Adam(lr=dims(vectors))
-        return Adam(lr=dims(head)) if role == Role.UNEMBED else Adam()
+            return Adam(lr=dims(vectors), eps=dims(eps))
+        return Adam(lr=dims(head if role == Role.UNEMBED else "1"), eps=dims(eps))
 
     return adam
 
@@ -62,12 +69,12 @@ def _mup_wiring(dims: Dims) -> dict[str, Any]:
     "mup",
     family="transfer",
     source="Yang et al. 2022, Tensor Programs V, 2203.03466, table 8 (Adam); as in EleutherAI/nanoGPT-mup "
-    "model.py@b2a5e60 (2024), lines 63-68, 140-147, 182-196, 281-299",
+    "model.py@b2a5e60 (2025), lines 63-68, 140-147, 182-196, 281-299",
     base=_BASE,
     wiring=_mup_wiring,
-    optimizer=_rates(_WIDTH),
-    note="decay of the blocks' matrices grows with the width, so that rate × decay stays as it is; the package mup "
-    "leaves that to the user",
+    optimizer=rates(_WIDTH),
+    note="decay of the blocks' matrices grows with the width, so that rate × decay stays as it is, as on that "
+    f"repository's branch completep; the lines above leave it. {_AT_BASE}",
 )
 def mup(role: Role, dims: Dims) -> Distribution:
     """nanogpt with 0.32/√width in the blocks (0.02 at 256), Adam's rate there and logits ∝ 1/width."""
@@ -81,7 +88,7 @@ def mup(role: Role, dims: Dims) -> Distribution:
     "readout at 0, attention 8/head_size",
     base=_BASE,
     wiring=lambda dims: _mup_wiring(dims) | {"tie_weights": False},
-    optimizer=_rates(_WIDTH),
+    optimizer=rates(_WIDTH),
 )
 def mup_package(role: Role, dims: Dims) -> Distribution:
     """mup with queries and an untied head at 0, as mup's README advises: no scores and no logits at first."""
@@ -100,16 +107,16 @@ def _deep_wiring(multiplier: str) -> Callable[[Dims], dict[str, Any]]:
 @recipe(
     "depth-mup",
     family="transfer",
-    source="Yang et al. 2023, Tensor Programs VI, 2310.02244; as α = 0.5 in EleutherAI/nanoGPT-mup, branch completep, "
-    "model.py lines 113-118, 168-177, 331-362",
+    source="Yang et al. 2023, Tensor Programs VI, 2310.02244; as α = 0.5 in EleutherAI/nanoGPT-mup, branch "
+    "completep@6f8bc3b (2025), model.py lines 113-118, 168-177, 331-362",
     base=_BASE,
     wiring=_deep_wiring("sqrt(base_layer / n_layer)"),
-    optimizer=_rates(
+    optimizer=rates(
         "base_embd / n_embd * sqrt(base_layer / n_layer)",
         vectors="sqrt(base_layer / n_layer)",
         eps="base_embd / n_embd * sqrt(base_layer / n_layer)",
     ),
-    note="the paper's blocks have one layer; with two and more its rate isn't claimed to hold over depth",
+    note=f"the paper's blocks have one layer; with two and more its rate isn't claimed to hold over depth. {_AT_BASE}",
 )
 def depth_mup(role: Role, dims: Dims) -> Distribution:
     """mup with branches × 1/√depth, and Adam's rates in the blocks × 1/√depth."""
@@ -119,11 +126,12 @@ def depth_mup(role: Role, dims: Dims) -> Distribution:
 @recipe(
     "completep",
     family="transfer",
-    source="Dey et al. 2025, CompleteP, 2505.01618; as in EleutherAI/nanoGPT-mup, branch completep, model.py lines "
-    "113-118, 168-177, 331-362",
+    source="Dey et al. 2025, CompleteP, 2505.01618; as in EleutherAI/nanoGPT-mup, branch "
+    "completep@6f8bc3b (2025), model.py lines 113-118, 168-177, 331-362",
     base=_BASE,
     wiring=_deep_wiring("base_layer / n_layer"),
-    optimizer=_rates(_WIDTH, eps="base_embd / n_embd * base_layer / n_layer"),
+    optimizer=rates(_WIDTH, eps="base_embd / n_embd * base_layer / n_layer"),
+    note=_AT_BASE,
 )
 def completep(role: Role, dims: Dims) -> Distribution:
     """mup with branches × 1/depth; Adam's rates don't depend on depth."""

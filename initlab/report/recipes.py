@@ -20,6 +20,8 @@ _FAMILIES = {
     "olmo": "OLMo",
     "fans": "by fans",
     "transfer": "whose rates hold over width or depth",
+    "depth": "for many layers",
+    "models": "as published models have them",
     "framework": "framework",
 }
 

@@ -95,6 +95,14 @@ def stds(recipe: str) -> dict[str, float]:
         "orthogonal": gpt2
         | {"attn_qkv": wide, "attn_out": wide, "mlp_in": wide / 2, "mlp_out": wide / 2, "unembed": V**-0.5},
         "spectral": wide_gpt2 | {"token_embed": 1.0, "pos_embed": 1.0, "attn_out": wide, "mlp_out": wide / 4},
+        "deepseek": dict.fromkeys(gpt2, 0.006),
+        "mamba": dict.fromkeys(gpt2, torchs)
+        | {"token_embed": 0.02, "pos_embed": 0.02}
+        | {"attn_out": torchs / math.sqrt(2 * L), "mlp_out": torchs / 2 / math.sqrt(2 * L)},
+        "vit-timm": outputs(0.02),
+        "vit-jax": gpt2
+        | {"attn_qkv": wide, "attn_out": wide, "unembed": 0.0}
+        | dict.fromkeys(("mlp_in", "mlp_out"), math.sqrt(0.4 / D)),
         "torch-default": {"token_embed": 1.0, "pos_embed": 1.0, "unembed": torchs, "attn_qkv": torchs}
         | {"attn_out": torchs, "mlp_in": torchs, "mlp_out": 1 / math.sqrt(12 * D)},
     }[recipe]

@@ -44,8 +44,8 @@ def test_every_parameter_is_in_one_group_with_the_recipes_multipliers() -> None:
     # four times the base's width, twice its depth
     assert found["transformer.h.3.mlp.c_fc.weight"] == pytest.approx((0.1 / 4, 0.5 * 4, 1e-6 / 8))
     assert found["transformer.h.0.attn.c_attn.weight"] == pytest.approx((0.1 / 4, 0.5 * 4, 1e-6 / 8))
-    assert found["transformer.wte.weight"] == pytest.approx((0.1, 0.5, 1e-6))
-    assert found["transformer.h.3.mlp.c_fc.bias"] == pytest.approx((0.1, 0.0, 1e-6))
+    assert found["transformer.wte.weight"] == pytest.approx((0.1, 0.5, 1e-6 / 8))
+    assert found["transformer.h.3.mlp.c_fc.bias"] == pytest.approx((0.1, 0.0, 1e-6 / 8))
 
 
 def test_a_frozen_parameter_is_in_no_group() -> None:
@@ -83,6 +83,8 @@ def test_another_model_that_isnt_wired_so_is_refused_and_left_as_it_was() -> Non
     block = {name: nn.Linear(16, 16) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
     model = nn.ModuleDict({"wte": nn.Embedding(32, 16), "h": nn.ModuleList([nn.ModuleDict(block)])})
     before = [parameter.clone() for parameter in model.parameters()]
-    with pytest.raises(RecipeError, match=r"completep is more than a draw, .*: it needs attention_multiplier="):
+    with pytest.raises(
+        RecipeError, match=r"completep is more than a draw, and .* wiring: it needs attention_multiplier="
+    ):
         apply_recipe(model, COMPLETEP, 0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))

@@ -14,6 +14,7 @@ from initlab.models.config import NanoGPTConfig
 from initlab.models.wired import OPTIONS, dims_of, wired
 from initlab.recipes import Adam, Base, Dims, Normal, Recipe, Role, registry
 from initlab.recipes.tabulating import evaluate, gpt_dims
+from tests.helpers import published
 
 SIZES = [(2, 256), (8, 64), (12, 1024)]
 HEAD = 64  # features, at every width
@@ -43,13 +44,13 @@ WIRINGS: dict[str, Callable[[int, int], dict[str, Any]]] = {
         "residual_multiplier": 1 / math.sqrt(L),
         "tie_weights": False,
     },
-}
+} | published.WIRINGS
 
 
 def rates(hidden: Adam, **others: Adam) -> dict[Role, Adam]:
     rest = [Role.TOKEN_EMBED, Role.POS_EMBED, Role.UNEMBED, Role.NORM_GAIN, Role.NORM_BIAS, Role.BIAS]
     return (
-        dict.fromkeys(rest, Adam())
+        dict.fromkeys(rest, Adam(eps=hidden.eps))
         | dict.fromkeys(MATRICES, hidden)
         | {Role(name): adam for name, adam in others.items()}
     )
@@ -60,9 +61,9 @@ OPTIMIZERS: dict[str, Callable[[int, int], dict[Role, Adam]]] = {
     "mup-package": lambda L, d: rates(Adam(256 / d, d / 256)),
     "depth-mup": lambda L, d: rates(
         Adam(256 / d * math.sqrt(2 / L), d / 256, 256 / d * math.sqrt(2 / L)),
-        norm_gain=Adam(math.sqrt(2 / L)),
-        norm_bias=Adam(math.sqrt(2 / L)),
-        bias=Adam(math.sqrt(2 / L)),
+        norm_gain=Adam(math.sqrt(2 / L), eps=256 / d * math.sqrt(2 / L)),
+        norm_bias=Adam(math.sqrt(2 / L), eps=256 / d * math.sqrt(2 / L)),
+        bias=Adam(math.sqrt(2 / L), eps=256 / d * math.sqrt(2 / L)),
     ),
     "completep": lambda L, d: rates(Adam(256 / d, d / 256, 256 / d * 2 / L)),
     "u-mup": lambda L, d: rates(
@@ -71,6 +72,7 @@ OPTIMIZERS: dict[str, Callable[[int, int], dict[Role, Adam]]] = {
         pos_embed=Adam(math.sqrt(256 / d)),
         unembed=Adam(256 / d),
     ),
+    "cerebras-gpt": lambda L, d: rates(Adam(256 / d)),
 }
 
 

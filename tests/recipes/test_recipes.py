@@ -26,6 +26,7 @@ from initlab.recipes import (
     registry,
 )
 from initlab.recipes.tabulating import evaluate, gpt_dims, gpt_roles
+from tests.helpers.published import STDS
 
 SIZES = [(1, 16), (2, 64), (12, 768), (48, 1600)]
 VOCAB, T = 50304, 1024
@@ -128,7 +129,7 @@ EXPECTED: dict[str, Callable[[int, int], dict[Role, float]]] = {
         {Role.TOKEN_EMBED: 1 / math.sqrt(3 * d), Role.POS_EMBED: 1.0, Role.MLP_OUT: 1 / math.sqrt(12 * d)}
         | dict.fromkeys((Role.ATTN_QKV, Role.ATTN_OUT, Role.MLP_IN, Role.UNEMBED), 1 / math.sqrt(3 * d))
     ),
-}
+} | STDS
 
 
 def test_every_recipe_has_its_formulas_written_out_here() -> None:
@@ -221,7 +222,7 @@ def test_every_recipe_answers_every_role(id: str) -> None:
 def test_every_recipe_says_what_it_is_and_where_it_was_read(id: str) -> None:
     recipe = registry.get(id)
     assert recipe.id == id
-    assert recipe.family in ("gpt2", "megatron", "llama", "olmo", "fans", "transfer", "depth", "framework")
+    assert recipe.family in ("gpt2", "megatron", "llama", "olmo", "fans", "transfer", "depth", "models", "framework")
     assert len(recipe.source) > 20
     assert len(recipe.summary) > 20
     assert recipe.summary.endswith(".")
@@ -235,7 +236,7 @@ def test_the_text_of_a_formula_evaluates_to_its_value(id: str, n_layer: int, n_e
         found = registry.get(id)(role, size)
         quantity, _, text = found.formula.partition(", cut at")[0].partition(" = ")
         names = {name: getattr(size, name) for name in Dims.__slots__}
-        value = eval(text, {"sqrt": math.sqrt}, names)
+        value = eval(text, {"sqrt": math.sqrt, "log": math.log}, names)
         assert value == pytest.approx(getattr(found, quantity), rel=1e-12), role
 
 
