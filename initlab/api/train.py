@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from initlab.training.config import TrainConfig
     from initlab.training.data import Split
     from initlab.training.distributed import World
-    from initlab.training.trainer import LossScale, TrainResult
+    from initlab.training.telling import LossScale, StepWatch, TrainResult
 
 MEASURED_TOKENS = 4096  # of the batch that the model is measured on, before and after
 PASSES = 1.5  # seconds of a step over those of its matrix products alone, at the rate of a bare one
@@ -278,7 +278,7 @@ class _Job:
     ) -> TrainResult:
         from initlab.training import trainer
 
-        def watched(model: nn.Module, scale: LossScale, start_step: int) -> trainer.StepWatch:
+        def watched(model: nn.Module, scale: LossScale, start_step: int) -> StepWatch:
             from initlab.api.watch import watch
 
             place = None if folder is None else folder / "watch"

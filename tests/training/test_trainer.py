@@ -21,7 +21,8 @@ from initlab.models.wired import wired
 from initlab.recipes import registry
 from initlab.training.config import TrainConfig
 from initlab.training.data import Split, split
-from initlab.training.trainer import LossScale, TrainResult, train
+from initlab.training.telling import LossScale, TrainResult
+from initlab.training.trainer import train
 
 SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=16, bias=False)
 CONFIG = TrainConfig(steps=12, lr=1e-2, warmup=3, batch_size=4, eval_every=5, eval_batches=2)
