@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from initlab.anatomy.inputs import Inputs
     from initlab.anatomy.look import Anatomy
     from initlab.corpus import Corpus
-    from initlab.drawing.subject import Maker, Subject
+    from initlab.drawing.makers import Maker
+    from initlab.drawing.subject import Subject
     from initlab.measure.sweep import Cell, SweepConfig
 
 TOKENS = 1024  # of a batch, about, of what isn't a NanoGPT
