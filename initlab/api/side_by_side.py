@@ -247,7 +247,7 @@ class SideBySide:
         """Make, draw and measure the model of a cell, in the mode it is made in, and fill in what is expected of it."""
         from initlab.drawing.subject import seeded
         from initlab.measure.probe import Identity, look, measure_inputs
-        from initlab.measure.sweep import DTYPES
+        from initlab.measure.sweep import DTYPES, fill_sizes
 
         started = time.perf_counter()
         name, autocast = cell.recipe, DTYPES[sweep.dtype]
@@ -259,9 +259,7 @@ class SideBySide:
             anatomy = look(model, inputs, seed=cell.seed, autocast=autocast)
             tables = measure_inputs(model, inputs, identity, anatomy=anatomy, autocast=autocast, **options)
             self.expect(name, anatomy, tables, inputs, described)
-        for frame in (tables.records, tables.summary, tables.heads):  # a model without a stream has no size of its own
-            for column, size in (("n_layer", cell.n_layer), ("n_embd", cell.n_embd)):
-                frame[column] = frame[column].mask(frame[column] == 0, size)
+        fill_sizes(tables, cell)
         tables.summary["seconds"] = round(time.perf_counter() - started, 3)
         return tables
 

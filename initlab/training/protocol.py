@@ -18,7 +18,7 @@ from initlab import schema
 from initlab.drawing.subject import Subject, check_axis, seeded
 from initlab.errors import ConfigError
 from initlab.measure.probe import Identity, measure_inputs
-from initlab.measure.sweep import DTYPES, Cell, SweepConfig
+from initlab.measure.sweep import DTYPES, Cell, SweepConfig, fill_sizes
 from initlab.models.config import NanoGPTConfig
 from initlab.recipes import Recipe
 from initlab.schema import Tables
@@ -244,9 +244,7 @@ def _trained_model(task: Task, cell: TrainingCell, grid: GridConfig, split: Spli
     inputs = task.inputs(*split.evaluation(1, grid.batch_size, task.block_size)[0])
     identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed, step=step)
     found = measure_inputs(task.model, inputs, identity, preset="light", autocast=DTYPES[grid.dtype])
-    for frame in (found.records, found.summary):  # a model without a stream has no size of its own
-        for column, size in (("n_layer", cell.n_layer), ("n_embd", cell.n_embd)):
-            frame[column] = frame[column].mask(frame[column] == 0, size)
+    fill_sizes(found, cell)
     # a run that ended before its first update is the fresh model, which has been measured already
     kept = found.records["site"].isin(SITES) & found.records["kind"].isin(KINDS) & (step > 0)
     return Tables(records=found.records[kept], summary=found.summary)
