@@ -56,11 +56,12 @@ def split_for(subject: Subject, text: Text, otherwise: int) -> tuple[Split, int]
     try:
         split = load_split(text.data, text.tokenizer, known.get(name))
     except DataError:
-        needed = load_split(text.data, text.tokenizer).vocab_size if subject.makers else 0
-        if not subject.makers or needed <= known[name]:
+        if not subject.makers or (whole := load_split(text.data, text.tokenizer).train).tokenizer == "stored":
+            raise
+        if (needed := whole.vocab_size) <= known[name]:
             raise
         raise ConfigError(
-            f"{text.data} has {needed} ids as {text.tokenizer or 'bytes'}, and the model of {name} knows "
+            f"{text.data} has {needed} ids as {whole.tokenizer}, and the model of {name} knows "
             f"{known[name]}; make it with vocab_size={needed}, or take another tokenizer (--tokenizer char)"
         ) from None
     subject.read(vocab_size=split.vocab_size)

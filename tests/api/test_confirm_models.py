@@ -12,7 +12,7 @@ from decoders import VOCAB, Decoder, Headless, Seeing, decoder, small_start, stu
 
 import initlab
 from initlab import cli, rundir
-from initlab.errors import ConfigError, ProbeError, RecipeError
+from initlab.errors import ConfigError, DataError, ProbeError, RecipeError
 from initlab.recipes import Constant, Normal, Recipe, Role
 from initlab.training import execution
 
@@ -218,6 +218,12 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(changes, e
     with pytest.raises(error, match=message):
         confirm(given.pop("recipes"), **given)
     assert not (tmp_path / "run").exists()
+
+
+def test_ids_of_a_file_that_a_model_does_not_know_are_named(tmp_path):
+    np.arange(400, dtype="<u2").tofile(tmp_path / "text.bin")
+    with pytest.raises(DataError, match="outside a vocabulary of 48"):
+        confirm(["nanogpt"], **TINY | {"text": initlab.Text(tmp_path / "text.bin", block_size=8)})
 
 
 def test_a_role_without_an_answer_leaves_its_recipe_out():
