@@ -11,7 +11,6 @@ from initlab import __version__
 from initlab.api.manifest import new_manifest
 from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
-from initlab.errors import ConfigError
 from initlab.models.config import NanoGPTConfig
 from initlab.options import RunOptions, Text, checked
 from initlab.results import Comparison
@@ -95,11 +94,8 @@ def compare(
         device=choose_device(run.device),
     )
     side.survey(sweep)
-    if model is None and subject.recipes and (others := sorted({*side.seen.classes} - {"NanoGPT"})):
-        raise ConfigError(
-            f"{next(iter(subject.recipes))} is a recipe, and beside it are functions that make models of another "
-            f"architecture ({', '.join(others)}); say with model= (--model) what recipes are to be drawn into"
-        )
+    if model is None:
+        side.refuse_other_architectures()
     config = side.as_dict(sweep) | {"versions": f"initlab {__version__}, torch {torch.__version__}"}
     cells = sweep.cells()
     manifest = new_manifest("compare", config, side.evaluated(sweep), side.described, [cell.run_id for cell in cells])

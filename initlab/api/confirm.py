@@ -10,25 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
 from initlab.api.manifest import new_manifest
+from initlab.api.reading import split_for
 from initlab.api.run import Results, in_turn, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.engines import choose
-from initlab.errors import ProbeError, RecipeError
-from initlab.models.config import WIRING, NanoGPTConfig, refuse_other_models
+from initlab.errors import ConfigError, ProbeError, RecipeError
+from initlab.models.config import WIRING, NanoGPTConfig
 from initlab.options import RunOptions, Text, checked
 from initlab.recipes import Recipe, registry
-from initlab.recipes.base import Rule
 from initlab.results import Comparison, Confirmation
 
 if TYPE_CHECKING:
+    from initlab.drawing.subject import Model
     from initlab.measure.sweep import Cell
 
 
+_SHARED = ("bias", "activation", "tie_weights", *WIRING)  # of a comparison's NanoGPTs
+
+
 def confirm(
-    recipes: Comparison | str | Recipe | Rule | Sequence[str | Recipe | Rule],
+    recipes: Any,
     *,
-    model: NanoGPTConfig | None = None,
+    model: Model | None = None,
     depths: Sequence[int] | None = None,
+    n_embd: int | None = None,
     lrs: Sequence[float] | None = None,
     warmups: Sequence[int] | None = None,
     seeds: int | None = None,
@@ -42,19 +47,26 @@ def confirm(
     thorough: bool = False,
     run: RunOptions = RunOptions(),
 ) -> Confirmation:
-    """Train small NanoGPTs from each recipe, over depths, learning rates, warmups and seeds, and judge the outcome.
+    """Train small models from each recipe, over depths, learning rates, warmups and seeds, and judge the outcome.
 
     Every recipe is first measured at init at the same depths and seeds, as `compare` does; so what the probe says
     stands beside what training did. Runs are paired: at a seed, all recipes start from the same draw and read the same
     batches in the same order, and all are evaluated on the same windows.
 
+    A model of one's own is trained on its own loss where its forward makes one of the next tokens, else on the cross
+    entropy of its logits. A recipe that needs what it can't be given is left out, and the report says why.
+
     Args:
-        recipes: one or several, or a Comparison: then its recipes are trained, on models with its bias, activation
-            and tied or untied head unless a model is given. Its depths, widths and text are not taken: models that are
-            trained many times are smaller.
-        model: sizes and options of the NanoGPTs. Default: those of `GRIDS["quick"]` of `initlab.training.protocol`,
+        recipes: one or several recipes, or functions that make models with an init of their own, as `compare` takes
+            them; or a Comparison: then its recipes are trained, on models with its bias, activation and tied or untied
+            head unless a model is given. Its depths, widths and text are not taken: models that are trained many times
+            are smaller.
+        model: what recipes are drawn into: a NanoGPTConfig; a function of n_layer and n_embd that returns a causal
+            language model (torch.nn.Module), a NanoGPTConfig or a config of transformers; such a config; or a
+            torch.nn.Module, which is copied. Default: the NanoGPT of `GRIDS["quick"]` of `initlab.training.protocol`,
             with thorough of `GRIDS["thorough"]`, and the text's vocabulary.
-        depths: n_layer to sweep; default: a given model's own, else the grid's.
+        depths: n_layer to sweep; default: a given config's and module's own, else the grid's.
+        n_embd: width of the default's and of a function's models; default: the grid's.
         lrs: peak learning rates of AdamW.
         warmups: steps of linear warmup; 0 = none. Default: none, and about a quarter of the steps (thorough: a sixth).
         seeds: draws of weights and order of the data; intervals need at least 2.
@@ -64,7 +76,8 @@ def confirm(
         grad_clip: largest 2-norm of the gradient; 0 = never clipped.
         eval_every: steps between evaluations; 0: before the first step and after the last.
         text: nine tenths are trained on, the rest is evaluated on, in the grid's batches unless it has a batch_size. A
-            folder with nanoGPT's train.bin and val.bin has its own parts.
+            folder with nanoGPT's train.bin and val.bin has its own parts. Without a block_size windows are as long as
+            a NanoGPT's, or what another model declares, at most 256 tokens, or 64 (thorough: 128) where it doesn't.
         dtype: of the forward pass; default float32, with thorough on a GPU bfloat16.
         thorough: models of up to 48 layers, wider and trained longer, for a GPU.
         run: device, jobs and engine, folder and progress; the same call with the same folder also tries again what
@@ -73,23 +86,19 @@ def confirm(
     Raises:
         RecipeError, ConfigError, DataError: an argument can't be used; nothing was trained.
         RunError: `run.out` can't be written or holds another run, or the engine can't start.
-        ProbeError: every cell failed. A single failing one is recorded in the manifest and the rest goes on. A run
-            that diverges has not failed: it is in the tables as diverged.
+        ProbeError: a function can't make a model, or makes the same at two sizes; or every cell failed. A single
+            failing one is recorded in the manifest and the rest goes on. A run that diverges has not failed: it is in
+            the tables as diverged.
     """
     import torch
 
     from initlab.drawing.loading import choose_device
-    from initlab.drawing.subject import Subject, check_list
-    from initlab.training.data import load_split
+    from initlab.drawing.subject import check_list, subject_of
     from initlab.training.execution import Execution
     from initlab.training.protocol import GRIDS, GridConfig, TrainingCell, grid_values
 
     started = time.perf_counter()
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
-    refuse_other_models(model, "confirm trains")
-    like = recipes.run.manifest["config"] if isinstance(recipes, Comparison) else {}
-    refuse_other_models(like.get("model"), "confirm trains")
-    entries = _recipes_of(recipes)
     for name, value in (("depths", depths), ("lrs", lrs), ("warmups", warmups)):
         if value is not None:
             check_list(name, value, str(list(GRIDS["quick"][name])))
@@ -97,25 +106,29 @@ def confirm(
     if dtype is None:
         dtype = "bfloat16" if thorough and chosen.startswith("cuda") else "float32"
     kind = "thorough" if thorough else "quick"
-    if model is None:
-        shared = ("bias", "activation", "tie_weights", *WIRING)
-        model = replace(GRIDS[kind]["model"], **{name: like[name] for name in shared if name in like})
-    elif depths is None:
-        depths = (model.n_layer,)
-    model = replace(model, block_size=text.block_size or model.block_size)
-    split = load_split(text.data, text.tokenizer, model.vocab_size)
+    default: NanoGPTConfig = GRIDS[kind]["model"]
+    if isinstance(recipes, Comparison):
+        like = recipes.run.manifest["config"]
+        if model is None and "model" in like:
+            raise ConfigError(f"the comparison was of {like['model']}; say with model= what makes it")
+        default = replace(default, **{name: like[name] for name in _SHARED if name in like})
+        recipes = list(_recipes_of(recipes).values())
+    widths = None if n_embd is None else (n_embd,)
+    subject = subject_of(recipes, model, (depths, widths), default, (GRIDS[kind]["depths"], (default.n_embd,)))
+    split, block_size = split_for(subject, text, default.block_size)
     grid = GridConfig(
-        recipes=tuple(entries),
+        recipes=tuple(subject.items),
         **grid_values(
             kind,
-            model=replace(model, vocab_size=split.vocab_size),
-            depths=depths,
+            depths=subject.depths,
             lrs=lrs,
             warmups=warmups,
             seeds=seeds,
             steps=steps,
             batch_size=text.batch_size,
-        ),
+        )
+        | {"model": subject.config, "widths": subject.widths},
+        block_size=block_size,
         schedule=schedule,  # type: ignore[arg-type]  # GridConfig refuses others
         weight_decay=weight_decay,
         grad_clip=grad_clip,
@@ -123,18 +136,21 @@ def confirm(
         dtype=dtype,
         device=chosen,
     )
-    split.check(model.block_size)  # a text that is too short is refused before anything is written
+    described = split.describe()
+    read = replace(text, batch_size=grid.batch_size, block_size=block_size)
+    side = SideBySide(subject, read, corpus=split.train, described=described)
+    side.survey(grid, trained=True)
+    if model is None:
+        side.refuse_other_architectures()
+    grid = replace(grid, recipes=tuple(subject.items))
     probes, runs = grid.cells(), grid.runs()
     made, jobs = choose(run.engine, run.jobs, chosen, len(runs))
-    described = split.describe()
-    subject = Subject({**entries}, None, grid.model, grid.depths, grid.widths)
-    side = SideBySide(subject, text, rows=grid.batch_size, corpus=split.train, described=described)
-    config = grid.as_dict() | {key: described[key] for key in ("label", "tokenizer", "sha256")}
+    config = side.as_dict(grid) | ({"left_out": side.refused} if side.refused else {})
     config["versions"] = f"initlab {__version__}, torch {torch.__version__}"  # a table of two compares nothing
     ids = [cell.run_id for cell in (*probes, *runs)]
     manifest = new_manifest("confirm", config, side.evaluated(grid), described, ids)
     manifest["environment"]["jobs"] = jobs
-    with Execution(grid, entries, split, made, jobs) as execution:
+    with Execution(grid, subject.items, split, made, jobs, subject) as execution:
 
         def results(cells: Sequence[Cell]) -> Results:
             yield from in_turn(partial(side.measure, grid))(
@@ -146,7 +162,7 @@ def confirm(
             [*probes, *runs],
             manifest,
             results,
-            work=lambda cell: cell.flops(grid) * (cell.passes(grid) if isinstance(cell, TrainingCell) else 4),
+            work=lambda cell: side.work(cell, grid) * (cell.passes(grid) if isinstance(cell, TrainingCell) else 4),
             seconds=lambda cells: execution.seconds([cell for cell in cells if isinstance(cell, TrainingCell)]),
             out=run.out,
             progress=run.progress,
@@ -158,11 +174,9 @@ def confirm(
     return Confirmation(found, path)
 
 
-def _recipes_of(given: Any) -> dict[str, Recipe]:
-    """Recipes by id. Raises ConfigError, RecipeError."""
-    if isinstance(given, Comparison):
-        return {id: given.recipes.get(id) or _again(id) for id in given.run.manifest["config"]["recipes"]}
-    return registry.several(given)
+def _recipes_of(given: Comparison) -> dict[str, Recipe]:
+    """Recipes by id. Raises RecipeError."""
+    return {id: given.recipes.get(id) or _again(id) for id in given.run.manifest["config"]["recipes"]}
 
 
 def _again(id: str) -> Recipe:

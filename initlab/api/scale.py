@@ -93,7 +93,8 @@ def scale(
     from torch import nn
 
     from initlab.drawing.loading import choose_device
-    from initlab.drawing.subject import source_of, subject_of
+    from initlab.drawing.makers import source_of
+    from initlab.drawing.subject import subject_of
     from initlab.measure import steps as stepping
     from initlab.measure.sweep import matmul_rate
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.looking import anatomy_of
-from initlab.errors import ConfigError, ProbeError
+from initlab.errors import ConfigError, ProbeError, RecipeError
 from initlab.judge import theory
 from initlab.models.config import config_at
 from initlab.models.wired import wired
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from initlab.anatomy.inputs import Inputs
     from initlab.anatomy.look import Anatomy
     from initlab.corpus import Corpus
-    from initlab.drawing.subject import Maker, Subject
+    from initlab.drawing.makers import Maker
+    from initlab.drawing.subject import Subject
     from initlab.measure.sweep import Cell, SweepConfig
 
 TOKENS = 1024  # of a batch, about, of what isn't a NanoGPT
@@ -50,7 +51,7 @@ class SideBySide:
         text: what its models read; NanoGPTs, sequences of their block_size.
         rows: sequences in a batch of NanoGPTs, where the text says nothing.
         batch: in place of a text, for models that aren't NanoGPTs of a config.
-        corpus: in place of loading the text, for NanoGPTs of a config that knows its vocabulary.
+        corpus: in place of loading the text, for models that know its vocabulary.
         described: what a manifest says of the corpus.
 
     Raises:
@@ -73,7 +74,8 @@ class SideBySide:
         self.text = text
         self.batch = next(batch, None) if isinstance(batch, Iterator) else batch  # every model reads the same
         self.rows = rows if text.batch_size is None else text.batch_size
-        self.corpus = corpus
+        self.corpus = self._given = corpus
+        self.refused: dict[str, str] = {}  # recipes that can't be trained on these models, and why
         self._loaded: dict[tuple[str, str | None, int | None], Corpus] = {}
         subject.look, subject.passed = anatomy_of, self._passed
         self.seen = _Surveyed(described=described or {})
@@ -110,7 +112,9 @@ class SideBySide:
         return of_ids(model, *self.corpus.batch(self.rows, model.config.block_size, seed)), self.described
 
     def load(self, data: str | Path, tokenizer: str | None, vocab_size: int | None) -> Corpus:
-        """Load a text as `load_corpus` does, once."""
+        """Load a text as `load_corpus` does, once; what was given in its place is it."""
+        if self._given is not None:
+            return self._given
         from initlab.corpus import load_corpus
 
         key = (str(data), tokenizer, vocab_size)
@@ -128,12 +132,18 @@ class SideBySide:
 
         return look(model, self._made(model, 0)[0])
 
-    def survey(self, sweep: SweepConfig) -> None:
+    def survey(self, sweep: SweepConfig, *, trained: bool = False) -> None:
         """Make every size of every function once.
+
+        Args:
+            sweep: its sizes.
+            trained: draw each recipe too, and group the parameters for its optimizer; those that can't be are left out
+                of the subject and told in `refused`, while there are others.
 
         Raises:
             ProbeError: one can't be made, or is of the same size as another.
-            RecipeError: a recipe has no answer for a parameter, or a parameter has no role.
+            RecipeError: a recipe has no answer for a parameter, or a parameter has no role; of recipes that are to be
+                trained, each has something that this model can't be given.
             ConfigError, DataError: no batch can be made.
         """
         from initlab.drawing.apply import asked
@@ -147,7 +157,7 @@ class SideBySide:
                     model = maker.module(*place)
                     seen.counts[maker, *place] = sum(p.numel() for p in model.parameters())
                     seen.classes.append(type(model).__name__)
-                    if maker is base:
+                    if maker is base and not trained:
                         seen.asked += asked(self.subject.look(model))
                     if place == places[0]:
                         inputs, described = self._made(model, 0)
@@ -162,8 +172,43 @@ class SideBySide:
                             raise ProbeError(
                                 f"{maker.name} returned the same model twice; expected a new one each time"
                             )
+                    if maker is base and trained:
+                        self._draw_each(model)
             _check_growth(maker, places, seen.counts)
         self.evaluated(sweep)
+
+    def _draw_each(self, model: nn.Module) -> None:
+        """Leave out the recipes that can't be drawn into a model or trained there. Raises RecipeError: all of it."""
+        from initlab.drawing.apply import apply_recipe, asked
+        from initlab.drawing.groups import adam_groups
+
+        subject = self.subject
+        first: RecipeError | None = None
+        for id, recipe in subject.recipes.items():
+            try:
+                anatomy = subject.look(model)
+                places = asked(anatomy)
+                apply_recipe(model, recipe, 0, anatomy=anatomy, look=subject.passed)
+                adam_groups(model, recipe, lr=1.0, anatomy=anatomy)
+                evaluate_places(recipe, places)
+            except RecipeError as error:
+                first = first or error
+                self.refused[id] = str(error)
+                del subject.items[id]
+            else:
+                self.seen.asked += [each for each in places if each not in self.seen.asked]
+        if first is not None and not subject.items:
+            raise first
+
+    def refuse_other_architectures(self) -> None:
+        """Refuse recipes for NanoGPTs beside functions that make other models. Raises ConfigError."""
+        subject = self.subject
+        others = sorted({*self.seen.classes} - {"NanoGPT"})
+        if subject.config is not None and subject.recipes and others:
+            raise ConfigError(
+                f"{next(iter(subject.recipes))} is a recipe, and beside it are functions that make models of another "
+                f"architecture ({', '.join(others)}); say with model= (--model) what recipes are to be drawn into"
+            )
 
     def evaluated(self, sweep: SweepConfig) -> dict[str, Any]:
         """Evaluate every recipe for what it is drawn into, as run.json holds it."""
@@ -195,13 +240,14 @@ class SideBySide:
         maker = self.subject.sized(cell.recipe)
         if maker is None:
             return cell.flops(sweep)
-        return 6.0 * self.seen.counts[maker, cell.n_layer, cell.n_embd] * TOKENS
+        tokens = self.rows * self.text.block_size if self.text.block_size and self.text.batch_size else TOKENS
+        return 6.0 * self.seen.counts[maker, cell.n_layer, cell.n_embd] * tokens
 
     def measure(self, sweep: SweepConfig, cell: Cell) -> Tables:
         """Make, draw and measure the model of a cell, in the mode it is made in, and fill in what is expected of it."""
         from initlab.drawing.subject import seeded
         from initlab.measure.probe import Identity, look, measure_inputs
-        from initlab.measure.sweep import DTYPES
+        from initlab.measure.sweep import DTYPES, fill_sizes
 
         started = time.perf_counter()
         name, autocast = cell.recipe, DTYPES[sweep.dtype]
@@ -213,9 +259,7 @@ class SideBySide:
             anatomy = look(model, inputs, seed=cell.seed, autocast=autocast)
             tables = measure_inputs(model, inputs, identity, anatomy=anatomy, autocast=autocast, **options)
             self.expect(name, anatomy, tables, inputs, described)
-        for frame in (tables.records, tables.summary, tables.heads):  # a model without a stream has no size of its own
-            for column, size in (("n_layer", cell.n_layer), ("n_embd", cell.n_embd)):
-                frame[column] = frame[column].mask(frame[column] == 0, size)
+        fill_sizes(tables, cell)
         tables.summary["seconds"] = round(time.perf_counter() - started, 3)
         return tables
 

@@ -12,10 +12,12 @@ from initlab.cli.common import (
     TerminalProgress,
     add_dtype,
     add_engine,
+    add_model,
     add_models,
     add_saving,
     add_text,
     default_out,
+    model_of,
     nanogpt_options,
     numbers,
     overrides,
@@ -24,6 +26,7 @@ from initlab.cli.common import (
     show,
     text_of,
 )
+from initlab.cli.given import read_files
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -34,11 +37,19 @@ def add(commands: Commands) -> None:
     confirm = commands.add_parser(
         "confirm",
         help="train init recipes over depths, rates and warmups, and grade what the probe said",
-        description="Train small NanoGPTs from each recipe, over depths, learning rates, warmups and seeds, paired by "
-        "draw and data, and set what training did beside what the probe says of the same models at init.",
+        description="Train small NanoGPTs, or models of yours, from each recipe, over depths, learning rates, warmups "
+        "and seeds, paired by draw and data, and set what training did beside what the probe says of the same models "
+        "at init.",
         epilog="Four recipes take about 10 minutes on 2 cores. The time is measured and said before training starts.",
     )
-    confirm.add_argument("recipes", nargs="+", metavar="RECIPE", help="id (see `initlab recipes`) or file.py:name")
+    confirm.add_argument(
+        "recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="id (see `initlab recipes`), file.py:recipe, or file.py:function of n_layer and n_embd that makes a model "
+        "with an init of its own",
+    )
+    add_model(confirm)
     confirm.add_argument("--depths", type=numbers, metavar="L,L,…", help="n_layer (4,16; thorough: 6,24,48)")
     confirm.add_argument("--lrs", type=rates, metavar="X,X,…", help="peak learning rates (1e-3,3e-3,1e-2)")
     confirm.add_argument("--warmups", type=numbers, metavar="N,N,…", help="steps of warmup (0,40; thorough: 0,50)")
@@ -67,17 +78,23 @@ def _confirm(options: argparse.Namespace) -> int:
 
     # must be set before torch is loaded, for what is measured in this process; see cli.common.set_threads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    read_files(options.model, *options.recipes)
     overrides(options)
     out = Path(options.out) if options.out else default_out("confirm")
     options.folder = out
     grid = GRIDS["thorough" if options.thorough else "quick"]
-    model = grid["model"].resized(n_embd=options.n_embd) if options.n_head is None else grid["model"]
-    sizes = nanogpt_options(options) | ({} if options.n_embd is None else {"n_embd": options.n_embd})
+    if options.model is None:
+        model = grid["model"].resized(n_embd=options.n_embd) if options.n_head is None else grid["model"]
+        sizes = nanogpt_options(options) | ({} if options.n_embd is None else {"n_embd": options.n_embd})
+        model, usual = replace(model, **sizes), grid["depths"]
+    else:
+        model, usual = model_of(options, grid["model"]), None
     with TerminalProgress(out, "confirm", "measure or train") as progress:
         result = confirm(
             options.recipes,
-            model=replace(model, **sizes),
-            depths=options.depths or grid["depths"],
+            model=model,
+            depths=options.depths or usual,
+            n_embd=None if options.model is None else options.n_embd,
             lrs=options.lrs,
             warmups=options.warmups,
             seeds=options.seeds,

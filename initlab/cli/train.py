@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab.cli.common import (
     TerminalProgress,
+    add_model,
     add_output,
     add_wiring,
     default_out,
@@ -17,6 +18,7 @@ from initlab.cli.common import (
     show,
     text_of,
 )
+from initlab.cli.given import read_files
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -33,12 +35,13 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     train = commands.add_parser(
         "train",
-        help="train NanoGPT from init recipes, with nanoGPT's settings",
-        description="Trains a NanoGPT from each recipe, on the same batches, with nanoGPT's settings, and measures it "
-        "before the first and after the last step. Over several GPUs or CPU processes: torchrun --nproc-per-node N -m "
-        "initlab train …; the same command with the same -o resumes.",
+        help="train NanoGPT, or a model of yours, from init recipes, with nanoGPT's settings",
+        description="Trains a NanoGPT, or a model of yours, from each recipe, on the same batches, with nanoGPT's "
+        "settings, and measures it before the first and after the last step. Over several GPUs or CPU processes: "
+        "torchrun --nproc-per-node N -m initlab train …; the same command with the same -o resumes.",
     )
     train.add_argument("recipes", nargs="+", metavar="RECIPE", help="id or file.py:name; the first is the baseline")
+    add_model(train)
     train.add_argument(
         "--preset",
         choices=("shakespeare-cpu", "shakespeare", "gpt2"),
@@ -100,6 +103,7 @@ def _train(options: argparse.Namespace) -> int:
     set_threads(options)
     first = os.environ.get("RANK", "0") == "0"  # torchrun's
     out = Path(options.out) if options.out else default_out("train")
+    read_files(options.model, *options.recipes)
     try:
         with TerminalProgress(out, "train", "train") as progress:
             if first:
@@ -107,7 +111,9 @@ def _train(options: argparse.Namespace) -> int:
             result = train(
                 options.recipes,
                 preset=options.preset,
-                model=_sizes(options),
+                model=_sizes(options) if options.model is None else _other(options),
+                n_layer=None if options.model is None else options.n_layer,
+                n_embd=None if options.model is None else options.n_embd,
                 text=text_of(options),
                 seed=options.seed,
                 watch_every=options.watch_every,
@@ -120,6 +126,19 @@ def _train(options: argparse.Namespace) -> int:
             raise
         return 2  # each process was given the same; the first one says it
     return show(result, options, out) if first else 0
+
+
+def _other(options: argparse.Namespace) -> Any:
+    from initlab.drawing.loading import load_maker
+    from initlab.errors import ConfigError
+    from initlab.models.config import PRESETS
+
+    for name in ("n_head", "dropout", "vocab_size", "wiring"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"{name} is an option of NanoGPTs; {options.model} has its own")
+    if options.model in PRESETS:
+        raise ConfigError(f"{options.model} is a preset: give it as --preset {options.model}")
+    return load_maker(options.model)
 
 
 def _sizes(options: argparse.Namespace) -> NanoGPTConfig:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import inspect
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import CellType
 from typing import Any
 
 import torch
@@ -19,57 +15,26 @@ from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.restoring import random_state_kept
 from initlab.anatomy.unwrapping import unwrap
 from initlab.drawing.apply import apply_recipe, copied
-from initlab.errors import ConfigError, InitlabError, ProbeError
+from initlab.drawing.configs import blocks_of, is_config
+from initlab.drawing.makers import (
+    Maker,
+    ModelFunction,
+    hashed,
+    maker_of,
+    maker_of_config,
+    makes_models,
+    name_of,
+    parameters_of,
+    steady,
+)
+from initlab.errors import ConfigError, ProbeError
 from initlab.models.config import Configs, NanoGPTConfig, config_at
-from initlab.models.nanogpt import NanoGPT, empty_model
+from initlab.models.nanogpt import empty_model
 from initlab.models.wired import wired
 from initlab.recipes import Base, Recipe, registry
 
-ModelFunction = Callable[..., Any]
 Model = NanoGPTConfig | ModelFunction | nn.Module
 Axes = tuple[Sequence[int] | None, Sequence[int] | None]  # depths and widths
-
-
-@dataclass(frozen=True, slots=True)
-class Maker:
-    """A function of the user's that makes models, or copies of one model.
-
-    Attributes:
-        name: how it is shown.
-        function: called by name with what it takes.
-        takes: of n_layer and n_embd, those that it takes.
-        source: its name and a hash of its source, so that a run isn't resumed with another one.
-    """
-
-    name: str
-    function: ModelFunction
-    takes: tuple[str, ...]
-    source: str
-
-    def __call__(self, n_layer: int, n_embd: int) -> nn.Module | NanoGPTConfig:
-        """Make a model, or the config of one.
-
-        Raises:
-            ProbeError: the function raised (chained), or returned neither.
-        """
-        sizes = {name: value for name, value in (("n_layer", n_layer), ("n_embd", n_embd)) if name in self.takes}
-        shown = f"{self.name}({', '.join(f'{name}={value}' for name, value in sizes.items())})"
-        try:
-            made = self.function(**sizes)
-        except InitlabError:
-            raise
-        except Exception as error:
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in str(error):
-                raise ProbeError(f"{shown} needs more memory than there is; give smaller sizes") from error
-            raise ProbeError(f"{shown} raised {type(error).__name__}: {error}") from error
-        if not isinstance(made, nn.Module | NanoGPTConfig):
-            raise ProbeError(f"{shown} returned {type(made).__name__}; expected a torch.nn.Module")
-        return unwrap(made)[0] if isinstance(made, nn.Module) else made
-
-    def module(self, n_layer: int, n_embd: int) -> nn.Module:
-        """Make a model; of a config, with NanoGPT's own init. Raises ProbeError as a call does."""
-        made = self(n_layer, n_embd)
-        return NanoGPT(made) if isinstance(made, NanoGPTConfig) else made
 
 
 @dataclass(slots=True)
@@ -109,6 +74,10 @@ class Subject:
         return item if isinstance(item, Maker) else self.base
 
     def make(self, name: str, n_layer: int, n_embd: int, seed: int, device: str) -> nn.Module:
+        """Make the model of an item, as `drawn` does, without what was seen of it."""
+        return self.drawn(name, n_layer, n_embd, seed, device)[0]
+
+    def drawn(self, name: str, n_layer: int, n_embd: int, seed: int, device: str) -> tuple[nn.Module, Anatomy | None]:
         """Make the model of an item on a device, with its recipe drawn into it.
 
         Args:
@@ -118,12 +87,16 @@ class Subject:
             seed: of the draw; a function's own init follows torch's global random state, which is the caller's.
             device: where it is put.
 
+        Returns:
+            the model, and what was seen of it before the draw, where its roles had to be looked for.
+
         Raises:
             ProbeError: a function can't make it.
             RecipeError: the recipe can't be drawn into it.
         """
         item, maker = self.items[name], self.sized(name)
         model: nn.Module
+        anatomy = None
         if maker is not None:
             model = maker.module(n_layer, n_embd)
         else:
@@ -132,7 +105,7 @@ class Subject:
         if isinstance(item, Recipe):
             anatomy = None if maker is None else self.look(model)
             apply_recipe(model, item, seed, anatomy=anatomy, look=self.passed)
-        return model.to(device)
+        return model.to(device), anatomy
 
     def relative_to(self, base: Base | None) -> None:
         """Take every recipe that is relative to a base relative to this one.
@@ -188,19 +161,24 @@ def subject_of(given: Any, model: Any, axes: Axes, default: NanoGPTConfig, sizes
             f"a model to draw recipes into was given, but no recipe: {_listed(subject.items)} "
             f"{'make' if len(subject.items) > 1 else 'makes'} models with an init of their own"
         )
+    if is_config(model):
+        model = model() if isinstance(model, type) else model
     if isinstance(model, NanoGPTConfig):
         subject.config = model
+    elif is_config(model):
+        subject.base = maker_of_config(model)
     elif isinstance(model, nn.Module):
         inside = unwrap(model)[0]
         shapes = [(name, tuple(parameter.shape)) for name, parameter in inside.named_parameters()]
         shown = f"{shapes} {inside} {getattr(inside, 'config', '')}"  # heads and activation have no shape
         name = type(inside).__name__
-        subject.base = Maker(name, functools.partial(copied, inside), (), f"{name} {_hash(_steady(shown))}")
+        subject.base = Maker(name, functools.partial(copied, inside), (), f"{name} {hashed(steady(shown))}")
     elif callable(model):
-        subject.base = _maker(_name(model), model)
+        subject.base = maker_of(name_of(model), model)
     elif model is not None:
         raise ConfigError(
-            f"model is {model!r:.80}; expected a NanoGPTConfig, a function of n_layer and n_embd, or a torch.nn.Module"
+            f"model is {model!r:.80}; expected a NanoGPTConfig, a function of n_layer and n_embd, or a torch.nn.Module "
+            "(or a config of transformers)"
         )
     elif subject.recipes:
         subject.config = default
@@ -243,30 +221,6 @@ def check_sizes(name: str, values: Any) -> None:
         raise ConfigError(f"{name} holds {wrong[0]!r}; expected whole numbers")
 
 
-def makes_models(item: Any) -> bool:
-    """Whether a function makes models: it has a parameter n_layer or n_embd, or none at all; a recipe has two."""
-    if isinstance(item, Recipe) or not callable(item):
-        return False
-    parameters = _parameters(item)
-    return bool({"n_layer", "n_embd"} & set(parameters)) or all(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def source_of(function: Callable[..., Any]) -> str:
-    """Name a function, with a hash of its source where that is known."""
-    inner, held = function, []
-    while isinstance(inner, functools.partial):
-        held += [inner.args, sorted(inner.keywords.items())]
-        inner = inner.func
-    held += [cell.cell_contents for cell in getattr(inner, "__closure__", None) or () if _filled(cell)]
-    name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__name__)}"
-    try:
-        source = inspect.getsource(inner)
-    except (OSError, TypeError):
-        source = ""
-    shown = source + "".join(_steady(repr(value)) for value in held)
-    return f"{name} {_hash(shown)}" if shown else name
-
-
 def _items(given: Any) -> dict[str, Recipe | Maker]:
     items: dict[str, Recipe | Maker] = {}
     whole = registry.listed(given)
@@ -280,18 +234,19 @@ def _items(given: Any) -> dict[str, Recipe | Maker]:
             )
         if isinstance(found, type) and issubclass(found, nn.Module) and not makes_models(found):
             raise ConfigError(
-                f"{found.__name__}({', '.join(_parameters(found))}) is a class of models; give a function of n_layer "
+                f"{found.__name__}({', '.join(parameters_of(found))}) is a class of models; give a function of n_layer "
                 "and n_embd that makes one"
             )
         new: Recipe | Maker
         if makes_models(found):
-            name = _name(found)
-            new = _maker(file if file and name in items else name, found)
+            name = name_of(found)
+            new = maker_of(file if file and name in items else name, found)
         else:
             new = registry.get(registry.of_file(file, found) if file else found)
         name = new.name if isinstance(new, Maker) else new.id
         if name in items or (file and file in whole[:place]):
-            raise ConfigError(f"{name!r} was given more than once; rename one of them")
+            what = "" if isinstance(new, Maker) else "recipe "
+            raise ConfigError(f"{what}{name!r} was given more than once; rename one of them")
         items[name] = new
     return items
 
@@ -311,6 +266,7 @@ def _axes(subject: Subject, axes: Axes, sizes: Axes, model: Any) -> list[tuple[i
             )
         if axis in taken:
             own = (getattr(model, axis),) if isinstance(model, NanoGPTConfig) else usual
+            own = (blocks_of(model) or 0,) if is_config(model) else own
             found[axis] = tuple((own or ()) if values is None else values)
     if len(found) < len(names):
         whole = own_size(of(makers[0].module(*(min(found.get(axis, (0,))) for axis in names))))
@@ -329,44 +285,6 @@ def _config(base: Maker, n_layer: int, n_embd: int) -> NanoGPTConfig:
     if not isinstance(made, NanoGPTConfig):
         raise ProbeError(f"{base.name} returned {type(made).__name__} after a NanoGPTConfig; expected one kind")
     return made
-
-
-def _maker(name: str, function: ModelFunction) -> Maker:
-    parameters = _parameters(function)
-    whole = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    takes = tuple(axis for axis in ("n_layer", "n_embd") if axis in parameters or whole)
-    if not takes and any(p.default is p.empty for p in parameters.values()):
-        raise ConfigError(f"{name}({', '.join(parameters)}) can't make models of a size; expected n_embd and n_layer")
-    return Maker(name, function, takes, source_of(function))
-
-
-def _name(function: ModelFunction) -> str:
-    function = getattr(function, "func", function)  # of functools.partial
-    return getattr(function, "__name__", type(function).__name__).strip("<>")
-
-
-def _parameters(function: ModelFunction) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return {}
-
-
-def _filled(cell: CellType) -> bool:
-    """Whether a variable of an outer function has its value yet."""
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
-
-
-def _steady(text: str) -> str:
-    """Take out the places in memory, which are others in the next process."""
-    return re.sub(r"0x[0-9a-f]+", "", text)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _listed(names: Any) -> str:

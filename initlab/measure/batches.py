@@ -127,13 +127,33 @@ def _lengths(model: nn.Module) -> list[int]:
 
 def _made(model: nn.Module, found: Ways, seed: int) -> Inputs:
     """The first way that works, of those to call the model on what was made. Raises ProbeError: none does."""
+    return next(islice(found(slice(None)), _number(model, found, seed), None))
+
+
+def _number(model: nn.Module, found: Ways, seed: int) -> int:
     number = _first(model, found, seed)
     if isinstance(number, Exception):
         raise ProbeError(
             f"{type(model).__name__} raised in its forward pass: {type(number).__name__}: {_line(number)} "
             f"(forward{signature(model)}); pass batch= with what it needs, as in {example(model)}"
         ) from number
-    return next(islice(found(slice(None)), number, None))
+    return number
+
+
+def way_of(model: nn.Module, ids: Tensor, targets: Tensor, seed: int = 0) -> int:
+    """Tell which of the ways to call a model on ids and their targets works, by its number among `ways`.
+
+    Args:
+        model: left as it was.
+        ids: (B, T), of which a sequence or two are tried.
+        targets: (B, T).
+        seed: of what is drawn.
+
+    Raises:
+        ConfigError: nothing is known of an argument that the forward needs.
+        ProbeError: no way works (chained).
+    """
+    return _number(model, lambda rows: ways(model, ids[rows], targets[rows], seed), seed)
 
 
 def _chosen(model: nn.Module, found: Ways, seed: int) -> Inputs:

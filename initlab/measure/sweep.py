@@ -12,6 +12,7 @@ from initlab.drawing.subject import check_axis, check_sizes
 from initlab.errors import ConfigError
 from initlab.measure.moments import PRESETS, Preset
 from initlab.models.config import WIRING, Configs, NanoGPTConfig, config_at
+from initlab.schema import Tables
 
 SIZES = ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")
 OPTIONS = ("n_head", "block_size", "vocab_size", "bias", "activation", "tie_weights", "dropout")
@@ -101,6 +102,18 @@ class Cell:
         d, T = self.n_embd, config.block_size
         weights = self.n_layer * (12 * d * d + 2 * d * T) + (config.vocab_size or 0) * d
         return 6.0 * weights * T * sweep.batch_size
+
+
+def fill_sizes(tables: Tables, cell: Cell) -> None:
+    """Give the rows of a model without a stream, which has no size of its own, the one that was asked for, in place.
+
+    Args:
+        tables: of the cell's model.
+        cell: it.
+    """
+    for frame in (tables.records, tables.summary, tables.heads):
+        for column, size in (("n_layer", cell.n_layer), ("n_embd", cell.n_embd)):
+            frame[column] = frame[column].mask(frame[column] == 0, size)
 
 
 def matmul_rate(device: str, n_embd: int, tokens: int, dtype: torch.dtype | None = None) -> float:

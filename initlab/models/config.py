@@ -317,7 +317,7 @@ def refuse_other_models(model: Any, what: str) -> None:
         shown = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
         raise ConfigError(
             f"model is {shown}; {what} NanoGPTs of a NanoGPTConfig alone, other models can't be yet: "
-            "compare and scale take any"
+            "compare, scale, confirm and train take any"
         )
 
 

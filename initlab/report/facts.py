@@ -38,7 +38,7 @@ def progress(run: Run) -> tuple[int, int]:
 
 
 def shortfall(run: Run) -> list[str]:
-    """Sentences about what is missing or failed, cells and tensors; empty for a complete run."""
+    """Sentences about what is missing, left out or failed: cells, recipes, tensors; empty for a complete run."""
     (done, planned), failed = progress(run), run.manifest.get("failed", {})
     notes = []
     if run.manifest.get("kind") == "watch":
@@ -46,6 +46,8 @@ def shortfall(run: Run) -> list[str]:
             notes.append(f"The watch is still open, or was killed: recorded up to step {steps_of(run)[-1]}.")
     elif done < planned or not run.manifest.get("finished"):
         notes.append(f"Incomplete: {_amount(run, done, planned)}; the same command with the same -o resumes.")
+    left_out = run.manifest["config"].get("left_out", {})
+    notes += [f"{recipe} was left out: {why.rstrip('.')}." for recipe, why in left_out.items()]
     alike: dict[str, list[str]] = {}
     for cell, error in failed.items():
         alike.setdefault(str(error), []).append(cell)

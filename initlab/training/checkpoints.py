@@ -13,6 +13,7 @@ import torch
 from initlab.errors import CheckpointError, RunError
 from initlab.models.config import NanoGPTConfig
 from initlab.models.nanogpt import NanoGPT
+from initlab.training.task import Task
 
 _NANOGPTS = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias"}  # fields of its GPTConfig
 _OURS = {field.name: field.default for field in fields(NanoGPTConfig) if field.name not in _NANOGPTS}
@@ -30,7 +31,7 @@ class State:
 
 def save(
     path: Path,
-    model: NanoGPT,
+    task: Task,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     state: State,
@@ -38,9 +39,11 @@ def save(
 ) -> None:
     """Write a whole checkpoint or leave the one before: nanoGPT's keys, and `initlab` with what else a run needs.
 
+    Of a NanoGPT `model_args` are nanoGPT's; of another model what tells it apart.
+
     Args:
         path: of the file.
-        model: whose weights are kept.
+        task: whose model's weights are kept.
         optimizer: whose state is.
         scaler: whose state is.
         state: of the run.
@@ -49,9 +52,11 @@ def save(
     Raises:
         RunError: the disk is full, or the folder can't be written.
     """
-    args = {key: value for key, value in asdict(model.config).items() if _OURS.get(key) != value}
+    args = task.identity
+    if isinstance(task.model, NanoGPT):
+        args = {key: value for key, value in args.items() if _OURS.get(key) != value}
     held = {
-        "model": model.state_dict(),
+        "model": task.model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "model_args": args,
         "iter_num": state.iter_num,
@@ -86,7 +91,7 @@ def _os_error(error: BaseException | None) -> OSError | None:
 
 def restore(
     path: Path,
-    model: NanoGPT,
+    task: Task,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     config: dict[str, Any],
@@ -95,7 +100,7 @@ def restore(
 
     Args:
         path: of the file.
-        model: whose weights are overwritten.
+        task: whose model's weights are overwritten.
         optimizer: whose state is.
         scaler: whose state is.
         config: of this run, which must be the file's.
@@ -105,10 +110,12 @@ def restore(
             settings.
     """
     held = _read(path)
-    sizes = asdict(NanoGPTConfig(**held["model_args"]))
+    sizes = held["model_args"]
+    if not {"class", "shapes"} <= sizes.keys():
+        sizes = asdict(NanoGPTConfig(**sizes))
     there = {f"model {key}": value for key, value in sizes.items()} | held["config"]
     there.pop("dataset", None)  # only a name, for nanoGPT's sample.py
-    here = {f"model {key}": value for key, value in asdict(model.config).items()} | config
+    here = {f"model {key}": value for key, value in task.identity.items()} | config
     different = [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} now"
         for key in here | there
@@ -120,7 +127,7 @@ def restore(
             "or train into another folder"
         )
     try:
-        model.load_state_dict(held["model"])
+        task.model.load_state_dict(held["model"])
         optimizer.load_state_dict(held["optimizer"])
         scaler.load_state_dict(held["initlab"]["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:

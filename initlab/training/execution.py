@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from initlab.drawing.apply import portable
+from initlab.drawing.subject import Maker, Subject
 from initlab.engines import Engine, Failed
 from initlab.errors import ProbeError
 from initlab.measure.sweep import Cell
@@ -27,19 +28,28 @@ class Execution:
 
     Args:
         grid: what is trained.
-        recipes: by id.
+        recipes: by id; in place of one, what makes models with an init of their own.
         split: the text.
         engine: where the runs are made.
         jobs: runs at a time.
+        subject: what makes the models that aren't NanoGPTs of the grid's config.
     """
 
     def __init__(
-        self, grid: GridConfig, recipes: Mapping[str, Recipe], split: Split, engine: type[Engine], jobs: int = 1
+        self,
+        grid: GridConfig,
+        recipes: Mapping[str, Recipe | Maker],
+        split: Split,
+        engine: type[Engine],
+        jobs: int = 1,
+        subject: Subject | None = None,
     ):
         self.grid = grid
         self.recipes = recipes
         self.jobs = jobs
-        self._engine = engine({"grid": grid, "split": split}, jobs)
+        self._others = subject is not None and subject.base is not None
+        shared = {} if subject is None or not subject.makers else {"subject": subject}
+        self._engine = engine({"grid": grid, "split": split} | shared, jobs)
         self._drawn: dict[tuple[str, int, int], Recipe] = {}
 
     def __enter__(self) -> Execution:
@@ -94,9 +104,11 @@ class Execution:
         )
         return total / min(self.jobs, len(cells))
 
-    def _data(self, cell: Cell) -> Recipe:
-        """Turn the recipe into data for models of this size: a user's file can't be imported everywhere."""
+    def _data(self, cell: Cell) -> Recipe | None:
+        """Turn the recipe into data for NanoGPTs of this size: a user's file can't be imported everywhere."""
         key, recipe = (cell.recipe, cell.n_layer, cell.n_embd), self.recipes[cell.recipe]
+        if isinstance(recipe, Maker) or self._others:
+            return None  # `subject` holds it
         if key not in self._drawn:
             with torch.device("meta"):
                 model = NanoGPT(wired(cell.config(self.grid), recipe))

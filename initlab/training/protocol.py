@@ -15,18 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from initlab import schema
-from initlab.drawing.apply import apply_recipe
-from initlab.drawing.subject import check_axis
+from initlab.drawing.subject import Subject, check_axis, seeded
 from initlab.errors import ConfigError
-from initlab.measure.probe import Identity, measure
-from initlab.measure.sweep import DTYPES, Cell, SweepConfig
+from initlab.measure.probe import Identity, measure_inputs
+from initlab.measure.sweep import DTYPES, Cell, SweepConfig, fill_sizes
 from initlab.models.config import NanoGPTConfig
-from initlab.models.nanogpt import NanoGPT, empty_model
-from initlab.models.wired import wired
 from initlab.recipes import Recipe
 from initlab.schema import Tables
 from initlab.training.config import Schedule, TrainConfig
 from initlab.training.data import Split
+from initlab.training.task import Task, task_of
+from initlab.training.telling import TrainResult
 from initlab.training.trainer import train
 
 # What of a trained model is kept: the stream and what is written to it, as in the profile of a probe.
@@ -63,6 +62,7 @@ class GridConfig(SweepConfig):
     """What is trained. The models are those of a sweep of one width; every one is trained at each rate and warmup.
 
     Args:
+        block_size: tokens in a window, of models that aren't NanoGPTs of a config.
         lrs: peak learning rates of AdamW.
         warmups: steps of linear warmup; 0 = none.
         steps: optimizer steps of every run, of batch_size sequences each.
@@ -72,6 +72,7 @@ class GridConfig(SweepConfig):
         ConfigError: sizes or settings that can't be used, or contradict each other.
     """
 
+    block_size: int | None = None
     lrs: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     warmups: tuple[int, ...] = (0,)
     steps: int = 150
@@ -176,24 +177,26 @@ def grid_values(name: str, **given: Any) -> dict[str, Any]:
     return preset | {"widths": (preset["model"].n_embd,)}
 
 
-def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Split) -> Tables:
+def train_cell(
+    cell: TrainingCell, grid: GridConfig, recipe: Recipe | None, split: Split, subject: Subject | None = None
+) -> Tables:
     """Draw a model, train it and measure it once.
 
     Args:
         cell: the run.
         grid: it is of.
-        recipe: whose weights are drawn.
+        recipe: whose weights are drawn; None: what `subject` holds by the cell's name.
         split: the text.
+        subject: what makes the models that aren't NanoGPTs of the grid's config.
 
     Returns:
         training (a row a step), runs (one row), summary (one row) and records: the model after the last step, on the
         first evaluation batch; of one that diverged, NaN.
     """
     started = time.perf_counter()
-    model = empty_model(wired(cell.config(grid), recipe), grid.device)
-    apply_recipe(model, recipe, cell.seed)
-    trained = train(model, split, cell.training(grid), recipe=recipe)
-    tables = _trained_model(model, cell, grid, split, trained.steps_done)
+    task, trained = _trained(cell, grid, cell.training(grid), recipe, split, subject)
+    model = task.model
+    tables = _trained_model(task, cell, grid, split, trained.steps_done)
     tables.training = schema.table("training", [{"run_id": cell.run_id, **row} for row in trained.rows])
     run = {
         "run_id": cell.run_id,
@@ -207,7 +210,7 @@ def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Spli
         "steps_done": trained.steps_done,
         "tokens": trained.tokens,
         "n_params": sum(p.numel() for p in model.parameters()),
-        "ln_vocab": math.log(split.vocab_size),
+        "ln_vocab": math.log(task.vocab_size),
         "unigram_loss": split.unigram_loss,
         "first_loss": trained.first_loss,
         "val_loss": trained.val_loss,
@@ -218,32 +221,49 @@ def train_cell(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Spli
     return tables
 
 
-def _trained_model(model: NanoGPT, cell: TrainingCell, grid: GridConfig, split: Split, step: int) -> Tables:
-    (idx, targets) = split.evaluation(1, grid.batch_size, model.config.block_size)[0]
+def _trained(
+    cell: TrainingCell,
+    grid: GridConfig,
+    config: TrainConfig,
+    recipe: Recipe | None,
+    split: Split,
+    subject: Subject | None,
+) -> tuple[Task, TrainResult]:
+    """Draw the model of a cell and train it."""
+    subject = Subject({}, None, grid.model) if subject is None else subject
+    if recipe is not None:
+        subject = replace(subject, items={**subject.items, cell.recipe: recipe})
+    drawn = subject.recipes.get(cell.recipe)
+    with seeded(cell.seed, grid.device):  # of a function's own init
+        model, anatomy = subject.drawn(cell.recipe, cell.n_layer, cell.n_embd, cell.seed, grid.device)
+    task = task_of(model, grid.block_size)
+    return task, train(model, split, config, task=task, recipe=drawn, anatomy=anatomy)
+
+
+def _trained_model(task: Task, cell: TrainingCell, grid: GridConfig, split: Split, step: int) -> Tables:
+    inputs = task.inputs(*split.evaluation(1, grid.batch_size, task.block_size)[0])
     identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed, step=step)
-    found = measure(model, idx, targets, identity, preset="light", autocast=DTYPES[grid.dtype])
+    found = measure_inputs(task.model, inputs, identity, preset="light", autocast=DTYPES[grid.dtype])
+    fill_sizes(found, cell)
     # a run that ended before its first update is the fresh model, which has been measured already
     kept = found.records["site"].isin(SITES) & found.records["kind"].isin(KINDS) & (step > 0)
     return Tables(records=found.records[kept], summary=found.summary)
 
 
-def seconds_a_pass(cell: TrainingCell, grid: GridConfig, recipe: Recipe, split: Split) -> float:
+def seconds_a_pass(
+    cell: TrainingCell, grid: GridConfig, recipe: Recipe | None, split: Split, subject: Subject | None = None
+) -> float:
     """Time a step of the run, here and now: the median of a few.
 
     Args:
         cell: the run.
         grid: its settings.
-        recipe: drawn into its model.
+        recipe: as `train_cell` takes it.
         split: what it reads.
+        subject: as `train_cell` takes it.
     """
-    model = empty_model(wired(cell.config(grid), recipe), grid.device)
-    apply_recipe(model, recipe, cell.seed)
     config = replace(cell.training(grid), steps=_TIMED_STEPS, warmup=0, eval_every=0, eval_batches=1)
-    trained = train(model, split, config, recipe=recipe)
+    task, trained = _trained(cell, grid, config, recipe, split, subject)
     rates = [row["tokens_per_second"] for row in trained.rows]
     known = [rate for rate in rates if rate is not None and math.isfinite(rate)]
-    return (
-        grid.batch_size * model.config.block_size / statistics.median(known)
-        if known
-        else trained.seconds / _TIMED_STEPS
-    )
+    return grid.batch_size * task.block_size / statistics.median(known) if known else trained.seconds / _TIMED_STEPS

@@ -1,4 +1,4 @@
-"""One training run: nanoGPT's loop, over any number of processes, resumed to the bit."""
+"""One training run: nanoGPT's loop, of any causal language model, over several processes, resumed to the bit."""
 
 from __future__ import annotations
 
@@ -6,79 +6,39 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from initlab.anatomy.look import Anatomy
+from initlab.anatomy.restoring import random_state_kept
 from initlab.drawing.groups import adam_groups
 from initlab.errors import ConfigError
 from initlab.measure.sweep import DTYPES
-from initlab.models.nanogpt import NanoGPT
 from initlab.recipes import Recipe
 from initlab.training import checkpoints, distributed
 from initlab.training.config import TrainConfig
 from initlab.training.data import Split
-from initlab.training.speed import flops_per_token, peak_flops
+from initlab.training.speed import peak_flops
+from initlab.training.task import Task, task_of
+from initlab.training.telling import LossScale, StepWatch, TrainingRow, TrainResult
 
-TrainingRow = dict[str, Any]
 # Settings that change how a run is computed, but not which run it is.
 _NOT_THE_RUN = ("device", "compile")
 
 
-class StepWatch(Protocol):
-    """What `initlab.watch` returns: a context manager that is told of every update."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: Any) -> None: ...
-
-    def step(self, loss: Tensor) -> None: ...
-
-
-class LossScale:
-    """What a loss was multiplied with before `backward()`, asked for as from a GradScaler."""
-
-    def __init__(self, scaler: torch.amp.GradScaler, micros: int):
-        self._scaler, self._micros = scaler, micros
-
-    def get_scale(self) -> float:
-        return float(self._scaler.get_scale()) / self._micros
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What came of a run.
-
-    Attributes:
-        rows: of the table `training`, but run_id. Row k: the loss of the batch of step k with the weights after k
-            updates, the learning rate and the gradient norm (before clipping) of the update that followed. A run that
-            was not cut short by a loss that isn't finite ends with a row at step = steps with a val_loss alone.
-        first_loss: val_loss before the first update, nats.
-        val_loss: after the last, nats; NaN where the run diverged.
-        steps_done: updates made while loss and gradient were finite.
-        tokens: trained on.
-        seconds: wall time, evaluations and runs that were resumed among it.
-    """
-
-    rows: list[TrainingRow]
-    first_loss: float
-    val_loss: float
-    steps_done: int
-    tokens: int
-    seconds: float
-
-
 def train(
-    model: NanoGPT,
+    model: nn.Module,
     split: Split,
     config: TrainConfig,
     *,
+    task: Task | None = None,
     recipe: Recipe | None = None,
+    anatomy: Anatomy | None = None,
     on_row: Callable[[TrainingRow], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
@@ -95,10 +55,12 @@ def train(
     looked at together, so the weights may have been updated up to log_every times more.
 
     Args:
-        model: on any device, moved to config.device; its mode is kept.
-        split: windows of model.config.block_size tokens are drawn from it.
+        model: a causal language model, unwrapped, on any device, moved to config.device; its mode is kept.
+        split: windows are drawn from it.
         config: how the model is trained.
+        task: how the model is called, and on windows of how many tokens; None: found out here.
         recipe: whose optimizer part multiplies the rate, decay and eps of each parameter; None: one for all.
+        anatomy: of the model, where it was looked at before, for the recipe.
         on_row: called by the first process with each row as it comes; those of the runs that are resumed come first.
         checkpoint: file to go on from if it is there; written in between and after the last update.
         checkpoint_every: updates from one to the next; 0: none in between.
@@ -106,23 +68,26 @@ def train(
             `step(loss)` is called after each update.
 
     Raises:
-        ConfigError: vocabulary or batch don't fit.
+        ConfigError: vocabulary or batch don't fit, the model is no causal language model, or all of it is frozen.
+        ProbeError: the model's forward raises (chained).
         DataError: the text is too short, or holds ids outside the vocabulary.
         CheckpointError: the checkpoint can't be read, or is of another run.
         RunError: the checkpoint can't be written; the one before is kept.
     """
-    rows = model.lm_head.out_features
-    if split.vocab_size > rows:
+    task = task_of(model) if task is None else task
+    if split.vocab_size > task.vocab_size:
         raise ConfigError(
-            f"the data's vocabulary is {split.vocab_size} and the model's {rows}; build the model "
+            f"the data's vocabulary is {split.vocab_size} and the model's {task.vocab_size}; build the model "
             "with a vocab_size of at least the data's"
         )
-    split.check(model.config.block_size)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"every parameter of {type(model).__name__} is frozen; expected one that is trained")
+    split.check(task.block_size)
     mode = model.training
-    run = _Run(model, split, config, on_row, recipe)
+    groups = adam_groups(model, recipe, lr=config.lr, weight_decay=config.weight_decay, anatomy=anatomy)
+    run = _Run(task, groups, split, config, on_row)
     try:
-        with run.seeding():
-            return run.go(checkpoint, checkpoint_every, watcher)
+        return run.go(checkpoint, checkpoint_every, watcher)
     finally:
         model.zero_grad(set_to_none=True)
         model.train(mode)
@@ -133,21 +98,22 @@ class _Run:
 
     def __init__(
         self,
-        model: NanoGPT,
+        task: Task,
+        groups: list[dict[str, Any]],
         split: Split,
         config: TrainConfig,
         on_row: Callable[[TrainingRow], None] | None,
-        recipe: Recipe | None,
     ):
         self.world = distributed.current()
         self.micros, self.micro_rows = self.world.share(config.batch_size, config.grad_accum)
         self.device = torch.device(config.device)
-        self.model = model.to(self.device)
+        self.task = task
+        self.model = model = task.model.to(self.device)
         self.split = split
         self.config = config
         self.on_row = on_row
         self.optimizer = torch.optim.AdamW(
-            adam_groups(model, recipe, lr=config.lr, weight_decay=config.weight_decay),
+            groups,
             betas=config.betas,
             fused=self.device.type in ("cpu", "cuda"),
         )
@@ -158,22 +124,20 @@ class _Run:
         if self.world.size > 1:
             gpus = [self.device.index] if self.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.compiled, device_ids=gpus)
-        self.step_tokens = config.batch_size * config.grad_accum * model.config.block_size
-        self.peak_share = flops_per_token(model.config) / (peak_flops(self.device) * self.world.size)
-        self.evaluated = split.evaluation(config.eval_batches, config.batch_size, model.config.block_size)
+        self.step_tokens = config.batch_size * config.grad_accum * task.block_size
+        self.peak_share = task.flops / (peak_flops(self.device) * self.world.size)
+        self.evaluated = split.evaluation(config.eval_batches, config.batch_size, task.block_size)
         self.rows: list[TrainingRow] = []
         self.best = math.inf
         self.unseen: list[Tensor] = []  # (loss, gradient norm) of the steps since the last look, on the device
         self.timed: tuple[float, int] | None = None  # when the last row came, and its step
 
-    @contextlib.contextmanager
-    def seeding(self) -> Iterator[None]:
-        """Dropout's random state is the run's own; the caller's is untouched."""
-        if self.model.config.dropout == 0:
-            yield
-            return
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            yield
+    def seeding(self, *place: int) -> contextlib.AbstractContextManager[None]:
+        """Dropout's random state is a function of the run and of a place in it; the caller's is untouched."""
+        if not self.task.draws:
+            return contextlib.nullcontext()
+        seed = int(np.random.SeedSequence((self.config.seed, *place, self.world.rank)).generate_state(1)[0])
+        return random_state_kept(self.device, seed)
 
     def go(
         self,
@@ -185,7 +149,7 @@ class _Run:
         started = time.perf_counter()
         first = 0
         if checkpoint is not None and checkpoint.exists():
-            state = checkpoints.restore(checkpoint, self.model, self.optimizer, self.scaler, self.identity())
+            state = checkpoints.restore(checkpoint, self.task, self.optimizer, self.scaler, self.identity())
             first, self.best = state.iter_num, state.best_val_loss
             started -= state.seconds
             for row in state.rows:
@@ -260,10 +224,12 @@ class _Run:
     def backward(self, step: int) -> Tensor:
         """Gradients of the batch of a step; its mean loss over this process' rows, a scalar on the device."""
         config = self.config
-        if self.model.config.dropout:
-            torch.manual_seed(int(np.random.SeedSequence((config.seed, step, self.world.rank)).generate_state(1)[0]))
         rows = config.batch_size * config.grad_accum
-        idx, targets = self.split.batch(rows, self.model.config.block_size, config.seed, step)
+        idx, targets = self.split.batch(rows, self.task.block_size, config.seed, step)
+        with self.seeding(step):
+            return self.micro_batches(idx, targets)
+
+    def micro_batches(self, idx: Tensor, targets: Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
         for micro in range(self.micros):
             start = (self.world.rank * self.micros + micro) * self.micro_rows
@@ -272,7 +238,7 @@ class _Run:
             waits = isinstance(self.wrapped, DistributedDataParallel) and micro < self.micros - 1
             with self.wrapped.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 with self.autocast():
-                    loss = self.wrapped(self.there(idx[mine]), self.there(targets[mine]))[1] / self.micros
+                    loss = self.task.loss(self.wrapped, self.there(idx[mine]), self.there(targets[mine])) / self.micros
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
@@ -287,12 +253,12 @@ class _Run:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss over the evaluation batches, nats; each process takes a share of them."""
-        with self.untimed():
+        with self.untimed(), self.seeding():
             self.model.eval()
             total = torch.zeros((), device=self.device)
             for idx, targets in self.evaluated[self.world.rank :: self.world.size]:
                 with self.autocast():
-                    total += self.compiled(self.there(idx), self.there(targets))[1]
+                    total += self.task.judged(self.compiled, self.there(idx), self.there(targets))
             self.model.train()
             loss = float(self.world.mean(total)) * self.world.size / len(self.evaluated)
         self.best = min(self.best, loss)
@@ -350,4 +316,4 @@ class _Run:
             state = checkpoints.State(done, self.best, self.rows, seconds)
             with self.untimed():
                 named = self.identity() | {"dataset": self.split.described["label"]}
-                checkpoints.save(checkpoint, self.model, self.optimizer, self.scaler, state, named)
+                checkpoints.save(checkpoint, self.task, self.optimizer, self.scaler, state, named)

@@ -13,11 +13,16 @@ import pytest
 import torch
 
 from initlab.corpus import Corpus
+from initlab.drawing.apply import apply_recipe
+from initlab.drawing.groups import adam_groups
 from initlab.errors import CheckpointError, ConfigError, DataError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.models.wired import wired
+from initlab.recipes import registry
 from initlab.training.config import TrainConfig
 from initlab.training.data import Split, split
-from initlab.training.trainer import LossScale, TrainResult, train
+from initlab.training.telling import LossScale, TrainResult
+from initlab.training.trainer import train
 
 SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=16, bias=False)
 CONFIG = TrainConfig(steps=12, lr=1e-2, warmup=3, batch_size=4, eval_every=5, eval_batches=2)
@@ -79,6 +84,55 @@ def test_rows_say_what_a_plain_loop_says(parts: Split) -> None:
         assert row["lr"] == config.lr_at(step)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dropout", "micros"), [(0.0, 1), (0.2, 1), (0.2, 4)])
+def test_a_nanogpts_losses_are_those_of_nanogpts_loop_to_the_bit(parts: Split, dropout: float, micros: int) -> None:
+    sizes = replace(SIZES, dropout=dropout)
+    config = replace(CONFIG, batch_size=8 // micros, grad_accum=micros, eval_every=0, eval_batches=2 * micros)
+    twin = fresh(sizes)
+    adam = torch.optim.AdamW(adam_groups(twin, lr=config.lr, weight_decay=0.1), betas=(0.9, 0.95), fused=True)
+    found = []
+    with torch.random.fork_rng():
+        for step in range(config.steps):
+            for group in adam.param_groups:
+                group["lr"] = config.lr_at(step)
+            if dropout:
+                torch.manual_seed(int(np.random.SeedSequence((0, step, 0)).generate_state(1)[0]))
+            idx, targets = parts.batch(8, 8, 0, step)
+            total = torch.zeros(())
+            for rows in torch.arange(8).chunk(micros):
+                loss = twin(idx[rows], targets[rows])[1] / micros
+                loss.backward()
+                total += loss.detach()
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+            adam.step()
+            adam.zero_grad()
+            found.append(float(total))
+    trained = train(fresh(sizes), parts, config)
+    assert column(trained, "loss")[:-1] == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "recipe", "losses", "val_loss"),
+    [
+        ({}, None, [2.742948293685913, 2.5504202842712402, 2.234142780303955], 2.3229525089263916),
+        ({"dropout": 0.2}, None, [2.749647378921509, 2.5953078269958496, 2.3416645526885986], 2.352782726287842),
+        ({}, "completep", [3.7274699211120605, 3.895765781402588, 2.695476770401001], 2.256347417831421),
+    ],
+)
+def test_a_nanogpts_losses_are_those_on_record(
+    parts: Split, changes: dict[str, Any], recipe: str | None, losses: list[float], val_loss: float
+) -> None:
+    """Printed by the trainer when it knew no other model; other CPUs may round otherwise."""
+    drawn = None if recipe is None else registry.get(recipe)
+    sizes = replace(SIZES, **changes)
+    model = fresh(sizes if drawn is None else wired(sizes, drawn))
+    if drawn is not None:
+        apply_recipe(model, drawn, 0)
+    trained = train(model, parts, CONFIG, recipe=drawn)
+    assert [column(trained, "loss")[step] for step in (0, 5, 11)] == pytest.approx(losses, rel=1e-5)
+    assert trained.val_loss == pytest.approx(val_loss, rel=1e-5)
 
 
 def test_accumulation_equals_one_big_batch(parts: Split) -> None:
