@@ -79,9 +79,9 @@ def compare(
     started = time.perf_counter()
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
     subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, WIDTHS))
+    side = SideBySide(subject, text, batch=batch)
     if base is not None:
         subject.relative_to(base)
-    side = SideBySide(subject, text, batch=batch)
     sweep = SweepConfig(
         recipes=tuple(subject.items),
         model=subject.config,

@@ -5,24 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from initlab import __version__
-from initlab.api.manifest import new_manifest
+from initlab.api.grids import trained_grid
 from initlab.api.reading import split_for
-from initlab.api.run import Results, in_turn, run_cells
-from initlab.api.side_by_side import SideBySide
-from initlab.engines import choose
-from initlab.errors import ConfigError, ProbeError, RecipeError
+from initlab.errors import ConfigError, RecipeError
 from initlab.models.config import WIRING, NanoGPTConfig
 from initlab.options import RunOptions, Text, checked
-from initlab.recipes import Recipe, registry
+from initlab.recipes import Base, Recipe, registry
 from initlab.results import Comparison, Confirmation
 
 if TYPE_CHECKING:
     from initlab.drawing.subject import Model
-    from initlab.measure.sweep import Cell
 
 
 _SHARED = ("bias", "activation", "tie_weights", *WIRING)  # of a comparison's NanoGPTs
@@ -34,6 +28,7 @@ def confirm(
     model: Model | None = None,
     depths: Sequence[int] | None = None,
     n_embd: int | None = None,
+    base: Base | None = None,
     lrs: Sequence[float] | None = None,
     warmups: Sequence[int] | None = None,
     seeds: int | None = None,
@@ -67,6 +62,7 @@ def confirm(
             with thorough of `GRIDS["thorough"]`, and the text's vocabulary.
         depths: n_layer to sweep; default: a given config's and module's own, else the grid's.
         n_embd: width of the default's and of a function's models; default: the grid's.
+        base: depth and width at which multipliers of recipes such as `mup` are 1. Default: each one's own.
         lrs: peak learning rates of AdamW.
         warmups: steps of linear warmup; 0 = none. Default: none, and about a quarter of the steps (thorough: a sixth).
         seeds: draws of weights and order of the data; intervals need at least 2.
@@ -90,12 +86,9 @@ def confirm(
             failing one is recorded in the manifest and the rest goes on. A run that diverges has not failed: it is in
             the tables as diverged.
     """
-    import torch
-
     from initlab.drawing.loading import choose_device
     from initlab.drawing.subject import check_list, subject_of
-    from initlab.training.execution import Execution
-    from initlab.training.protocol import GRIDS, GridConfig, TrainingCell, grid_values
+    from initlab.training.protocol import GRIDS, GridConfig, grid_values
 
     started = time.perf_counter()
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
@@ -136,41 +129,8 @@ def confirm(
         dtype=dtype,
         device=chosen,
     )
-    described = split.describe()
-    read = replace(text, batch_size=grid.batch_size, block_size=block_size)
-    side = SideBySide(subject, read, corpus=split.train, described=described)
-    side.survey(grid, trained=True)
-    if model is None:
-        side.refuse_other_architectures()
-    grid = replace(grid, recipes=tuple(subject.items))
-    probes, runs = grid.cells(), grid.runs()
-    made, jobs = choose(run.engine, run.jobs, chosen, len(runs))
-    config = side.as_dict(grid) | ({"left_out": side.refused} if side.refused else {})
-    config["versions"] = f"initlab {__version__}, torch {torch.__version__}"  # a table of two compares nothing
-    ids = [cell.run_id for cell in (*probes, *runs)]
-    manifest = new_manifest("confirm", config, side.evaluated(grid), described, ids)
-    manifest["environment"]["jobs"] = jobs
-    with Execution(grid, subject.items, split, made, jobs, subject) as execution:
-
-        def results(cells: Sequence[Cell]) -> Results:
-            yield from in_turn(partial(side.measure, grid))(
-                [cell for cell in cells if not isinstance(cell, TrainingCell)]
-            )
-            yield from execution.results([cell for cell in cells if isinstance(cell, TrainingCell)])
-
-        found, path = run_cells(
-            [*probes, *runs],
-            manifest,
-            results,
-            work=lambda cell: side.work(cell, grid) * (cell.passes(grid) if isinstance(cell, TrainingCell) else 4),
-            seconds=lambda cells: execution.seconds([cell for cell in cells if isinstance(cell, TrainingCell)]),
-            out=run.out,
-            progress=run.progress,
-            started=started,
-        )
-    if found.tables.runs.empty:
-        failed = found.manifest["failed"]
-        raise ProbeError(f"every one of {len(runs)} runs failed; the first: {failed[runs[0].run_id]}")
+    options: dict[str, Any] = {"base": base, "given": model is not None, "started": started}
+    found, path = trained_grid("confirm", grid, subject, split, text, run, **options)
     return Confirmation(found, path)
 
 

@@ -105,8 +105,8 @@ def scale(
     usual = WIDTHS[:1] if isinstance(depths, Sequence) and len(depths) > 1 else WIDTHS
     widths = usual if widths is None and isinstance(model, NanoGPTConfig) else widths
     subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, usual))
-    subject.relative_to(base)
     side = SideBySide(subject, text, batch=batch)
+    subject.relative_to(base)
     own = optimizer if callable(optimizer) else None
     lr = (WIDTH_LR if len(subject.widths) > 1 else DEPTH_LR) if lr is None else lr
     config = stepping.ScaleConfig(

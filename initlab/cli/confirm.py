@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from initlab.cli.common import (
     TerminalProgress,
+    add_base,
     add_dtype,
     add_engine,
     add_model,
     add_models,
     add_saving,
     add_text,
+    base_of,
     default_out,
     model_of,
     nanogpt_options,
@@ -56,6 +58,7 @@ def add(commands: Commands) -> None:
     confirm.add_argument("--seeds", type=int, metavar="N", help="draws of weights and order of the text (3)")
     confirm.add_argument("--steps", type=int, metavar="N", help="of the optimizer, in each run (150; thorough: 300)")
     confirm.add_argument("--n-embd", type=int, metavar="D", help="width (64; thorough: 128)")
+    add_base(confirm, "each one's own")
     confirm.add_argument("--thorough", action="store_true", help="a grid for a GPU: deeper, wider, trained longer")
     confirm.add_argument("--schedule", choices=("cosine", "constant"), default="cosine", help="after warmup (cosine)")
     confirm.add_argument("--weight-decay", type=float, default=0.1, metavar="X", help="of AdamW, on matrices (0.1)")
@@ -95,6 +98,7 @@ def _confirm(options: argparse.Namespace) -> int:
             model=model,
             depths=options.depths or usual,
             n_embd=None if options.model is None else options.n_embd,
+            base=base_of(options),
             lrs=options.lrs,
             warmups=options.warmups,
             seeds=options.seeds,

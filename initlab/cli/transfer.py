@@ -13,11 +13,13 @@ from initlab.cli.common import (
     add_base,
     add_dtype,
     add_engine,
+    add_model,
     add_models,
     add_saving,
     add_text,
     base_of,
     default_out,
+    model_of,
     nanogpt_options,
     numbers,
     overrides,
@@ -26,6 +28,7 @@ from initlab.cli.common import (
     show,
     text_of,
 )
+from initlab.cli.given import read_files
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -40,7 +43,13 @@ def add(commands: Commands) -> None:
         "whether the best rate of the smallest holds for the largest, how it drifts, and what that costs.",
         epilog="Two recipes take about 15 minutes on 2 cores. The time is measured and said before training starts.",
     )
-    transfer.add_argument("recipes", nargs="+", metavar="RECIPE", help="id (see `initlab recipes`) or file.py:name")
+    transfer.add_argument(
+        "recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="id (see `initlab recipes`), file.py:recipe, or file.py:function of n_layer and n_embd that makes a model",
+    )
+    add_model(transfer)
     transfer.add_argument(
         "--widths", type=numbers, metavar="D,D,…", help="n_embd (64,128,256; thorough: 128 to 1024; with depths: one)"
     )
@@ -69,14 +78,20 @@ def _transfer(options: argparse.Namespace) -> int:
 
     # must be set before torch is loaded, for what is measured in this process; see cli.common.set_threads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    read_files(options.model, *options.recipes)
     overrides(options)
     out = Path(options.out) if options.out else default_out("transfer")
     options.folder = out
     grid = GRIDS["thorough" if options.thorough else "quick"]
+    if options.model is None:
+        changes = nanogpt_options(options)
+        model = replace(grid["model"], **changes) if changes else None
+    else:
+        model = model_of(options, grid["model"])
     with TerminalProgress(out, "transfer", "train") as progress:
         result = transfer(
             options.recipes,
-            model=replace(grid["model"], **nanogpt_options(options)),
+            model=model,
             widths=options.widths,
             depths=options.depths,
             lrs=options.lrs,

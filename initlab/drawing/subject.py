@@ -32,6 +32,7 @@ from initlab.models.config import Configs, NanoGPTConfig, config_at
 from initlab.models.nanogpt import empty_model
 from initlab.models.wired import wired
 from initlab.recipes import Base, Recipe, registry
+from initlab.wiring import Attention
 
 Model = NanoGPTConfig | ModelFunction | nn.Module
 Axes = tuple[Sequence[int] | None, Sequence[int] | None]  # depths and widths
@@ -126,9 +127,14 @@ class Subject:
         n_layer, n_embd = min(self.depths), min(self.widths)
         if self.base is None:
             return Base(n_layer=n_layer, n_embd=n_embd)  # heads of NanoGPTs keep their size
+        if self.passed is None:
+            return Base(n_layer=n_layer, n_embd=n_embd)
         with random_state_kept(torch.device("cpu")):
-            dims = self.look(self.base.module(n_layer, n_embd)).parameters[0].dims
-        return Base(n_layer=n_layer, n_embd=n_embd, head_size=max(1, dims.n_embd // max(dims.n_head, 1)))
+            seen = self.passed(self.base.module(n_layer, n_embd)).seen
+        sizes = [
+            branch.body.head_size for each in seen for branch in each.branches() if isinstance(branch.body, Attention)
+        ]
+        return Base(n_layer=n_layer, n_embd=n_embd, head_size=sizes[0] if sizes else None)
 
     def read(self, **sizes: int) -> None:
         """Give the NanoGPTs what a text decides: vocab_size, block_size."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from initlab.models.config import NanoGPTConfig
 from initlab.models.nanogpt import NanoGPT
 from initlab.models.wired import wired
 from initlab.recipes import Dims, Recipe
+from initlab.wiring import Attention, Wiring
 
 Look = Callable[[nn.Module], Anatomy]
 LEARNED = "initlab_scale"  # name of the parameter that is added to a module
@@ -69,12 +70,12 @@ def wire(model: nn.Module, recipe: Recipe, dims: Dims, look: Look | None = None)
     if isinstance(model, NanoGPT):
         _check_nanogpt(model, recipe)
         return
-    options = recipe.wired(dims)
     try:
         if look is None:
-            shown = ", ".join(f"{name}={_shown(value)}" for name, value in options.items())
+            shown = ", ".join(f"{name}={_shown(value)}" for name, value in recipe.wired(dims).items())
             raise RecipeError(f"it needs {shown}, and how {type(model).__name__} is wired isn't known without a pass")
-        _give(model, options, look)
+        wiring = _only(look(model))
+        _give(model, wiring, recipe.wired(_with_heads(dims, wiring)), look)
     except RecipeError as error:
         for module, hook in taken:
             module.register_forward_hook(hook)
@@ -137,8 +138,13 @@ def _unwired(model: nn.Module) -> Iterator[tuple[nn.Module, Multiplied]]:
         module._parameters.pop(LEARNED, None)
 
 
-def _give(model: nn.Module, options: dict[str, Any], look: Look) -> None:
-    wiring = _only(look(model))
+def _with_heads(dims: Dims, wiring: Wiring) -> Dims:
+    """As many heads as make up the width, by the size that ran: what a module says of them may be none of it."""
+    sizes = [branch.body.head_size for branch in wiring.branches() if isinstance(branch.body, Attention)]
+    return replace(dims, n_head=max(1, wiring.n_embd // sizes[0])) if sizes else dims
+
+
+def _give(model: nn.Module, wiring: Wiring, options: dict[str, Any], look: Look) -> None:
     has = found_options(wiring)
     wrong = [name for name in options if name in has and not _equal(has[name], options[name])]
     if wrong:
@@ -175,7 +181,7 @@ def _around(model: nn.Module, place: Place) -> tuple[nn.Module, Any]:
     return module, module.register_forward_hook(hook)
 
 
-def _only(anatomy: Anatomy) -> Any:
+def _only(anatomy: Anatomy) -> Wiring:
     if len(anatomy.wirings) != 1:
         found = f"{len(anatomy.wirings)} stacks" if anatomy.wirings else "no stack of blocks that was understood"
         raise RecipeError(f"it has {found}; expected one")

@@ -123,7 +123,7 @@ def of_file(name: str, found: Any) -> Recipe:
 def _wrapped(rule: Rule, id: str, source: str) -> Recipe:
     if inspect.isroutine(rule) and {"n_layer", "n_embd"} & set(inspect.signature(rule).parameters):
         raise RecipeError(
-            f"{id} makes models of a size, which compare and scale take; expected a recipe: a function (role, dims)"
+            f"{id} makes models of a size, which take the place of a recipe; expected a function (role, dims)"
         )
     summary = (inspect.getdoc(rule) or "").split("\n")[0]
     return Recipe(id=id, family="user", summary=summary, source=source, rule=rule)

@@ -71,10 +71,10 @@ class Execution:
             yield cells[index], found.text if isinstance(found, Failed) else found
 
     def seconds(self, cells: Sequence[TrainingCell]) -> float:
-        """Estimate how long the runs will take: a few steps of the shallowest and of the deepest are timed.
+        """Estimate how long the runs will take: a few steps of the smallest and of the largest are timed.
 
         A step's time is a straight line over depth: each block costs the same, also where starting its kernels takes
-        longer than running them.
+        longer than running them. Over width it is one over the weights.
 
         Args:
             cells: the runs.
@@ -85,7 +85,7 @@ class Execution:
         """
         if not cells:
             return 0.0
-        ends = {cell.n_layer: cell for cell in (min(cells, key=_depth), max(cells, key=_depth))}
+        ends = {_size(cell): cell for cell in (min(cells, key=_size), max(cells, key=_size))}
         timed: dict[int, float] = {}
         calls = [partial(seconds_a_pass, cell, recipe=self._data(cell)) for cell in ends.values()]
         failed: list[str] = []
@@ -95,10 +95,10 @@ class Execution:
             else:
                 timed[list(ends)[index]] = found
         if not timed:
-            raise ProbeError(f"neither the shallowest nor the deepest model can be trained: {failed[0]}")
-        depths = sorted(timed)
+            raise ProbeError(f"neither the smallest nor the largest model can be trained: {failed[0]}")
+        sizes = sorted(timed)
         total = sum(
-            cell.passes(self.grid) * float(np.interp(cell.n_layer, depths, [timed[depth] for depth in depths]))
+            cell.passes(self.grid) * float(np.interp(_size(cell), sizes, [timed[size] for size in sizes]))
             + _MEASURING * cell.n_layer
             for cell in cells
         )
@@ -116,5 +116,5 @@ class Execution:
         return self._drawn[key]
 
 
-def _depth(cell: Cell) -> int:
-    return cell.n_layer
+def _size(cell: Cell) -> int:
+    return cell.n_layer * max(cell.n_embd, 1) ** 2

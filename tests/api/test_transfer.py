@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from decoders import Decoder
+from torch import nn
 
 import initlab
 from initlab.errors import ConfigError, RunError
@@ -82,6 +84,19 @@ def test_the_same_call_resumes_and_another_is_refused(tmp_path: Path) -> None:
         initlab.transfer("nanogpt", **(TINY | {"steps": 4}), run=options)
 
 
+def decoder(n_layer: int, n_embd: int) -> nn.Module:
+    return Decoder(n_layer, n_embd, vocab_size=256)
+
+
+def test_a_model_of_ones_own_is_trained_relative_to_its_smallest_and_to_its_heads() -> None:
+    few = TINY | {"model": decoder, "widths": (16, 32), "depths": (1,)}
+    found = initlab.transfer(["nanogpt", "mup"], **few, run=HERE)
+    assert len(found.runs) == 12
+    stored = found.run.manifest["recipes"]["mup"]
+    assert stored["base"] == {"n_layer": 1, "n_embd": 16, "head_size": 8}
+    assert {row["lr"] for row in stored["rows"] if row["role"] == "mlp_in" and row["n_embd"] == 32} == {0.5}
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
@@ -92,7 +107,7 @@ def test_the_same_call_resumes_and_another_is_refused(tmp_path: Path) -> None:
         ({"widths": 16}, ConfigError, "widths is 16; expected a list"),
         ({"warmup": 3}, ConfigError, "expected fewer, or the peak rate is never trained at"),
         ({"model": replace(MODEL, logit_multiplier=3.0)}, ConfigError, "mup wires logit_multiplier as"),
-        ({"model": "gpt2"}, ConfigError, "transfer trains NanoGPTs"),
+        ({"model": "gpt2"}, ConfigError, "model is 'gpt2'; expected a NanoGPTConfig, a function"),
     ],
 )
 def test_what_cant_be_trained_is_refused(changes: dict[str, Any], error: type[Exception], text: str) -> None:

@@ -606,7 +606,7 @@ def test_a_gate_and_a_router_are_shown_where_they_are_drawn_apart(id: str, shown
 def test_a_function_that_makes_models_is_no_recipe() -> None:
     def make(n_layer: int, n_embd: int) -> None: ...
 
-    with pytest.raises(RecipeError, match="make makes models of a size, which compare and scale take; expected a rec"):
+    with pytest.raises(RecipeError, match="make makes models of a size, which take the place of a recipe"):
         registry.get(make)  # type: ignore[arg-type]
 
 
