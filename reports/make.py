@@ -20,6 +20,13 @@ COMMANDS = {
     "gpt2-124m": "compare nanogpt nanogpt-no-depth-scale torch-default --depths 12 --n-embd 768 --block-size 1024 "
     "--batch-size 1 --vocab-size 50304 --seeds 1 --no-bias",
 }
+# read karpathy/char-rnn's tinyshakespeare.txt in the folder of the repository, where it is; as benchmarks/transfer.py
+TRANSFERS = {
+    "parametrisations/width": "transfer nanogpt-width-matched mup --data tinyshakespeare.txt",
+    "parametrisations/depth": "transfer nanogpt-width-matched depth-mup completep --depths 2,4,8,16 "
+    "--data tinyshakespeare.txt",
+}
+COMMANDS |= TRANSFERS
 # each writes into the folder that it is given last
 SCRIPTS = {
     "transformers-audit": "examples/audit_transformers.py --out",  # needs the extra hf
@@ -69,8 +76,9 @@ def make(name: str) -> None:
 
 if __name__ == "__main__":
     known = [*COMMANDS, *SCRIPTS, EXAMPLES]
+    usual = [name for name in known if name not in TRANSFERS or (ROOT / "tinyshakespeare.txt").exists()]
     unknown = set(sys.argv[1:]) - set(known)
     if unknown:
         sys.exit(f"unknown report {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-    for each in sys.argv[1:] or known:
+    for each in sys.argv[1:] or usual:
         make(each)

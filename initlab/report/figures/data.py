@@ -144,7 +144,7 @@ def best_runs(run: Run) -> pd.DataFrame:
 
 def untrained(run: Run) -> str:
     """Why nothing of training can be drawn; empty if it can."""
-    if run.manifest.get("kind") not in ("confirm", "train", "transfer"):
+    if run.manifest.get("kind") not in ("confirm", "train"):
         return "needs training runs: initlab confirm, or initlab train"
     return "" if len(run.tables.runs) and len(run.tables.training) else "no training run has finished"
 
