@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING
 from initlab.cli.common import (
     TerminalProgress,
     add_base,
-    add_dtype,
-    add_engine,
     add_model,
-    add_models,
-    add_saving,
-    add_text,
     base_of,
     default_out,
     model_of,
@@ -29,6 +24,7 @@ from initlab.cli.common import (
     text_of,
 )
 from initlab.cli.given import read_files
+from initlab.cli.training import add_training, training_of
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -59,19 +55,10 @@ def add(commands: Commands) -> None:
     confirm.add_argument("--steps", type=int, metavar="N", help="of the optimizer, in each run (150; thorough: 300)")
     confirm.add_argument("--n-embd", type=int, metavar="D", help="width (64; thorough: 128)")
     add_base(confirm, "each one's own")
-    confirm.add_argument("--thorough", action="store_true", help="a grid for a GPU: deeper, wider, trained longer")
-    confirm.add_argument("--schedule", choices=("cosine", "constant"), default="cosine", help="after warmup (cosine)")
-    confirm.add_argument("--weight-decay", type=float, default=0.1, metavar="X", help="of AdamW, on matrices (0.1)")
-    confirm.add_argument("--grad-clip", type=float, default=1.0, metavar="X", help="largest gradient norm; 0: any (1)")
     confirm.add_argument(
         "--eval-every", type=int, default=0, metavar="N", help="steps between evaluations (before and after)"
     )
-    add_models(confirm, block_size="64; thorough: 128", batch_size="8; thorough: 16")
-    add_text(confirm)
-    confirm.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
-    add_dtype(confirm, default=None, otherwise="float32; --thorough on a GPU: bfloat16")
-    add_engine(confirm, "runs", "the cores; on a GPU: 1")
-    add_saving(confirm, fail_on="never")
+    add_training(confirm, block_size="64; thorough: 128", batch_size="8; thorough: 16")
     confirm.set_defaults(run=_confirm)
 
 
@@ -99,17 +86,10 @@ def _confirm(options: argparse.Namespace) -> int:
             depths=options.depths or usual,
             n_embd=None if options.model is None else options.n_embd,
             base=base_of(options),
-            lrs=options.lrs,
             warmups=options.warmups,
-            seeds=options.seeds,
-            steps=options.steps,
-            schedule=options.schedule,
-            weight_decay=options.weight_decay,
-            grad_clip=options.grad_clip,
             eval_every=options.eval_every,
             text=text_of(options),
-            dtype=options.dtype,
-            thorough=options.thorough,
             run=run_of(options, progress),
+            **training_of(options),
         )
     return show(result, options, out)

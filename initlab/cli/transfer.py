@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING
 from initlab.cli.common import (
     TerminalProgress,
     add_base,
-    add_dtype,
-    add_engine,
     add_model,
-    add_models,
-    add_saving,
-    add_text,
     base_of,
     default_out,
     model_of,
@@ -29,6 +24,7 @@ from initlab.cli.common import (
     text_of,
 )
 from initlab.cli.given import read_files
+from initlab.cli.training import add_training, training_of
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -59,16 +55,7 @@ def add(commands: Commands) -> None:
     transfer.add_argument("--seeds", type=int, metavar="N", help="draws of weights and order of the text (3)")
     transfer.add_argument("--steps", type=int, metavar="N", help="of the optimizer (200; thorough: 1000)")
     transfer.add_argument("--warmup", type=int, metavar="N", help="steps (a fifth of them)")
-    transfer.add_argument("--thorough", action="store_true", help="a grid for a GPU: wider, trained longer")
-    transfer.add_argument("--schedule", choices=("cosine", "constant"), default="cosine", help="after warmup (cosine)")
-    transfer.add_argument("--weight-decay", type=float, default=0.1, metavar="X", help="of AdamW, on matrices (0.1)")
-    transfer.add_argument("--grad-clip", type=float, default=1.0, metavar="X", help="largest gradient norm; 0: any (1)")
-    add_models(transfer, block_size="64; thorough: 256", batch_size="8; thorough: 32")
-    add_text(transfer)
-    transfer.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
-    add_dtype(transfer, default=None, otherwise="float32; --thorough on a GPU: bfloat16")
-    add_engine(transfer, "runs", "the cores; on a GPU: 1")
-    add_saving(transfer, fail_on="never")
+    add_training(transfer, block_size="64; thorough: 256", batch_size="8; thorough: 32")
     transfer.set_defaults(run=_transfer)
 
 
@@ -94,17 +81,10 @@ def _transfer(options: argparse.Namespace) -> int:
             model=model,
             widths=options.widths,
             depths=options.depths,
-            lrs=options.lrs,
             base=base_of(options),
-            seeds=options.seeds,
-            steps=options.steps,
             warmup=options.warmup,
-            schedule=options.schedule,
-            weight_decay=options.weight_decay,
-            grad_clip=options.grad_clip,
             text=text_of(options),
-            dtype=options.dtype,
-            thorough=options.thorough,
             run=run_of(options, progress),
+            **training_of(options),
         )
     return show(result, options, out)
