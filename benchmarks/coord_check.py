@@ -181,9 +181,9 @@ def page(result: dict[str, Any]) -> str:
     lines += [
         "## Beside another program",
         "",
-        f"{within} of {len(result['rows'])} slopes are within their tolerance of those of another program. There the blocks' "
-        "σ is 0.02 at the base of 64 features, here 0.02 at 256, so 0.04: branches weigh more beside the embedding, and "
-        "CompleteP's stream at init, whose branches are ÷ depth, falls faster.",
+        f"{within} of {len(result['rows'])} slopes are within their tolerance of those of another program. There the "
+        "blocks' σ is 0.02 at the base of 64 features, here 0.02 at 256, so 0.04: branches weigh more beside the "
+        "embedding, and CompleteP's stream at init, whose branches are ÷ depth, falls faster.",
         "",
         "| recipe | over | tensor | step | reference | here | tolerance |",
         "|---|---|---|---|---|---|---|",
