@@ -95,6 +95,10 @@ def _slope(group: pd.DataFrame, column: str) -> tuple[float, float]:
 def measure_unscaled(run: Run) -> pd.DataFrame:
     """`writes`, with the embedding's variance and the projections' std at each size, and the branches' fits."""
     records = run.tables.records
+    # a norm behind a branch takes the scale of its weights away: what it writes is the norm's own by design
+    wiring = run.tables.wiring
+    normed = wiring.loc[(wiring["post_norm"].fillna("") != "") | (wiring["sum_norm"].fillna("") != ""), "recipe"]
+    records = records[~records["recipe"].isin(set(normed))]
     if len(records[["n_layer", "n_embd"]].drop_duplicates()) < 2:  # no exponent of one depth
         return pd.DataFrame()
     found = writes(records)
@@ -123,7 +127,7 @@ def measure_unscaled(run: Run) -> pd.DataFrame:
     question="Depth",
     measures="slope of ln(mean over blocks of var(write) / mean square entering its projection) on ln(n_layer), of "
     "attention and of MLP",
-    needs="two depths or more: --depths 4,8,16",
+    needs="two depths or more (--depths 4,8,16), and branches without a norm behind them",
     limits={"exponent": -0.5, "share": 1.0, "vanishing": -2.5},
     unit="exponent of n_layer",
     limit="exponent ≤ {exponent}, or writes that sum to at most {share}× the embedding's variance; ≥ {vanishing}",
