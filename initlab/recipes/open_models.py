@@ -119,7 +119,8 @@ _CEREBRAS = "0.08 * sqrt(base_embd / n_embd)"
         logit_multiplier="base_embd / n_embd",
     ),
     optimizer=rates("base_embd / n_embd", decay="1"),
-    note="not checked against the table; 0.08 and 10 are what was tuned on its data, at a base of 32 blocks; here they stay with another base",
+    note="not checked against the table; 0.08 and 10 are what was tuned on its data, at a base of 32 blocks; here they "
+    "stay with another base",
 )
 def cerebras_gpt(role: Role, dims: Dims) -> Distribution:
     """Cerebras-GPT's μP: 0.08·√(base/width) cut at two std, outputs ÷ √(2·n_layer), attention 1/head size."""
