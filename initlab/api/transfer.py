@@ -94,12 +94,15 @@ def transfer(
     subject = subject_of(recipes, model, (depths, widths), default, (preset["depths"], usual))
     split, block_size = split_for(subject, text, default.block_size)
     steps = preset["steps"] if steps is None else steps
+    lrs = preset["lrs"] if lrs is None else lrs
+    if all(isinstance(lr, int | float) for lr in lrs):  # TransferConfig refuses others
+        lrs = sorted(lrs)
     grid = TransferConfig(
         recipes=tuple(subject.items),
         model=subject.config,
         depths=subject.depths,
         widths=subject.widths,
-        lrs=tuple(sorted(preset["lrs"] if lrs is None else lrs)),
+        lrs=tuple(lrs),
         warmups=(steps // 5 if warmup is None else warmup,),
         seeds=preset["seeds"] if seeds is None else seeds,
         steps=steps,

@@ -70,15 +70,17 @@ def apply_recipe(
     places = anatomy.all_parameters() if only is None else [p for p in anatomy.parameters if p.name in only]
     answers = [(found, drawn_from(found, recipe)) for found in places]
     plan = [(found, values) for found, values in answers if values]
-    if plan and only is None:
-        wire.wire(model, recipe, plan[0][0].dims, look)
     parameters = dict(model.named_parameters())
-    plan = [(found, values) for found, values in plan if found.name in parameters]  # but for what was taken off
     if any(parameter.is_meta for parameter in parameters.values()):
         raise RecipeError(f"{type(model).__name__} is on the meta device: it has shapes but no weights to draw")
     for found, distributions in plan:
         if any(isinstance(value, Orthogonal) for value in distributions):
             _matrices(found, parameters[found.name].shape)  # raises where they can't be told apart
+    if plan and only is None:
+        wire.wire(model, recipe, plan[0][0].dims, look)
+        left = {name for name, _ in model.named_parameters()}  # but for what was taken off
+        answers = [(found, values) for found, values in answers if found.name in left]
+        plan = [(found, values) for found, values in answers if values]
     with torch.no_grad():
         for found, distributions in plan:
             parameter = parameters[found.name]

@@ -115,8 +115,11 @@ class Subject:
             base: None: the smallest of the models, with its heads.
 
         Raises:
+            ConfigError: it is no Base.
             ProbeError: a function can't make it.
         """
+        if not isinstance(base, Base | None):
+            raise ConfigError(f"base is {base!r}; expected initlab.recipes.Base(n_layer=…, n_embd=…)")
         relative = {name: recipe for name, recipe in self.recipes.items() if recipe.base is not None}
         if base is None and relative:
             base = self._smallest()
@@ -125,6 +128,8 @@ class Subject:
 
     def _smallest(self) -> Base:
         n_layer, n_embd = min(self.depths), min(self.widths)
+        if callable(self.config):  # a function may keep the number of heads
+            return Base(n_layer=n_layer, n_embd=n_embd, head_size=self.config(n_layer, n_embd).head_size)
         if self.base is None:
             return Base(n_layer=n_layer, n_embd=n_embd)  # heads of NanoGPTs keep their size
         if self.passed is None:

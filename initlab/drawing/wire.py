@@ -76,9 +76,14 @@ def wire(model: nn.Module, recipe: Recipe, dims: Dims, look: Look | None = None)
             raise RecipeError(f"it needs {shown}, and how {type(model).__name__} is wired isn't known without a pass")
         wiring = _only(look(model))
         _give(model, wiring, recipe.wired(_with_heads(dims, wiring)), look)
-    except RecipeError as error:
-        for module, hook in taken:
-            module.register_forward_hook(hook)
+    except BaseException as error:  # a forward that raises leaves nothing changed either
+        for module, hooks, learned in taken:
+            module._forward_hooks.clear()  # not another dict: handles know this one
+            module._forward_hooks.update(hooks)
+            if learned is not None:
+                module.register_parameter(LEARNED, learned)
+        if not isinstance(error, RecipeError):
+            raise
         raise RecipeError(
             f"{recipe.id} is more than a draw, and {type(model).__name__} can't be given its wiring: {error}; write it "
             "into the model, and draw a recipe of your own, (role, dims) -> distribution, without it"
@@ -128,14 +133,16 @@ def _check_nanogpt(model: NanoGPT, recipe: Recipe) -> None:
         )
 
 
-def _unwired(model: nn.Module) -> Iterator[tuple[nn.Module, Multiplied]]:
-    """Take off what an earlier recipe put around modules."""
+def _unwired(model: nn.Module) -> Iterator[tuple[nn.Module, dict[int, Any], nn.Parameter | None]]:
+    """Take off what an earlier recipe put around modules; yield the hooks and the parameter that a module had."""
     for module in model.modules():
-        for key, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, Multiplied):
-                del module._forward_hooks[key]
-                yield module, hook
-        module._parameters.pop(LEARNED, None)
+        hooks = dict(module._forward_hooks)
+        mine = [key for key, hook in hooks.items() if isinstance(hook, Multiplied)]
+        for key in mine:
+            del module._forward_hooks[key]
+        learned = module._parameters.pop(LEARNED, None)
+        if mine or learned is not None:
+            yield module, hooks, learned
 
 
 def _with_heads(dims: Dims, wiring: Wiring) -> Dims:

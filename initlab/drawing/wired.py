@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 from initlab.errors import RecipeError
@@ -47,7 +48,13 @@ class Wanted:
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> Wanted:
-        """Pick them out of all options."""
+        """Pick them out of all options. Raises RecipeError where one is no number."""
+        single = ("attention_multiplier", "embedding_multiplier", "logit_multiplier", "layer_scale", "gate")
+        for name in [field.name for field in fields(cls) if field.name in options]:
+            value = options[name]
+            for each in value if isinstance(value, tuple) and name not in single else (value,):
+                if isinstance(each, bool) or not isinstance(each, Real) or not math.isfinite(each):
+                    raise RecipeError(f"{name} is {each!r}; expected a finite number")
         return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
 
     def at(self, name: str, layer: int) -> float | None:
@@ -110,7 +117,7 @@ def places(wiring: Wiring, wanted: Wanted) -> Iterator[Place]:
     if wanted.logit_multiplier is not None:
         if wiring.head is None:
             raise RecipeError("no head was found for logit_multiplier")
-        factor = wanted.logit_multiplier / wiring.logit_scale
+        factor = _ratio("the logits", wanted.logit_multiplier, wiring.logit_scale)
         yield from _needed("logit_multiplier: the logits", wiring.head.module, factor)
 
 
@@ -124,7 +131,7 @@ def _of_branch(layer: int, update: Update, branch: Branch, n_embd: int, wanted: 
         # norm(skip · x + r · f) = norm(keep · x + r · keep / skip · f), but for the norm's eps
         target = (1.0 if residual is None else residual) * update.keep / skip
         if wanted.gate is None:
-            yield from _needed(f"residual_multiplier: {gives}", branch.module, target / branch.scale)
+            yield from _needed(f"residual_multiplier: {gives}", branch.module, _ratio(gives, target, branch.scale))
         elif not math.isclose(branch.scale, target * wanted.gate, rel_tol=SAME, abs_tol=1e-12):
             # a learned number is read as what it starts at, which one that is there already isn't
             if branch.scale == 0:
@@ -135,10 +142,10 @@ def _of_branch(layer: int, update: Update, branch: Branch, n_embd: int, wanted: 
         if branch.norm is None:
             raise RecipeError(f"norm_multiplier needs a norm in front of {branch.site} {at}")
         for each in branch.norms or (branch.norm,):
-            yield from _needed(f"norm_multiplier: {each.module}", each.module, norm / each.scale)
+            yield from _needed(f"norm_multiplier: {each.module}", each.module, _ratio(each.module, norm, each.scale))
     body = branch.body
     if wanted.attention_multiplier is not None and isinstance(body, Attention):
-        yield from _of_scores(body, wanted.attention_multiplier / body.score_scale, at)
+        yield from _of_scores(body, _ratio("q·k", wanted.attention_multiplier, body.score_scale), at)
     if wanted.layer_scale is not None and branch.gain is None:
         yield Place(what=f"layer_scale: {gives}", module=branch.module, start_of=wanted.layer_scale, width=n_embd)
 
@@ -158,11 +165,17 @@ def _of_embedding(wiring: Wiring, wanted: float) -> Iterator[Place]:
     if wiring.terms is None:
         raise RecipeError("what the embedding is made of isn't known, for embedding_multiplier")
     for term in wiring.terms:
-        factor = wanted / (wiring.embed_scale * term.scale)
+        factor = _ratio("the embedding", wanted, wiring.embed_scale * term.scale)
         if term.weight is None and not math.isclose(factor, 1.0, rel_tol=SAME):
             raise RecipeError(f"embedding_multiplier: a {term.kind} term isn't the output of a module")
         module = (term.weight or "").rpartition(".")[0]
         yield from _needed(f"embedding_multiplier: {module}", module, factor)
+
+
+def _ratio(what: str, wanted: float, has: float) -> float:
+    if has == 0 and wanted != 0:
+        raise RecipeError(f"{what} is multiplied with 0 already")
+    return wanted / has if has else 1.0
 
 
 def _needed(what: str, module: str, factor: float) -> Iterator[Place]:

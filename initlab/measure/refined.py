@@ -38,7 +38,8 @@ class Refined:
         named = dict(model.named_parameters())
         places = {id(named[place.name]): place for place in anatomy.parameters if place.name in named}
         for name, module in model.named_modules():
-            if type(module).__name__ in _LINEAR:  # of a tied head, the table's
+            # of a tied head, the table's; torch's old weight_norm leaves no parameter of that name
+            if type(module).__name__ in _LINEAR and "weight" in module._parameters:
                 place = places.get(id(_weight(module)))
                 if place is not None and place.role not in (Role.OTHER, *VECTORS):
                     self._places[name] = place

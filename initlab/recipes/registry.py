@@ -68,7 +68,8 @@ def get(name: str | Recipe | Rule) -> Recipe:
     if inspect.isfunction(name) and name.__name__ != "<lambda>":  # a recipe needs a name to be shown by
         name = _wrapped(name, name.__name__, f"{name.__module__}.{name.__qualname__}")
     if isinstance(name, Recipe):
-        if known.get(name.id, name) != name:
+        own = known.get(name.id, name)
+        if replace(own, base=name.base) != name:  # with another base it is the same recipe, and run.json has the base
             raise RecipeError(f"recipe {name.id!r} exists already (source: {known[name.id].source}); rename yours")
         return name
     if not isinstance(name, str):

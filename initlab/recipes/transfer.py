@@ -139,12 +139,16 @@ def completep(role: Role, dims: Dims) -> Distribution:
 
 
 def _unit_rates(role: Role, dims: Dims) -> Adam:
-    """As scale of the weights × rate of the unit-scaled ones; divided by the same at the base."""
+    """As scale of the weights × rate of the unit-scaled ones; divided by the same at the base.
+
+    Decay is independent of the rate (optim.py scaled_parameters): rate × decay of every matrix stays as it is.
+    """
     if role in _HIDDEN:
-        return Adam(lr=dims("base_embd / n_embd * sqrt(base_layer / n_layer)"), weight_decay=dims(_GROWTH))
+        growth = "n_embd / base_embd * sqrt(n_layer / base_layer)"
+        return Adam(lr=dims("base_embd / n_embd * sqrt(base_layer / n_layer)"), weight_decay=dims(growth))
     if role in (Role.TOKEN_EMBED, Role.POS_EMBED):
-        return Adam(lr=dims("sqrt(base_embd / n_embd)"))
-    return Adam(lr=dims(_WIDTH)) if role == Role.UNEMBED else Adam()
+        return Adam(lr=dims("sqrt(base_embd / n_embd)"), weight_decay=dims("sqrt(n_embd / base_embd)"))
+    return Adam(lr=dims(_WIDTH), weight_decay=dims(_GROWTH)) if role == Role.UNEMBED else Adam()
 
 
 @recipe(

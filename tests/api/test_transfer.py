@@ -97,11 +97,25 @@ def test_a_model_of_ones_own_is_trained_relative_to_its_smallest_and_to_its_head
     assert {row["lr"] for row in stored["rows"] if row["role"] == "mlp_in" and row["n_embd"] == 32} == {0.5}
 
 
+def test_the_base_of_a_function_of_configs_has_the_heads_that_it_makes() -> None:
+    def two_heads(n_layer: int, n_embd: int) -> NanoGPTConfig:
+        return replace(MODEL, n_layer=n_layer, n_embd=n_embd)
+
+    found = initlab.transfer("mup", **(TINY | {"model": two_heads, "depths": (1,)}), run=HERE)
+    stored = found.run.manifest["recipes"]["mup"]
+    assert stored["base"] == {"n_layer": 1, "n_embd": 16, "head_size": 8}
+    # 1/√8 at heads of 8, half of that at heads of 16
+    options = {wiring["n_embd"]: wiring["options"]["attention_multiplier"] for wiring in stored["wiring"]}
+    assert options == pytest.approx({16: 8**-0.5, 32: 8**-0.5 / 2}, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
         ({"widths": (16,)}, ConfigError, "whether a rate holds needs two widths or more"),
         ({"lrs": (1e-3, 1e-2)}, ConfigError, "lrs has 2; expected three or more"),
+        ({"lrs": (1e-3, "a", 1e-2)}, ConfigError, "lrs holds 'a'"),
+        ({"base": (1, 16)}, ConfigError, r"base is \(1, 16\); expected initlab.recipes.Base"),
         ({"lrs": (1e-3, 1e-2, -1.0)}, ConfigError, "lrs holds -1.0"),
         ({"widths": (16, 17)}, ConfigError, "n_embd 17 has no divisor"),
         ({"widths": 16}, ConfigError, "widths is 16; expected a list"),

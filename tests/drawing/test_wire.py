@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initlab
-from initlab.api.looking import passed
+from initlab.api.looking import anatomy_of, passed
+from initlab.drawing.apply import apply_recipe
 from initlab.drawing.wire import LEARNED, Multiplied
-from initlab.errors import RecipeError
+from initlab.errors import ProbeError, RecipeError
 from initlab.recipes import Base, Recipe, registry
 from initlab.wiring import Attention, Wiring
 
@@ -204,6 +205,52 @@ def test_what_cant_be_given_is_refused_and_nothing_is_left(options: dict[str, An
     assert str(caught.value).startswith("mine is more than a draw, and Own can't be given its wiring: ")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
     assert not any(isinstance(hook, Multiplied) for m in model.modules() for hook in m._forward_hooks.values())
+
+
+def test_what_was_there_stays_where_a_recipe_is_refused_or_the_model_raises() -> None:
+    class Fragile(Own):
+        broken = False
+
+        def forward(self, idx: Tensor) -> Tensor:
+            if self.broken:
+                raise ValueError("broken")
+            return super().forward(idx)
+
+    model, idx = Fragile(), torch.randint(V, (2, 16), generator=torch.Generator().manual_seed(1))
+    initlab.apply_recipe(model, recipe(layer_scale=0.5, residual_multiplier=0.5))
+    seen: list[Tensor] = []
+    model.layers[0].down.register_forward_hook(lambda module, args, output: seen.append(output))
+    expected, names = model(idx), [name for name, _ in model.named_parameters()]
+    with pytest.raises(RecipeError, match="norm='rmsnorm'"):
+        initlab.apply_recipe(model, recipe(norm="rmsnorm"))
+    assert torch.equal(model(idx), expected)
+    anatomy, model.broken = anatomy_of(model), True
+    with pytest.raises(ProbeError, match="broken"):
+        apply_recipe(model, recipe(residual_multiplier=0.25), 0, anatomy=anatomy, look=passed)
+    model.broken = False
+    assert torch.equal(model(idx), expected)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert torch.equal(seen[-1], seen[0])  # the hooks are in the order that they were in
+
+
+def test_learned_numbers_that_are_taken_off_arent_said_to_stay() -> None:
+    model = Own()
+    initlab.apply_recipe(model, recipe(layer_scale=0.5))
+    assert initlab.apply_recipe(model, "nanogpt") == ()
+
+
+@pytest.mark.parametrize("value", [math.nan, "x", (1.0, 2.0), True])
+def test_a_multiplier_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(RecipeError, match=r"logit_multiplier is .*; expected a finite number"):
+        initlab.apply_recipe(Own(), recipe(logit_multiplier=value))
+
+
+def test_a_branch_times_0_is_given_and_read_again() -> None:
+    model = Own()
+    initlab.apply_recipe(model, recipe(residual_multiplier=0.0))
+    assert [branch.scale for branch in wiring_of(model).branches()] == [0.0] * 6
+    initlab.apply_recipe(model, recipe(residual_multiplier=0.5))
+    assert [branch.scale for branch in wiring_of(model).branches()] == pytest.approx([0.5] * 6)
 
 
 def _inline(layer: Layer, x: Tensor) -> Tensor:

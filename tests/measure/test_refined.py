@@ -73,3 +73,17 @@ def test_a_matrix_that_stood_still_has_neither() -> None:
             model(idx, idx)
         rows = refined.rows("light")
     assert rows and all(row["rms"] == 0 for row in rows)
+
+
+def test_a_matrix_that_is_computed_from_others_is_left_out() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with pytest.warns(FutureWarning):
+                self.up = nn.utils.weight_norm(nn.Linear(8, 8))
+
+    model = Block()
+    refined = Refined(model, of(model), tokens)
+    with refined.following():
+        model.up(torch.ones(2, 8))
+    assert refined.rows("light") == []

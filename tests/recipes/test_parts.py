@@ -67,10 +67,10 @@ OPTIMIZERS: dict[str, Callable[[int, int], dict[Role, Adam]]] = {
     ),
     "completep": lambda L, d: rates(Adam(256 / d, d / 256, 256 / d * 2 / L)),
     "u-mup": lambda L, d: rates(
-        Adam(256 / d * math.sqrt(2 / L), d / 256),
-        token_embed=Adam(math.sqrt(256 / d)),
-        pos_embed=Adam(math.sqrt(256 / d)),
-        unembed=Adam(256 / d),
+        Adam(256 / d * math.sqrt(2 / L), d / 256 * math.sqrt(L / 2)),
+        token_embed=Adam(math.sqrt(256 / d), math.sqrt(d / 256)),
+        pos_embed=Adam(math.sqrt(256 / d), math.sqrt(d / 256)),
+        unembed=Adam(256 / d, d / 256),
     ),
     "cerebras-gpt": lambda L, d: rates(Adam(256 / d)),
 }

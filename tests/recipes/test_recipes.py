@@ -13,6 +13,7 @@ import pytest
 
 from initlab.errors import RecipeError
 from initlab.recipes import (
+    Base,
     Constant,
     Dims,
     Distribution,
@@ -310,6 +311,14 @@ def test_a_duplicate_id_is_refused_and_changes_nothing() -> None:
         registry.recipe("nanogpt", family="mine", source="here")(lambda role, dims: Normal(0.5))
     assert registry.all_recipes() == before
     assert registry.get("nanogpt")(Role.ATTN_QKV, dims()).std == 0.02
+
+
+def test_a_known_recipe_is_taken_relative_to_another_base() -> None:
+    known = registry.get("mup")
+    moved = replace(known, base=Base(n_layer=4, n_embd=64))
+    assert registry.get(moved) is moved
+    with pytest.raises(RecipeError, match=r"recipe 'mup' exists already .*; rename yours"):
+        registry.get(replace(moved, optimizer=None))
 
 
 def test_a_recipe_of_ones_own_under_a_known_id_is_refused() -> None:

@@ -123,10 +123,13 @@ def _tables(run: Run) -> list[tuple[str, str, int, pd.DataFrame]]:
     measured = run_measures(run)
     measured = measured.assign(recipe=measured["recipe"].astype(str))
     found, rates = [], sorted(measured["lr"].unique())
+    order = {str(recipe): place for place, recipe in enumerate(run.manifest["config"].get("recipes", []))}
     for axis in AXES:
         if measured.empty or measured[axis].nunique() < 2:
             continue
-        for (recipe, size), own in along(measured, axis).groupby(["recipe", axis], sort=False):
+        groups = list(along(measured, axis).groupby(["recipe", axis], sort=False))
+        # with several jobs, runs lie in the order in which they ended
+        for (recipe, size), own in sorted(groups, key=lambda group: (order.get(group[0][0], len(order)), group[0][1])):
             table = own.pivot_table(index="seed", columns="lr", values="loss", dropna=False)
             table = table.reindex(columns=rates).dropna()
             if len(table):

@@ -114,3 +114,10 @@ def test_a_run_that_diverged_counts_as_ln_v_and_a_seed_without_a_rate_takes_no_p
     assert found.groupby("size")["seed"].nunique().to_dict() == {64: 3, 128: 3, 256: 2}
     nothing = transfer_run(("a",), level, missing=lambda r, n, d, lr, s: d > 64 and lr == RATES[0])
     assert set(optima(nothing)["size"]) == {64} and transfers(nothing).empty
+
+
+def test_recipes_are_in_the_order_they_were_given_whichever_run_ended_first():
+    run = transfer_run()
+    run.tables.runs = run.tables.runs.iloc[::-1]
+    assert list(transfers(run)["recipe"]) == ["nanogpt", "mup"]
+    assert list(optima(run).query("recipe == 'mup'")["size"].unique()) == [64, 128, 256]
