@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from initlab.anatomy.graph import Op, Value
 from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import words
-from initlab.anatomy.walking import PARTING, Projected, copies, factor, origin, parameter_of, projected
+from initlab.anatomy.walking import COPYING, PARTING, Projected, copies, factor, origin, parameter_of, projected
 from initlab.wiring import Linear, Norm
 
 _ROTATING = words(
@@ -73,6 +73,9 @@ def _rotation(value: Value) -> tuple[Value, float, bool] | None:
     """
     found: dict[Value, None] = {}
     left, seen, turned = [value], {value}, False
+    repeated = (
+        False  # what is fewer heads, repeated, may be as large as all that the matrix gave, of which it is a part
+    )
     while left:
         each = left.pop()
         op = each.op
@@ -84,6 +87,7 @@ def _rotation(value: Value) -> tuple[Value, float, bool] | None:
         if not (copies(op) or op.name in _ROTATING):
             return None
         given = [one for one in op.inputs if one.data and one.floating and one.numel]
+        repeated = repeated or (op.name in COPYING and bool(given) and each.numel > given[0].numel)
         if op.name == "mul":
             if len(given) != 1:
                 return None
@@ -97,7 +101,7 @@ def _rotation(value: Value) -> tuple[Value, float, bool] | None:
     (source,) = found
     before, after = source.rms, value.rms
     by = 1.0
-    if source.numel == value.numel and before > 0 and after > 0 and abs(after / before - 1) > 0.02:
+    if source.numel == value.numel and not repeated and before > 0 and after > 0 and abs(after / before - 1) > 0.02:
         by = after / before
     return source, by, turned
 

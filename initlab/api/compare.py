@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def compare(
         depths: n_layer to sweep. Default: a config's and a module's own; else 4, 8, 16. A module, or a function that
             doesn't take it, has its own alone.
         widths: n_embd to sweep, likewise; else 384.
-        base: depth and width at which multipliers of recipes such as `mup` are 1. Default: each one's own.
+        base: depth and width at which multipliers of recipes such as `mup` are 1. Default: the smallest model's.
         seeds: draws of weights and text.
         batch: for models that aren't NanoGPTs of a config, as `probe` takes it, at every seed. Default: made of the
             text.
@@ -80,8 +81,7 @@ def compare(
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
     subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, WIDTHS))
     side = SideBySide(subject, text, batch=batch)
-    if base is not None:
-        subject.relative_to(base)
+    subject.relative_to(base)
     sweep = SweepConfig(
         recipes=tuple(subject.items),
         model=subject.config,
@@ -94,9 +94,10 @@ def compare(
         device=choose_device(run.device),
     )
     side.survey(sweep)
+    sweep = replace(sweep, recipes=tuple(subject.items))
     if model is None:
         side.refuse_other_architectures()
-    config = side.as_dict(sweep) | {"versions": f"initlab {__version__}, torch {torch.__version__}"}
+    config = side.as_dict(sweep) | side.left_out | {"versions": f"initlab {__version__}, torch {torch.__version__}"}
     cells = sweep.cells()
     manifest = new_manifest("compare", config, side.evaluated(sweep), side.described, [cell.run_id for cell in cells])
 

@@ -62,7 +62,7 @@ def confirm(
             with thorough of `GRIDS["thorough"]`, and the text's vocabulary.
         depths: n_layer to sweep; default: a given config's and module's own, else the grid's.
         n_embd: width of the default's and of a function's models; default: the grid's.
-        base: depth and width at which multipliers of recipes such as `mup` are 1. Default: each one's own.
+        base: depth and width at which multipliers of recipes such as `mup` are 1. Default: the smallest model's.
         lrs: peak learning rates of AdamW.
         warmups: steps of linear warmup; 0 = none. Default: none, and about a quarter of the steps (thorough: a sixth).
         seeds: draws of weights and order of the data; intervals need at least 2.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from initlab import __version__
 from initlab.api.manifest import new_manifest
@@ -33,7 +33,7 @@ def trained_grid(
     text: Text,
     run: RunOptions,
     *,
-    base: Base | Literal["smallest"] | None,
+    base: Base | None,
     given: bool,
     started: float,
 ) -> tuple[Run, Path | None]:
@@ -46,7 +46,7 @@ def trained_grid(
         split: the text, in two parts.
         text: as it was given.
         run: device, jobs and engine, folder and progress.
-        base: of recipes that are relative to one, in place of their own; `smallest`: of the grid.
+        base: of recipes that are relative to one; None: the smallest model's.
         given: a model was, so that recipes and functions may be of different architectures.
         started: time.perf_counter() at the start of the command.
 
@@ -63,15 +63,14 @@ def trained_grid(
     described = split.describe()
     read = replace(text, batch_size=grid.batch_size, block_size=grid.block_size)
     side = SideBySide(subject, read, corpus=split.train, described=described)
-    if base is not None:
-        subject.relative_to(None if base == "smallest" else base)
+    subject.relative_to(base)
     side.survey(grid, trained=True)
     if not given:
         side.refuse_other_architectures()
     grid = replace(grid, recipes=tuple(subject.items))
     probes, runs = grid.cells(), grid.runs()
     made, jobs = choose(run.engine, run.jobs, grid.device, len(runs))
-    config = side.as_dict(grid) | ({"left_out": side.refused} if side.refused else {})
+    config = side.as_dict(grid) | side.left_out
     config["versions"] = f"initlab {__version__}, torch {torch.__version__}"  # a table of two compares nothing
     ids = [cell.run_id for cell in (*probes, *runs)]
     manifest = new_manifest(kind, config, side.evaluated(grid), described, ids)

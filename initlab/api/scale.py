@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,7 @@ def scale(
     if config.optimizer == "sgd" and (rated := [r.id for r in subject.recipes.values() if r.optimizer is not None]):
         raise ConfigError(f"{rated[0]} has rates for Adam, which SGD can't take; take adamw, or leave it out")
     side.survey(config)
+    config = replace(config, recipes=tuple(subject.items))
 
     def make(cell: Cell) -> nn.Module:
         return subject.make(cell.recipe, cell.n_layer, cell.n_embd, cell.seed, config.device)
@@ -156,7 +158,7 @@ def scale(
         fixed = sum(_OVERHEAD * cell.n_layer * (config.steps + 1) for cell in todo)
         return estimate(sum(map(work, todo)), rate, todo) + fixed
 
-    kept = side.as_dict(config) | {"versions": f"initlab {__version__}, torch {torch.__version__}"}
+    kept = side.as_dict(config) | side.left_out | {"versions": f"initlab {__version__}, torch {torch.__version__}"}
     kept |= {"sources": [*kept.get("sources", []), source_of(own)]} if own else {}
     cells = config.cells()
     manifest = new_manifest("scale", kept, side.evaluated(config), side.described, [cell.run_id for cell in cells])

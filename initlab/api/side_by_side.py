@@ -94,6 +94,11 @@ class SideBySide:
         return self.seen.described
 
     @property
+    def left_out(self) -> dict[str, Any]:
+        """What run.json says of recipes that were left out; nothing without any."""
+        return {"left_out": self.refused} if self.refused else {}
+
+    @property
     def tokens(self) -> int:
         """Tokens in a batch, about."""
         config = self.subject.config
@@ -174,6 +179,8 @@ class SideBySide:
                             )
                     if maker is base and trained:
                         self._draw_each(model)
+                    elif maker is base and place == places[0]:
+                        self._wire_each(model)
             _check_growth(maker, places, seen.counts)
         self.evaluated(sweep)
 
@@ -198,6 +205,22 @@ class SideBySide:
             else:
                 self.seen.asked += [each for each in places if each not in self.seen.asked]
         if first is not None and not subject.items:
+            raise first
+
+    def _wire_each(self, model: nn.Module) -> None:
+        """Leave out the recipes whose wiring the model can't be given. Raises RecipeError: all of it."""
+        from initlab.drawing.apply import apply_recipe
+
+        first: RecipeError | None = None
+        for id, recipe in self.subject.recipes.items():
+            try:
+                if recipe.wiring is not None:
+                    apply_recipe(model, recipe, 0, anatomy=self.subject.look(model), look=self.subject.passed)
+            except RecipeError as error:
+                first = first or error
+                self.refused[id] = str(error)
+                del self.subject.items[id]
+        if first is not None and not self.subject.items:
             raise first
 
     def refuse_other_architectures(self) -> None:

@@ -114,6 +114,6 @@ def transfer(
         dtype=dtype,
         device=chosen,
     )
-    options: dict[str, Any] = {"base": base or "smallest", "given": model is not None, "started": started}
+    options: dict[str, Any] = {"base": base, "given": model is not None, "started": started}
     found, path = trained_grid("transfer", grid, subject, split, text, run, **options)
     return Transfer(found, path)

@@ -101,10 +101,10 @@ def model_of(options: argparse.Namespace, default: NanoGPTConfig) -> Any:
     return nanogpt
 
 
-def add_base(parser: argparse.ArgumentParser, usual: str = "the smallest") -> None:
+def add_base(parser: argparse.ArgumentParser) -> None:
     """Declare what recipes such as `mup` are relative to."""
     parser.add_argument(
-        "--base", type=numbers, metavar="L,D", help=f"n_layer,n_embd where a recipe's multipliers are 1 ({usual})"
+        "--base", type=numbers, metavar="L,D", help="n_layer,n_embd where a recipe's multipliers are 1 (the smallest)"
     )
 
 

@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
     compare.add_argument(
         "--n-embd", "--widths", type=numbers, metavar="D,D,…", help="widths (384); heads of 64 unless --n-head"
     )
-    add_base(compare, "each one's own")
+    add_base(compare)
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of weights and text (3)")
     add_models(compare, block_size=256, batch_size=4)
     add_batch(compare, "for models that aren't NanoGPTs, a function of nothing")

@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
     confirm.add_argument("--seeds", type=int, metavar="N", help="draws of weights and order of the text (3)")
     confirm.add_argument("--steps", type=int, metavar="N", help="of the optimizer, in each run (150; thorough: 300)")
     confirm.add_argument("--n-embd", type=int, metavar="D", help="width (64; thorough: 128)")
-    add_base(confirm, "each one's own")
+    add_base(confirm)
     confirm.add_argument(
         "--eval-every", type=int, default=0, metavar="N", help="steps between evaluations (before and after)"
     )

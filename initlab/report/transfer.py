@@ -35,7 +35,7 @@ def brief(run: Run) -> Brief:
         "smallest one's best rate, minus that at its own, nats ± 95 % over seeds; holds: "
         f"{TRANSFER_DEFINITIONS['holds']}."
     )
-    return Brief(blocks or ["No recipe is finished at every rate of two sizes."], closing=closing, explained=False)
+    return Brief(blocks or ["No recipe is finished at every rate of two sizes."], closing=closing)
 
 
 def table(run: Run, axis: str) -> Table:
@@ -60,8 +60,15 @@ def table(run: Run, axis: str) -> Table:
         row = rows[recipe]
         status = _STATUS[row["verdict"]]
         verdict = TableCell(row["verdict"], status, glyph=GLYPHS[status])
-        made.add(recipe, number(row["small_lr"]), number(row["large_lr"]), drift_text(row), verdict, _cost(row))
+        open_ended = row["verdict"] == "not resolved" and (row["small_edge"] or row["large_edge"])
+        said = ("–", verdict, "–") if open_ended else (drift_text(row), verdict, _cost(row))
+        made.add(recipe, _rate(row, "small"), _rate(row, "large"), *said)
     return made
+
+
+def _rate(row: dict[str, Any], end: str) -> str:
+    """`≥0.016` where the best of a seed is the highest swept rate."""
+    return {-1: "≤", 0: "", 1: "≥"}[row[f"{end}_edge"]] + number(row[f"{end}_lr"])
 
 
 def drift_text(row: dict[str, Any]) -> str:

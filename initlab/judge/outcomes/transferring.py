@@ -33,6 +33,8 @@ TRANSFERS = (
     "seeds_needed",
     "small_lr",
     "large_lr",
+    "small_edge",
+    "large_edge",
     "cost",
     "cost_low",
     "cost_high",
@@ -98,7 +100,8 @@ def transfers(run: Run) -> pd.DataFrame:
 
     Columns: sizes and seeds that take part; drift with low and high; verdict: `holds`, `drifts` or `not resolved`;
     seeds_needed, NaN where it is resolved; small_lr and large_lr, geometric means over seeds of the best rate at the
-    smallest and the largest size; cost in nats with cost_low and cost_high; why, a sentence.
+    smallest and the largest size; small_edge and large_edge, -1 or 1 where that is of seeds whose best is at an end of
+    the swept rates, so that it may lie beyond; cost in nats with cost_low and cost_high; why, a sentence.
     """
     found, tables = optima(run), {(axis, recipe, size): table for axis, recipe, size, table in _tables(run)}
     rows = []
@@ -113,7 +116,8 @@ def transfers(run: Run) -> pd.DataFrame:
         cost = _cost(tables[axis, recipe, sizes[-1]], small, large)
         verdict, why = _judged(own, sizes, str(axis), drift, low, high)
         needed = _needed(own, str(axis), drift, low, high, freedom) if verdict == "not resolved" else math.nan
-        row = (recipe, axis, len(sizes), own["seed"].nunique(), drift, low, high, verdict, needed, small, large)
+        edges = [int(np.sign(own.loc[own["size"] == size, "edge"].sum())) for size in (sizes[0], sizes[-1])]
+        row = (recipe, axis, len(sizes), own["seed"].nunique(), drift, low, high, verdict, needed, small, large, *edges)
         rows.append((*row, cost.value, *cost.interval(), why))
     return pd.DataFrame(rows, columns=list(TRANSFERS))
 
