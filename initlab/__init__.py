@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from initlab.api.adam_groups import adam_groups
     from initlab.api.apply_recipe import apply_recipe
     from initlab.api.compare import compare
     from initlab.api.confirm import confirm
@@ -51,6 +52,7 @@ _HOME = {
     "Training": "initlab.results.trained",
     "Transfer": "initlab.results.trained",
     "Watch": "initlab.results",
+    "adam_groups": "initlab.api.adam_groups",
     "apply_recipe": "initlab.api.apply_recipe",
     "assert_healthy": "initlab.api.probe",
     "compare": "initlab.api.compare",
@@ -89,6 +91,7 @@ __all__ = [
     "Transfer",
     "Watch",
     "__version__",
+    "adam_groups",
     "apply_recipe",
     "assert_healthy",
     "compare",

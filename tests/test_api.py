@@ -469,7 +469,7 @@ def test_nan_in_a_weight_is_a_finding_and_no_crash(model):
 
 def test_judging_again_is_kept_with_the_run(model, tmp_path):
     probe = initlab.probe(model)
-    assert {f.code for f in probe.judge(select=["ACT"], limits={"ACT001": 0.01})} == {"ACT001", "ACT002"}
+    assert {f.code for f in probe.judge(select=["ACT"], limits={"ACT001": 0.01})} == {"ACT001", "ACT002", "ACT003"}
     assert probe.worst is None and probe.findings[0].limit == "≥ 0.01; below 0.003 a warning"
     probe.report(tmp_path)
     overrides = {"select": ["ACT"], "limits": {"ACT001": 0.01}}
@@ -477,7 +477,7 @@ def test_judging_again_is_kept_with_the_run(model, tmp_path):
     assert json.loads((tmp_path / "findings.json").read_text())["judging"] == overrides
     assert "judged by only ACT, ACT001=0.01" in " ".join(repr(probe).split())
     loaded = initlab.load(tmp_path)
-    assert {f.code for f in loaded.findings} == {"ACT001", "ACT002"}
+    assert {f.code for f in loaded.findings} == {"ACT001", "ACT002", "ACT003"}
     loaded.judge()
     loaded.report()
     assert "judging" not in json.loads((tmp_path / "run.json").read_text())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab.errors import ConfigError
 from initlab.options import Text, checked_seed
-from initlab.recipes import Recipe, registry
+from initlab.recipes import Base, Recipe, registry
 from initlab.recipes.base import Rule
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def apply_recipe(
     recipe: str | Recipe | Rule,
     *,
     batch: Any = None,
+    base: Base | None = None,
     seed: int = 0,
     roles: Mapping[str, str | None] | None = None,
 ) -> tuple[str, ...]:
@@ -27,7 +28,7 @@ def apply_recipe(
     A recipe with a wiring (`initlab recipes NAME` shows it) is drawn into a model that has it. Multipliers, and learned
     ones such as LayerScale, are put around a model's modules by forward hooks where that is exact: the model is run
     once more, and has to be wired so. What an earlier recipe put there is taken off. Optimizers that were made before
-    don't know the learned ones.
+    don't know the learned ones. A recipe's rates are the optimizer's: `initlab.adam_groups`.
 
     Args:
         model: torch.nn.Module on any device but meta, also compiled or wrapped; its parameters are overwritten.
@@ -35,6 +36,7 @@ def apply_recipe(
             batch: `lsuv` (every layer orthonormal, then at unit variance), `admin-profiled` (every branch of a
             post-norm model ÷ Admin's ω, of the weights that are there).
         batch: that these look at, as `probe` takes it; a few sequences will do. None with any other recipe.
+        base: depth and width that a recipe such as `mup` is relative to. Default: its own.
         seed: of the draw; a parameter's numbers depend on it and on the parameter's name alone.
         roles: what parameters are for, by pattern of their names, where that isn't found or found wrongly:
             `{"blocks.*.mix.merge": "attn_out", "blocks.*.keyval": "attn_k"}`; None leaves one as it is.
@@ -66,5 +68,5 @@ def apply_recipe(
         return apply_profiled(model, PROFILED.get(recipe), looked, inputs, seed)
     if batch is not None:
         raise ConfigError(f"batch is given, and only {', '.join(PROFILED.items())} look at one; leave it out")
-    anatomy, entry = anatomy_of(model, roles), registry.get(recipe)
+    anatomy, entry = anatomy_of(model, roles), registry.get(recipe).at(base)
     return apply.apply_recipe(model, entry, seed, anatomy=anatomy, look=passed)

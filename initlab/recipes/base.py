@@ -231,6 +231,14 @@ class Recipe:
             raise RecipeError(f"recipe {self.id} returned {value!r} for role {role}; expected {expected} numbers")
         return value
 
+    def at(self, base: Base | None) -> Recipe:
+        """Take the recipe relative to another base; as it is where it is relative to none.
+
+        Args:
+            base: None: its own.
+        """
+        return self if base is None or self.base is None else replace(self, base=base)
+
     def based(self, dims: Dims) -> Dims:
         """Fill in the base, where the recipe has one.
 

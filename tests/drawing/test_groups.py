@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import initlab
 from initlab.drawing.apply import apply_recipe, portable
 from initlab.drawing.groups import adam_groups
 from initlab.errors import RecipeError
@@ -88,3 +89,15 @@ def test_another_model_that_isnt_wired_so_is_refused_and_left_as_it_was() -> Non
     ):
         apply_recipe(model, COMPLETEP, 0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_ones_own_loop_gets_the_rates_of_a_recipe_relative_to_ones_own_base() -> None:
+    base = Base(n_layer=4, n_embd=16)
+    model = NanoGPT(wired(CONFIG, registry.get("mup").at(base)))
+    initlab.apply_recipe(model, "mup", base=base)
+    groups = initlab.adam_groups(model, "mup", lr=0.4, weight_decay=0.1, base=base)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert rates[id(model.transformer.h[0].mlp.c_fc.weight)] == pytest.approx(0.1)
+    assert rates[id(model.transformer.wte.weight)] == 0.4
+    assert len(rates) == len(list(model.parameters()))
+    torch.optim.AdamW(groups).step()
