@@ -28,7 +28,11 @@ HERE = Path(__file__).parent
 def page(results: dict[str, initlab.Transfer], data: str) -> str:
     """What was found, as Markdown."""
     lines = ["# Does the best learning rate transfer?", ""]
-    lines += [f"`python benchmarks/transfer.py --data {data} --write`; the command of each run is below.", ""]
+    lines += [
+        f"`python benchmarks/transfer.py --data {data} --write`; the pages: [width](../reports/parametrisations/width/report.html), "
+        "[depth](../reports/parametrisations/depth/report.html).",
+        "",
+    ]
     for name, result in results.items():
         runs, config = result.runs, result.run.manifest["config"]
         lines += [
