@@ -29,7 +29,8 @@ def page(results: dict[str, initlab.Transfer], data: str) -> str:
     """What was found, as Markdown."""
     lines = ["# Does the best learning rate transfer?", ""]
     lines += [
-        f"`python benchmarks/transfer.py --data {data} --write`; the pages: [width](../reports/parametrisations/width/report.html), "
+        f"`python benchmarks/transfer.py --data {data} --write`; the pages: "
+        "[width](../reports/parametrisations/width/report.html), "
         "[depth](../reports/parametrisations/depth/report.html).",
         "",
     ]
