@@ -267,14 +267,27 @@ def _runs(run: Run, runs: pd.DataFrame) -> Table:
     pace = run.tables.training.groupby("run_id", observed=True)[["tokens_per_second", "mfu"]].median()
     speed = {str(run_id): row for run_id, row in pace.iterrows()}
     shows_mfu = bool(pace["mfu"].notna().any())  # of known GPUs
-    heads = ["blocks", "rate", "warmup", "seed", "steps", "parameters", "first loss", "last loss", "learned"]
+    several = runs["n_embd"].nunique() > 1
+    heads = [
+        "blocks",
+        *(["width"] if several else []),
+        "rate",
+        "warmup",
+        "seed",
+        "steps",
+        "parameters",
+        "first loss",
+        "last loss",
+        "learned",
+    ]
     heads += ["overshoot", "spikes", "gradient peak", "tokens/s", *(["MFU"] if shows_mfu else []), "seconds"]
     rows = []
     for row in _by_recipe(run, runs)[:_MOST_RUNS]:
         tokens, mfu = speed.get(str(row["run_id"]), (math.nan, math.nan))
         cells = [
             str(row["n_layer"]),
-            f"{row['lr']:g}",
+            *([str(row["n_embd"])] if several else []),
+            f"{row['lr']:.4g}",
             str(row["warmup"]),
             str(row["seed"]),
             f"{row['steps_done']} of {row['steps']}" if row["steps_done"] < row["steps"] else str(row["steps"]),
