@@ -73,7 +73,7 @@ def test_activations_and_changes_are_those_of_a_loop_written_by_hand():
 def test_weights_are_on_record_before_the_steps_alone():
     records = measured(config()).records
     assert set(records.loc[records["step"] == 0, "kind"]) == {"activation", "grad", "weight", "weight_grad"}
-    assert set(records.loc[records["step"] > 0, "kind"]) == {"activation", "grad", "change"}
+    assert set(records.loc[records["step"] > 0, "kind"]) == {"activation", "grad", "change", "effective", "propagating"}
 
 
 def test_random_state_is_left_alone_and_dropout_hides_no_change():

@@ -18,6 +18,7 @@ from initlab.report.html import page as written
 
 # the other tests here render these, or draw their figures
 DRAWN_ELSEWHERE = {"usual", "nine recipes", "five recipes, one depth", "two widths", "deep probe"}
+TRANSFER = {"transfer", "transfer-width", "transfer-depth"}
 TRAINED = {"losses", "rates", "regret", "warmup", "grad-norms", "schedule", "trained-residual", "trained-gradient"}
 
 
@@ -75,7 +76,7 @@ def test_links_and_labels_resolve(page):
 def test_every_figure_says_what_it_shows(page):
     images = [attrs for tag, attrs in page.tags if attrs.get("role") == "img"]
     shown = {spec.name: spec for spec in FIGURES if not spec.needs(variants()["usual"])}
-    assert {spec.name for spec in FIGURES} - set(shown) == {"watch", "coord", "coord-depth", *TRAINED}
+    assert {spec.name for spec in FIGURES} - set(shown) == {"watch", "coord", "coord-depth", *TRAINED, *TRANSFER}
     assert len(images) == len(shown)
     for name, spec in shown.items():
         assert spec.words(variants()["usual"]) in "".join(page.words), name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import nbinom, poisson
 
 from initlab.judge.remedies import leave
 from initlab.judge.rules.base import Case, Finding, rule
@@ -22,6 +21,10 @@ def measure_routing(run: Run) -> pd.DataFrame:
     how many standard deviations of a random router's the evenness lies below their mean.
     """
     rows = run.tables.routing
+    if rows.empty:
+        return pd.DataFrame()
+    from scipy.stats import nbinom, poisson  # slow to import, and most models have no router
+
     mean = rows["n_tokens"] * rows["chosen"] / rows["experts"]
     wider = np.maximum(rows["load_var_by_chance"], mean * (1 + 1e-9))
     none = nbinom.pmf(0, mean**2 / (wider - mean), mean / wider)
