@@ -1,11 +1,11 @@
-"""What `compare` and `scale` share: models of several sizes, the text that they read, and what is expected of them."""
+"""What commands share that measure several models: their sizes, the text that they read, what is expected of them."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from initlab.drawing.makers import Maker
     from initlab.drawing.subject import Subject
     from initlab.measure.sweep import Cell, SweepConfig
+    from initlab.recipes import Recipe
 
 TOKENS = 1024  # of a batch, about, of what isn't a NanoGPT
 
@@ -75,7 +76,7 @@ class SideBySide:
         self.batch = next(batch, None) if isinstance(batch, Iterator) else batch  # every model reads the same
         self.rows = rows if text.batch_size is None else text.batch_size
         self.corpus = self._given = corpus
-        self.refused: dict[str, str] = {}  # recipes that can't be trained on these models, and why
+        self.refused: dict[str, str] = {}  # recipes that these models can't be given, and why
         self._loaded: dict[tuple[str, str | None, int | None], Corpus] = {}
         subject.look, subject.passed = anatomy_of, self._passed
         self.seen = _Surveyed(described=described or {})
@@ -178,44 +179,37 @@ class SideBySide:
                                 f"{maker.name} returned the same model twice; expected a new one each time"
                             )
                     if maker is base and trained:
-                        self._draw_each(model)
+                        self._leave_out(model, self._draw)
                     elif maker is base and place == places[0]:
-                        self._wire_each(model)
+                        self._leave_out(model, self._wire)
             _check_growth(maker, places, seen.counts)
         self.evaluated(sweep)
 
-    def _draw_each(self, model: nn.Module) -> None:
-        """Leave out the recipes that can't be drawn into a model or trained there. Raises RecipeError: all of it."""
+    def _draw(self, model: nn.Module, recipe: Recipe) -> None:
+        """Draw a recipe into a model, and group its parameters. Raises RecipeError where that can't be done."""
         from initlab.drawing.apply import apply_recipe, asked
         from initlab.drawing.groups import adam_groups
 
-        subject = self.subject
-        first: RecipeError | None = None
-        for id, recipe in subject.recipes.items():
-            try:
-                anatomy = subject.look(model)
-                places = asked(anatomy)
-                apply_recipe(model, recipe, 0, anatomy=anatomy, look=subject.passed)
-                adam_groups(model, recipe, lr=1.0, anatomy=anatomy)
-                evaluate_places(recipe, places)
-            except RecipeError as error:
-                first = first or error
-                self.refused[id] = str(error)
-                del subject.items[id]
-            else:
-                self.seen.asked += [each for each in places if each not in self.seen.asked]
-        if first is not None and not subject.items:
-            raise first
+        anatomy = self.subject.look(model)
+        places = asked(anatomy)
+        apply_recipe(model, recipe, 0, anatomy=anatomy, look=self.subject.passed)
+        adam_groups(model, recipe, lr=1.0, anatomy=anatomy)
+        evaluate_places(recipe, places)
+        self.seen.asked += [each for each in places if each not in self.seen.asked]
 
-    def _wire_each(self, model: nn.Module) -> None:
-        """Leave out the recipes whose wiring the model can't be given. Raises RecipeError: all of it."""
+    def _wire(self, model: nn.Module, recipe: Recipe) -> None:
+        """Give a model a recipe's wiring. Raises RecipeError where that can't be done."""
         from initlab.drawing.apply import apply_recipe
 
+        if recipe.wiring is not None:
+            apply_recipe(model, recipe, 0, anatomy=self.subject.look(model), look=self.subject.passed)
+
+    def _leave_out(self, model: nn.Module, attempt: Callable[[nn.Module, Recipe], None]) -> None:
+        """Leave out the recipes for which an attempt on a model fails. Raises RecipeError: nothing is left."""
         first: RecipeError | None = None
         for id, recipe in self.subject.recipes.items():
             try:
-                if recipe.wiring is not None:
-                    apply_recipe(model, recipe, 0, anatomy=self.subject.look(model), look=self.subject.passed)
+                attempt(model, recipe)
             except RecipeError as error:
                 first = first or error
                 self.refused[id] = str(error)

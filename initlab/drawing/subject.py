@@ -27,12 +27,12 @@ from initlab.drawing.makers import (
     parameters_of,
     steady,
 )
+from initlab.drawing.wired import head_size
 from initlab.errors import ConfigError, ProbeError
 from initlab.models.config import Configs, NanoGPTConfig, config_at
 from initlab.models.nanogpt import empty_model
 from initlab.models.wired import wired
 from initlab.recipes import Base, Recipe, registry
-from initlab.wiring import Attention
 
 Model = NanoGPTConfig | ModelFunction | nn.Module
 Axes = tuple[Sequence[int] | None, Sequence[int] | None]  # depths and widths
@@ -124,22 +124,17 @@ class Subject:
         if base is None and relative:
             base = self._smallest()
         for name, recipe in relative.items():
-            self.items[name] = replace(recipe, base=base)
+            self.items[name] = recipe.at(base)
 
     def _smallest(self) -> Base:
         n_layer, n_embd = min(self.depths), min(self.widths)
         if callable(self.config):  # a function may keep the number of heads
             return Base(n_layer=n_layer, n_embd=n_embd, head_size=self.config(n_layer, n_embd).head_size)
-        if self.base is None:
-            return Base(n_layer=n_layer, n_embd=n_embd)  # heads of NanoGPTs keep their size
-        if self.passed is None:
+        if self.base is None or self.passed is None:  # heads of NanoGPTs keep their size
             return Base(n_layer=n_layer, n_embd=n_embd)
         with random_state_kept(torch.device("cpu")):
             seen = self.passed(self.base.module(n_layer, n_embd)).seen
-        sizes = [
-            branch.body.head_size for each in seen for branch in each.branches() if isinstance(branch.body, Attention)
-        ]
-        return Base(n_layer=n_layer, n_embd=n_embd, head_size=sizes[0] if sizes else None)
+        return Base(n_layer=n_layer, n_embd=n_embd, head_size=head_size(seen))
 
     def read(self, **sizes: int) -> None:
         """Give the NanoGPTs what a text decides: vocab_size, block_size."""

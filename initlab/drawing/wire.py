@@ -7,22 +7,29 @@ outside; they have to be there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from initlab.anatomy.look import Anatomy
-from initlab.drawing.wired import SAME, Place, Wanted, found_options, places
+from initlab.drawing.wired import (
+    Place,
+    Wanted,
+    found_options,
+    head_size,
+    places,
+    unknown_options,
+    wrong_options,
+)
 from initlab.errors import RecipeError
 from initlab.models.config import NanoGPTConfig
 from initlab.models.nanogpt import NanoGPT
 from initlab.models.wired import wired
 from initlab.recipes import Dims, Recipe
-from initlab.wiring import Attention, Wiring
+from initlab.wiring import Wiring
 
 Look = Callable[[nn.Module], Anatomy]
 LEARNED = "initlab_scale"  # name of the parameter that is added to a module
@@ -106,10 +113,9 @@ def fits(anatomy: Anatomy, recipe: Recipe, dims: Dims) -> bool:
         if len(anatomy.wirings) != 1:
             return False
         options, has = recipe.wired(dims), found_options(anatomy.wirings[0])
-        if any(name in has and not _equal(has[name], value) for name, value in options.items()):
+        if wrong_options(options, has) or unknown_options(options, has):
             return False
-        left = options.keys() - has.keys() - {field.name for field in fields(Wanted)} - {"bias"}
-        return not left and not any(True for _ in places(anatomy.wirings[0], Wanted.of(options)))
+        return not any(True for _ in places(anatomy.wirings[0], Wanted.of(options)))
     except RecipeError:  # of a recipe of somebody's own, or the model has no place for an option
         return False
 
@@ -147,18 +153,17 @@ def _unwired(model: nn.Module) -> Iterator[tuple[nn.Module, dict[int, Any], nn.P
 
 def _with_heads(dims: Dims, wiring: Wiring) -> Dims:
     """As many heads as make up the width, by the size that ran: what a module says of them may be none of it."""
-    sizes = [branch.body.head_size for branch in wiring.branches() if isinstance(branch.body, Attention)]
-    return replace(dims, n_head=max(1, wiring.n_embd // sizes[0])) if sizes else dims
+    size = head_size([wiring])
+    return replace(dims, n_head=max(1, wiring.n_embd // size)) if size else dims
 
 
 def _give(model: nn.Module, wiring: Wiring, options: dict[str, Any], look: Look) -> None:
     has = found_options(wiring)
-    wrong = [name for name in options if name in has and not _equal(has[name], options[name])]
-    if wrong:
+    if wrong := wrong_options(options, has):
         needs = ", ".join(f"{name}={_shown(options[name])} (it has {_shown(has[name])})" for name in wrong)
         raise RecipeError(f"it needs {needs}, which can't be given from outside")
     wanted = Wanted.of(options)
-    if others := sorted(options.keys() - has.keys() - {field.name for field in fields(Wanted)} - {"bias"}):
+    if others := unknown_options(options, has):
         raise RecipeError(f"{others[0]} is known of NanoGPTs alone")
     made: list[tuple[nn.Module, Any]] = []
     try:
@@ -193,12 +198,6 @@ def _only(anatomy: Anatomy) -> Wiring:
         found = f"{len(anatomy.wirings)} stacks" if anatomy.wirings else "no stack of blocks that was understood"
         raise RecipeError(f"it has {found}; expected one")
     return anatomy.wirings[0]
-
-
-def _equal(has: Any, wanted: Any) -> bool:
-    if isinstance(has, float) and isinstance(wanted, int | float):
-        return math.isclose(has, wanted, rel_tol=SAME)
-    return bool(has == wanted)
 
 
 def _shown(value: Any) -> str:

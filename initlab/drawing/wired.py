@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
@@ -95,6 +95,36 @@ def found_options(wiring: Wiring) -> dict[str, Any]:
         "positions": _positions(wiring, attention),
         "activation": _one(activations),
     }
+
+
+def wrong_options(options: dict[str, Any], has: dict[str, Any]) -> list[str]:
+    """List the options that a model has otherwise, and can't be given.
+
+    Args:
+        options: of a recipe's wiring.
+        has: what the model has, of `found_options`.
+    """
+    return [name for name in options if name in has and not _equal(has[name], options[name])]
+
+
+def unknown_options(options: dict[str, Any], has: dict[str, Any]) -> list[str]:
+    """List the options that can neither be told of a model nor be given to it.
+
+    Args:
+        options: of a recipe's wiring.
+        has: what the model has, of `found_options`.
+    """
+    return sorted(options.keys() - has.keys() - {field.name for field in fields(Wanted)} - {"bias"})
+
+
+def head_size(wirings: Iterable[Wiring]) -> int | None:
+    """Tell the features of a head by the first attention that ran; None without any.
+
+    Args:
+        wirings: of a model's stacks.
+    """
+    bodies = (branch.body for wiring in wirings for branch in wiring.branches())
+    return next((body.head_size for body in bodies if isinstance(body, Attention)), None)
 
 
 def places(wiring: Wiring, wanted: Wanted) -> Iterator[Place]:
@@ -208,6 +238,12 @@ def _placement(block: Block) -> str:
         attention = [isinstance(branch.body, Attention) for branch in branches]
         return "sandwich-attn" if after == attention and all(before) else "mixed"
     return "pre" if all(before) else "none" if not any(before) else "mixed"
+
+
+def _equal(has: Any, wanted: Any) -> bool:
+    if isinstance(has, float) and isinstance(wanted, int | float):
+        return math.isclose(has, wanted, rel_tol=SAME)
+    return bool(has == wanted)
 
 
 def _one(found: set[str]) -> str:

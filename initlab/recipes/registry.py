@@ -83,26 +83,6 @@ def get(name: str | Recipe | Rule) -> Recipe:
     )
 
 
-def several(given: Any, base: Base | None = None) -> dict[str, Recipe]:
-    """Find one recipe or several, by id in the order given.
-
-    Args:
-        given: a recipe as `get` takes it, or a sequence of these.
-        base: in place of that of every recipe that has one.
-
-    Raises:
-        ConfigError: no recipe, or one more than once.
-        RecipeError: as `get` raises it.
-    """
-    found: dict[str, Recipe] = {}
-    for item in listed(given):
-        entry = get(item)
-        if entry.id in found:
-            raise ConfigError(f"recipe {entry.id!r} was given more than once")
-        found[entry.id] = replace(entry, base=base) if base and entry.base else entry
-    return found
-
-
 def listed(given: Any) -> list[Any]:
     """Wrap one recipe or model function into a list; take a sequence as it is. Raises ConfigError on an empty one."""
     alone = isinstance(given, str | Recipe) or callable(given) or not isinstance(given, Sequence)

@@ -7,9 +7,9 @@ doesn't depend on it. Rates are those of AdamW, which multiplies its decay with 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from initlab.recipes.base import OUTPUTS, VECTORS, Adam, Base, Constant, Dims, Distribution, Normal, Role
+from initlab.recipes.by_role import by_role, wiring
 from initlab.recipes.registry import recipe
 
 # what the papers call matrix-like: both sides grow with the width
@@ -27,13 +27,9 @@ _SIGMA = "0.02 * sqrt(256 / n_embd)"
 
 def _drawn(role: Role, dims: Dims, hidden: str, outputs: str, embedding: str = "0.02") -> Distribution:
     """Say of blocks' matrices, those of them that write to the stream, and embeddings and head."""
-    if role == Role.NORM_GAIN:
-        return Constant(1.0)
-    if role in VECTORS:
-        return Constant(0.0)
-    if role not in _HIDDEN:
-        return Normal(dims(embedding))
-    return Normal(dims(outputs if role in OUTPUTS else hidden))
+    beside = Normal(dims(embedding))
+    matrix = Normal(dims(outputs if role in OUTPUTS else hidden)) if role in _HIDDEN else beside
+    return by_role(role, matrix=matrix, tokens=beside)
 
 
 def rates(
@@ -61,8 +57,7 @@ def rates(
     return adam
 
 
-def _mup_wiring(dims: Dims) -> dict[str, Any]:
-    return {"attention_multiplier": dims(_ATTENTION), "logit_multiplier": dims(_WIDTH)}
+_MUP = {"attention_multiplier": _ATTENTION, "logit_multiplier": _WIDTH}
 
 
 @recipe(
@@ -71,7 +66,7 @@ def _mup_wiring(dims: Dims) -> dict[str, Any]:
     source="Yang et al. 2022, Tensor Programs V, 2203.03466, table 8 (Adam); as in EleutherAI/nanoGPT-mup "
     "model.py@b2a5e60 (2025), lines 63-68, 140-147, 182-196, 281-299",
     base=_BASE,
-    wiring=_mup_wiring,
+    wiring=wiring(**_MUP),
     optimizer=rates(_WIDTH),
     note="decay of the blocks' matrices grows with the width, so that rate × decay stays as it is, as on that "
     f"repository's branch completep; the lines above leave it. {_AT_BASE}",
@@ -87,7 +82,7 @@ def mup(role: Role, dims: Dims) -> Distribution:
     source="microsoft/mup@1981497 (2022): mup/init.py, layer.py (MuReadout), optim.py (MuAdam); README: query and "
     "readout at 0, attention 8/head_size",
     base=_BASE,
-    wiring=lambda dims: _mup_wiring(dims) | {"tie_weights": False},
+    wiring=wiring(**_MUP, tie_weights=False),
     optimizer=rates(_WIDTH),
 )
 def mup_package(role: Role, dims: Dims) -> Distribution:
@@ -97,20 +92,13 @@ def mup_package(role: Role, dims: Dims) -> Distribution:
     return _drawn(role, dims, _SIGMA, f"{_SIGMA} / sqrt(2 * n_layer)")
 
 
-def _deep_wiring(multiplier: str) -> Callable[[Dims], dict[str, Any]]:
-    def wiring(dims: Dims) -> dict[str, Any]:
-        return _mup_wiring(dims) | {"residual_multiplier": dims(multiplier)}
-
-    return wiring
-
-
 @recipe(
     "depth-mup",
     family="transfer",
     source="Yang et al. 2023, Tensor Programs VI, 2310.02244; as α = 0.5 in EleutherAI/nanoGPT-mup, branch "
     "completep@6f8bc3b (2025), model.py lines 113-118, 168-177, 331-362",
     base=_BASE,
-    wiring=_deep_wiring("sqrt(base_layer / n_layer)"),
+    wiring=wiring(**_MUP, residual_multiplier="sqrt(base_layer / n_layer)"),
     optimizer=rates(
         "base_embd / n_embd * sqrt(base_layer / n_layer)",
         vectors="sqrt(base_layer / n_layer)",
@@ -129,7 +117,7 @@ def depth_mup(role: Role, dims: Dims) -> Distribution:
     source="Dey et al. 2025, CompleteP, 2505.01618; as in EleutherAI/nanoGPT-mup, branch "
     "completep@6f8bc3b (2025), model.py lines 113-118, 168-177, 331-362",
     base=_BASE,
-    wiring=_deep_wiring("base_layer / n_layer"),
+    wiring=wiring(**_MUP, residual_multiplier="base_layer / n_layer"),
     optimizer=rates(_WIDTH, eps="base_embd / n_embd * base_layer / n_layer"),
     note=_AT_BASE,
 )
@@ -157,11 +145,7 @@ def _unit_rates(role: Role, dims: Dims) -> Adam:
     source="Blake et al. 2024, u-μP, 2407.17465, tables 2 and 3; graphcore-research/unit-scaling@a7b5b3c: "
     "functional.py lines 191-270, 396-530, optim.py lr_scale_func_adam",
     base=_BASE,
-    wiring=lambda dims: {
-        "attention_multiplier": dims(_ATTENTION),
-        "residual_multiplier": dims("1 / sqrt(n_layer)"),
-        "tie_weights": False,
-    },
+    wiring=wiring(attention_multiplier=_ATTENTION, residual_multiplier="1 / sqrt(n_layer)", tie_weights=False),
     optimizer=_unit_rates,
     note="the same function and Adam's same updates, with the scale of each op moved into the std of its matrix and "
     "its rate (abc-symmetry), multipliers of 1, and a stream that isn't kept at unit variance, which no pre-norm sees; "

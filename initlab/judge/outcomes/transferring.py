@@ -122,6 +122,7 @@ def transfers(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(TRANSFERS))
 
 
+@kept
 def _tables(run: Run) -> list[tuple[str, str, int, pd.DataFrame]]:
     """Loss by seed (rows) and rate (columns), for every axis, recipe and size."""
     measured = run_measures(run)

@@ -26,6 +26,16 @@ def rows_of(run: Run, kind: str, *sites: str) -> pd.DataFrame:
     return run.tables.records[run.tables.records["kind"] == kind]
 
 
+def normed_writes(run: Run) -> pd.DataFrame:
+    """Pick the branches, of table `wiring`, with a norm behind them: it takes the scale of what they write away.
+
+    Args:
+        run: of any kind.
+    """
+    wiring = run.tables.wiring
+    return wiring[(wiring["post_norm"].fillna("") != "") | (wiring["sum_norm"].fillna("") != "")]
+
+
 def parts(frame: pd.DataFrame, by: Sequence[str], *, sort: bool = False) -> Iterator[tuple[Any, pd.DataFrame]]:
     """Yield the keys and the rows of every group, as groupby does.
 

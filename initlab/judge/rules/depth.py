@@ -12,7 +12,7 @@ import pandas as pd
 from initlab.judge.matching import REFERENCES, best_recipes, narrowed, unscaled
 from initlab.judge.remedies import scale_outputs
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import in_block
+from initlab.judge.rules.counting import in_block, normed_writes
 from initlab.judge.words import listed, trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS, VECTORS
@@ -95,10 +95,7 @@ def _slope(group: pd.DataFrame, column: str) -> tuple[float, float]:
 def measure_unscaled(run: Run) -> pd.DataFrame:
     """`writes`, with the embedding's variance and the projections' std at each size, and the branches' fits."""
     records = run.tables.records
-    # a norm behind a branch takes the scale of its weights away: what it writes is the norm's own by design
-    wiring = run.tables.wiring
-    normed = wiring.loc[(wiring["post_norm"].fillna("") != "") | (wiring["sum_norm"].fillna("") != ""), "recipe"]
-    records = records[~records["recipe"].isin(set(normed))]
+    records = records[~records["recipe"].isin(set(normed_writes(run)["recipe"]))]
     if len(records[["n_layer", "n_embd"]].drop_duplicates()) < 2:  # no exponent of one depth
         return pd.DataFrame()
     found = writes(records)

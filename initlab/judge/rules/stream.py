@@ -9,7 +9,7 @@ import pandas as pd
 
 from initlab.judge.grouping import grouped, places
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, called, family, in_block, rows_of, seeds, size
+from initlab.judge.rules.counting import CELL, called, family, in_block, normed_writes, rows_of, seeds, size
 from initlab.judge.rules.trends import off_trend
 from initlab.judge.words import listed, trimmed
 from initlab.recipes import Role
@@ -167,14 +167,13 @@ def measure_growth(run: Run) -> pd.DataFrame:
     start = last["run_id"].map(embed).astype(float)
     init = run.manifest.get("init") or {}
     drawn = init.get("outputs") or {"names": [], "stds": [], "like": None, "so": False}
-    wiring = run.tables.wiring
-    normed = set(wiring.loc[(wiring["post_norm"].fillna("") != "") | (wiring["sum_norm"].fillna("") != ""), "run_id"])
+    scaled = set(normed_writes(run)["run_id"]) | _multiplied(run)
     names = listed(list(dict.fromkeys(map(in_block, drawn["names"]))))
     found = last.assign(
         growth=last["var"] / start,
         doubled=(last["var"] + [_further(stream[stream["run_id"] == each]) for each in last["run_id"]]) / start,
         # a norm takes their scale away, a multiplier has the depth in it
-        unscaled=["" if run_id in normed | _multiplied(run) else names for run_id in last["run_id"]],
+        unscaled=["" if run_id in scaled else names for run_id in last["run_id"]],
         outputs=called(run, last, "the output projections", *OUTPUTS),
         table=called(run, last, "the embedding", Role.TOKEN_EMBED),
         stds=" to ".join(dict.fromkeys(trimmed(end(drawn["stds"]), 2) for end in (min, max) if drawn["stds"])),
