@@ -126,6 +126,8 @@ class Job:
             raise
 
     def _train(self, cell: Cell, out: Path | None, told: BySteps | None) -> Tables:
+        from initlab.training.protocol import run_row
+
         task, anatomy = self.drawn(cell.recipe)
         before = self.measure(task, cell, 0)
         folder = None if out is None else run_folder(out, cell.run_id)
@@ -142,24 +144,7 @@ class Job:
         self.world.told((cell.recipe, checkpoint))
         trained = self.run(task, anatomy, cell.recipe, checkpoint, on_row, folder)
         rows = [{"run_id": cell.run_id, **row} for row in trained.rows]
-        row = {
-            "run_id": cell.run_id,
-            "recipe": cell.recipe,
-            "seed": cell.seed,
-            "n_layer": cell.n_layer,
-            "n_embd": cell.n_embd,
-            "lr": self.config.lr,
-            "warmup": self.config.warmup,
-            "steps": self.config.steps,
-            "steps_done": trained.steps_done,
-            "tokens": trained.tokens,
-            "n_params": sum(parameter.numel() for parameter in task.model.parameters()),
-            "ln_vocab": math.log(task.vocab_size),
-            "unigram_loss": self.split.unigram_loss,
-            "first_loss": trained.first_loss,
-            "val_loss": trained.val_loss,
-            "seconds": trained.seconds,
-        }
+        row = run_row(cell, self.config, task, trained, self.split)
         tables = Tables(training=schema.table("training", rows), runs=schema.table("runs", [row]))
         after = self.measure(task, cell, trained.steps_done) if trained.steps_done else Tables()
         return Tables.concat([before, Tables(records=after.records, summary=after.summary), tables])

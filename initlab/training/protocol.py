@@ -195,30 +195,42 @@ def train_cell(
     """
     started = time.perf_counter()
     task, trained = _trained(cell, grid, cell.training(grid), recipe, split, subject)
-    model = task.model
     tables = _trained_model(task, cell, grid, split, trained.steps_done)
     tables.training = schema.table("training", [{"run_id": cell.run_id, **row} for row in trained.rows])
-    run = {
+    run = run_row(cell, cell.training(grid), task, trained, split)
+    tables.runs = schema.table("runs", [run])
+    tables.summary["seconds"] = round(time.perf_counter() - started, 3)
+    return tables
+
+
+def run_row(cell: Cell, config: TrainConfig, task: Task, trained: TrainResult, split: Split) -> dict[str, Any]:
+    """Make a row of the table `runs`.
+
+    Args:
+        cell: the run.
+        config: how it was trained.
+        task: of its model.
+        trained: what came of it.
+        split: the text.
+    """
+    return {
         "run_id": cell.run_id,
         "recipe": cell.recipe,
         "seed": cell.seed,
         "n_layer": cell.n_layer,
         "n_embd": cell.n_embd,
-        "lr": float(cell.lr),
-        "warmup": cell.warmup,
-        "steps": grid.steps,
+        "lr": float(config.lr),
+        "warmup": config.warmup,
+        "steps": config.steps,
         "steps_done": trained.steps_done,
         "tokens": trained.tokens,
-        "n_params": sum(p.numel() for p in model.parameters()),
+        "n_params": sum(p.numel() for p in task.model.parameters()),
         "ln_vocab": math.log(task.vocab_size),
         "unigram_loss": split.unigram_loss,
         "first_loss": trained.first_loss,
         "val_loss": trained.val_loss,
         "seconds": round(trained.seconds, 3),
     }
-    tables.runs = schema.table("runs", [run])
-    tables.summary["seconds"] = round(time.perf_counter() - started, 3)
-    return tables
 
 
 def _trained(
