@@ -274,12 +274,14 @@ def _tables(model: nn.Module, declared_sizes: set[int]) -> Iterator[tuple[Table,
     """Every table that may hold tokens, once."""
     seen: set[int] = set()
     for path, module in model.named_modules():
-        for own, parameter in module.named_parameters(recurse=False):
+        for own, parameter in module._parameters.items():
+            if parameter is None or parameter.dim() != 2:
+                continue
             name = path if own == "weight" else f"{path}.{own}".lstrip(".")
             bare = "embed" in type(module).__name__.lower() or (own != "weight" and _TOKEN.search(own.lower()))
             if not (isinstance(module, nn.Embedding | nn.EmbeddingBag) or bare):
                 continue
-            if parameter.dim() != 2 or id(parameter) in seen or linear_fans(module):
+            if id(parameter) in seen or linear_fans(module):
                 continue
             steps = ".".join(name.split(".")[-2:])  # of a table inside a module of its own, that one's name too
             if _POSITION.search(steps) or "unembed" in steps.lower():

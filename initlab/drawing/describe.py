@@ -168,9 +168,10 @@ def _row(group: list[_Found], recipes: list[Recipe], answers: Answers) -> dict[s
     std = _pooled((found.numel, found.std) for found in group)
     distribution = _distribution(group, std, numel)
     expected = {}
+    known: dict[Any, dict[str, Any]] = {}
     for recipe in recipes:
         try:
-            wanted = _expected(group, recipe, distribution, answers)
+            wanted = _expected(group, recipe, distribution, answers, known)
         except RecipeError:  # it has no answer for this role in this model, so it isn't the one
             continue
         if wanted:
@@ -196,23 +197,40 @@ def _row(group: list[_Found], recipes: list[Recipe], answers: Answers) -> dict[s
     }
 
 
-def _expected(group: list[_Found], recipe: Recipe, distribution: str, answers: Answers) -> dict[str, Any]:
-    """What the recipe draws for these parameters, and the names of those that were drawn otherwise; or nothing."""
+def _expected(
+    group: list[_Found],
+    recipe: Recipe,
+    distribution: str,
+    answers: Answers,
+    known: dict[Any, dict[str, Any]],
+) -> dict[str, Any]:
+    """What the recipe draws for these parameters, and the names of those that were drawn otherwise; or nothing.
+
+    What is `known` is of other recipes: many draw the same, gains and biases above all.
+    """
+    values = [answers.of(found.place, recipe) for found in group]
+    if not all(values):
+        return {}
+    alike = {id(each): tuple((one.kind, float(one.std), float(one.mean)) for one in each) for each in values}
+    key = tuple(alike[id(each)] for each in values)
+    if key not in known:
+        known[key] = _beside(group, values, distribution)
+    first = values[-1][0]
+    return {**known[key], "text": first.formula.removeprefix("std = ").removeprefix("value = ")}
+
+
+def _beside(group: list[_Found], values: list[list[Distribution]], distribution: str) -> dict[str, Any]:
+    """Found beside drawn, of distributions that hold a parameter's parts each."""
     misfits: list[_Found] = []
     stds = []
     each: dict[str, float] = {}
-    first: Distribution | None = None
-    for found in group:
-        values = answers.of(found.place, recipe)
-        if not values:
-            return {}
-        first = values[0]
-        told = {first.kind, distribution}
+    for found, answer in zip(group, values, strict=True):
+        told = {answer[0].kind, distribution}
         other = told == {"normal", "uniform"} or (len(told) == 2 and "orthogonal" in told)
-        if len(values) == 1:
-            std, mean = float(first.std), float(first.mean)
+        if len(answer) == 1:
+            std, mean = float(answer[0].std), float(answer[0].mean)
         else:
-            drawn = [(size, role, value) for (size, role, _), value in zip(found.place.parts, values, strict=True)]
+            drawn = [(size, role, value) for (size, role, _), value in zip(found.place.parts, answer, strict=True)]
             std, mean = _pooled((size, float(value.std)) for size, _, value in drawn), _mean(drawn)
         for part in found.parts:
             own = [piece for piece in drawn if piece[1] == part.role]
@@ -224,18 +242,15 @@ def _expected(group: list[_Found], recipe: Recipe, distribution: str, answers: A
         each[found.place.name] = std
         if other:
             misfits.append(found)
-    assert first is not None  # a group has a member
     whole = _pooled(stds)
     if not misfits and not _close(_pooled((f.numel, f.std) for f in group), whole, sum(f.numel for f in group)):
         misfits = group
-    text = first.formula.removeprefix("std = ").removeprefix("value = ")
     return {
         "std": whole,
         "flat": len({round(std, 12) for _, std in stds}) == 1,
         "each": each,
         "mean": mean,
-        "kind": first.kind,
-        "text": text,
+        "kind": answer[0].kind,
         "misfits": [found.place.name for found in misfits],
         "misfit_std": _pooled((found.numel, found.std) for found in misfits),
         "misfit_mean": sum(f.numel * f.mean for f in misfits) / max(1, sum(f.numel for f in misfits)),
