@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from initlab import __version__, environment, schema
-from initlab.results import json_ready, now
+from initlab.report.formats import json_ready
+from initlab.results import now
 
 
 def new_manifest(

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab import schema
@@ -177,9 +178,10 @@ def assert_healthy(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     limits: Mapping[str, float] | None = None,
+    baseline: str | Path | None = None,
     **options: Any,
 ) -> Probe:
-    """Fail a test when signal propagation at init is broken; the message is the findings.
+    """Fail a test when signal propagation at init is broken; the message is the findings, one a line.
 
     Args:
         model: as `probe` takes it.
@@ -188,6 +190,7 @@ def assert_healthy(
         select: codes of the rules that count, or their beginnings; nothing selected is all of them.
         ignore: codes of those that don't.
         limits: numbers by code, as `Result.judge` takes them.
+        baseline: findings that are known, and don't fail; see `Result.against`.
         **options: of `probe`.
 
     Returns:
@@ -195,18 +198,21 @@ def assert_healthy(
 
     Raises:
         AssertionError: a finding of that severity or above.
-        ConfigError: an unknown severity, code or limit.
+        ConfigError: an unknown severity, code or limit, or a baseline that can't be read.
     """
+    __tracebackhide__ = True  # pytest then shows the test, and not the model's repr
     if fail_on not in SEVERITIES:
         raise ConfigError(f"fail_on is {fail_on!r}; expected {', '.join(SEVERITIES)}")
     refuse_unknown("assert_healthy", options, assert_healthy, probe)
     rules.chosen(select, ignore, limits)  # a wrong code fails before anything is measured
     found = probe(model, batch, **options)
     found.judge(select=select, ignore=ignore, limits=limits)
+    if baseline is not None:
+        found.against(baseline)
     counted = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
-    broken = [f for f in found.findings if f.status == "fail" and f.severity in counted]
+    broken = [f for f in found.failures if f.severity in counted]
     if broken:
-        lines = [f"{f.severity} {f.code} {f.name}: {f.message}\n  help: {f.advice}" for f in broken]
+        lines = [f"{f.severity} {f.code} {f.name}: {f.message}; {f.advice}" for f in broken]
         raise AssertionError("\n".join([f"{found.run.manifest['config']['model']} isn't healthy at init:", *lines]))
     return found
 

@@ -12,6 +12,8 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
+from pathlib import Path
 
 from initlab import __version__
 from initlab.cli import (
@@ -29,6 +31,8 @@ from initlab.cli import (
     transfer,
 )
 from initlab.cli.common import kept
+from initlab.cli.examples import below
+from initlab.cli.settings import apply_settings
 from initlab.environment import COMMAND
 from initlab.errors import InitlabError
 
@@ -45,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command = COMMAND.set(shlex.join(["initlab", *arguments]))
     try:
-        code: int = options.run(options)
+        apply_settings(options, Path.cwd())
+        with redirect_stderr(io.StringIO()) if getattr(options, "quiet", False) else nullcontext():
+            code: int = options.run(options)
         sys.stdout.flush()
         return code
     except InitlabError as error:
@@ -80,4 +86,23 @@ def parser() -> argparse.ArgumentParser:
     commands = described.add_subparsers(title="commands", metavar="COMMAND")
     for command in (compare, probe, scale, transfer, confirm, train, fix, trace_init, predict, report, recipes, rules):
         command.add(commands)
+    for name, each in commands.choices.items():
+        each.epilog, each.formatter_class = below(name), _Help
+    _add_completion(described)
     return described
+
+
+class _Help(argparse.HelpFormatter):
+    """Text is filled, but for the lines of examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
+def _add_completion(described: argparse.ArgumentParser) -> None:
+    """Give it `--print-completion bash`, by shtab."""
+    try:
+        import shtab
+    except ImportError:
+        return
+    shtab.add_argument_to(described, "--print-completion", help="print a script that completes commands in a shell")

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from initlab.errors import ConfigError
-from initlab.judge import SEVERITIES
+from initlab.judge import SEVERITIES, Severity
 from initlab.options import RunOptions, Text
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     # what add_subparsers gives; argparse has no public name for it
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+# those of `initlab.report.formats`, which to parse options needn't import
+FORMATS = ("text", "concise", "json", "jsonl", "github", "junit", "sarif", "markdown")
 
 _T = TypeVar("_T")
 
@@ -172,11 +175,12 @@ def add_saving(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
     add_output(parser, fail_on=fail_on)
 
 
-def add_output(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
+def add_output(parser: argparse.ArgumentParser, *, fail_on: str, formats: Sequence[str] = FORMATS) -> None:
+    """What of the findings counts, and how they are printed."""
+    parser.set_defaults(usually=fail_on, fails_by_itself=fail_on != "never")
     parser.add_argument(
         "--fail-on",
         choices=(*SEVERITIES, "never"),
-        default=fail_on,
         help=f"exit with 1 on findings of this severity or above ({fail_on})",
     )
     parser.add_argument(
@@ -192,7 +196,14 @@ def add_output(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
         metavar="CODE=X",
         help="another limit for a rule: EMB001=0.05, or by name EMB001.error=0.001 (see `initlab rules`)",
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="of stdout (text)")
+    if len(formats) > 2:
+        parser.add_argument(
+            "--baseline",
+            metavar="FILE",
+            help="count what is new alone: a findings.json, what --format json printed, or a run's folder (none)",
+        )
+    parser.add_argument("--format", choices=formats, default="text", help="of stdout (text)")
+    parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
@@ -206,7 +217,7 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
 def show(result: Result, options: argparse.Namespace, out: Path) -> int:
     """Judge by the options, write the report, print the summary, and turn findings into an exit code."""
     from initlab import rundir
-    from initlab.results import json_ready
+    from initlab.report import formats
 
     given = overrides(options)
     if options.select or options.ignore or options.limit:  # else as the run was judged before
@@ -214,21 +225,24 @@ def show(result: Result, options: argparse.Namespace, out: Path) -> int:
     page = None if options.no_report else result.report(out)
     if page is None:
         rundir.note(out, "judging", result.run.manifest.get("judging"))  # as the report does
-    if options.format == "json":
-        found = {
-            "out": str(out),
-            "judging": result.run.manifest.get("judging", {}),
-            "findings": [finding.as_dict() for finding in result.findings],
-            "summary": json.loads(result.summary.to_json(orient="records")),
-        }
-        print(json.dumps(json_ready(found), ensure_ascii=False, indent=1))
-    else:
+    if options.baseline is not None:  # the page is of the whole run
+        result.against(options.baseline)
+    fails = failing_severity(options)
+    if options.format == "text":
         print(result._text(color=use_color()), end="")
         print(f"report  {page}" if page else f"tables  {out}")
+    else:
+        summary = json.loads(result.summary.to_json(orient="records"))
+        shown = formats.Shown(result.document(), fails, str(out), summary)
+        print(formats.FORMATS[options.format](shown), end="")
     worst = result.worst
-    if options.fail_on == "never" or worst is None:
-        return 0
-    return int(SEVERITIES.index(worst) <= SEVERITIES.index(options.fail_on))
+    return int(fails is not None and worst is not None and SEVERITIES.index(worst) <= SEVERITIES.index(fails))
+
+
+def failing_severity(options: argparse.Namespace) -> Severity | None:
+    """The lowest severity that turns the exit code into 1; None: none does."""
+    named = options.fail_on or options.usually
+    return next((severity for severity in SEVERITIES if severity == named), None)
 
 
 class TerminalProgress:

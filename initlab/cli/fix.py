@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import add_output, overrides, set_threads, text_of
+from initlab.cli.common import add_output, failing_severity, overrides, set_threads, text_of
 from initlab.cli.given import add_given, batch_given, model_given, read_files
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES
@@ -44,13 +44,13 @@ def add(commands: Commands) -> None:
     fix.add_argument("--seed", type=int, default=0, metavar="N", help="of the text and of what is drawn (0)")
     fix.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     fix.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (all cores)")
-    add_output(fix, fail_on="error")
+    add_output(fix, fail_on="error", formats=("text", "json"))
     fix.set_defaults(run=_fix)
 
 
 def _fix(options: argparse.Namespace) -> int:
     from initlab.api.fix import fix
-    from initlab.results import json_ready
+    from initlab.report.formats import json_ready
 
     set_threads(options)
     read_files(options.model, options.recipe, options.batch)
@@ -90,9 +90,10 @@ def _fix(options: argparse.Namespace) -> int:
             print(f"\nreport  {page}")
         if target is not None:
             print(f"\nweights  {target}" if saved else f"\nnothing was changed, so {target} wasn't written")
-    if options.fail_on == "never":
+    fails = failing_severity(options)
+    if fails is None:
         return 0
-    counted = SEVERITIES[: SEVERITIES.index(options.fail_on) + 1]
+    counted = SEVERITIES[: SEVERITIES.index(fails) + 1]
     return int(any(finding.severity in counted for finding in proposal.left))
 
 

@@ -48,8 +48,8 @@ def add(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from initlab.api.predict import predict
     from initlab.models.config import NanoGPTConfig, heads
+    from initlab.report.formats import json_ready
     from initlab.report.predict import scalars
-    from initlab.results import json_ready
 
     model = NanoGPTConfig(
         n_layer=options.n_layer,

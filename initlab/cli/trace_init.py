@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
 def _trace(options: argparse.Namespace) -> int:
     from initlab.api.trace_init import trace_init
     from initlab.drawing.loading import load_maker, parse_arguments
-    from initlab.results import json_ready
+    from initlab.report.formats import json_ready
 
     if ":" not in options.model:
         raise ConfigError(f"{options.model} has no init code to trace; expected file.py:factory or package:factory")

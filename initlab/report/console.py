@@ -45,7 +45,7 @@ def text(document: Document, *, width: int | None = None, color: bool = False) -
             console.print(wrapped(brief.footer, width), style=dim)
         console.print()
         for finding in document.failing if brief.explained else []:
-            _print_finding(console, finding, width)
+            _print_finding(console, finding, document.named(finding.recipe), width)
         hint = " `initlab rules CODE` explains one." if document.failing else ""
         console.print(wrapped(f"{document.counted}{hint}", width))
         console.print(wrapped(document.verdict, width), style="bold")
@@ -91,10 +91,10 @@ def _styled(cell: TableCell) -> Any:
     return text
 
 
-def _print_finding(console: Console, finding: Finding, width: int) -> None:
+def _print_finding(console: Console, finding: Finding, owner: str, width: int) -> None:
     head = Text(f"{GLYPHS[finding.severity]} {finding.code}", style=STYLES[finding.severity])
     head.append(f" {finding.name}", style="bold")
-    head.append(f"  {finding.recipe or 'every recipe'}")
+    head.append(f"  {owner or 'every recipe'}")
     if finding.seeds_total > 1:
         head.append(f"  ({finding.seeds_failing}/{plural(finding.seeds_total, 'seed')})", style="dim")
     console.print(head)

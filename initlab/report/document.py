@@ -12,6 +12,7 @@ import pandas as pd
 from initlab import schema
 from initlab.judge.outcomes import outcomes
 from initlab.judge.rules import RULES, Finding
+from initlab.judge.rules.drawn import AS_FOUND
 from initlab.judge.slopes import slopes
 from initlab.report import brief, confirm, figures, inventory, scale, train, transfer
 from initlab.report.drawings import Drawing
@@ -50,6 +51,7 @@ class Document:
         run: tables and manifest.
         findings: of all rules.
         modules: of a scaling run, glob of the sites and modules that its brief shows; None for a selection.
+        known: failures among the findings that a baseline has too; they are counted, and shown on the scoreboard.
 
     Attributes:
         facts: what was run, as pairs of a label and a value.
@@ -65,9 +67,14 @@ class Document:
         first_step: the first step that was measured.
     """
 
-    def __init__(self, run: Run, findings: Sequence[Finding], modules: str | None = None):
+    def __init__(
+        self, run: Run, findings: Sequence[Finding], modules: str | None = None, known: Sequence[Finding] = ()
+    ):
         self.run = run
         self.findings = findings
+        self.known = known
+        before = set(map(id, known))
+        self._new = [each for each in findings if id(each) not in before]
         self.kind = str(run.manifest.get("kind", ""))
         self.version = str(run.manifest.get("initlab_version", ""))
         self.command = str(run.manifest.get("command", ""))
@@ -78,13 +85,18 @@ class Document:
         self.header = header(run)
         self.shortfall = shortfall(run)
         self.notes = model_notes(run)
-        self.failing = failing(findings)
-        self.counted = count_sentence(run, findings)
+        self.failing = failing(self._new)
+        self.counted = count_sentence(run, self._new, len(known))
         self.passed = [finding for finding in findings if finding.status == "pass"]
         self.inapplicable = [finding for finding in findings if finding.status == "not_applicable"]
         self.questions = questions([each for each in findings if each.status != "not_applicable"])
         self.recipe_info = run.manifest.get("recipes") or {}
         self.first_step = steps_of(run)[0]
+
+    def named(self, recipe: str) -> str:
+        """Say what a finding is of: a recipe, or a model that was measured as it was given."""
+        model = str(self.run.manifest.get("config", {}).get("model") or "")
+        return model if model and recipe == AS_FOUND else recipe
 
     @cached_property
     def verdict(self) -> str:
@@ -93,7 +105,7 @@ class Document:
             return confirm.verdict(self.run, self.graded)
         if self.kind == "transfer":
             return transfer.verdict(self.run)
-        return verdict(self.run, self.findings)
+        return verdict(self.run, self._new)
 
     @cached_property
     def graded(self) -> pd.DataFrame:
@@ -229,7 +241,7 @@ def _cell(recipe: str, question: str, findings: Sequence[Finding], anchors: dict
     if failed:
         word = {"error": "error", "warning": "warning", "info": "note"}[status]
         text = word if len(failed) == 1 else f"{len(failed)} failed"
-        return Square(status, glyph, text, measured(failed[0]), anchors[id(failed[0])])
+        return Square(status, glyph, text, measured(failed[0]), anchors.get(id(failed[0]), ""))
     passed = [finding for finding in own if finding.status == "pass"]
     if not passed:
         return Square(status, glyph, "not judged", "", "")

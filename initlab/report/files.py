@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Any
 
 from initlab.errors import RunError
 from initlab.report import figures, html, markdown
 from initlab.report.document import Document
+from initlab.report.formats import judged
 from initlab.rundir import write_whole
 
 
@@ -36,20 +35,8 @@ def write_report(document: Document, out: Path) -> Path:
         (pictures / f"{spec.name}.png").unlink(missing_ok=True)  # of an earlier report into the same folder
     for drawing in document.drawings:
         write_whole(pictures / f"{drawing.name}.png", drawing.png)
-    judged = {
-        "judging": document.run.manifest.get("judging", {}),
-        "findings": [_json_ready(finding.as_dict()) for finding in document.findings],
-    }
-    findings_text = json.dumps(judged, indent=1, ensure_ascii=False)
+    findings_text = json.dumps(judged(document), indent=1, ensure_ascii=False)
     write_whole(out / "findings.json", f"{findings_text}\n".encode())
     write_whole(out / "report.md", markdown.text(document).encode())
     write_whole(out / "report.html", html.page(document).encode())
     return out / "report.html"
-
-
-def _json_ready(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: they become their names."""
-    return {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }

@@ -36,7 +36,7 @@ def text(document: Document) -> str:
         parts += ["## Scoreboard", *_table(_scoreboard(document))]
     parts += ["## Findings", _plain(document.counted)]
     for card in document.cards:
-        parts += _card(card)
+        parts += _card(document, card)
     if document.drawings:
         parts.append("## Figures")
     for drawing in document.drawings:
@@ -56,14 +56,14 @@ def text(document: Document) -> str:
 def _scoreboard(document: Document) -> Table:
     table = Table(("recipe", *document.questions), words=frozenset(range(len(document.questions) + 1)))
     for recipe, squares in document.scoreboard:
-        name = TableCell(recipe, note="(baseline)" if recipe == document.baseline else "")
+        name = TableCell(document.named(recipe), note="(baseline)" if recipe == document.baseline else "")
         table.add(name, *(TableCell(each.text, each.status, each.detail, each.glyph) for each in squares))
     return table
 
 
-def _card(card: Card) -> list[str]:
+def _card(document: Document, card: Card) -> list[str]:
     lead = card.lead
-    lines = [f"- {_case(finding, len(card.findings) > 1)}" for finding in card.findings]
+    lines = [f"- {_case(finding, document.named(finding.recipe), len(card.findings) > 1)}" for finding in card.findings]
     said = [("measured", measured(lead) if len(card.findings) == 1 else ""), ("limit", lead.limit), ("why", lead.why)]
     said += [("do", f"**{_plain(lead.advice)}**" if lead.advice else ""), ("basis", lead.basis)]
     lines += [f"- {label}: {words if label == 'do' else _plain(words)}" for label, words in said if words]
@@ -71,7 +71,7 @@ def _card(card: Card) -> list[str]:
     return [f"### {GLYPHS[lead.severity]} {severity} {lead.code} {_plain(lead.name)}", "\n".join(lines)]
 
 
-def _case(finding: Finding, several: bool) -> str:
+def _case(finding: Finding, owner: str, several: bool) -> str:
     seeds = plural(finding.seeds_total, "seed")
     about = [
         f"{finding.seeds_failing}/{seeds}" if finding.seeds_total > 1 else "",
@@ -79,7 +79,7 @@ def _case(finding: Finding, several: bool) -> str:
         measured(finding) if several else "",
     ]
     known = "; ".join(filter(None, about))
-    name = f"**{_plain(finding.recipe or 'every recipe')}**" + (f" ({_plain(known)})" if known else "")
+    name = f"**{_plain(owner or 'every recipe')}**" + (f" ({_plain(known)})" if known else "")
     drawn = f" Drawn at {_plain(finding.drawn_at)}." if finding.drawn_at else ""
     return f"{name}: {_plain(finding.message)}{'.' * bool(drawn)}{drawn}"
 

@@ -194,12 +194,13 @@ def questions(findings: Sequence[Finding | Rule]) -> list[str]:
     return [*(q for q in QUESTIONS if q in asked), *(q for q in asked if q not in QUESTIONS)]
 
 
-def count_sentence(run: Run, findings: Sequence[Finding]) -> str:
+def count_sentence(run: Run, findings: Sequence[Finding], known: int = 0) -> str:
     """`Found 1 error, 1 warning in 1 of 3 recipes; 26 checks passed, 2 not applicable.`"""
     failed = failing(findings)
     passed = sum(finding.status == "pass" for finding in findings)
     skipped = sum(finding.status == "not_applicable" for finding in findings)
     tail = f"{plural(passed, 'check')} passed, {skipped} not applicable"
+    tail += f", {known} failed in the baseline too" if known else ""
     if not failed:
         return f"Nothing failed; {tail}."
     counts = [(s, sum(f.severity == s for f in failed)) for s in SEVERITIES]

@@ -3,7 +3,6 @@ Torch-free, so a saved run loads anywhere."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,7 +78,7 @@ class Scaling(Result):
 
     def document(self) -> Document:
         """The report as values; its brief shows the sites and modules that `modules` names."""
-        return Document(self.run, self.findings, self.modules)
+        return Document(self.run, self.findings, self.modules, known=self.known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +129,3 @@ def load(path: str | Path) -> Loaded:
 def now() -> str:
     """UTC time, to the second, as run.json writes it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def json_ready(value: Any) -> Any:
-    """NaN and infinity as None: run.json is strict JSON."""
-    if isinstance(value, dict):
-        return {key: json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

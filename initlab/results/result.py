@@ -12,6 +12,7 @@ import pandas as pd
 from initlab import rundir
 from initlab.errors import RunError
 from initlab.judge import Severity
+from initlab.judge.baseline import known_among
 from initlab.judge.rules import Finding, chosen, evaluate, worst
 from initlab.report import console, markdown
 from initlab.report.document import Document
@@ -30,6 +31,7 @@ class Result:
     """
 
     kind = "run"
+    known: Sequence[Finding] = ()  # failures that a baseline has too; see `against`
     _judged: tuple[str, ...] = ("findings",)  # what is derived from the rules, and made anew for others
 
     def __init__(self, run: Run, path: Path | None = None):
@@ -38,8 +40,30 @@ class Result:
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """Verdict of every rule on every recipe, failures first; judged when first asked for, and after `judge`."""
+        """Verdict of every rule on every recipe, passed ones too, failures first; `failures` are what is wrong."""
         return evaluate(self.run, **self.run.manifest.get("judging", {}))
+
+    @property
+    def failures(self) -> list[Finding]:
+        """Checks that failed, errors first; those that the baseline has too aren't among them (see `against`)."""
+        known = set(map(id, self.known))
+        return [each for each in self.findings if each.status == "fail" and id(each) not in known]
+
+    def against(self, baseline: str | Path) -> list[Finding]:
+        """Count only what is new since another judgement; `known` then holds the others.
+
+        Args:
+            baseline: findings.json, what `--format json` printed, or the folder of a run with a report. A finding is
+                known if it failed there for the same recipe and site, and at least as severely.
+
+        Returns:
+            The new failures, errors first.
+
+        Raises:
+            ConfigError: it can't be read, or holds no findings.
+        """
+        self.known = known_among(self.findings, baseline)
+        return self.failures
 
     def judge(
         self, *, select: Sequence[str] = (), ignore: Sequence[str] = (), limits: Mapping[str, float] | None = None
@@ -62,7 +86,7 @@ class Result:
         self.run.manifest.pop("judging", None)
         if overrides:
             self.run.manifest["judging"] = overrides
-        for name in self._judged:
+        for name in (*self._judged, "known"):
             self.__dict__.pop(name, None)
         return self.findings
 
@@ -108,8 +132,8 @@ class Result:
 
     @property
     def worst(self) -> Severity | None:
-        """The highest severity among the failed findings; None when every check passed."""
-        return worst(self.findings)
+        """The highest severity among the failures; None when there is none."""
+        return worst(self.failures)
 
     def at(self, site: str, layer: int | None = None, kind: str = "activation") -> pd.DataFrame:
         """The records of one site; a negative layer counts from the last block of each model."""
@@ -156,7 +180,7 @@ class Result:
 
     def document(self) -> Document:
         """The report as values, which page, terminal and Markdown write."""
-        return Document(self.run, self.findings)
+        return Document(self.run, self.findings, known=self.known)
 
     def markdown(self) -> str:
         """The report as Markdown, for an issue or a pull request; its pictures are those that `report` writes."""
