@@ -26,6 +26,7 @@ from initlab.schema import Tables
 from initlab.training.batched.memory import fitting
 from initlab.training.batched.runs import Runs
 from initlab.training.protocol import TIMED_STEPS, TrainingCell, drawn, seconds_a_pass, tables_of, train_cell
+from initlab.training.task import Task
 from initlab.training.trainer import refuse_what_cannot_be_trained
 
 
@@ -92,19 +93,17 @@ class Batch:
         self.grid, self.split = shared["grid"], shared["split"]
         self.cells = [cell for cell, _ in pairs]
         configs = [cell.training(self.grid) for cell in self.cells]
-        found: dict[tuple[str, int], Any] = {}
-        for cell, recipe in pairs:
+        found: dict[tuple[str, int], tuple[Task, list[dict[str, Any]]]] = {}
+        for (cell, recipe), config in zip(pairs, configs, strict=True):
             if (cell.recipe, cell.seed) not in found:
-                made = drawn(cell, self.grid, recipe, shared.get("subject"))
-                refuse_what_cannot_be_trained(made[0], self.split)
-                found[cell.recipe, cell.seed] = made
+                task, own, anatomy = drawn(cell, self.grid, recipe, shared.get("subject"))
+                refuse_what_cannot_be_trained(task, self.split)
+                decay = config.weight_decay
+                groups = adam_groups(task.model, own, lr=config.lr, weight_decay=decay, anatomy=anatomy)
+                found[cell.recipe, cell.seed] = task, groups
         each = [found[cell.recipe, cell.seed] for cell in self.cells]
-        groups = [
-            adam_groups(task.model, own, lr=config.lr, weight_decay=config.weight_decay, anatomy=anatomy)
-            for (task, own, anatomy), config in zip(each, configs, strict=True)
-        ]
-        self.tasks = [task for task, _, _ in each]
-        self.runs = Runs(self.tasks, groups, self.split, configs)
+        self.tasks = [task for task, _ in each]
+        self.runs = Runs(self.tasks, [groups for _, groups in each], self.split, configs)
         self._drawing = time.perf_counter() - started
 
     def train(self) -> None:
@@ -137,8 +136,7 @@ def _alike(calls: Sequence[Call], waiting: list[int], shared: Mapping[str, Any])
                 size = size or fitting(Batch([pairs[waiting[0]]], shared).runs)
                 count = _even(len(waiting), size)
             if count > 1:
-                batch = Batch([pairs[index] for index in waiting[:count]], shared)
-                batch.train()
+                batch = _trained([pairs[index] for index in waiting[:count]], shared)
         except torch.cuda.OutOfMemoryError:
             size = max(1, count // 2)
             continue
@@ -147,12 +145,8 @@ def _alike(calls: Sequence[Call], waiting: list[int], shared: Mapping[str, Any])
         except Exception as error:
             if not isinstance(error, InitlabError):  # of these each run fails by itself
                 why = (str(error) or type(error).__name__).strip().splitlines()[0]
-                cell = pairs[waiting[0]][0]
-                warnings.warn(
-                    f"runs of {cell.recipe} at {cell.n_layer} layers are trained one by one: {why}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                which = f"{pairs[waiting[0]][0].run_id} and {len(waiting) - 1} more runs of its shape"
+                warnings.warn(f"{which} are trained one by one: {why}", RuntimeWarning, stacklevel=2)
             size = 1
             continue
         here, waiting = waiting[:count], waiting[count:]
@@ -162,6 +156,12 @@ def _alike(calls: Sequence[Call], waiting: list[int], shared: Mapping[str, Any])
         for place, index in enumerate(here):
             yield index, outcome(partial(batch.tables, place), {})
         del batch  # before the next one is made
+
+
+def _trained(pairs: Sequence[tuple[TrainingCell, Recipe | None]], shared: Mapping[str, Any]) -> Batch:
+    batch = Batch(pairs, shared)
+    batch.train()
+    return batch
 
 
 def _even(left: int, most: int) -> int:

@@ -52,6 +52,8 @@ class Runs:
         self.config = configs[0]
         self.configs = configs
         self.task = tasks[0]
+        if self.task.way is None and self.task.draws:
+            raise Refused("dropout draws other numbers for runs side by side than for each by itself")
         self.tasks = tasks
         self.modes = [task.model.training for task in tasks]
         self.split = split
