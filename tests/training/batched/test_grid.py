@@ -26,7 +26,7 @@ from initlab.training.execution import Execution
 from initlab.training.protocol import GridConfig
 
 MODEL = NanoGPTConfig(n_embd=16, n_head=2, block_size=8, vocab_size=256)
-SIZES = {"model": MODEL, "depths": (1, 2), "widths": (16,), "batch_size": 2, "eval_batches": 2, "seeds": 2, "steps": 5}
+SIZES = {"model": MODEL, "depths": (1,), "widths": (16,), "batch_size": 2, "eval_batches": 2, "seeds": 2, "steps": 4}
 RECIPES = ("nanogpt", "zero-out", "rezero")  # two of one wiring, and one of another
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -77,7 +77,7 @@ def by_itself(text):
 def test_a_grids_runs_are_those_of_an_engine_that_makes_one_at_a_time(text, by_itself, monkeypatch):
     chunks = sizes_of_chunks(monkeypatch)
     found = made(grid_of(*RECIPES), text)
-    assert chunks == [16, 8, 16, 8]  # a depth and a wiring each
+    assert chunks == [16, 8]  # a wiring each
     same(found, by_itself)
     losses = pd.concat([tables.runs for tables in found.values()])
     assert losses["val_loss"].isna().any() and losses["val_loss"].notna().any()
@@ -85,9 +85,9 @@ def test_a_grids_runs_are_those_of_an_engine_that_makes_one_at_a_time(text, by_i
     assert (spent.dropna() > 0).all() and spent.notna().any()
 
 
-@pytest.mark.parametrize(("runs_that_fit", "chunks"), [(5.5, [4, 4, 4, 4]), (3.5, [3, 3, 3, 3, 2, 2]), (0.5, [])])
+@pytest.mark.parametrize(("runs_that_fit", "chunks"), [(5.5, [4, 4]), (3.5, [3, 3, 2]), (0.5, [])])
 def test_chunks_fit_the_memory_and_change_nothing(text, by_itself, monkeypatch, runs_that_fit, chunks):
-    grid = grid_of("nanogpt", "zero-out", depths=(2,))
+    grid = grid_of("nanogpt")
     one = memory.bytes_a_run(
         module.Batch([(grid.runs()[0], registry.get("nanogpt"))], {"grid": grid, "split": text}).runs
     )
@@ -112,7 +112,7 @@ def test_a_run_that_needs_more_memory_is_counted_so(text):
 
 
 def test_where_memory_runs_out_chunks_are_halved(text, by_itself, monkeypatch):
-    grid = grid_of("nanogpt", "zero-out", depths=(1,))
+    grid = grid_of("nanogpt")
     trained = sizes_of_chunks(monkeypatch)
     train = Runs.train
 
@@ -123,7 +123,7 @@ def test_where_memory_runs_out_chunks_are_halved(text, by_itself, monkeypatch):
 
     monkeypatch.setattr(Runs, "train", full)
     found = made(grid, text)
-    assert trained == [4, 4, 4, 4]
+    assert trained == [4, 4]
     same(found, {name: by_itself[name] for name in found})
 
 
@@ -132,14 +132,14 @@ def test_where_not_even_two_fit_runs_are_made_one_by_one(text, by_itself, monkey
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Runs, "train", full)
-    grid = grid_of("nanogpt", depths=(1,), lrs=(1e-3,))
+    grid = grid_of("nanogpt", lrs=(1e-3,))
     found = made(grid, text)
     same(found, {name: by_itself[name] for name in found})
 
 
 def test_the_seconds_of_a_pass_are_a_runs_share(text, monkeypatch):
     chunks = sizes_of_chunks(monkeypatch)
-    grid = grid_of("nanogpt", "zero-out")
+    grid = grid_of("nanogpt", "zero-out", depths=(1, 2))
     recipes = {name: registry.get(name) for name in grid.recipes}
     with Execution(grid, recipes, text, Batched) as execution:
         assert 0 < execution.seconds(grid.runs()) < 60
@@ -199,7 +199,7 @@ def test_a_grid_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     given = {"model": MODEL, "depths": [1], "lrs": [1e-3, 1e-2], "warmups": [0], "seeds": 2, "steps": 3}
     given |= {"text": initlab.Text(batch_size=2)}
     options = initlab.RunOptions(device="cpu", engine="batched", out=tmp_path / "run")
-    whole = initlab.confirm(RECIPES, **given, run=replace(options, out=None)).run.tables
+    whole = initlab.confirm(RECIPES[:2], **given, run=replace(options, out=None)).run.tables
     tables = module.Batch.tables
 
     def killed(self, place):
@@ -209,20 +209,20 @@ def test_a_grid_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module.Batch, "tables", killed)
     with pytest.raises(KeyboardInterrupt):
-        initlab.confirm(RECIPES, **given, run=options)
+        initlab.confirm(RECIPES[:2], **given, run=options)
     kept = initlab.load(tmp_path / "run").run.tables.runs
     assert 0 < len(kept) < len(whole.runs)
     monkeypatch.setattr(module.Batch, "tables", tables)
-    again = initlab.confirm(RECIPES, **given, run=options).run.tables
+    again = initlab.confirm(RECIPES[:2], **given, run=options).run.tables
     losses = [each.training.sort_values(["run_id", "step"]).reset_index(drop=True) for each in (again, whole)]
-    assert len(losses[0]) == len(losses[1]) == 12 * 4
+    assert len(losses[0]) == len(losses[1]) == 8 * 4
     pd.testing.assert_frame_equal(*(each[["run_id", "step", "lr", "loss", "val_loss"]] for each in losses), rtol=1e-5)
 
 
 def test_a_run_that_fails_does_not_take_the_others_along(text, monkeypatch):
     tables = module.Batch.tables
     monkeypatch.setattr(module.Batch, "tables", lambda self, place: 1 / 0 if place == 1 else tables(self, place))
-    grid = grid_of("nanogpt", depths=(1,), lrs=(1e-3,))
+    grid = grid_of("nanogpt", lrs=(1e-3,))
     with Execution(grid, {"nanogpt": registry.get("nanogpt")}, text, Batched) as execution:
         found = [tables for _, tables in execution.results(grid.runs())]
     assert [isinstance(each, str) for each in found] == [False, True, False, False]
