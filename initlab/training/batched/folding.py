@@ -1,13 +1,13 @@
-"""Three operations of a model mapped over runs as one kernel each, under autocast as without a map.
+"""The operations of a model that autocast decides about, mapped over runs as without a map.
 
-`torch.func.vmap` maps every operation by a rule of torch's. It takes some apart first: `linear` into a product of
-matrices that copies the weights for each row of the batch, attention and the cross entropy into steps that autocast
-doesn't know (torch 2.13: a cross entropy of bfloat16 logits then is bfloat16), and attention on the CPU into a loop.
+`torch.func.vmap` maps every operation by a rule of torch's. It takes some apart first, into steps that autocast doesn't
+know: in torch 2.13 the cross entropy of bfloat16 logits then is bfloat16, and on a GPU a norm's input isn't widened.
+It also copies the weights of `linear` for each row of the batch, and makes attention on the CPU a loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Folding(TorchFunctionMode):
-    """Inside it, and inside a `vmap`, the three are made with the runs' dimension in the batch's place."""
+    """Inside it, and inside a `vmap`, they are made with the runs' dimension in the batch's place."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -111,8 +111,44 @@ def _cross_entropy(
     return _mapped(mean, input, target)
 
 
+def _norm(input: Tensor, shape: Sequence[int], eps: float | None, affine: Sequence[Tensor | None], func: Any) -> Any:
+    if not is_batchedtensor(input):
+        return None
+    own = {} if eps is None else {"eps": eps}
+
+    def norm(x: Tensor, *affine: Tensor) -> Tensor:
+        whole: Tensor = func(x, shape, **own)
+        places = [each.view(len(each), *(1,) * (x.dim() - each.dim()), *each.shape[1:]) for each in affine]
+        found = whole * places[0] if places else whole
+        return (found + places[1] if len(places) > 1 else found).to(whole.dtype)
+
+    return _mapped(norm, input, *(each for each in affine if each is not None))
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if weight is None and bias is not None:
+        return None
+    found: Tensor | None = _norm(input, normalized_shape, eps, (weight, bias), F.layer_norm)
+    return found
+
+
+def _rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor | None:
+    found: Tensor | None = _norm(input, normalized_shape, eps, (weight,), F.rms_norm)
+    return found
+
+
 _FOLDED: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
     F.scaled_dot_product_attention: _attention,
     F.cross_entropy: _cross_entropy,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
 }
