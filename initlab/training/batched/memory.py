@@ -10,8 +10,9 @@ from torch import Tensor
 from initlab.training.batched.runs import Runs
 
 _SHARE = 0.8  # of what is free: kernels have room of their own, and what is freed comes in pieces
-# In weights: gradients twice, as they come and in AdamW's order; the moments; the weights, and two of an update
-_WEIGHTS = 7
+# In weights: those trained and the model's own; gradients twice, as they come and in AdamW's order; the moments; and
+# two of an update
+_WEIGHTS = 8
 
 
 def free(device: torch.device) -> int:
