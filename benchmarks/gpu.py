@@ -1,6 +1,6 @@
 """What a user's calls cost on a GPU, and whether their numbers are those of a CPU.
 
-    python benchmarks/gpu.py [--only probe,memory,kernels,train,watch,agreement,statistics,sweeps] [--write]
+    python benchmarks/gpu.py [--only probe,memory,kernels,train,watch,agreement,statistics,sweeps,grid] [--write]
 
 Sections:
     probe       wall time of a bare forward and backward pass of nanoGPT's 124M, of naive hooks that take five
@@ -15,6 +15,8 @@ Sections:
     agreement   records of one model on the CPU and on the GPU, float32 without TF32
     statistics  statistics of many kinds of tensor against two passes in float64
     sweeps      `compare` and `confirm` from end to end, on the GPU and on the same machine's CPU
+    grid        a grid's runs one by one and side by side: seconds of all of it and of the training alone, peak memory,
+                and the largest difference of a run's losses, over the first ten steps and at the end
 
 Times are medians over rounds, each of which runs every way once, in an order that turns round every time, in one
 process and with the device waited for. --write keeps the result beside this file, next to that of other
@@ -31,10 +33,12 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +47,7 @@ from initlab import environment
 from initlab.anatomy.inputs import of_ids
 from initlab.anatomy.sites import SiteMap, find_sites
 from initlab.drawing.apply import apply_recipe
+from initlab.engines import ENGINES
 from initlab.measure.losses import take_loss
 from initlab.measure.moments import Moments, Preset
 from initlab.measure.probe import Identity, measure
@@ -52,8 +57,11 @@ from initlab.models.config import PRESETS, NanoGPTConfig
 from initlab.models.nanogpt import empty_model
 from initlab.options import RunOptions
 from initlab.recipes import registry
+from initlab.schema import Tables
 from initlab.training.config import TrainConfig
-from initlab.training.data import load_split
+from initlab.training.data import Split, load_split
+from initlab.training.execution import Execution
+from initlab.training.protocol import GridConfig, grid_values
 from initlab.training.speed import flops_per_token, peak_flops
 from initlab.training.trainer import train
 
@@ -465,6 +473,48 @@ def sweeps_section(setting: Setting) -> Rows:
     return rows
 
 
+def trained_by(name: str, grid: GridConfig, split: Split, setting: Setting) -> tuple[dict[str, Any], pd.DataFrame]:
+    """A grid's runs made by an engine: what they took, and the losses of each step."""
+    recipes = {id: registry.get(id) for id in grid.recipes}
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter(), time.process_time()
+    with Execution(grid, recipes, split, ENGINES.get(name)) as execution:
+        found = Tables.concat([tables for _, tables in execution.results(grid.runs()) if isinstance(tables, Tables)])
+    row: dict[str, Any] = {"seconds": time.perf_counter() - started[0], "cpu_seconds": time.process_time() - started[1]}
+    row |= {"runs": len(found.runs), "training_seconds": float(found.runs["seconds"].sum())}
+    if setting.device.type == "cuda":
+        row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return row, found.training.set_index(["run_id", "step"])[["loss", "val_loss"]]
+
+
+def grid_section(setting: Setting) -> Rows:
+    """Two recipes of one wiring at the sizes of `thorough`; a rate, a warmup and a seed more double the runs."""
+    sizes = (("float32", 2),) if setting.small else (("float32", 6), ("bfloat16", 6), ("bfloat16", 24))
+    split = load_split()
+    rows = []
+    for dtype, n_layer in sizes:
+        values = grid_values("thorough", depths=(n_layer,), seeds=1 if setting.small else 2, steps=12, warmups=(0, 4))
+        model = NanoGPTConfig(n_embd=32, n_head=2, block_size=32) if setting.small else values["model"]
+        values |= {"model": replace(model, vocab_size=split.vocab_size), "widths": (model.n_embd,)}
+        values |= {"lrs": (1e-3, 3e-3)} if setting.small else {"steps": 50}
+        grid = GridConfig(recipes=("nanogpt", "xavier"), **values, dtype=dtype, device=str(setting.device))
+        trained_by("here", replace(grid, recipes=("nanogpt",), lrs=(1e-3,), warmups=(0,), seeds=1), split, setting)
+        made = {name: trained_by(name, grid, split, setting) for name in ("here", "batched")}
+        (alone, losses), (_, beside) = made["here"], made["batched"]
+        apart = (losses - beside).abs()
+        early = apart["loss"][apart.index.get_level_values("step") < 10]
+        for name, way in (("here", "one by one"), ("batched", "side by side")):
+            row = {"setting": f"{dtype}, {n_layer} layers of {model.n_embd}", "way": way, **made[name][0]}
+            row["times_as_fast"] = alone["seconds"] / row["seconds"]
+            row |= {"loss_apart_10": 0.0 if name == "here" else float(early.max())}
+            row |= {"val_loss_apart": 0.0 if name == "here" else float(apart["val_loss"].max())}
+            rows.append(row)
+            show(row)
+    return rows
+
+
 SECTIONS: dict[str, Callable[[Setting], Rows]] = {
     "probe": probe_section,
     "memory": memory_section,
@@ -474,6 +524,7 @@ SECTIONS: dict[str, Callable[[Setting], Rows]] = {
     "agreement": agreement_section,
     "statistics": statistics_section,
     "sweeps": sweeps_section,
+    "grid": grid_section,
 }
 
 

@@ -62,8 +62,9 @@ class RunOptions:
         device: `auto` is CUDA where there is a GPU, else the CPU.
         jobs: models of `compare` and `scale`, or training runs of `confirm`, at the same time; `train` makes one after
             another. Default: 1, for confirm on a CPU its cores.
-        engine: where they are made: `processes`, each with one thread, `here`, one after another in this process, or
-            one that a package adds (`initlab.engines`). `auto`: `processes` for several at a time, else `here`.
+        engine: where they are made: `processes`, each with one thread; `here`, one after another in this process;
+            `batched`, in this process, training runs of one shape side by side; or one that a package adds
+            (`initlab.engines`). `auto`: `processes` for several at a time, else `batched` on a GPU, `here` on a CPU.
         out: folder for tables and run.json, written as each cell finishes; the same call with the same folder
             resumes. None keeps everything in memory.
         progress: told about every cell.

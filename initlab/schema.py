@@ -383,7 +383,9 @@ RUNS: dict[str, Column] = {
     "unigram_loss": Column("float64", "loss of predicting the training split's token frequencies on the other, nats"),
     "first_loss": Column("float64", "val_loss before the first step, nats"),
     "val_loss": Column("float64", "val_loss after the last step, nats; NaN where the run diverged"),
-    "seconds": Column("float64", "wall time of the run, evaluations among it"),
+    "seconds": Column(
+        "float64", "wall time of the run, evaluations among it; its share where runs are trained side by side"
+    ),
 }
 
 _OWN = Column("float64", "a statistic that isn't initlab's own")

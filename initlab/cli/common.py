@@ -125,7 +125,7 @@ def base_of(options: argparse.Namespace) -> Base | None:
 def add_engine(parser: argparse.ArgumentParser, what: str = "models to measure", jobs: str = "1") -> None:
     """Where cells are made, and how many at a time."""
     parser.add_argument("--jobs", type=int, metavar="N", help=f"{what} at a time, in a process each ({jobs})")
-    parser.add_argument("--engine", default="auto", metavar="NAME", help="here, processes or another's (auto)")
+    parser.add_argument("--engine", default="auto", metavar="NAME", help="here, processes, batched or another's (auto)")
 
 
 def text_of(options: argparse.Namespace) -> Text:

@@ -63,7 +63,9 @@ class Engine(ABC):
         self.close()
 
 
-ENGINES: Registry[type[Engine]] = Registry("engine", ("initlab.engines.here", "initlab.engines.processes"))
+ENGINES: Registry[type[Engine]] = Registry(
+    "engine", ("initlab.engines.here", "initlab.engines.processes", "initlab.engines.batched")
+)
 Made = TypeVar("Made", bound=type[Engine])
 
 
@@ -90,7 +92,8 @@ def choose(name: str, jobs: int | None, device: str, calls: int) -> tuple[type[E
     """Find an engine by name, and how many calls it makes at a time.
 
     Args:
-        name: of ENGINES, or `auto`: `processes` where several calls are made at a time, else `here`.
+        name: of ENGINES, or `auto`: `processes` where several calls are made at a time, else `batched` on a GPU and
+            `here` on a CPU.
         jobs: calls at a time; None: the cores on a CPU, 1 on a GPU.
         device: where the models of the calls are.
         calls: how many there are; more jobs than that are not needed.
@@ -106,7 +109,8 @@ def choose(name: str, jobs: int | None, device: str, calls: int) -> tuple[type[E
             raise ConfigError(f"jobs is {jobs} and engine {name!r} makes one call at a time; expected another engine")
         return known, 1
     most = min(jobs or (1 if device.startswith("cuda") else cores()), max(calls, 1))
-    return known or ENGINES.get("processes" if most > 1 else "here"), most
+    alone = "batched" if device.startswith("cuda") else "here"
+    return known or ENGINES.get("processes" if most > 1 else alone), most
 
 
 def outcome(call: Call, shared: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torch.nn import functional as F
 
 from initlab.anatomy.inputs import Inputs
@@ -56,7 +57,10 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over the targets that aren't -1, in float32 or wider."""
-    if logits.is_cuda and type(logits) is Tensor and (kernels := compiled_kernels(logits.device)):
+    plain = type(logits) is Tensor and not is_batchedtensor(
+        logits
+    )  # a map over models has no rule for a kernel of ours
+    if logits.is_cuda and plain and (kernels := compiled_kernels(logits.device)):
         from initlab.measure.entropies import cross_entropy
 
         if logits.dtype in kernels.READABLE:

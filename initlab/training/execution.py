@@ -17,6 +17,7 @@ from initlab.models.nanogpt import NanoGPT
 from initlab.models.wired import wired
 from initlab.recipes import Recipe
 from initlab.schema import Tables
+from initlab.training.batched import grid as _batched  # noqa: F401  # says how runs are made together
 from initlab.training.data import Split
 from initlab.training.protocol import GridConfig, TrainingCell, seconds_a_pass, train_cell
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from initlab import schema
+from initlab.anatomy.look import Anatomy
 from initlab.drawing.subject import Subject, check_axis, seeded
 from initlab.errors import ConfigError
 from initlab.measure.probe import Identity, measure_inputs
@@ -31,7 +32,7 @@ from initlab.training.trainer import train
 # What of a trained model is kept: the stream and what is written to it, as in the profile of a probe.
 SITES = ("embed", "attn_out", "mlp_out", "resid_post", "final_norm", "logits")
 KINDS = ("activation", "grad")
-_TIMED_STEPS = 5
+TIMED_STEPS = 5
 
 # quick: 4 recipes in about 10 minutes on 2 cores, where recipes that fail to train and rates that are too high show.
 # thorough: the depths at which a scaled residual branch can be told from an unscaled one, for a GPU.
@@ -195,11 +196,24 @@ def train_cell(
     """
     started = time.perf_counter()
     task, trained = _trained(cell, grid, cell.training(grid), recipe, split, subject)
+    tables = tables_of(cell, grid, task, trained, split)
+    tables.summary["seconds"] = round(time.perf_counter() - started, 3)
+    return tables
+
+
+def tables_of(cell: TrainingCell, grid: GridConfig, task: Task, trained: TrainResult, split: Split) -> Tables:
+    """Measure a model that was trained; return the tables of the run, without the seconds that all of it took.
+
+    Args:
+        cell: the run.
+        grid: it is of.
+        task: of the model.
+        trained: what came of it.
+        split: the text.
+    """
     tables = _trained_model(task, cell, grid, split, trained.steps_done)
     tables.training = schema.table("training", [{"run_id": cell.run_id, **row} for row in trained.rows])
-    run = run_row(cell, cell.training(grid), task, trained, split)
-    tables.runs = schema.table("runs", [run])
-    tables.summary["seconds"] = round(time.perf_counter() - started, 3)
+    tables.runs = schema.table("runs", [run_row(cell, cell.training(grid), task, trained, split)])
     return tables
 
 
@@ -233,6 +247,25 @@ def run_row(cell: Cell, config: TrainConfig, task: Task, trained: TrainResult, s
     }
 
 
+def drawn(
+    cell: Cell, grid: GridConfig, recipe: Recipe | None, subject: Subject | None
+) -> tuple[Task, Recipe | None, Anatomy | None]:
+    """Draw the model of a cell; return what it is trained to do, its recipe, and what was seen of it.
+
+    Args:
+        cell: the run; of one recipe, size and seed all have the same model.
+        grid: it is of.
+        recipe: as `train_cell` takes it.
+        subject: as `train_cell` takes it.
+    """
+    subject = Subject({}, None, grid.model) if subject is None else subject
+    if recipe is not None:
+        subject = replace(subject, items={**subject.items, cell.recipe: recipe})
+    with seeded(cell.seed, grid.device):  # of a function's own init
+        model, anatomy = subject.drawn(cell.recipe, cell.n_layer, cell.n_embd, cell.seed, grid.device)
+    return task_of(model, grid.block_size), subject.recipes.get(cell.recipe), anatomy
+
+
 def _trained(
     cell: TrainingCell,
     grid: GridConfig,
@@ -242,14 +275,8 @@ def _trained(
     subject: Subject | None,
 ) -> tuple[Task, TrainResult]:
     """Draw the model of a cell and train it."""
-    subject = Subject({}, None, grid.model) if subject is None else subject
-    if recipe is not None:
-        subject = replace(subject, items={**subject.items, cell.recipe: recipe})
-    drawn = subject.recipes.get(cell.recipe)
-    with seeded(cell.seed, grid.device):  # of a function's own init
-        model, anatomy = subject.drawn(cell.recipe, cell.n_layer, cell.n_embd, cell.seed, grid.device)
-    task = task_of(model, grid.block_size)
-    return task, train(model, split, config, task=task, recipe=drawn, anatomy=anatomy)
+    task, own, anatomy = drawn(cell, grid, recipe, subject)
+    return task, train(task.model, split, config, task=task, recipe=own, anatomy=anatomy)
 
 
 def _trained_model(task: Task, cell: TrainingCell, grid: GridConfig, split: Split, step: int) -> Tables:
@@ -274,8 +301,8 @@ def seconds_a_pass(
         split: what it reads.
         subject: as `train_cell` takes it.
     """
-    config = replace(cell.training(grid), steps=_TIMED_STEPS, warmup=0, eval_every=0, eval_batches=1)
+    config = replace(cell.training(grid), steps=TIMED_STEPS, warmup=0, eval_every=0, eval_batches=1)
     task, trained = _trained(cell, grid, config, recipe, split, subject)
     rates = [row["tokens_per_second"] for row in trained.rows]
     known = [rate for rate in rates if rate is not None and math.isfinite(rate)]
-    return grid.batch_size * task.block_size / statistics.median(known) if known else trained.seconds / _TIMED_STEPS
+    return grid.batch_size * task.block_size / statistics.median(known) if known else trained.seconds / TIMED_STEPS

@@ -75,14 +75,7 @@ def train(
         RunError: the checkpoint can't be written; the one before is kept.
     """
     task = task_of(model) if task is None else task
-    if split.vocab_size > task.vocab_size:
-        raise ConfigError(
-            f"the data's vocabulary is {split.vocab_size} and the model's {task.vocab_size}; build the model "
-            "with a vocab_size of at least the data's"
-        )
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"every parameter of {type(model).__name__} is frozen; expected one that is trained")
-    split.check(task.block_size)
+    refuse_what_cannot_be_trained(task, split)
     mode = model.training
     groups = adam_groups(model, recipe, lr=config.lr, weight_decay=config.weight_decay, anatomy=anatomy)
     run = _Run(task, groups, split, config, on_row)
@@ -91,6 +84,27 @@ def train(
     finally:
         model.zero_grad(set_to_none=True)
         model.train(mode)
+
+
+def refuse_what_cannot_be_trained(task: Task, split: Split) -> None:
+    """Refuse a text that a model can't be trained on, and a model that can't be trained.
+
+    Args:
+        task: of the model.
+        split: the text.
+
+    Raises:
+        ConfigError: the vocabulary doesn't fit, or all of the model is frozen.
+        DataError: the text is too short.
+    """
+    if split.vocab_size > task.vocab_size:
+        raise ConfigError(
+            f"the data's vocabulary is {split.vocab_size} and the model's {task.vocab_size}; build the model "
+            "with a vocab_size of at least the data's"
+        )
+    if not any(parameter.requires_grad for parameter in task.model.parameters()):
+        raise ConfigError(f"every parameter of {type(task.model).__name__} is frozen; expected one that is trained")
+    split.check(task.block_size)
 
 
 class _Run:

@@ -10,6 +10,7 @@ import pytest
 import initlab
 from initlab import cli
 from initlab.engines import ENGINES, Engine, Failed, choose, engine
+from initlab.engines.batched import Batched
 from initlab.engines.here import Here
 from initlab.engines.processes import Processes
 from initlab.errors import ConfigError, RunError
@@ -33,7 +34,8 @@ def test_several_at_a_time_are_processes_unless_an_engine_is_named(monkeypatch: 
     monkeypatch.setattr("initlab.engines.base.cores", lambda: 4)
     assert choose("auto", None, "cpu", 9) == (Processes, 4)
     assert choose("auto", None, "cpu", 3) == (Processes, 3)
-    assert choose("auto", None, "cuda", 9) == (Here, 1)
+    assert choose("auto", None, "cuda", 9) == choose("auto", 1, "cuda:1", 9) == (Batched, 1)
+    assert choose("auto", 2, "cuda", 9) == (Processes, 2)
     assert choose("auto", 1, "cpu", 9) == (Here, 1)
     assert choose("processes", 1, "cpu", 9) == (Processes, 1)
     assert choose("here", None, "cpu", 9) == (Here, 1)
