@@ -57,9 +57,8 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over the targets that aren't -1, in float32 or wider."""
-    plain = type(logits) is Tensor and not is_batchedtensor(
-        logits
-    )  # a map over models has no rule for a kernel of ours
+    # a map over models has no rule for a kernel of ours
+    plain = type(logits) is Tensor and not is_batchedtensor(logits)
     if logits.is_cuda and plain and (kernels := compiled_kernels(logits.device)):
         from initlab.measure.entropies import cross_entropy
 
