@@ -11,6 +11,9 @@ from torch import nn
 from initlab.errors import ConfigError, ProbeError
 
 
+_SHARDED = "give it before it is sharded, or initlab.probe, on every process, one that fully_shard was applied to"
+
+
 def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """Take torch.compile, DataParallel and DistributedDataParallel off a module, and say what was taken.
 
@@ -60,6 +63,8 @@ def _refuse(model: nn.Module) -> None:
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ProbeError(f"{name} has no parameters; there is nothing to measure")
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ProbeError(f"{name} is sharded (FullyShardedDataParallel); {_SHARDED}")
     for path, parameter in parameters.items():
         if nn.parameter.is_lazy(parameter):  # a run here would draw the caller's weights
             raise ProbeError(f"{name}: {path} has no shape yet (a lazy module); run one batch through the model first")
@@ -67,7 +72,7 @@ def _refuse(model: nn.Module) -> None:
         if parameter.device.type == "meta":
             raise ProbeError(f"{name}: {path} is on the meta device: it has a shape but no values to measure")
         if kind == "DTensor" or hasattr(parameter, "_local_shard"):
-            raise ProbeError(f"{name}: {path} is sharded ({kind}); measure the model before sharding it")
+            raise ProbeError(f"{name}: {path} is sharded ({kind}); {_SHARDED}")
         if not (parameter.is_floating_point() or parameter.is_complex()) or parameter.is_quantized:
             raise ProbeError(f"{name}: {path} is quantised ({parameter.dtype}); measure the model before quantising it")
     devices = sorted({str(parameter.device) for parameter in parameters.values()})
