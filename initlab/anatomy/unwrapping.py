@@ -10,7 +10,6 @@ from torch import nn
 
 from initlab.errors import ConfigError, ProbeError
 
-
 _SHARDED = "give it before it is sharded, or initlab.probe, on every process, one that fully_shard was applied to"
 
 
