@@ -102,11 +102,11 @@ def probe(
     from initlab.anatomy.restoring import random_state_kept
     from initlab.anatomy.unwrapping import unwrap
     from initlab.drawing.tracing import writes_of
+    from initlab.measure.across import across
     from initlab.measure.batches import describe_batch, inputs_for
     from initlab.measure.behaviour import behaviour_rows
     from initlab.measure.moments import PRESETS
     from initlab.measure.probe import Identity, look, measure_inputs
-    from initlab.measure.ranks import across
     from initlab.measure.statistics import choose, meanings
     from initlab.measure.sweep import DTYPES
 

@@ -7,20 +7,18 @@ process raises, the others raise the same at their next word.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from initlab import errors
 from initlab.anatomy.inputs import Inputs
 from initlab.anatomy.tensors import changed, tensors
-from initlab.anatomy.unsharding import check_shards, fingerprints, fully_sharded, replicated, unsharded
 from initlab.errors import ConfigError, InitlabError, ProbeError
 from initlab.measure.losses import Judged
 from initlab.measure.merging import THIRD, merged
@@ -37,14 +35,20 @@ class Ranks:
 
     Args:
         group: of gloo, which carries words between CPUs whatever the model is on; None: alone.
+
+    Attributes:
+        rank: of this process.
+        size: of the group.
         notes: what there is to say of how the model was measured.
+        lost: a process didn't come; nothing more can be said.
     """
 
-    def __init__(self, group: Any = None, notes: tuple[str, ...] = ()):
+    def __init__(self, group: Any = None):
         self._group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
-        self.notes = notes
+        self.notes: tuple[str, ...] = ()
+        self.lost = False
         self._told = False  # an error has passed: nobody listens any more
 
     def gathered(self, value: Any) -> list[Any]:
@@ -65,22 +69,32 @@ class Ranks:
         """Go on only where every process has come so far without an error; before they work on one tensor together."""
         self.gathered(None)
 
-    def tell(self, error: BaseException) -> None:
-        """Let the others know of an error here, so that they don't wait.
+    def tell(self, error: Exception) -> None:
+        """Let the others know of an error here, so that they don't wait; the next word begins anew.
 
         Args:
-            error: what was raised.
+            error: what was raised; one that was heard from another isn't told again.
         """
-        if self.size > 1 and not self._told:
+        if self.size > 1 and not self._told and not self.lost:
             with suppress(InitlabError):
                 self._exchanged(b"", f"{type(error).__name__}: {error}")
+        self._told = False
+
+    def close(self) -> None:
+        """Leave the group; nothing is said any more."""
+        group, self._group, self.lost = self._group, None, True
+        if group is not None:
+            with suppress(Exception):  # of a group that is gone
+                dist.destroy_process_group(group)
 
     def _exchanged(self, value: bytes, error: str) -> list[bytes]:
         words: list[Any] = [None] * self.size
+        if self.lost:
+            raise ProbeError("the other processes of this run are gone")
         try:
             dist.all_gather_object(words, (value, error), group=self._group)
         except Exception as raised:
-            self._told = True
+            self.lost = True
             raise ProbeError(_missing(raised)) from raised
         for number, (_, text) in enumerate(words):
             if text and not error:
@@ -210,80 +224,18 @@ class Ranks:
 ALONE = Ranks()
 
 
-@contextmanager
-def across(model: nn.Module) -> Iterator[tuple[nn.Module, Ranks]]:
-    """Measure a model together with the other processes that train it, where it is wrapped or sharded for that.
-
-    Args:
-        model: as the training loop calls it. In DistributedDataParallel, or with `fully_shard` applied, in a process
-            group of several: every process comes here, each with its part. Any other is this process's alone.
-
-    Yields:
-        what is measured here, and the processes: of a replicated model the module inside, of a sharded one a copy with
-        whole weights.
+def opened() -> Ranks:
+    """Open a group of all processes of this run, which each of them does.
 
     Raises:
-        ProbeError: the process group is gone, replicas differ, shards can't be gathered, or a process didn't come.
+        ProbeError: another didn't come.
     """
-    wrapper, sharded = (replicated(model), fully_sharded(model)) if isinstance(model, nn.Module) else (None, False)
-    joined = dist.is_available() and dist.is_initialized()
-    if sharded and not joined:
-        raise ProbeError(f"{type(model).__name__} is sharded, but there is no process group any more to gather it from")
-    if not sharded and (wrapper is None or not joined or dist.get_world_size() == 1):
-        yield model, ALONE
-        return
-    size = dist.get_world_size()
-    if wrapper is not None and dist.get_world_size(wrapper.process_group) != size:
-        raise ProbeError(
-            f"the model is replicated over {dist.get_world_size(wrapper.process_group)} of {size} processes; expected "
-            "all: pipeline and tensor parallelism can't be measured"
-        )
-    group = None
-    if size > 1:
-        try:
-            group = dist.new_group(backend="gloo", timeout=WAIT)
-        except Exception as raised:
-            raise ProbeError(_missing(raised)) from raised
-    ranks = Ranks(group)
+    if dist.get_world_size() == 1:
+        return ALONE
     try:
-        own, notes = _whole(model, wrapper, ranks)
-        ranks.notes = notes
-        yield own, ranks
-        ranks.agreed()  # they leave together: an error after the last word would be told to nobody
-    except BaseException as error:
-        ranks.tell(error)
-        raise
-    finally:
-        if group is not None:
-            with suppress(Exception):
-                dist.destroy_process_group(group)
-
-
-def _whole(model: nn.Module, wrapper: Any, ranks: Ranks) -> tuple[nn.Module, tuple[str, ...]]:
-    """What this process measures, the same as every other one, and what there is to say of that."""
-    each = f"on {ranks.size} processes, each with its own batch," if ranks.size > 1 else "on one process"
-    if wrapper is not None:
-        own: nn.Module = wrapper.module
-        notes = [f"wrapped in DistributedDataParallel: measured the module inside {each} and merged"]
-    else:
-        check_shards(model)
-        ranks.same("parameters", {name: tuple(p.shape) for name, p in model.named_parameters()})
-        own = unsharded(model)
-        notes = [f"fully_shard: measured a copy with whole weights {each} and merged; mp_policy isn't applied"]
-    prints = ranks.gathered(fingerprints(own))
-    for number, other in enumerate(prints[1:], 1):
-        wrong = [name for name in prints[0] | other if prints[0].get(name) != other.get(name)]
-        weights = [name for name in wrong if prints[0].get(name, (None,))[0] is not None or name not in prints[0]]
-        if weights:
-            count = sum(each[0] is not None for each in prints[0].values())
-            raise ProbeError(
-                f"replicas differ: process {number} holds other numbers than process 0 in {len(weights)} of {count} "
-                f"parameters, {weights[0]} the first; draw or load weights before the model is wrapped, which hands "
-                "round those of process 0"
-            )
-        if wrong:
-            notes.append(f"process {number} used buffers of its own, unlike those of process 0: {', '.join(wrong[:6])}")
-    return own, tuple(notes)
+        return Ranks(dist.new_group(backend="gloo", timeout=WAIT))
+    except Exception as raised:
+        raise ProbeError(_missing(raised)) from raised
 
 
 def _given(inputs: Inputs) -> list[Tensor]:

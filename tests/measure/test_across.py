@@ -14,8 +14,8 @@ from measure_zoo import ZOO, T, V
 from torch import nn
 
 import initlab
+from initlab.measure.across import across
 from initlab.measure.moments import SAMPLE
-from initlab.measure.ranks import across
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 
 HERE = Path(__file__).parent
@@ -53,7 +53,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 import initlab
 from initlab.measure import ranks
-from test_ranks import NAMES, batch, model
+from test_across import NAMES, batch, model
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
