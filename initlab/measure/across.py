@@ -54,8 +54,7 @@ def across(model: nn.Module) -> Iterator[tuple[nn.Module, Ranks]]:
         ranks.tell(error)
         raise
     finally:
-        if ranks is not ALONE:
-            ranks.close()
+        ranks.close()
 
 
 def alongside(model: nn.Module) -> Ranks:

@@ -82,8 +82,9 @@ class Ranks:
 
     def close(self) -> None:
         """Leave the group; nothing is said any more."""
-        group, self._group, self.lost = self._group, None, True
+        group, self._group = self._group, None
         if group is not None:
+            self.lost = True
             with suppress(Exception):  # of a group that is gone
                 dist.destroy_process_group(group)
 
