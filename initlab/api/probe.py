@@ -60,8 +60,9 @@ def probe(
             makes one, or its class: it is called once, under `trace_init`, and findings name the lines that drew what
             they are about. One in DistributedDataParallel, or with `fully_shard` applied, is measured by all its
             processes together: each calls this with its own batch, and gets what the bare model gives on the whole
-            batch; replicas must be equal. Of shards each process gathers a copy with whole weights, and whole
-            gradients. `model.module` of DistributedDataParallel is measured by one process alone.
+            batch; replicas must be equal. Of shards each process gathers a copy with whole weights and gradients, of
+            which `sites` and `modules` are given by name. `model.module` of DistributedDataParallel is measured by one
+            process alone.
         batch: token ids (B, T), whose targets are the next tokens; (ids, targets), -1 where there is no target; a
             tuple of arguments; a dict of keyword arguments; or a loader of any of these. Two ids for a forward that
             needs two are its arguments. Default: about 1024 tokens of `text` for a model with a vocabulary, in

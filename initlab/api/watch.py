@@ -71,7 +71,7 @@ def watch(
     Of several processes that train one model in DistributedDataParallel each calls `watch` and `step`, and records its
     own part of the batch; rank 0 gets the tables of the whole, with gradients averaged over the processes, as training
     has them. Each keeps its gradients, too, until `step()`. Any other model's is recorded by rank 0 alone, from its
-    own part; the other processes count.
+    own part; the other processes count. Of what `fully_shard` was applied to, `probe` measures any step instead.
 
     A watch never stops a training run: what can't be recorded, written or handed on is warned of once, and training
     goes on, with the same weights, bit for bit, as without a watch.

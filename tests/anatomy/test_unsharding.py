@@ -87,6 +87,15 @@ def test_what_cannot_be_copied_is_said(alone):
         initlab.probe(sharded(made), ids())
 
 
+@pytest.mark.parametrize(
+    "command",
+    [initlab.describe_init, initlab.fix, initlab.watch, lambda made: initlab.apply_recipe(made, "xavier")],
+)
+def test_what_needs_more_than_a_copy_refuses_shards(alone, command):
+    with pytest.raises(ProbeError, match=r"is sharded \(DTensor\); give it before it is sharded, or initlab.probe"):
+        command(sharded(model()))
+
+
 def test_shards_of_tensor_parallelism_are_refused(alone):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import distribute_module
@@ -126,3 +135,8 @@ def test_a_fingerprint_tells_one_bit_and_the_order(dtype):
     assert of(x) != of(y)
     assert of(x) != of(turned)
     assert of(x) != of(x.reshape(3, 2))
+
+
+def test_parameter_groups_need_no_whole_weights(alone):
+    found, expected = (initlab.adam_groups(made, "nanogpt", lr=1e-3) for made in (sharded(model()), model()))
+    assert [len(group["params"]) for group in found] == [len(group["params"]) for group in expected]

@@ -94,7 +94,9 @@ class FullyShardedDataParallel(nn.Module):
 
 
 def test_shards_that_are_flattened_are_refused_with_a_sentence():
-    with pytest.raises(ProbeError, match=r"is sharded \(FullyShardedDataParallel\); give it before it is sharded"):
+    with pytest.raises(
+        ProbeError, match=r"Sequential is sharded \(FullyShardedDataParallel\); give it before it is sharded"
+    ):
         initlab.probe(nn.Sequential(FullyShardedDataParallel(model())), ids())
 
 
