@@ -10,6 +10,8 @@ from torch import nn
 
 from initlab.errors import ConfigError, ProbeError
 
+_SHARDED = "give it before it is sharded, or initlab.probe, on every process, one that fully_shard was applied to"
+
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """Take torch.compile, DataParallel and DistributedDataParallel off a module, and say what was taken.
@@ -22,6 +24,7 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
     model, notes = bare(model)
     if any(module._compiled_call_impl is not None for module in model.modules()):
         notes.append("compiled in place: measured eagerly")
+    refuse_shards(model)
     _refuse(model)
     return model, notes
 
@@ -55,6 +58,32 @@ def bare(model: nn.Module) -> tuple[nn.Module, list[str]]:
     return model, notes
 
 
+def whole(model: nn.Module) -> nn.Module:
+    """Take the same off a module whose weights are all here, on whatever device.
+
+    Raises:
+        ConfigError: see `bare`.
+        ProbeError: a part of the weights is on other processes.
+    """
+    model, _ = bare(model)
+    refuse_shards(model)
+    return model
+
+
+def refuse_shards(model: nn.Module) -> None:
+    """Refuse a model whose weights are in part on other processes.
+
+    Raises:
+        ProbeError: it is one.
+    """
+    name = type(model).__name__
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ProbeError(f"{name} is sharded (FullyShardedDataParallel); {_SHARDED}")
+    for path, parameter in model.named_parameters():
+        if type(parameter).__name__ == "DTensor" or hasattr(parameter, "_local_shard"):
+            raise ProbeError(f"{name}: {path} is sharded ({type(parameter).__name__}); {_SHARDED}")
+
+
 def _refuse(model: nn.Module) -> None:
     name = type(model).__name__
     parameters = dict(model.named_parameters())
@@ -63,11 +92,8 @@ def _refuse(model: nn.Module) -> None:
     for path, parameter in parameters.items():
         if nn.parameter.is_lazy(parameter):  # a run here would draw the caller's weights
             raise ProbeError(f"{name}: {path} has no shape yet (a lazy module); run one batch through the model first")
-        kind = type(parameter.data).__name__
         if parameter.device.type == "meta":
             raise ProbeError(f"{name}: {path} is on the meta device: it has a shape but no values to measure")
-        if kind == "DTensor" or hasattr(parameter, "_local_shard"):
-            raise ProbeError(f"{name}: {path} is sharded ({kind}); measure the model before sharding it")
         if not (parameter.is_floating_point() or parameter.is_complex()) or parameter.is_quantized:
             raise ProbeError(f"{name}: {path} is quantised ({parameter.dtype}); measure the model before quantising it")
     devices = sorted({str(parameter.device) for parameter in parameters.values()})

@@ -48,15 +48,16 @@ def apply_recipe(
     Raises:
         ConfigError: not a model, a seed that is none, a batch that is missing, can't be used, or isn't asked for.
         RecipeError: unknown recipe, matrices of no known role, or `roles` that don't fit; then nothing was changed.
+        ProbeError: the model is sharded.
     """
-    from initlab.anatomy.unwrapping import bare
+    from initlab.anatomy.unwrapping import whole
     from initlab.api.looking import anatomy_of, passed
     from initlab.drawing import apply
     from initlab.drawing.profiled import PROFILED, apply_profiled
     from initlab.measure.batches import inputs_for
     from initlab.measure.probe import look
 
-    model, seed = bare(model)[0], checked_seed(seed)
+    model, seed = whole(model), checked_seed(seed)
     if isinstance(recipe, str) and recipe in PROFILED:
         if batch is None:
             raise ConfigError(

@@ -27,10 +27,11 @@ def describe_init(model: nn.Module, *, roles: Mapping[str, str | None] | None = 
     Raises:
         ConfigError: not a model.
         RecipeError: the model is on the meta device, or `roles` don't fit it.
+        ProbeError: it is sharded.
     """
-    from initlab.anatomy.unwrapping import bare
+    from initlab.anatomy.unwrapping import whole
     from initlab.api.looking import anatomy_of
     from initlab.drawing.describe import describe
 
-    rows = describe(anatomy_of(bare(model)[0], roles))
+    rows = describe(anatomy_of(whole(model), roles))
     return Description(rows, mismatches(rows), describe_text(rows))

@@ -59,7 +59,11 @@ def probe(
             objects of other packages; see `initlab.anatomy.restoring.untouched`). A compiled model is measured eagerly,
             through the original with the same parameters; a lazy one must have been initialised. Or a function that
             makes one, or its class: it is called once, under `trace_init`, and findings name the lines that drew what
-            they are about.
+            they are about. One in DistributedDataParallel, or with `fully_shard` applied, is measured by all its
+            processes together: each calls this with its own batch, and gets what the bare model gives on the whole
+            batch; replicas must be equal. Of shards each process gathers a copy with whole weights and gradients, of
+            which `sites` and `modules` are given by name. `model.module` of DistributedDataParallel is measured by one
+            process alone.
         batch: token ids (B, T), whose targets are the next tokens; (ids, targets), -1 where there is no target; a
             tuple of arguments; a dict of keyword arguments; or a loader of any of these. Two ids for a forward that
             needs two are its arguments. Default: about 1024 tokens of `text` for a model with a vocabulary, in
@@ -91,7 +95,7 @@ def probe(
 
     Raises:
         ProbeError: the model's forward or backward raised (a line shows what to pass), or its weights can't be
-            measured (meta device, several devices, sharded, quantised).
+            measured (meta device, several devices, sharded otherwise, quantised). Where one process raises, all do.
         SiteError: `sites` names what the model doesn't have.
         RecipeError, DataError, ConfigError: an argument can't be used, or no batch can be made for the model.
         ConfigError: also where a statistic raised, or returned something else than it should.
@@ -100,7 +104,8 @@ def probe(
     from initlab.anatomy.restoring import random_state_kept
     from initlab.anatomy.unwrapping import unwrap
     from initlab.drawing.tracing import writes_of
-    from initlab.measure.batches import inputs_for
+    from initlab.measure.across import across
+    from initlab.measure.batches import describe_batch, inputs_for
     from initlab.measure.behaviour import behaviour_rows
     from initlab.measure.moments import PRESETS
     from initlab.measure.probe import Identity, look, measure_inputs
@@ -116,58 +121,68 @@ def probe(
     statistics = choose(metrics, stats)
     entry = registry.get(recipe) if recipe is not None else None
     model = made(model)
-    inside, _ = unwrap(model)
-    sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
-    modules = list(modules) if isinstance(modules, Iterator) else modules
-    label = entry.id if entry else "as-found"
-    step = getattr(inside, "iter_num", 0)
-    step = step if isinstance(step, int) else 0
-    identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
+    with across(model) as (model, ranks):
+        inside, _ = unwrap(model)
+        sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
+        modules = list(modules) if isinstance(modules, Iterator) else modules
+        label = entry.id if entry else "as-found"
+        step = getattr(inside, "iter_num", 0)
+        step = step if isinstance(step, int) else 0
+        identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
+        given: dict[str, Any] = {"stats": stats, "dtype": dtype, "seed": seed, "recipe": label, "text": text}
+        given |= {"batch": "none" if batch is None else "given", "metrics": [each.name for each in statistics]}
+        ranks.same("arguments", given)
 
-    def measured(inputs: Inputs) -> tuple[Anatomy, set[str] | None, Tables]:
-        anatomy = look(model, inputs, seed=seed, autocast=DTYPES[dtype], declared=sites)
-        chosen = None if modules is None else chosen_modules(anatomy, modules)
-        options: dict[str, Any] = {"preset": stats, "recipe": entry, "autocast": DTYPES[dtype], "chosen": chosen}
-        tables = measure_inputs(model, inputs, identity, anatomy=anatomy, statistics=statistics, **options)
-        return anatomy, chosen, tables
+        def measured(inputs: Inputs) -> tuple[Anatomy, set[str] | None, Tables]:
+            anatomy = look(model, first, seed=seed, autocast=DTYPES[dtype], declared=sites)
+            chosen = None if modules is None else chosen_modules(anatomy, modules)
+            options: dict[str, Any] = {"preset": stats, "recipe": entry, "autocast": DTYPES[dtype], "chosen": chosen}
+            options |= {"anatomy": anatomy, "statistics": statistics, "ranks": ranks}
+            tables = measure_inputs(model, inputs, identity, **options)
+            return anatomy, chosen, tables
 
-    with random_state_kept(inside):  # a loader that shuffles draws from it
-        inputs, described = inputs_for(inside, batch, text=text, seed=seed)
-    if stats == "light":
-        inputs = replace(inputs, notes=(*inputs.notes, "stats='light': no passes over changed tokens (rules BEH)"))
-    anatomy, chosen, tables = measured(inputs)
-    keys = {"run_id": identity.run_id, "recipe": label, "seed": seed} | {
-        name: int(tables.summary[name].iloc[0]) for name in ("n_layer", "n_embd")
-    }
-    if stats == "full":
-        rows = behaviour_rows(keys, anatomy, inputs, autocast=DTYPES[dtype], seed=seed)
-        tables.behaviour = schema.table("behaviour", rows)
-    _expect(tables, anatomy, inputs, described, entry)
-    if chosen is not None:  # only now: the closed form needs every weight
-        _keep(tables, chosen)
-    config = _config(tables, anatomy, inputs)
-    config |= {
-        "activation": _activation(anatomy.wirings),
-        "preset": stats,
-        "dtype": _dtype(inside, dtype),
-        "sites": _text(sites, inside),
-        "modules": _text(modules, inside),
-    }
-    recipes = {}
-    if entry and anatomy.layout == "nanogpt":
-        size = {name: config[name] for name in ("n_head", "block_size", "vocab_size")}
-        size |= {"n_layer": config["depths"][0], "n_embd": config["widths"][0]}
-        recipes = {label: evaluate(entry, [size], bias=config["bias"], tied=config["tie_weights"])}
-    manifest = new_manifest("probe", config, recipes, described, [identity.run_id])
-    if statistics:
-        manifest["config"]["metrics"] = [each.name for each in statistics]
-        manifest["metrics"] = meanings(statistics)
-    if not step:
-        manifest["init"] = _init_facts(anatomy, declared=entry is not None)
-        rows = writes_of(inside)
-        tables.writes = schema.table("writes", [row | {"run_id": identity.run_id} for row in rows])
-    manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
-    return Probe(Run(tables, manifest))
+        with random_state_kept(inside):  # a loader that shuffles draws from it
+            inputs, described = inputs_for(inside, batch, text=text, seed=seed + ranks.rank)
+        light = ("stats='light': no passes over changed tokens (rules BEH)",) if stats == "light" else ()
+        inputs = replace(inputs, notes=(*ranks.notes, *inputs.notes, *light))
+        first, whole = ranks.batch(inputs)
+        if batch is not None and ranks.size > 1:
+            described = describe_batch(inside, whole)
+        anatomy, chosen, tables = measured(inputs)
+        keys = {"run_id": identity.run_id, "recipe": label, "seed": seed} | {
+            name: int(tables.summary[name].iloc[0]) for name in ("n_layer", "n_embd")
+        }
+        if stats == "full":
+            rows = behaviour_rows(keys, anatomy, first, autocast=DTYPES[dtype], seed=seed)
+            tables.behaviour = schema.table("behaviour", rows)
+        _expect(tables, anatomy, whole, described, entry)
+        if chosen is not None:  # only now: the closed form needs every weight
+            _keep(tables, chosen)
+        config = _config(tables, anatomy, whole)
+        config |= {
+            "activation": _activation(anatomy.wirings),
+            "preset": stats,
+            "dtype": _dtype(inside, dtype),
+            "sites": _text(sites, inside),
+            "modules": _text(modules, inside),
+        }
+        if ranks.size > 1:
+            config["processes"] = ranks.size
+        recipes = {}
+        if entry and anatomy.layout == "nanogpt":
+            size = {name: config[name] for name in ("n_head", "block_size", "vocab_size")}
+            size |= {"n_layer": config["depths"][0], "n_embd": config["widths"][0]}
+            recipes = {label: evaluate(entry, [size], bias=config["bias"], tied=config["tie_weights"])}
+        manifest = new_manifest("probe", config, recipes, described, [identity.run_id])
+        if statistics:
+            manifest["config"]["metrics"] = [each.name for each in statistics]
+            manifest["metrics"] = meanings(statistics)
+        if not step:
+            manifest["init"] = _init_facts(anatomy, declared=entry is not None)
+            rows = writes_of(inside)
+            tables.writes = schema.table("writes", [row | {"run_id": identity.run_id} for row in rows])
+        manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
+        return Probe(Run(tables, manifest))
 
 
 def assert_healthy(

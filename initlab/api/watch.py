@@ -64,9 +64,14 @@ def watch(
     Which pass: the first forward pass of the step with gradients enabled (not one whose output was dropped before the
     next began), and the first backward pass through it that adds to `.grad`. So
     with gradient accumulation, the first micro-batch; its weight gradients are of this pass alone, before they are
-    accumulated, averaged over processes, unscaled or clipped. Evaluation under `torch.no_grad()` is never recorded,
+    accumulated, unscaled or clipped. Evaluation under `torch.no_grad()` is never recorded,
     and checkpointed blocks are counted once. A compiled model runs eagerly on watched steps, with eager rounding, and
-    compiled again on all others. Of several processes rank 0 alone records; the others count.
+    compiled again on all others.
+
+    Of several processes that train one model in DistributedDataParallel each calls `watch` and `step`, and records its
+    own part of the batch; rank 0 gets the tables of the whole, with gradients averaged over the processes, as training
+    has them. Each keeps its gradients, too, until `step()`. Any other model's is recorded by rank 0 alone, from its
+    own part; the other processes count. Of what `fully_shard` was applied to, `probe` measures any step instead.
 
     A watch never stops a training run: what can't be recorded, written or handed on is warned of once, and training
     goes on, with the same weights, bit for bit, as without a watch.
@@ -88,10 +93,11 @@ def watch(
 
     Raises:
         ConfigError: an argument can't be used.
-        ProbeError: the model can't be measured (meta device, several devices, sharded, quantised).
+        ProbeError: the model can't be measured (meta device, several devices, sharded, quantised); replicas differ.
         RunError: `out` can't be written, holds another run, or holds steps of this one and start_step is 0.
     """
     from initlab.anatomy.unwrapping import unwrap
+    from initlab.measure.across import alongside
     from initlab.measure.moments import PRESETS
     from initlab.measure.statistics import choose, meanings
     from initlab.measure.watch.steps import StepRecorder
@@ -107,15 +113,15 @@ def watch(
     callbacks = as_callbacks(callback)
     statistics = choose(metrics, stats)
     inside, _ = unwrap(model)
-    first = next(inside.parameters())
+    weight = next(inside.parameters())
     config = {
         "model": type(inside).__name__,
         "recipes": [LABEL],
         "every": every,
         "n_params": sum(p.numel() for p in inside.parameters()),
         "preset": stats,
-        "dtype": str(first.dtype).removeprefix("torch."),
-        "device": str(first.device),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(weight.device),
     }
     data = {"label": "the training loop's batches", "targets": TARGETS}
     if statistics:
@@ -123,12 +129,22 @@ def watch(
     manifest = new_manifest("watch", config, {}, data, [])
     if statistics:
         manifest["metrics"] = meanings(statistics)
-    if _rank():
+    ranks = alongside(model)
+    first = ranks.rank == 0 if ranks.size > 1 else not _rank()
+    if not first and ranks.size == 1:
         return Watcher(None, manifest, None, [])
-    folder = _open(Path(out), manifest, start_step) if out is not None else None
-    options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
-    recorder = StepRecorder(model, every, preset=stats, **options)
-    return Watcher(recorder, manifest, folder, callbacks)
+    try:
+        folder = _open(Path(out), manifest, start_step) if out is not None and first else None
+        ranks.same(
+            "arguments", {"every": every, "start_step": start_step, "stats": stats, "metrics": config.get("metrics")}
+        )
+        options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
+        recorder = StepRecorder(model, every, preset=stats, ranks=ranks, **options)
+    except Exception as error:
+        ranks.tell(error)
+        ranks.close()
+        raise
+    return Watcher(recorder, manifest, folder, callbacks if first else [], silent=not first)
 
 
 class Watcher:
@@ -140,9 +156,11 @@ class Watcher:
         manifest: dict[str, Any],
         folder: RunDir | None,
         callbacks: list[Any],
+        *,
+        silent: bool = False,
     ):
         self._recorder = recorder
-        self._silent = recorder is None
+        self._silent = silent or recorder is None
         self._manifest = manifest if folder is None else folder.manifest
         self._folder = folder
         self._callbacks = callbacks
@@ -150,7 +168,7 @@ class Watcher:
         self._warned: set[str] = set()
         self._started = time.perf_counter()
         if recorder is not None:  # also when nobody closes it, at the latest before the interpreter goes down
-            weakref.finalize(self, recorder.close)
+            weakref.finalize(self, recorder.end)
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """Count one update; call it after `optimizer.step()`. After `close()` it does nothing.
@@ -169,7 +187,7 @@ class Watcher:
         except Exception as error:
             self._fail(number, error)
             return
-        if tables is None:
+        if tables is None or self._silent:
             return
         for name, complaint in recorder.complaints.items():
             self._warn(f"statistic {name}", str(complaint))
@@ -212,7 +230,7 @@ class Watcher:
         recorder, self._recorder = self._recorder, None
         if recorder is None:
             return
-        recorder.close()
+        recorder.end()
         seconds = self._manifest["seconds"] + time.perf_counter() - self._started
         self._manifest.update(seconds=round(seconds, 1), finished=now() if finished else None)
         if self._folder is not None:

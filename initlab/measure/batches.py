@@ -54,10 +54,10 @@ def inputs_for(
     if batch is not None:
         given = of_batch(model, batch, lambda found: _chosen(model, found, seed))
         if given.ids is None or given.targets is None:
-            return given, {"label": "the caller's batch", "targets": "none", "sum_p2": math.nan}
+            return given, describe_batch(model, given)
         if vocab_size is not None and (largest := int(max(given.ids.max(), given.targets.max()))) >= vocab_size:
             raise ConfigError(f"the batch holds the id {largest}; the model knows ids below {vocab_size}")
-        return given, _describe_batch(given.ids, given.targets, vocab_size or int(given.ids.max()) + 1)
+        return given, describe_batch(model, given)
     if vocab_size is None:
         return _drawn(model, seed)
     chosen = text.data != "docstrings" or text.tokenizer is not None
@@ -202,14 +202,23 @@ def _line(error: BaseException | None) -> str:
     return str(error).strip().partition("\n")[0][:200]
 
 
-def _describe_batch(idx: Tensor, targets: Tensor, vocab_size: int) -> dict[str, Any]:
+def describe_batch(model: nn.Module, batch: Inputs) -> dict[str, Any]:
+    """Say what a batch of the caller's is made of, for the manifest.
+
+    Args:
+        model: whose forward is called.
+        batch: of which ids and targets are looked at.
+    """
+    idx, targets = batch.ids, batch.targets
+    if idx is None or targets is None:
+        return {"label": "the caller's batch", "targets": "none", "sum_p2": math.nan}
     counts = idx.flatten().bincount().double()
     p = counts / counts.sum()
     seen = p[p > 0]
     return {
         "label": "the caller's batch",
         "tokenizer": "none",
-        "vocab_size": vocab_size,
+        "vocab_size": vocabulary(model) or int(idx.max()) + 1,
         "n_tokens": idx.numel(),
         "sha256": None,
         "sha256_of": None,

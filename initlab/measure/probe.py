@@ -28,6 +28,7 @@ from initlab.errors import InitlabError, ProbeError
 from initlab.measure.draws import declared_rows, draw_rows
 from initlab.measure.losses import take_loss
 from initlab.measure.moments import Preset
+from initlab.measure.ranks import ALONE, Ranks
 from initlab.measure.reach import reached
 from initlab.measure.recorder import recording
 from initlab.measure.statistics import Statistic, columns_of
@@ -78,6 +79,7 @@ def measure_inputs(
     anatomy: Anatomy | None = None,
     chosen: set[str] | None = None,
     statistics: Sequence[Statistic] = (),
+    ranks: Ranks = ALONE,
 ) -> Tables:
     """Record every site of a model, forward and backward, and its weights and weight gradients.
 
@@ -92,6 +94,8 @@ def measure_inputs(
         chosen: names of the modules whose activations to look at, see `initlab.anatomy.filters`; None: every one.
             Weights are measured all the same.
         statistics: what is taken beside the moments, see `initlab.measure.statistics`; their columns come last.
+        ranks: the processes of which each is here with the same model and its own inputs; they all get the tables of
+            the whole batch.
 
     Returns:
         records, heads and routing (preset `full`), summary (one row), coverage, wiring and, before any step, draws and
@@ -103,6 +107,7 @@ def measure_inputs(
             it should, or wrote into its tensor.
     """
     started = time.perf_counter()
+    statistics = (*statistics, *ranks.also(preset))
     anatomy = look(model, inputs, seed=identity.seed, autocast=autocast) if anatomy is None else anatomy
     model, notes = anatomy.model, list(anatomy.notes)
     sites = anatomy.sites if chosen is None else filtered(anatomy, chosen)
@@ -118,13 +123,14 @@ def measure_inputs(
         if judged.logits is not None and not any(tap.site == "logits" for tap in sites.taps):
             recorder.take(Tap("logits", "(output)", "out"), judged.logits)
         recorder.close()
-        loss, targets, logits = judged.loss, judged.targets, judged.logits
+        loss, targets, logits = ranks.share(judged, inputs), judged.targets, judged.logits
         vocab_size = 0 if logits is None else known or logits.shape[-1]
         own = _own_logit(logits, inputs.ids)
         del judged, logits  # as large as the rest together, and not needed by every backward pass
-        weights = _weights(anatomy, loss, recorder.moments)
+        weights = _weights(anatomy, loss, recorder.moments, ranks)
     recorder.moments.raise_first()
     values = recorder.moments.read()
+    ranks.pool(recorder)
     notes += _follow_up(model, inputs, weights, values, autocast, identity.seed)
     keys = {
         "run_id": identity.run_id,
@@ -157,7 +163,7 @@ def measure_inputs(
         notes.append(f"no logits (B, T, V) in what the model returned: the loss is {targets}")
     notes = [*notes, *inputs.notes, *sites.notes, *recorder.moments.notes]
     coverage = coverage_rows(identity.run_id, sites, recorder, weights, preset, notes)
-    return Tables(
+    tables = Tables(
         records=schema.table("records", records, columns_of(statistics, "records")),
         heads=schema.table("heads", head_rows(recorder, keys), columns_of(statistics, "heads")),
         summary=schema.table("summary", [summary]),
@@ -167,6 +173,7 @@ def measure_inputs(
         draws=schema.table("draws", [] if identity.step else draw_rows(keys, anatomy)),
         declared=schema.table("declared", [] if identity.step else declared_rows(keys, anatomy)),
     )
+    return ranks.merged(tables, inputs)
 
 
 def look(
@@ -313,23 +320,23 @@ def _follow_up(
     return []
 
 
-def _weights(anatomy: Anatomy, loss: Tensor, moments: Measurements) -> list[dict[str, Any]]:
+def _weights(anatomy: Anatomy, loss: Tensor, moments: Measurements, ranks: Ranks) -> list[dict[str, Any]]:
     """Statistics of every parameter and of its gradient."""
     named = dict(anatomy.model.named_parameters())
     trained = {name: p for name, p in named.items() if p.requires_grad}
     gradients: dict[str, Tensor | None] = {}
     if loss.requires_grad:
         try:
-            found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+            found = list(torch.autograd.grad(loss, list(trained.values()), allow_unused=True))
         except Exception as error:
             # .backward() would do, but it fires the hooks that users put on parameters, some of which step optimizers
             hint = "; checkpoint with use_reentrant=False to measure it" if "use_reentrant" in str(error) else ""
             raise ProbeError(f"the backward pass raised: {type(error).__name__}: {error}{hint}") from error
-        # None: nothing leads from the loss to the parameter, which is a gradient of 0
-        gradients = {
-            name: torch.zeros_like(trained[name]) if gradient is None else gradient
-            for name, gradient in zip(trained, found, strict=True)
-        }
+        ranks.agreed()
+        for name in trained:
+            gradient = found.pop(0)
+            # None: nothing leads from the loss to the parameter, which is a gradient of 0
+            gradients[name] = ranks.summed(torch.zeros_like(trained[name]) if gradient is None else gradient)
     rows = []
     for name, parameter in named.items():
         pairs = [("weight", parameter), ("weight_grad", gradients.get(name))]

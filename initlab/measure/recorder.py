@@ -73,7 +73,7 @@ class Recorder:
         self.leaves = ExitStack()  # hooks on tensors that outlive the pass: parameters, inputs
         self.scalars: dict[str, Tensor] = {}
         self.alike: dict[tuple[Tap, int], Tensor] = {}
-        self.dead: list[Tensor] = []
+        self.dead: dict[tuple[Tap, int], Tensor] = {}  # of each call, every unit's largest output
         self._calls: Counter[Tap] = Counter()
         self._parts: dict[str, Tensor] = {}  # outputs of the embeddings, until their sum is seen
         self._known: dict[tuple[int, float], tuple[weakref.ref[Tensor], int, int, list[tuple[Tap, int]]]] = {}
@@ -142,7 +142,7 @@ class Recorder:
             if tensor.dim() == 3:
                 self.scalars["embed_together"] = together(tensor.detach()[:SEQUENCES])
         if self._full and tap.site == "mlp_act" and tensor.dim() > 1 and tensor.numel():
-            self.dead.append((tensor.detach().flatten(0, -2).amax(0) <= 0).float().mean())
+            self.dead[tap, call] = tensor.detach().flatten(0, -2).amax(0)
         if tap.alike and tensor.dim() == 3:
             self.alike[tap, call] = together(tensor.detach()[:SEQUENCES])
         if tap.site == "resid_post" and tap.layer == self._last_layer and tensor.dim() == 3:

@@ -7,7 +7,7 @@ as the choice is of the largest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,21 @@ class RouterReader:
             with torch.no_grad(), torch.autocast(given.device.type, enabled=False):
                 loads = torch.stack([_count(picked, tap.experts), *_by_chance(given.float(), tap)])
             self._loads[tap] = given.shape[0], loads
+
+    def loads(self) -> dict[RouterTap, tuple[int, Tensor]]:
+        """Give what was counted, on the CPU: tokens, and those of each expert, then the same under random routers."""
+        return {tap: (n_tokens, loads.cpu()) for tap, (n_tokens, loads) in self._loads.items()}
+
+    def count_instead(self, parts: Iterable[dict[RouterTap, tuple[int, Tensor]]]) -> None:
+        """Put the sums of several counts in the place of this one's.
+
+        Args:
+            parts: of `loads`; routers drawn at random are the same in each.
+        """
+        self._loads = {}
+        for tap, (n_tokens, loads) in (each for part in parts for each in part.items()):
+            before = self._loads.get(tap, (0, torch.zeros_like(loads)))
+            self._loads[tap] = before[0] + n_tokens, before[1] + loads
 
     def rows(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
         """Make a row of the table `routing` for each router that was heard.

@@ -127,11 +127,12 @@ def scalars(recorder: Recorder) -> dict[str, float]:
     """Columns of the summary that the recorder took on the way."""
     found = {name: float(value) for name, value in recorder.scalars.items()}
     token, position = found.get("token", math.nan), found.get("position", math.nan)
+    dead = [(largest <= 0).float().mean() for largest in recorder.dead.values()]
     return {
         "token_cosine": found.get("token_cosine", math.nan),
         "token_position_ratio": token / position if position else math.inf if token else math.nan,
         "embed_together": found.get("embed_together", math.nan),
-        "dead_frac": float(torch.stack(recorder.dead).mean()) if recorder.dead else math.nan,
+        "dead_frac": float(torch.stack(dead).mean()) if dead else math.nan,
     }
 
 

@@ -180,4 +180,6 @@ def settings_of(preset: str, device: str, changes: dict[str, Any]) -> TrainConfi
 def _of_device(device: str) -> dict[str, Any]:
     if not device.startswith("cuda"):
         return {}
-    return {"dtype": "bfloat16" if torch.cuda.is_bf16_supported() else "float16", "compile": True}
+    # an older GPU (V100, T4) emulates it, many times slower than its float16, and torch counts that too by default
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return {"dtype": "bfloat16" if native else "float16", "compile": True}

@@ -107,7 +107,8 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    # Without its device NCCL guesses one at the first barrier, and may wait for good where the guess is wrong.
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=torch.device(device) if cuda else None)
     try:
         yield current(), device
         dist.barrier()  # a process that leaves while another still talks to it can abort that one

@@ -1,10 +1,12 @@
-"""How fast a run is, against what its GPUs could do."""
+"""How fast a run is, against what its GPUs could do, and what lets them do it."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -65,3 +67,27 @@ def named_peak(name: str) -> float:
         name: that torch gives it.
     """
     return next((peak for part, peak in BF16_PEAKS.items() if re.search(rf"\b{part}\b", name)), math.nan)
+
+
+@contextmanager
+def tf32_allowed(device: torch.device) -> Iterator[None]:
+    """Let products of float32 use TF32 on a GPU, as nanoGPT's train.py does (at 3adf61e).
+
+    The caller's setting is restored afterwards; one that was made by the newer `fp32_precision` stands, since torch
+    refuses to mix the two, and whoever made it has chosen.
+
+    Args:
+        device: where a model is trained.
+    """
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    try:
+        before = [backend.allow_tf32 for backend in backends] if device.type == "cuda" else []
+    except RuntimeError:
+        before = []
+    try:
+        for backend, _ in zip(backends, before, strict=False):
+            backend.allow_tf32 = True
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=False):
+            backend.allow_tf32 = allowed

@@ -23,7 +23,7 @@ from initlab.recipes import Recipe
 from initlab.training import checkpoints, distributed
 from initlab.training.config import TrainConfig
 from initlab.training.data import Split
-from initlab.training.speed import peak_flops
+from initlab.training.speed import peak_flops, tf32_allowed
 from initlab.training.task import Task, task_of
 from initlab.training.telling import LossScale, StepWatch, TrainingRow, TrainResult
 
@@ -80,7 +80,8 @@ def train(
     groups = adam_groups(model, recipe, lr=config.lr, weight_decay=config.weight_decay, anatomy=anatomy)
     run = _Run(task, groups, split, config, on_row)
     try:
-        return run.go(checkpoint, checkpoint_every, watcher)
+        with tf32_allowed(run.device):
+            return run.go(checkpoint, checkpoint_every, watcher)
     finally:
         model.zero_grad(set_to_none=True)
         model.train(mode)

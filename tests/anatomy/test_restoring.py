@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import initlab
-from initlab.anatomy.restoring import copied
+from initlab.anatomy.restoring import copied, random_state_kept
 from initlab.errors import ProbeError
 from initlab.measure.watch.steps import StepRecorder
 
@@ -58,6 +58,38 @@ def test_a_probe_leaves_the_batch_and_every_random_state():
     random.random(), np.random.rand()  # noqa: NPY002
     x = torch.full((2, 3, 8), 2.0)
     assert embedded(probe(model, (x,))) == embedded(probe(model, (x,))) > 0
+
+
+def test_generators_of_devices_that_the_model_is_not_on_are_left_alone(monkeypatch):
+    """Those of a GPU that is up, and the seed that torch keeps for one that isn't yet."""
+    seeded = []
+    for kind in ("cuda", "mps", "xpu"):
+        for name in ("manual_seed", "manual_seed_all"):
+            if hasattr(getattr(torch, kind), name):
+                monkeypatch.setattr(f"torch.{kind}.{name}", seeded.append)
+    torch.manual_seed(torch.initial_seed())
+    assert seeded  # as torch.manual_seed does
+    seeded.clear()
+    model = ZOO["parallel"][0]()
+    initlab.probe(model, torch.zeros(2, T, dtype=torch.long))
+    recorder = StepRecorder(model, 1)
+    model(torch.zeros(2, T, dtype=torch.long)).sum().backward()
+    recorder.step()
+    recorder.close()
+    assert not seeded
+
+
+def test_only_the_generators_of_the_models_own_gpu_are_seeded(monkeypatch):
+    generators = [torch.Generator(), torch.Generator()]  # in the place of two GPUs'
+    before = [each.get_state() for each in generators]
+    monkeypatch.setattr("torch.cuda.default_generators", generators)
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda index: generators[index].get_state())
+    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, index: generators[index].set_state(state))
+    monkeypatch.setattr("torch.random.torch.get_device_module", lambda kind=None: torch.cuda)
+    with random_state_kept(torch.device("cuda", 1), 7):
+        assert generators[1].initial_seed() == 7
+        assert torch.equal(generators[0].get_state(), before[0])
+    assert all(torch.equal(each.get_state(), state) for each, state in zip(generators, before, strict=True))
 
 
 def test_a_leading_relu_in_place_is_measured_on_the_batch_as_given():

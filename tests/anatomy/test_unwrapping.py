@@ -85,6 +85,21 @@ def test_weights_of_every_precision_in_either_mode(dtype, training):
     assert "reproduced from its writes in 3" in repr(found)
 
 
+class FullyShardedDataParallel(nn.Module):
+    """In the place of torch's first one, which is told by its name."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.module = inner
+
+
+def test_shards_that_are_flattened_are_refused_with_a_sentence():
+    with pytest.raises(
+        ProbeError, match=r"Sequential is sharded \(FullyShardedDataParallel\); give it before it is sharded"
+    ):
+        initlab.probe(nn.Sequential(FullyShardedDataParallel(model())), ids())
+
+
 def quantise(m):
     m.requires_grad_(False)
     m.head.weight = nn.Parameter(torch.ones(V, 1, dtype=torch.int8), requires_grad=False)

@@ -248,6 +248,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_numbers(tmp_path):
 def test_torchrun_trains_as_one_process_and_the_first_one_speaks(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "initlab", "train", "nanogpt", "xavier", *ARGUMENTS, "--steps", "8", "--eval-every", "4"]
+    command += ["--watch-every", "4"]
     done = subprocess.run(
         [*torchrun, *command, "-o", str(tmp_path / "two")], env=ENVIRONMENT, capture_output=True, text=True
     )
@@ -258,6 +259,8 @@ def test_torchrun_trains_as_one_process_and_the_first_one_speaks(tmp_path):
     one = train(["nanogpt", "xavier"], **SHORT | {"steps": 8, "eval_every": 4}).curves
     for name in ("step", "loss", "val_loss", "grad_norm"):
         np.testing.assert_allclose(two[name], one[name], rtol=1e-5)
+    watched = [initlab.load(place).summary for place in (tmp_path / "two").rglob("watch")]
+    assert [each["n_tokens"].tolist() for each in watched] == [[64, 64]] * 2  # of the whole batch
     refused = subprocess.run(
         [*torchrun, *command, "--lr", "0.1", "-o", str(tmp_path / "two")],
         env=ENVIRONMENT,

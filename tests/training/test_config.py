@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from initlab.models.config import PRESETS
 from initlab.training.config import SETTINGS, learning_rate, settings_of
@@ -53,3 +54,13 @@ def test_a_short_run_is_not_all_warmup() -> None:
     assert (short.warmup, short.lr_at(2)) == (2, 1e-3)
     assert settings_of("shakespeare-cpu", "cpu", {"steps": 4000}).warmup == 100
     assert settings_of("shakespeare-cpu", "cpu", {"steps": 40, "warmup": 7}).warmup == 7
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float16")])
+def test_a_gpu_that_emulates_bfloat16_trains_in_float16(monkeypatch: pytest.MonkeyPatch, native: bool, dtype: str):
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or native
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert settings_of("shakespeare", "cuda", {}).dtype == dtype
+    assert settings_of("shakespeare", "cpu", {}).dtype == "float32"

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 import initlab
 from initlab.errors import ConfigError
@@ -85,3 +86,20 @@ def test_alone_without_torchrun(monkeypatch):
         assert world.first
         assert world.told("x") == "x"
     assert current() == World(0, 1)
+
+
+def test_a_process_joins_with_the_gpu_that_is_its_own(monkeypatch):
+    joins, own = [], []
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", own.append)
+    for name in ("barrier", "destroy_process_group"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda: None)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda kind, **options: joins.append((kind, options)))
+    with joined("cuda") as (_, device):
+        assert device == "cuda:1"
+    with joined("cpu") as (_, device):
+        assert device == "cpu"
+    assert own == ["cuda:1"]
+    assert joins == [("nccl", {"device_id": torch.device("cuda", 1)}), ("gloo", {"device_id": None})]

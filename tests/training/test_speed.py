@@ -7,7 +7,7 @@ import torch
 
 from initlab.models.config import PRESETS, NanoGPTConfig
 from initlab.models.nanogpt import NanoGPT
-from initlab.training.speed import flops_per_token, named_peak, peak_flops
+from initlab.training.speed import flops_per_token, named_peak, peak_flops, tf32_allowed
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -35,3 +35,31 @@ def test_gpt2_at_full_speed_on_a_known_gpu():
         assert named_peak(name) == peak
     assert math.isnan(named_peak("NVIDIA RTX A1000"))
     assert math.isnan(peak_flops(torch.device("cpu")))
+
+
+def test_tf32_is_allowed_while_training_on_a_gpu():
+    def now():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = now()
+    with tf32_allowed(torch.device("cpu")):
+        assert now() == before
+    with pytest.raises(ZeroDivisionError), tf32_allowed(torch.device("cuda", 0)):
+        assert now() == (True, True)
+        raise ZeroDivisionError
+    assert now() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+def test_a_precision_that_the_caller_chose_stands():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.fp32_precision = "ieee" if before else "tf32"  # torch refuses to read allow_tf32 from here on
+    chosen = matmul.fp32_precision
+    try:
+        with tf32_allowed(torch.device("cuda", 0)):
+            assert matmul.fp32_precision == chosen
+        assert matmul.fp32_precision == chosen
+    finally:
+        matmul.fp32_precision = "none"
+        matmul.allow_tf32 = before

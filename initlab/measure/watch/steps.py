@@ -28,6 +28,7 @@ from initlab.errors import ConfigError, ProbeError
 from initlab.measure.losses import logits_in
 from initlab.measure.moments import Preset
 from initlab.measure.probe import own_logit
+from initlab.measure.ranks import ALONE, Ranks
 from initlab.measure.recorder import recording
 from initlab.measure.statistics import Statistic
 from initlab.measure.watch.backward import Backward
@@ -55,6 +56,7 @@ class StepRecorder:
         start_step: updates done before the first call of `step`.
         loss_scale: what the loss is multiplied with before backward(): a number, or a GradScaler.
         statistics: what is taken beside the moments, see `initlab.measure.statistics`.
+        ranks: the processes that train the model, each with its own batch, of which each records; all count alike.
 
     Attributes:
         done: updates so far.
@@ -73,10 +75,12 @@ class StepRecorder:
         start_step: int = 0,
         loss_scale: float | Scaler = 1.0,
         statistics: Sequence[Statistic] = (),
+        ranks: Ranks = ALONE,
     ):
         self.done = start_step
         self.complaints: dict[str, ConfigError] = {}
-        self._statistics = statistics
+        self._statistics = (*statistics, *ranks.also(preset))
+        self._ranks = ranks
         self._model = model
         self._every = every
         self._preset: Preset = preset
@@ -104,12 +108,20 @@ class StepRecorder:
         """
         try:
             return None if self._armed is None else self._finish(loss)
+        except Exception as error:
+            self._ranks.tell(error)
+            raise
         finally:
             if self._armed is not None:
                 self.close()
             self.done += 1
             if self.done % self._every == 0:
                 self._arm()
+
+    def end(self) -> None:
+        """Take everything off the model, and leave the other processes; nothing is recorded any more."""
+        self.close()
+        self._ranks.close()
 
     def close(self) -> None:
         """Take everything off the model; a step that is under way isn't recorded."""
@@ -125,7 +137,9 @@ class StepRecorder:
             if note.startswith("compiled")
             else note
             for note in notes
+            if not (self._ranks.notes and note.startswith("wrapped"))
         ]
+        self._notes += self._ranks.notes
         with ExitStack() as stack:
             stack.enter_context(eagerly(inside))
             for handle in (
@@ -177,6 +191,7 @@ class StepRecorder:
         anatomy = self._look(model, args, kwargs)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         scale = float(self._loss_scale if isinstance(self._loss_scale, int | float) else self._loss_scale.get_scale())
+        scale *= self._ranks.size  # gradients are averaged over the processes
         assert self._armed is not None
         with ExitStack() as stack:
             gradients: dict[str, int] = {}
@@ -197,6 +212,7 @@ class StepRecorder:
                 inputs=of_call(model, args, kwargs),
                 before={name: p.detach().clone() for name, p in trained.items()},
                 scale=scale,
+                ranks=self._ranks,
                 started=started,
                 hooks=ExitStack(),
                 on_parameters=ExitStack(),

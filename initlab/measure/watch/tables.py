@@ -16,6 +16,7 @@ from initlab.anatomy.inputs import Inputs
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.restoring import depth
 from initlab.measure.moments import Preset
+from initlab.measure.ranks import Ranks
 from initlab.measure.recorder import Recorder
 from initlab.measure.statistics import columns_of
 from initlab.measure.tables import activation_rows, coverage_rows, head_rows, n_head, scalars, scaled, weight_rows
@@ -45,7 +46,8 @@ class Pass:
     backward: Backward
     inputs: Inputs
     before: dict[str, Tensor]  # the trained weights that the pass was made with
-    scale: float  # of the loss
+    scale: float  # of the loss, and what gradients are averaged over
+    ranks: Ranks
     started: float
     hooks: ExitStack  # forward hooks, for as long as the forward pass runs
     on_parameters: ExitStack  # for as long as the step is watched
@@ -54,6 +56,7 @@ class Pass:
     mode: str = ""
     again: int = 0  # further forward passes of the step
     gradients: dict[str, int] = field(default_factory=dict)  # parameter -> place in the moments
+    parts: dict[str, Tensor] = field(default_factory=dict)  # of gradients that are summed up over processes
 
     def take_gradient(self, name: str, gradient: Tensor) -> None:
         """Of one parameter, of this backward pass alone: before it is accumulated, averaged, unscaled or clipped."""
@@ -63,7 +66,20 @@ class Pass:
             self.backward.elsewhere = True
         elif name not in self.gradients:
             dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
-            self.gradients[name] = self.recorder.moments.add(dense, "weight_grad", name, 1 / self.scale)
+            if self.ranks.size > 1:
+                self.parts[name] = dense.detach().clone()
+                self.gradients[name] = -1  # none yet
+            else:
+                self.gradients[name] = self.recorder.moments.add(dense, "weight_grad", name, 1 / self.scale)
+
+    def sum_up(self) -> None:
+        """Take the gradients' sums over the processes, of which some may have none for a parameter."""
+        named = dict(self.model.named_parameters())
+        held = set().union(*self.ranks.gathered(list(self.gradients)))
+        for name in (each for each in named if each in held):
+            part = self.parts.pop(name) if name in self.gradients else torch.zeros_like(named[name].detach())
+            total = self.ranks.summed(part)
+            self.gradients[name] = self.recorder.moments.add(total, "weight_grad", name, 1 / self.scale)
 
     def note_accumulation(self, parameter: Tensor) -> None:
         """After a gradient went into a parameter's `.grad`, as those of torch.autograd.grad don't."""
@@ -84,6 +100,8 @@ def weights_of(made: Pass) -> list[dict[str, Any]]:
     """
     rows = []
     moments = made.recorder.moments
+    if made.ranks.size > 1:
+        made.sum_up()
     for name, parameter in made.model.named_parameters():
         now = parameter.detach()
         before = made.before.pop(name, None)
@@ -115,6 +133,7 @@ def tables_of(
 ) -> Tables:
     sites, recorder, ids = made.anatomy.sites, made.recorder, made.inputs.ids
     values = recorder.moments.read()
+    made.ranks.pool(recorder)
     keys = {
         "run_id": run_id,
         "recipe": LABEL,
@@ -134,7 +153,7 @@ def tables_of(
         "vocab_size": made.vocab_size,
         "n_params": sum(p.numel() for p in made.model.parameters()),
         "mode": made.mode,
-        "loss": loss,
+        "loss": loss / made.ranks.size,  # of its mean over the processes, its share
         "ln_vocab": math.log(made.vocab_size) if made.vocab_size else math.nan,
         "logit_std": next((row["std"] for row in records if row["site"] == "logits"), math.nan),
         "own_logit": made.own_logit,
@@ -146,17 +165,18 @@ def tables_of(
         said.append(f"1 of {made.again + 1} forward passes of a step was recorded, the first, with its backward pass")
     if made.backward.elsewhere and not made.gradients:
         said.append(_ELSEWHERE)
-    if made.scale != 1:
+    if made.scale != made.ranks.size:
         said.append("gradients are the loop's own, of the scaled loss, divided by its scale")
     updates = [row["abs_max"] for row in records if row["kind"] == "update"]
     if updates and not any(updates):
         said.append(_UNMOVED)
     said += recorder.moments.notes
     statistics = recorder.moments.statistics
-    return Tables(
+    tables = Tables(
         records=schema.table("records", records, columns_of(statistics, "records")),
         heads=schema.table("heads", head_rows(recorder, keys), columns_of(statistics, "heads")),
         summary=schema.table("summary", [summary]),
         coverage=schema.table("coverage", coverage_rows(run_id, sites, recorder, weights, preset, said)),
         wiring=schema.table("wiring", wiring_rows(keys, made.anatomy)),
     )
+    return made.ranks.merged(tables, made.inputs)
