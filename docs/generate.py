@@ -45,8 +45,8 @@ def cookbook() -> str:
         rows = [row for row in csv.DictReader(file) if row["base"] == BASE and row["planted"] == "yes"]
     parts = [
         "# Faults, and what is said of them",
-        "Planted into a Llama written by hand; of other models see [the whole table](../benchmarks/detection.md). Codes "
-        "are followed by e, w or i: error, warning, note.",
+        "Planted into a Llama written by hand; of other models see [the whole table](../benchmarks/detection.md). "
+        "Codes are followed by e, w or i: error, warning, note.",
     ]
     for group in dict.fromkeys(row["group"] for row in rows):
         table = ["| fault | harm | findings | the first says |", "|---|---|---|---|"]

@@ -1,5 +1,6 @@
 """The command line, from arguments to exit codes."""
 
+import argparse
 import json
 import os
 import signal
@@ -289,7 +290,7 @@ def test_help_is_instant_and_imports_nothing_heavy():
 
 def test_every_option_of_every_command_has_help():
     parser = cli.parser()
-    (commands,) = [action for action in parser._actions if hasattr(action, "choices") and action.choices]
+    (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     for name, command in commands.choices.items():
         for action in command._actions:
             assert action.help, (name, action.dest)

@@ -16,7 +16,7 @@ from initlab.measure.sweep import DTYPES
 from initlab.training.batched.stack import Refused, Stack
 from initlab.training.config import TrainConfig
 from initlab.training.data import Split
-from initlab.training.speed import peak_flops
+from initlab.training.speed import peak_flops, tf32_allowed
 from initlab.training.task import Task
 from initlab.training.telling import TrainingRow, TrainResult
 
@@ -78,6 +78,10 @@ class Runs:
         Raises:
             Refused: the model can't be mapped over runs, or gives something else when it is.
         """
+        with tf32_allowed(self.device):
+            return self._train()
+
+    def _train(self) -> list[TrainResult]:
         started = time.perf_counter()
         config, device, R = self.config, self.device, len(self.configs)
         rates = self.there(self.rates)
