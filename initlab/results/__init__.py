@@ -79,7 +79,9 @@ class Scaling(Result):
 
     def document(self) -> Document:
         """The report as values; its brief shows the sites and modules that `modules` names."""
-        return Document(self.run, self.findings, self.modules)
+        if self._document.modules != self.modules:
+            self._document = Document(self.run, self.findings, self.modules)
+        return self._document
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class Result:
     """
 
     kind = "run"
-    _judged: tuple[str, ...] = ("findings",)  # what is derived from the rules, and made anew for others
+    _judged: tuple[str, ...] = ("findings", "_document")  # what is derived from the rules, and made anew for others
 
     def __init__(self, run: Run, path: Path | None = None):
         self.run = run
@@ -155,7 +155,11 @@ class Result:
         return files.write_report(self.document(), folder)
 
     def document(self) -> Document:
-        """The report as values, which page, terminal and Markdown write."""
+        """The report as values, which page, terminal and Markdown write; made once, and again after `judge`."""
+        return self._document
+
+    @cached_property
+    def _document(self) -> Document:
         return Document(self.run, self.findings)
 
     def markdown(self) -> str:

@@ -5,12 +5,12 @@ import pytest
 from variants import HOSTILE, variants
 
 from initlab.report import figures
-from initlab.report.svg import _TAG, inline_svg
+from initlab.report.svg import _TAG, both
 
 
 def render(name, case="zero init"):
     run = variants()[case]
-    return inline_svg(figures.draw(name, run), name, "Title & more", "What <it> shows")
+    return both(figures.draw(name, run), name, "Title & more", "What <it> shows")[0]
 
 
 @pytest.fixture(scope="module")
