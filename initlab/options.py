@@ -61,10 +61,13 @@ class RunOptions:
     Args:
         device: `auto` is CUDA where there is a GPU, else the CPU.
         jobs: models of `compare` and `scale`, or training runs of `confirm`, at the same time; `train` makes one after
-            another. Default: 1, for confirm on a CPU its cores.
+            another. Default: 1, for confirm on a CPU its cores; on Ray what the cluster has room for.
         engine: where they are made: `processes`, each with one thread; `here`, one after another in this process;
-            `batched`, in this process, training runs of one shape side by side; or one that a package adds
-            (`initlab.engines`). `auto`: `processes` for several at a time, else `batched` on a GPU, `here` on a CPU.
+            `batched`, in this process, training runs of one shape side by side; `ray`, on a cluster; or one that a
+            package adds (`initlab.engines`). `auto`: `processes` for several at a time, else `batched` on a GPU,
+            `here` on a CPU.
+        address: of a Ray cluster, for engine `ray`, which must have this initlab and torch. Default: what RAY_ADDRESS
+            says, else a Ray of this machine's own. With `device="cuda"` each model has a GPU; this machine needs one.
         out: folder for tables and run.json, written as each cell finishes; the same call with the same folder
             resumes. None keeps everything in memory.
         progress: told about every cell.
@@ -76,6 +79,7 @@ class RunOptions:
     device: str = "auto"
     jobs: int | None = None
     engine: str = "auto"
+    address: str | None = None
     out: str | Path | None = None
     progress: Progress | None = None
 

@@ -52,7 +52,10 @@ def test_frames_are_made_once_and_grades_follow_the_rules(confirmation):
     assert fresh.regrets is fresh.regrets
     assert "warning" in set(fresh.outcomes["predicted"])
     kept = fresh.effects
+    document = fresh.document()
+    assert fresh.document() is document  # page and terminal share it
     fresh.judge(ignore=["RES001"])
+    assert fresh.document() is not document
     assert set(fresh.outcomes["predicted"]) == {"healthy"}
     assert fresh.effects is kept
     fresh.judge()

@@ -105,8 +105,8 @@ def compare(
         rate = matmul_rate(sweep.device, max(sweep.widths) or 64, side.tokens) if todo else 1.0
         return estimate(sum(side.work(cell, sweep) for cell in todo), rate, todo)
 
-    options: dict[str, Any] = {"engine": run.engine, "jobs": run.jobs or 1, "device": sweep.device, "cells": len(cells)}
-    with measuring(partial(side.measure, sweep), **options) as results:
+    options: dict[str, Any] = {"engine": run.engine, "jobs": run.jobs, "address": run.address}
+    with measuring(partial(side.measure, sweep), **options, device=sweep.device, cells=len(cells)) as results:
         found, path = run_cells(
             cells,
             manifest,

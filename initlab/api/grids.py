@@ -69,13 +69,13 @@ def trained_grid(
         side.refuse_other_architectures()
     grid = replace(grid, recipes=tuple(subject.items))
     probes, runs = grid.cells(), grid.runs()
-    made, jobs = choose(run.engine, run.jobs, grid.device, len(runs))
+    made, jobs = choose(run.engine, run.jobs, grid.device, len(runs), run.address)
     config = side.as_dict(grid) | side.left_out
     config["versions"] = f"initlab {__version__}, torch {torch.__version__}"  # a table of two compares nothing
     ids = [cell.run_id for cell in (*probes, *runs)]
     manifest = new_manifest(kind, config, side.evaluated(grid), described, ids)
-    manifest["environment"]["jobs"] = jobs
     with Execution(grid, subject.items, split, made, jobs, subject) as execution:
+        manifest["environment"]["jobs"] = execution.jobs
 
         def results(cells: Sequence[Cell]) -> Results:
             yield from in_turn(partial(side.measure, grid))(

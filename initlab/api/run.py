@@ -108,22 +108,29 @@ def run_cells(
 
 @contextmanager
 def measuring(
-    measure: Callable[[Cell], Tables], *, engine: str, jobs: int | None, device: str, cells: int
+    measure: Callable[[Cell], Tables],
+    *,
+    engine: str,
+    jobs: int | None,
+    device: str,
+    cells: int,
+    address: str | None = None,
 ) -> Iterator[Callable[[Sequence[Cell]], Results]]:
     """Let an engine measure cells, as `run_cells` takes them; it is closed at the end.
 
     Args:
         measure: of a cell; it is sent once to each place where cells are measured, with what it refers to.
         engine: name, see `initlab.engines.choose`.
-        jobs: cells at a time; None: the engine's own number.
+        jobs: cells at a time; None: 1, or as many as machines elsewhere have room for.
         device: where the models are.
         cells: how many there are.
+        address: of a cluster, where the engine needs one.
 
     Raises:
         ConfigError: no such engine, or jobs that it can't make.
         RunError: the engine left a call out, or gave what is no result.
     """
-    made, jobs = choose(engine, jobs, device, cells)
+    made, jobs = choose(engine, jobs, device, cells, address, usual=1)
     with made({"measure": measure}, jobs) as started:
 
         def results(cells: Sequence[Cell]) -> Results:
@@ -131,13 +138,15 @@ def measuring(
             for index, found in started.run([partial(_measured, cell) for cell in cells]):
                 if index not in waited or not isinstance(found, Failed | Tables):
                     raise RunError(
-                        f"engine {made.__name__} gave {type(found).__name__} for call {index!r}; expected one result "
-                        f"for each of {len(cells)} calls"
+                        f"engine {type(started).__name__} gave {type(found).__name__} for call {index!r}; expected "
+                        f"one result for each of {len(cells)} calls"
                     )
                 waited.remove(index)
                 yield cells[index], found.text if isinstance(found, Failed) else found
             if waited:
-                raise RunError(f"engine {made.__name__} gave no result for {len(waited)} of {len(cells)} calls")
+                raise RunError(
+                    f"engine {type(started).__name__} gave no result for {len(waited)} of {len(cells)} calls"
+                )
 
         yield results
 

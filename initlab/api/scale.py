@@ -162,8 +162,8 @@ def scale(
     kept |= {"sources": [*kept.get("sources", []), source_of(own)]} if own else {}
     cells = config.cells()
     manifest = new_manifest("scale", kept, side.evaluated(config), side.described, [cell.run_id for cell in cells])
-    jobs = run.jobs or 1
-    with measuring(measure, engine=run.engine, jobs=jobs, device=config.device, cells=len(cells)) as results:
+    options: dict[str, Any] = {"engine": run.engine, "jobs": run.jobs, "address": run.address}
+    with measuring(measure, **options, device=config.device, cells=len(cells)) as results:
         found, path = run_cells(
             cells,
             manifest,

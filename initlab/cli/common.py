@@ -124,8 +124,14 @@ def base_of(options: argparse.Namespace) -> Base | None:
 
 def add_engine(parser: argparse.ArgumentParser, what: str = "models to measure", jobs: str = "1") -> None:
     """Where cells are made, and how many at a time."""
-    parser.add_argument("--jobs", type=int, metavar="N", help=f"{what} at a time, in a process each ({jobs})")
-    parser.add_argument("--engine", default="auto", metavar="NAME", help="here, processes, batched or another's (auto)")
+    most = f"{jobs}; --engine ray: what the cluster has room for"
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"{what} at a time, in a process each ({most})")
+    parser.add_argument(
+        "--engine", default="auto", metavar="NAME", help="here, processes, batched, ray or another's (auto)"
+    )
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="of a Ray cluster, for --engine ray (RAY_ADDRESS, else one of its own)"
+    )
 
 
 def text_of(options: argparse.Namespace) -> Text:
@@ -135,7 +141,7 @@ def text_of(options: argparse.Namespace) -> Text:
 
 def run_of(options: argparse.Namespace, progress: TerminalProgress) -> RunOptions:
     """Where and how to run."""
-    places = {name: getattr(options, name) for name in ("jobs", "engine") if hasattr(options, name)}
+    places = {name: getattr(options, name) for name in ("jobs", "engine", "address") if hasattr(options, name)}
     return RunOptions(device=options.device, out=progress.out, progress=progress, **places)
 
 

@@ -1,5 +1,5 @@
-"""Where independent calls are made: here, in processes, or wherever a package that adds an engine makes them."""
+"""Where independent calls are made: here, in processes, on a Ray cluster, or wherever a package's engine makes them."""
 
-from initlab.engines.base import ENGINES, Call, Engine, Failed, choose, engine, outcome
+from initlab.engines.base import ENGINES, Call, Engine, Failed, Making, choose, engine, outcome
 
-__all__ = ["ENGINES", "Call", "Engine", "Failed", "choose", "engine", "outcome"]
+__all__ = ["ENGINES", "Call", "Engine", "Failed", "Making", "choose", "engine", "outcome"]

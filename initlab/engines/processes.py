@@ -23,20 +23,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import numpy as np
 from joblib.externals.loky.backend import resource_tracker as loky_tracker
 from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
 from initlab.engines.base import Call, Engine, Failed, engine, outcome
+from initlab.engines.sending import ONE_THREAD, send_by_value
 from initlab.errors import RunError
 
 _TRIES = 2
-# OpenMP's threads would otherwise spin while they wait, on cores that other workers need
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @engine("processes")
@@ -161,10 +158,10 @@ class _Worker:
             executor.shutdown(wait=True, kill_workers=True)
 
     def _start(self) -> ProcessPoolExecutor:
-        _send_by_value()
+        send_by_value()
         # the parent's own search path, so that the same initlab and torch are found, wherever they were added from
         paths = {"PYTHONPATH": os.pathsep.join(filter(None, map(str, sys.path))), "PYTHONSAFEPATH": "1"}
-        options: dict[str, Any] = {"env": _ONE_THREAD | paths, "job_reducers": {np.memmap: _place}}
+        options: dict[str, Any] = {"env": ONE_THREAD | paths, "job_reducers": {np.memmap: _place}}
         try:
             with _undisturbed():
                 self._executor = ProcessPoolExecutor(1, initializer=_settle, initargs=(os.getpid(),), **options)
@@ -202,14 +199,6 @@ def _cause(error: BaseException) -> str:
     codes = re.search(r"exit codes of the workers are \{(.*?)\}", str(error))
     text = codes[1] if codes else str(error)
     return f"{text}, as when memory runs out: try fewer jobs" if text.startswith("SIGKILL") else text
-
-
-def _send_by_value() -> None:
-    """Send what a user's file defines, and the files beside it, with what refers to them: no worker can import them."""
-    files = {name: Path(file) for name, module in sys.modules.items() if (file := getattr(module, "__file__", None))}
-    folders = {file.parent for name, file in files.items() if name.startswith("initlab_user_")}
-    for name in [name for name, file in files.items() if file.parent in folders]:
-        cloudpickle.register_pickle_by_value(sys.modules[name])
 
 
 def _place(value: Any) -> Any:

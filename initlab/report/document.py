@@ -54,6 +54,7 @@ class Document:
         known: failures among the findings that a baseline has too; they are counted, and shown on the scoreboard.
 
     Attributes:
+        modules: as given.
         facts: what was run, as pairs of a label and a value.
         header: what was run, in a line.
         shortfall: sentences about what is missing or failed.
@@ -80,7 +81,7 @@ class Document:
         self.command = str(run.manifest.get("command", ""))
         self.recipes = recipes_of(run)
         self.baseline = self.recipes[0] if len(self.recipes) > 1 else None
-        self._modules = modules
+        self.modules = modules
         self.facts = facts(run)
         self.header = header(run)
         self.shortfall = shortfall(run)
@@ -119,7 +120,7 @@ class Document:
             return confirm.brief(self.run, self.graded)
         if self.kind == "transfer":
             return transfer.brief(self.run)
-        return brief.brief(self.run, self.findings, self._modules)
+        return brief.brief(self.run, self.findings, self.modules)
 
     @cached_property
     def cards(self) -> list[Card]:
@@ -157,12 +158,16 @@ class Document:
     @cached_property
     def drawings(self) -> list[Drawing]:
         """The figures that this run has data for, in the order of the page; none is drawn before it is asked for."""
-        return [Drawing(spec, self.run) for spec in figures.in_order() if not spec.needs(self.run)]
+        return [Drawing(spec, self.run) for spec, reason in self._needs if not reason]
 
     @cached_property
     def undrawn(self) -> list[tuple[str, str]]:
         """Titles of the other figures, and what the run lacks for them."""
-        return _by_reason([(spec.title, reason) for spec in figures.in_order() if (reason := spec.needs(self.run))])
+        return _by_reason([(spec.title, reason) for spec, reason in self._needs if reason])
+
+    @cached_property
+    def _needs(self) -> list[tuple[figures.FigureSpec, str]]:
+        return [(spec, spec.needs(self.run)) for spec in figures.in_order()]
 
     @cached_property
     def recipe_table(self) -> dict[str, Any]:

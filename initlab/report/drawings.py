@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from initlab.report.figures import FigureSpec
-from initlab.report.svg import inline_svg, png
+from initlab.report.svg import both
 from initlab.rundir import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Drawing:
@@ -31,15 +27,16 @@ class Drawing:
         return self._spec.said(self._run)
 
     @cached_property
-    def _figure(self) -> Figure:
-        return self._spec.drawn(self._run, "light")
+    def _files(self) -> tuple[str, bytes]:
+        figure = self._spec.drawn(self._run, "light")
+        return both(figure, self.name, self.title, self.words)
 
-    @cached_property
+    @property
     def svg(self) -> str:
         """An <svg> element in the colours of the page around it."""
-        return inline_svg(self._figure, self.name, self.title, self.words)
+        return self._files[0]
 
-    @cached_property
+    @property
     def png(self) -> bytes:
         """A PNG file, light."""
-        return png(self._figure, self.words)
+        return self._files[1]

@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 import html
-import io
 import re
 from typing import TYPE_CHECKING
 
-from initlab.report.theme import HEADING, HEADING_HEIGHT, LIGHT, style
+from initlab.report.theme import HEADING, HEADING_HEIGHT, LIGHT, settle, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _VARIABLES = {colour: f"var(--{token})" for token, colour in LIGHT.items()}
 _COLOURS = re.compile("|".join(_VARIABLES))
-_PNG_DPI = 144
-_IMAGE_DPI = 150  # of what a drawing holds as pixels
+_DPI = 144
 _TAG = re.compile(r"<[^>]+>")  # text is escaped, so that a recipe id can't look like a tag or an attribute
 _LONG = re.compile(r"-?\d+\.\d{3,}")
 _REFERENCE = re.compile(r'(?:url\(#|href="#)([^")]+)')
 _MARKERS = re.compile(r"<g([^>]*)>((?:<use [^>]*/>)+)</g>")
 
 
-def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """Turn a figure drawn in theme `light` into an <svg> element that has the colours of the page around it.
+def both(figure: Figure, name: str, title: str, description: str) -> tuple[str, bytes]:
+    """Turn a figure drawn in theme `light` into an <svg> element that has the colours of the page, and a PNG file.
 
     Args:
-        figure: drawn in the light palette, whose colours become CSS variables.
+        figure: drawn in the light palette, whose colours become CSS variables; it is drawn as it is laid out.
         name: prefix of every id, unique in the page.
         title: short name for screen readers.
-        description: the finding in words, with numbers.
+        description: the finding in words, with numbers, also kept in the PNG.
+
+    Returns:
+        The element, without the figure's own title, and the bytes of the file.
     """
-    from matplotlib.transforms import Bbox
+    from initlab.report.canvas import save_both
 
     headings = [text for text in figure.texts if text.get_gid() == HEADING]
-    width, height = figure.get_size_inches()
-    drawing = Bbox.from_extents(0, 0, width, height - (HEADING_HEIGHT if headings else 0))
-    buffer = io.StringIO()
+    height = figure.get_size_inches()[1] - (HEADING_HEIGHT if headings else 0)
+    settle(figure)
     with style("light"):  # the hash salt makes ids, and so bytes, deterministic
-        for heading in headings:
-            heading.set_visible(False)
-        figure.savefig(
-            buffer, format="svg", facecolor="none", metadata={"Date": None}, bbox_inches=drawing, dpi=_IMAGE_DPI
-        )
-        for heading in headings:
-            heading.set_visible(True)
-    text = buffer.getvalue()
+        text, pixels = save_both(figure, _DPI, headings, height, description)
+    return _element(text, name, title, description), pixels
+
+
+def _element(text: str, name: str, title: str, description: str) -> str:
+    """What a page can hold of an SVG file."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Its rule for `*` would reach the whole page; report.css has it, scoped.
@@ -60,19 +58,6 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     )
     end = text.index(">") + 1
     return head + text[4:end] + words + text[end:].rstrip()
-
-
-def png(figure: Figure, description: str) -> bytes:
-    """Turn a figure into the bytes of a PNG file.
-
-    Args:
-        figure: drawn in any theme.
-        description: the finding in words, kept in the file.
-    """
-    buffer = io.BytesIO()
-    with style("light"):
-        figure.savefig(buffer, format="png", dpi=_PNG_DPI, metadata={"Description": description})
-    return buffer.getvalue()
 
 
 def _hoist(match: re.Match[str]) -> str:

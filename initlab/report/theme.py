@@ -123,6 +123,7 @@ def _rc(palette: dict[str, str]) -> dict[str, Any]:
         "axes.titlesize": 10,
         "axes.titleweight": "bold",
         "axes.titlepad": 8,
+        "axes.titley": 1.0,  # else it is looked for anew, above all that might reach into it, whenever axes are drawn
         "axes.labelsize": 9.5,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -330,5 +331,9 @@ def settle(figure: Figure) -> None:
     """Lay a figure out once and for all: saving it lays it out again otherwise, which is most of the time it takes."""
     engine = figure.get_layout_engine()
     if engine is not None:
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                if not axis.get_label_text():  # else its place is looked for, and again for every file
+                    axis.set_label_coords(0, 0)
         engine.execute(figure)
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # "none" leaves a placeholder, for which every file is drawn twice

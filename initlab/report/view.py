@@ -64,8 +64,10 @@ def view(run: Run) -> View:
     return View([recipe for recipe in recipes_of(run) if recipe in present], depths, width, **parts)
 
 
-def exponents(shown: View) -> pd.DataFrame:
+@kept
+def exponents(run: Run) -> pd.DataFrame:
     """Depth exponents of the branch writes; a model with a write that isn't finite takes no part in the fit."""
+    shown = view(run)
     writes = shown.rows("activation", BRANCHES)
     broken = writes.loc[~np.isfinite(writes["var"]), "run_id"]
     return depth_exponents(writes[~writes["run_id"].isin(broken)])
@@ -93,7 +95,7 @@ class Overview:
 def overview(run: Run) -> list[Overview]:
     """One row per recipe, baseline first."""
     shown = view(run)
-    fits = exponents(shown)
+    fits = exponents(run)
     rows = []
     for recipe in recipes_of(run):
         own = shown.summary[shown.summary["recipe"] == recipe]

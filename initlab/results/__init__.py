@@ -78,7 +78,9 @@ class Scaling(Result):
 
     def document(self) -> Document:
         """The report as values; its brief shows the sites and modules that `modules` names."""
-        return Document(self.run, self.findings, self.modules, known=self.known)
+        if self._document.modules != self.modules:
+            self._document = Document(self.run, self.findings, self.modules, self.known)
+        return self._document
 
 
 @dataclass(frozen=True, slots=True)

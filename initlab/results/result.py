@@ -32,7 +32,7 @@ class Result:
 
     kind = "run"
     known: Sequence[Finding] = ()  # failures that a baseline has too; see `against`
-    _judged: tuple[str, ...] = ("findings",)  # what is derived from the rules, and made anew for others
+    _judged: tuple[str, ...] = ("findings", "_document")  # what is derived from the rules, and made anew for others
 
     def __init__(self, run: Run, path: Path | None = None):
         self.run = run
@@ -63,6 +63,7 @@ class Result:
             ConfigError: it can't be read, or holds no findings.
         """
         self.known = known_among(self.findings, baseline)
+        self.__dict__.pop("_document", None)
         return self.failures
 
     def judge(
@@ -179,7 +180,11 @@ class Result:
         return files.write_report(self.document(), folder)
 
     def document(self) -> Document:
-        """The report as values, which page, terminal and Markdown write."""
+        """The report as values, which page, terminal and Markdown write; made once, and again after `judge`."""
+        return self._document
+
+    @cached_property
+    def _document(self) -> Document:
         return Document(self.run, self.findings, known=self.known)
 
     def markdown(self) -> str:

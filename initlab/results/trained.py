@@ -44,7 +44,7 @@ class Confirmation(_Trained):
     """
 
     kind = "confirm"
-    _judged = ("findings", "outcomes", "rankings")
+    _judged = ("findings", "_document", "outcomes", "rankings")
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -64,7 +64,7 @@ class Confirmation(_Trained):
     @cached_property
     def outcomes(self) -> pd.DataFrame:
         """Prediction beside outcome, a row per recipe and depth; see `initlab.judge.outcomes.outcomes`."""
-        return judged_training.outcomes(self.run, self.findings)
+        return self.document().graded.copy(deep=False)
 
     @cached_property
     def rankings(self) -> pd.DataFrame:

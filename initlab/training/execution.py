@@ -10,7 +10,7 @@ import torch
 
 from initlab.drawing.apply import portable
 from initlab.drawing.subject import Maker, Subject
-from initlab.engines import Engine, Failed
+from initlab.engines import Failed, Making
 from initlab.errors import ProbeError
 from initlab.measure.sweep import Cell
 from initlab.models.nanogpt import NanoGPT
@@ -41,16 +41,16 @@ class Execution:
         grid: GridConfig,
         recipes: Mapping[str, Recipe | Maker],
         split: Split,
-        engine: type[Engine],
+        engine: Making,
         jobs: int = 1,
         subject: Subject | None = None,
     ):
         self.grid = grid
         self.recipes = recipes
-        self.jobs = jobs
         self._others = subject is not None and subject.base is not None
         shared = {} if subject is None or not subject.makers else {"subject": subject}
         self._engine = engine({"grid": grid, "split": split} | shared, jobs)
+        self.jobs = self._engine.jobs
         self._drawn: dict[tuple[str, int, int], Recipe] = {}
 
     def __enter__(self) -> Execution:

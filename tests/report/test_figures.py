@@ -17,7 +17,7 @@ from initlab.report.document import Document
 from initlab.report.figures import FIGURES, dots, in_order
 from initlab.report.figures.data import curve
 from initlab.report.files import write_report
-from initlab.report.svg import inline_svg
+from initlab.report.svg import both
 from initlab.report.theme import new_figure, style
 from initlab.results import Comparison
 
@@ -183,7 +183,7 @@ def test_the_widest_model_is_shown():
 def test_pictures_carry_their_title_and_pages_do_not(usual):
     figure = figures.draw("first-loss", usual)
     assert figure.get_suptitle() == "First loss"
-    assert "First loss" not in inline_svg(figure, "a", "title", "words")
+    assert "First loss" not in both(figure, "a", "title", "words")[0]
 
 
 @pytest.fixture

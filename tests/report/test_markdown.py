@@ -68,6 +68,6 @@ def test_neither_terminal_nor_markdown_draws_a_figure(usual, monkeypatch):
     def never(*_):
         raise AssertionError("drawn")
 
-    monkeypatch.setattr(drawings.Drawing, "_figure", property(never))
+    monkeypatch.setattr(drawings.Drawing, "_files", property(never))
     fresh = Comparison(usual.run)
     assert repr(fresh) and fresh.markdown().startswith("# ")

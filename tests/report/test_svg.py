@@ -1,16 +1,21 @@
+import io
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib import image
+from matplotlib.figure import Figure
 from variants import HOSTILE, variants
 
 from initlab.report import figures
-from initlab.report.svg import _TAG, inline_svg
+from initlab.report.svg import _TAG, both
+from initlab.report.theme import HEADING_HEIGHT, style
 
 
 def render(name, case="zero init"):
     run = variants()[case]
-    return inline_svg(figures.draw(name, run), name, "Title & more", "What <it> shows")
+    return both(figures.draw(name, run), name, "Title & more", "What <it> shows")[0]
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +66,26 @@ def test_heatmaps_are_images_not_thousands_of_paths():
     svg = render("site-map")
     assert svg.count("<image") == 4
     assert len(svg) < 40_000
+
+
+@pytest.mark.parametrize("name", ["residual", "site-map"])
+def test_a_figure_is_drawn_once_for_both_files_and_is_left_as_it_was(name, monkeypatch):
+    figure = figures.draw(name, variants()["zero init"])
+    drawn, real = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: (drawn.append(1), real(self, renderer)))
+    svg, pixels = both(figure, name, "title", "words")
+    assert len(drawn) == 1
+    picture = image.imread(io.BytesIO(pixels), format="png")
+    width, height = figure.get_size_inches()
+    assert picture.shape[:2] == (int(height * 144), int(width * 144))
+    box = [float(each) for each in re.search(r'viewBox="([^"]+)"', svg)[1].split()]
+    assert box == pytest.approx([0, 0, width * 72, (height - HEADING_HEIGHT) * 72])
+    assert figure.dpi == 100 and figure.patch.get_visible() and all(text.get_visible() for text in figure.texts)
+    # by itself, matplotlib draws the same but for texts' pixels, which are set for another size
+    monkeypatch.undo()
+    alone = io.BytesIO()
+    with style("light"):
+        figure.savefig(alone, format="png", dpi=144)
+    alone.seek(0)
+    difference = np.abs(image.imread(alone, format="png")[..., :3] - picture[..., :3])
+    assert difference.mean() < 0.01

@@ -46,7 +46,11 @@ def test_a_panel_each_for_stream_gradient_and_updates_with_direct_labels(run):
         assert text in shown
     assert "bias" not in shown  # starts at 0
     stream = figure.axes[0].lines
-    assert sum(len(line.get_xdata()) == len(STEPS) for line in stream) == 9  # the embedding and 8 blocks
+    named = [line.get_xdata() for line in stream if len(line.get_xdata()) == len(STEPS)]
+    between = [line[:, 0] for drawn in figure.axes[0].collections for line in drawn.get_segments()]
+    assert len(named) == 4 and len(named + between) == 9  # the embedding and 8 blocks
+    for xs in named + between:
+        np.testing.assert_array_equal(xs, STEPS)
     np.testing.assert_array_equal(stream[0].get_xdata(), STEPS)
 
 

@@ -38,7 +38,7 @@ def needs_depth(run: Run) -> str:
     shown = view(run)
     if len(shown.depths) < 2:
         return f"needs models of two or more depths, this run has {plural(len(shown.depths), 'depth')}: --depths 4,8,16"
-    if exponents(shown).empty:
+    if exponents(run).empty:
         return "no recipe has finite, non-zero branch writes at two or more depths"
     return ""
 
@@ -134,7 +134,7 @@ def _branch_curves(shown: View, site: str) -> Curves:
 
 
 def describe_depth(run: Run) -> str:
-    fits = exponents(view(run))
+    fits = exponents(run)
     parts = [
         f"{fit.recipe} {BRANCH_TITLES[str(fit.site)]} {exponent_text(fit.slope, fit.stderr)}"
         for fit in fits.itertuples(index=False)
@@ -156,7 +156,7 @@ def describe_depth(run: Run) -> str:
 )
 def draw_depth(run: Run, theme: str) -> Figure:
     shown = view(run)
-    fits = exponents(shown)
+    fits = exponents(run)
     panels = []
     for site in BRANCHES:
         curves = _depth_curves(shown, site)

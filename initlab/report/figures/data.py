@@ -67,12 +67,15 @@ def curve(frame: pd.DataFrame, x: str, *, descending: bool = False) -> Curve | N
     """Collapse rows of one recipe over seeds. A value is not finite as soon as one seed's is."""
     if frame.empty:
         return None
-    groups = dict(iter(frame.groupby(x, observed=True)))
-    order = sorted(groups, reverse=descending)
-    values = [groups[at]["var"].to_numpy(float) for at in order]
-    expected = [groups[at]["expected_var"].median() for at in order]
+    xs, var, expected = (frame[column].to_numpy(float, na_value=np.nan) for column in (x, "var", "expected_var"))
+    order = np.unique(xs[~np.isnan(xs)])[:: -1 if descending else 1]
+    values = [var[xs == at] for at in order]
+    foreseen = [expected[(xs == at) & ~np.isnan(expected)] for at in order]
     return Curve(
-        np.array(order, dtype=float), np.array([np.median(each) for each in values]), beside(values), np.array(expected)
+        order,
+        np.array([np.median(each) for each in values]),
+        beside(values),
+        np.array([np.median(each) if len(each) else np.nan for each in foreseen]),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -155,7 +155,7 @@ def _highlighted(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series]
     bands = math.ceil(len(others) / columns)
     figure = new_figure(0.4 + 2.05 * bands * len(panels), frame.title)
     grid = figure.subplots(bands * len(panels), columns, sharex=True, sharey=True, squeeze=False)
-    ends = []
+    ends, last = [], None
     for cell in range(bands * columns):
         for offset, panel in enumerate(panels):
             row = (cell // columns) * len(panels) + offset
@@ -165,7 +165,7 @@ def _highlighted(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series]
                 continue
             recipe = others[cell]
             guides = _spotlight(axes, panel, baseline, recipe, looks, palette)
-            frame.dress(axes, replace(panel, width=1.0))
+            last = axes, panel
             # One heading per recipe; the panels below it are told apart at the left edge.
             suffix = panel.suffix.get(recipe, "")
             heading = short(recipe, 24) if offset == 0 else ""
@@ -178,6 +178,8 @@ def _highlighted(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series]
             if cell == columns - 1:
                 named = [Label(*end, short(baseline), looks[baseline].token)] if end else []
                 ends.append((axes, [*named, *guides]))
+    if last:
+        frame.dress(last[0], replace(last[1], width=1.0))  # the axis is one: every call would set it for all of them
     _y_axis(grid[0, 0], _limits(panels, frame), frame)
     figure.supylabel(frame.y, fontsize=9.5, color=palette["muted"])
     figure.supxlabel(_x_text(panels, frame), fontsize=9.5, color=palette["muted"])
@@ -196,15 +198,10 @@ def _spotlight(
 
 def draw_backdrop(axes: Axes, curves: Curves, palette: Palette) -> None:
     """Draw thin lines without names, of few points each: all of them would fill the page."""
-    import seaborn as sns
-
-    drawn = [line for name, curve in curves.items() for line in _pieces(name, curve)]
-    every = {name: max(1, -(-len(curve.x) // _FAINT_POINTS)) for name, curve in drawn}
-    points = [(name, curve.x[:: every[name]], curve.median[None, :: every[name]]) for name, curve in drawn]
-    if points:
-        grey = {"color": palette["faint"], "linewidth": 0.8, "alpha": 0.8}
-        with unlabelled(axes):
-            sns.lineplot(_tidy(points), x="x", y="y", units="line", estimator=None, legend=False, ax=axes, **grey)
+    drawn = [curve for whole in curves.items() for _, curve in _pieces(*whole)]
+    every = [max(1, -(-len(curve.x) // _FAINT_POINTS)) for curve in drawn]
+    points = [(curve.x[::step], curve.median[::step]) for curve, step in zip(drawn, every, strict=True)]
+    _draw_threads(axes, points, [palette["faint"]] * len(points), linewidth=0.8, alpha=0.8)
 
 
 def draw_curves(
@@ -245,31 +242,54 @@ def _draw_lines(
     longest = max(len(curve.x) for curve in curves.values())
     apart = any(curve.apart for curve in curves.values())
     marked = any(curve.marks for curve in curves.values())
-    shared = {"x": "x", "y": "y", "hue": "line", "palette": hues, "legend": False, "ax": axes}
-    whole = [(f"0 {recipe}", curve) for recipe, curve in curves.items()]
-    seeds = _tidy((line, curve.x, curve.seeds) for line, curve in (whole if apart else lines))
-    spread = seeds.groupby(["line", "x"], observed=True, sort=False)["y"].nunique().max() > 1
-    if apart and seeds["seed"].nunique() > 1:
-        sns.lineplot(seeds, units="seed", estimator=None, linewidth=0.6, alpha=0.6, **shared)
-    banded = spread and not apart
+    if apart:
+        seeds = [(recipe, curve.x, seed) for recipe, curve in curves.items() for seed in curve.seeds]
+        if len({at for curve in curves.values() for at in np.flatnonzero(np.isfinite(curve.seeds).any(axis=1))}) > 1:
+            own = [palette[looks[recipe].token] for recipe, _, _ in seeds]
+            _draw_threads(axes, [(x, y) for _, x, y in seeds], own, linewidth=0.6, alpha=0.6)
+    else:
+        for line, curve in lines:
+            _draw_band(axes, curve, hues[line])
     sns.lineplot(
-        seeds if banded else _tidy((line, curve.x, curve.median[None]) for line, curve in lines),
+        _tidy((line, curve.x, curve.median) for line, curve in lines),
+        x="x",
+        y="y",
+        hue="line",
+        palette=hues,
         style=None if marked else "line",
         markers=False if marked else {line: looks[recipe].marker for line, recipe in recipes.items()},
         dashes=False,
-        estimator="median" if banded else None,
-        errorbar=("pi", 100) if banded else None,  # from the lowest seed to the highest
-        err_kws={"alpha": 0.25, "linewidth": 0} if banded else None,
+        estimator=None,
         linewidth=1.3 if thin else 1.8,
         markersize=4.4 if thin else max(3.4, 6.6 - longest / 40),
         markeredgecolor=palette["bg"],
         markeredgewidth=0.4,
         markevery=math.ceil(longest / _MOST_MARKERS) if apart or thin else 1,
-        **shared,
+        legend=False,
+        ax=axes,
     )
-    foreseen = _tidy((line, curve.x, np.where(curve.foreseen, curve.expected, np.nan)[None]) for line, curve in lines)
-    if len(foreseen):
-        sns.lineplot(foreseen, estimator=None, linestyle=(0, (4, 2.5)), linewidth=1.1, **shared)
+    foreseen = [(curve.x, np.where(curve.foreseen, curve.expected, np.nan)) for _, curve in lines]
+    _draw_threads(axes, foreseen, list(hues.values()), linestyle=(0, (4, 2.5)), linewidth=1.1)
+
+
+def _draw_threads(
+    axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]], colours: Sequence[str], **look: Any
+) -> None:
+    """Draw lines that carry no mark, through the points that are known, as one artist: their number is what costs."""
+    from matplotlib.collections import LineCollection
+
+    known = [(np.column_stack([x, y])[np.isfinite(y)], own) for (x, y), own in zip(lines, colours, strict=True)]
+    known = [(points, own) for points, own in known if len(points)]
+    if known:
+        points, own = zip(*known, strict=True)
+        axes.add_collection(LineCollection(points, colors=own, zorder=2, **look), autolim=False)
+
+
+def _draw_band(axes: Axes, curve: Curve, colour: str) -> None:
+    """Draw the range from the lowest seed to the highest, where seeds differ."""
+    low, high = np.nanmin(curve.seeds, axis=0), np.nanmax(curve.seeds, axis=0)
+    if (low < high).any():
+        axes.fill_between(curve.x, low, high, color=colour, alpha=0.25, linewidth=0)
 
 
 def _pieces(recipe: str, curve: Curve) -> list[tuple[str, Curve]]:
@@ -283,12 +303,10 @@ def _pieces(recipe: str, curve: Curve) -> list[tuple[str, Curve]]:
 
 
 def _tidy(lines: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> pd.DataFrame:
-    """One row per line, seed and point that is known."""
-    frames = []
-    for line, x, values in lines:
-        seed, at = np.nonzero(np.isfinite(values))
-        frames.append(pd.DataFrame({"line": [line] * len(at), "seed": seed, "x": x[at], "y": values[seed, at]}))
-    return pd.concat(frames, ignore_index=True)
+    """One row per line and point that is known."""
+    names, xs, ys = zip(*((line, x[known := np.isfinite(y)], y[known]) for line, x, y in lines), strict=True)
+    line = np.repeat(np.array(names, dtype=object), [len(x) for x in xs])
+    return pd.DataFrame({"line": line, "x": np.concatenate(xs), "y": np.concatenate(ys)})
 
 
 def _mark_edges(axes: Axes, curve: Curve, colour: str) -> None:
