@@ -161,10 +161,10 @@ def compared(
         notes += _matching(rows)
         same = bool(len(rows)) and bool(rows["identical"].all())
     measured = _measured(*at)
-    notes += measured
+    notes += [*measured, *_light(*at)]
     depth = at[0].tables.summary["n_layer"].max() == at[1].tables.summary["n_layer"].max()
     found, basis = sites(*at, blocks=bool(depth) and bool(size), same=same and not measured)
-    by_role = roles(rows) if size else stretched(*both, _sizes(at[0])[-1], _sizes(at[1])[-1])
+    by_role = roles(rows) if size else stretched(both[0], both[1], _sizes(at[0])[-1], _sizes(at[1])[-1])
     wired = wirings(*at)
     return Compared(
         names=names,
@@ -259,8 +259,17 @@ def _measured(a: Run, b: Run) -> list[str]:
         )
     if (modes := [str(summary["mode"]) for summary in summaries])[0] != modes[1]:
         notes.append(f"A was measured in {modes[0]} mode, B in {modes[1]} mode")
+    return notes
+
+
+def _light(a: Run, b: Run) -> list[str]:
+    """What a run without kurtoses can't tell."""
+    without = []
     for run, name in ((a, "A"), (b, "B")):
         weights = run.tables.records[run.tables.records["kind"] == "weight"]
-        if len(weights) and weights["kurtosis"].isna().all() and (weights["std"] > 0).any():
-            notes.append(f"{name} was measured with stats=light: distributions can't be compared")
-    return notes
+        drawn = weights[weights["std"] > 0]
+        without += [name] if len(drawn) and drawn["kurtosis"].isna().all() else []
+    if not without:
+        return []
+    were = "was" if len(without) == 1 else "were"
+    return [f"{' and '.join(without)} {were} measured with stats=light: distributions aren't compared"]
