@@ -107,14 +107,15 @@ def diff(
             result.judge(select=select, ignore=ignore, limits=limits)
         results.append(result)
         notes += said
-    return Difference(results[0], results[1], (_name(sides[0]), _name(sides[1])), notes)
+    if seeds == 1 and all(isinstance(side, Drawn) for side in sides):
+        notes.append("one draw of each: seeds=3 (--seeds 3) tells smaller differences from chance")
+    return Difference(results[0], results[1], _names(sides), notes)
 
 
 @dataclass(frozen=True)
 class _Saved:
     """A run of one recipe."""
 
-    name: str
     run: Run
     kind: type[Result]
     path: Path | None
@@ -123,14 +124,12 @@ class _Saved:
 def _found(given: Any, name: str) -> Any:
     """A run of one recipe, a module, or what can be drawn. Raises ConfigError, RunError, SchemaError."""
     if isinstance(given, Result):
-        shown = str(given.path) if given.path else name
-        run = one_recipe(given.run, None, shown)
-        return _Saved(_label(given.path, run, name), run, type(given), given.path)
+        run = one_recipe(given.run, None, str(given.path) if given.path else name)
+        return _Saved(run, type(given), given.path)
     if isinstance(given, str | Path):
         path, recipe = _folder(str(given))
         loaded = load(path)
-        run = one_recipe(loaded.run, recipe, str(path))
-        return _Saved(str(given), run, type(loaded), path)
+        return _Saved(one_recipe(loaded.run, recipe, str(path)), type(loaded), path)
     if isinstance(given, Drawn):
         return given
     from torch import nn
@@ -165,25 +164,47 @@ def _folder(text: str) -> tuple[Path, str | None]:
     return Path(text), None
 
 
-def _label(path: Path | None, run: Run, name: str) -> str:
-    recipe = str(run.tables.summary["recipe"].iloc[0])
-    model = str(run.manifest["config"].get("model", ""))
-    shown = str(path) if path else model or name
-    return shown if recipe == "as-found" else f"{shown}:{recipe}" if shown != name else recipe
+def _names(sides: Sequence[Any]) -> tuple[str, str]:
+    """What A and B are called: as short as they are told apart, a folder by its last name."""
+    whole = [_whole(side) for side in sides]
+    short = [_short(side) for side in sides]
+    if all(isinstance(side, _Saved) and side.path for side in sides) and sides[0].path == sides[1].path:
+        short = [_recipe(side.run) for side in sides]
+    chosen = short if short[0] != short[1] else whole
+    return chosen[0], chosen[1]
 
 
-def _name(side: Any) -> str:
-    return str(side.name) if isinstance(side, _Saved | Drawn) else type(side).__name__
+def _whole(side: Any) -> str:
+    if isinstance(side, _Saved):
+        return _with_recipe(
+            str(side.path) if side.path else str(side.run.manifest["config"].get("model", "")), side.run
+        )
+    return str(side.name) if isinstance(side, Drawn) else type(side).__name__
+
+
+def _short(side: Any) -> str:
+    if isinstance(side, _Saved) and side.path:
+        return _with_recipe(side.path.resolve().name, side.run)
+    return _whole(side)
+
+
+def _with_recipe(name: str, run: Run) -> str:
+    recipe = _recipe(run)
+    return name if recipe in ("as-found", name) else f"{name}:{recipe}" if name else recipe
+
+
+def _recipe(run: Run) -> str:
+    return str(run.tables.summary["recipe"].iloc[0])
 
 
 def _refuse_same(sides: Sequence[Any], a: Any, b: Any) -> None:
     saved = [side for side in sides if isinstance(side, _Saved)]
     if len(saved) == 2:
-        recipes = [str(side.run.tables.summary["recipe"].iloc[0]) for side in saved]
+        recipes = [_recipe(side.run) for side in saved]
         paths = [side.path.resolve() if side.path else None for side in saved]
         same = recipes[0] == recipes[1] and (a is b or (paths[0] is not None and paths[0] == paths[1]))
         if same:
-            raise ConfigError(f"a and b are the same run ({saved[0].name}): nothing can differ; give two")
+            raise ConfigError(f"a and b are the same run ({_whole(saved[0])}): nothing can differ; give two")
     elif a is b and not isinstance(sides[0], Drawn):
         raise ConfigError(f"a and b are the same {type(a).__name__}: nothing can differ; give two models")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from initlab.environment import COMMAND
 from initlab.judge.cache import kept
 from initlab.judge.differences import Compared, compared, one_recipe
 from initlab.judge.differences.verdicts import COLUMNS
@@ -29,6 +30,7 @@ def beside(found: Compared, a: Run, b: Run, names: tuple[str, str], changes: Seq
     tables = Tables.concat(renamed)
     cells = list(dict.fromkeys(tables.summary["run_id"].astype(str)))
     manifest = a.manifest | {"kind": "compare", "recipes": {}, "cells": cells, "failed": {}}
+    manifest["command"] = COMMAND.get() or manifest.get("command", "")
     manifest["config"] = a.manifest["config"] | {"recipes": list(names)}
     # which recipe the weights fit, and what doesn't, is of one model
     manifest["init"] = {key: value for key, value in (a.manifest.get("init") or {}).items() if key == "depth_code"}

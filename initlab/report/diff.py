@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
@@ -82,17 +82,19 @@ def tables(found: Compared) -> list[Table]:
 
 def role_table(found: Compared) -> Table:
     """Make a row for each role and kind of change."""
+    rows = found.roles[found.roles["differs"]]
+    further = any(len(details) for details in rows["details"])
+    heads = ("role", "parameters", "std A", "std B", "B ÷ A", *(["what else"] * further), "as")
     words = frozenset({0, 1, 5, 6})
-    heads = ("role", "parameters", "std A", "std B", "B ÷ A", "what else", "as")
     table = Table(heads, title="Drawn otherwise", words=words, note=_unchanged(found))
-    for row in found.roles[found.roles["differs"]].itertuples():
+    for row in rows.itertuples():
         table.add(
             TableCell(str(row.role)),
             _count(row.n, row.of),
             _span(row.std_a, row.std_a_max),
             _span(row.std_b, row.std_b_max),
             _times(row.ratio, row.what),
-            "; ".join(_details(row)),
+            *(["; ".join(_details(row))] * further),
             listed(row.names, _MOST_NAMES),
         )
     return table
@@ -180,13 +182,10 @@ def _unchanged(found: Compared) -> str:
 
 
 def _details(row: Any) -> list[str]:
-    return [text for text in listed_details(row.details) if text]
-
-
-def listed_details(details: Sequence[str]) -> list[str]:
-    """The first phrases of what differs, and how many more there are."""
-    shown = list(details[:_MOST_NAMES])
-    return shown + ([f"and {plural(len(details) - len(shown), 'more such difference')}"] * (len(details) > len(shown)))
+    """The first phrases of what differs beside the std, and how many more there are."""
+    shown = list(row.details[:_MOST_NAMES])
+    more = len(row.details) - len(shown)
+    return shown + [f"and {plural(more, 'more such difference')}"] * bool(more)
 
 
 def _wiring_text(found: Compared) -> list[str]:
