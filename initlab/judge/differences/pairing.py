@@ -31,7 +31,7 @@ class Held:
         role: of it.
         layer: its block, None outside the blocks.
         numel: its elements, of one draw.
-        draws: seeds that it was measured at.
+        draws: different ones that were measured.
         std: over the elements of every draw.
         moments: mean, kurtosis, abs_max, frac_nonfinite, frac_zero.
         structure: of a matrix, columns of the table `draws` as the first draw has them; empty of what isn't there.
@@ -92,7 +92,7 @@ def held(run: Run) -> list[Held]:
                 str(first["role"]),
                 None if pd.isna(first["layer"]) else int(first["layer"]),
                 int(first["numel"]),
-                len(own),
+                own["std"].nunique(dropna=False),  # a function may ignore its seed
                 float(np.sqrt(squares.mean())),
                 moments,
                 known[0] if known else {},

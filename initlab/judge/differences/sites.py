@@ -152,7 +152,11 @@ def _differs(both: pd.DataFrame) -> pd.Series:
 
 
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sort rows as a forward pass goes: the embedding, block by block, what follows the last."""
+    """Sort rows as a forward pass goes: the embedding, block by block, what follows the last.
+
+    Args:
+        frame: of `sites`.
+    """
     known = {site: at for at, site in enumerate(SITES)}
     last = frame["layer"].max()
     layer = frame["layer"].astype("Float64").fillna(float(last) + 1 if not pd.isna(last) else 0.0)

@@ -12,7 +12,7 @@ from synthetic import synthetic_run
 
 from initlab.errors import ConfigError
 from initlab.judge.differences import Compared, compared, init_of, one_recipe
-from initlab.judge.differences.pairing import PART, ROLE, Held, pairs
+from initlab.judge.differences.pairing import PART, ROLE, Held, held, pairs
 from initlab.judge.differences.parameters import distribution, parameters
 from initlab.judge.differences.roles import stretched
 from initlab.judge.differences.sites import LEAST, sites
@@ -192,6 +192,17 @@ def test_several_draws_tell_what_is_chance() -> None:
     loud = Run(Tables(**dict(a.tables.items()) | {"records": noisy}), a.manifest)
     wide, _ = sites(loud, scaled(loud, 1.6, site="mlp_out"), blocks=True, same=False)
     assert not wide["differs"].any()
+
+
+def test_draws_that_are_the_same_count_once() -> None:
+    one = run_of()
+    second = {
+        name: frame.assign(seed=1, run_id="second") if "seed" in frame else frame for name, frame in one.tables.items()
+    }
+    twice = Run(Tables.concat([one.tables, Tables(**second)]), one.manifest)
+    assert {each.draws for each in held(twice)} == {1}
+    _, basis = sites(twice, scaled(twice, 1.2, site="mlp_out"), blocks=True, same=False)
+    assert basis.kind == "one draw"
 
 
 def test_zeros_and_what_isnt_finite_differ_from_numbers() -> None:
