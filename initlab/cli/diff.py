@@ -12,7 +12,6 @@ from initlab.cli.common import add_output, add_text, overrides, set_threads, tex
 from initlab.cli.given import add_batch, batch_given, read_files
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES
-from initlab.rundir import MANIFEST
 
 if TYPE_CHECKING:
     from initlab.api.diff import Drawn
@@ -96,6 +95,8 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _is_run(name: str) -> bool:
     """Whether a run is meant: a folder, or one with a recipe behind it."""
+    from initlab.rundir import MANIFEST
+
     head = name.rpartition(":")[0]
     return Path(name).is_dir() or bool(head and not head.endswith(".py") and (Path(head) / MANIFEST).exists())
 
