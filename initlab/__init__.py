@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from initlab.api.compare import compare
     from initlab.api.confirm import confirm
     from initlab.api.describe_init import describe_init
+    from initlab.api.diff import diff
     from initlab.api.fix import fix
     from initlab.api.predict import predict
     from initlab.api.probe import assert_healthy, probe
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from initlab.recipes.registry import recipe
     from initlab.report.figures import figure
     from initlab.results import Comparison, Probe, Scaling, Watch, load
+    from initlab.results.difference import Difference
     from initlab.results.profile import Profile
     from initlab.results.tracing import InitTrace
     from initlab.results.trained import Confirmation, Training, Transfer
@@ -40,6 +42,7 @@ _HOME = {
     "Base": "initlab.recipes.base",
     "Comparison": "initlab.results",
     "Confirmation": "initlab.results.trained",
+    "Difference": "initlab.results.difference",
     "InitTrace": "initlab.results.tracing",
     "InitlabError": "initlab.errors",
     "NanoGPT": "initlab.models.nanogpt",
@@ -58,6 +61,7 @@ _HOME = {
     "compare": "initlab.api.compare",
     "confirm": "initlab.api.confirm",
     "describe_init": "initlab.api.describe_init",
+    "diff": "initlab.api.diff",
     "engine": "initlab.engines.base",
     "figure": "initlab.report.figures",
     "fix": "initlab.api.fix",
@@ -78,6 +82,7 @@ __all__ = [
     "Base",
     "Comparison",
     "Confirmation",
+    "Difference",
     "InitTrace",
     "InitlabError",
     "NanoGPT",
@@ -97,6 +102,7 @@ __all__ = [
     "compare",
     "confirm",
     "describe_init",
+    "diff",
     "engine",
     "figure",
     "fix",

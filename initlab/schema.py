@@ -348,6 +348,9 @@ DRAWS: dict[str, Column] = {
     "shared": Column("Int64", "blocks that hold this very parameter, 1 for its own alone"),
     "shared_as": Column("string", "its name in the next of them"),
     "shared_by": Column("string", "what in the model says that blocks share weights, empty where nothing does"),
+    "parts": Column(
+        "string", "of a fused matrix each part with its elements, mean and std: `attn_q 4096 0.0001 0.02; attn_k …`"
+    ),
 }
 
 DECLARED: dict[str, Column] = {

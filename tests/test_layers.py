@@ -46,6 +46,7 @@ PUBLIC_FUNCTIONS = {
     "compare",
     "confirm",
     "describe_init",
+    "diff",
     "fix",
     "load",
     "predict",

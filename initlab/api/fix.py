@@ -18,8 +18,9 @@ from initlab.judge.rules.fresh import TRAINED_BELOW
 from initlab.options import checked_seed, refuse_unknown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
-from initlab.report.fix import Shown, beside, proposal_text
-from initlab.results import Comparison, Probe
+from initlab.report.fix import AS_FOUND, CHANGED, Shown, changes, proposal_text
+from initlab.results import Probe
+from initlab.results.difference import Difference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,9 +102,8 @@ class Proposal:
         """
         if self.after is None:
             return self.before.report(out)
-        both = Comparison(beside(self.before.run, self.after.run, self.rows))
-        both.judge(**self.before.run.manifest.get("judging", {}))
-        return both.report(out)
+        found = Difference(self.before, self.after, names=(AS_FOUND, CHANGED))
+        return found.report(out, changes=changes(self.rows))
 
     def __repr__(self) -> str:
         return proposal_text(

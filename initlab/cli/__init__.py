@@ -19,6 +19,7 @@ from initlab import __version__
 from initlab.cli import (
     compare,
     confirm,
+    diff,
     fix,
     predict,
     probe,
@@ -84,7 +85,21 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--version", action="version", version=f"initlab {__version__}")
     described.set_defaults(run=None)
     commands = described.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (compare, probe, scale, transfer, confirm, train, fix, trace_init, predict, report, recipes, rules):
+    for command in (
+        compare,
+        probe,
+        scale,
+        transfer,
+        confirm,
+        train,
+        diff,
+        fix,
+        trace_init,
+        predict,
+        report,
+        recipes,
+        rules,
+    ):
         command.add(commands)
     for name, each in commands.choices.items():
         each.epilog, each.formatter_class = below(name), _Help

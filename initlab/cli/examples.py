@@ -34,6 +34,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "initlab fix mine.py:make_model --save fixed.pt -o before-and-after",
     ),
     "trace-init": ("initlab trace-init mine.py:make_model --arg n_layer=6",),
+    "diff": (
+        "initlab diff runs/before runs/after",
+        "initlab diff before.py:make after.py:make --seeds 3",
+        "initlab diff mine.py:make mine.py:make --arg-b depth_scale=true -o what-changed",
+    ),
     "predict": ("initlab predict nanogpt --n-layer 48 --n-embd 1600",),
     "report": (
         "initlab report initlab-runs/compare-20260101T120000",

@@ -48,6 +48,7 @@ def draw_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
             "shared_as": others[0] if others else "",
             "shared_by": said if others else "",
         }
+        row["parts"] = _parts(matrix, place, whole=name == place.name)
         rows.append(row | _structure(matrix, place.padding_row) | _odd(matrix, place))
         drawn = sketch(matrix)
         if drawn is not None:
@@ -106,6 +107,19 @@ def _odd(matrix: Tensor, place: Parameter) -> dict[str, Any]:
         return {}
     most = max(odd, key=lambda each: abs(math.log(each["rms"] / each["rest"])))
     return {"odd": most["which"], "odd_rms": most["rms"], "odd_rest": most["rest"]}
+
+
+def _parts(matrix: Tensor, place: Parameter, *, whole: bool) -> str:
+    """What each part of a fused matrix is drawn like, as the table has it; of one that isn't fused nothing."""
+    axis = place.axis if whole else place.axis - 1  # of one expert's matrix, a dimension less
+    if not place.parts or axis not in (0, 1) or sum(size for size, _, _ in place.parts) != matrix.shape[axis]:
+        return ""
+    found = []
+    pieces = matrix.split([size for size, _, _ in place.parts], dim=axis)
+    for piece, (_, role, _) in zip(pieces, place.parts, strict=True):
+        values = piece.float()
+        found.append(f"{role.value} {piece.numel()} {float(values.mean()):.9g} {float(values.std(correction=0)):.9g}")
+    return "; ".join(found)
 
 
 def _structure(matrix: Tensor, padding: int | None) -> dict[str, Any]:

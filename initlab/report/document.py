@@ -10,14 +10,16 @@ from typing import Any
 import pandas as pd
 
 from initlab import schema
+from initlab.judge.differences import Compared
 from initlab.judge.outcomes import outcomes
 from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.drawn import AS_FOUND
 from initlab.judge.slopes import slopes
-from initlab.report import brief, confirm, figures, inventory, scale, train, transfer
+from initlab.report import brief, confirm, diff, figures, inventory, scale, train, transfer
+from initlab.report.beside import again
 from initlab.report.drawings import Drawing
 from initlab.report.facts import facts, header, model_notes, shortfall
-from initlab.report.values import Brief
+from initlab.report.values import Brief, Table
 from initlab.report.verdict import GLYPHS, count_sentence, failing, measured, questions, tally, verdict, worst
 from initlab.report.view import Overview, overview, recipes_of, steps_of
 from initlab.rundir import Run
@@ -121,6 +123,16 @@ class Document:
         if self.kind == "transfer":
             return transfer.brief(self.run)
         return brief.brief(self.run, self.findings, self.modules)
+
+    @cached_property
+    def changed(self) -> Compared | None:
+        """What differs between the two inits that the run holds beside each other; None of any other run."""
+        return again(self.run)
+
+    @cached_property
+    def changes(self) -> list[Table]:
+        """The same as tables."""
+        return diff.tables(self.changed) if self.changed else []
 
     @cached_property
     def cards(self) -> list[Card]:

@@ -15,7 +15,6 @@ from initlab.judge.rules import Finding
 from initlab.judge.words import plural, trimmed
 from initlab.report.verdict import GLYPHS, coverage
 from initlab.rundir import Run
-from initlab.schema import Tables, cast
 
 AS_FOUND, CHANGED = "as found", "changed"  # what a report calls the two
 
@@ -163,31 +162,14 @@ def _filled(text: str, first: str = "", rest: str = "") -> str:
     )
 
 
-def beside(before: Run, after: Run, rows: Sequence[dict[str, Any]]) -> Run:
-    """Make one run of two probes of a model, as found and as changed, for one report.
+def changes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Say of each change what it does and why, in a sentence.
 
     Args:
-        before: the model as found.
-        after: the changed copy.
         rows: of `Proposal.rows`.
     """
-    tables = Tables.concat([_renamed(run.tables, name) for run, name in ((before, AS_FOUND), (after, CHANGED))])
-    manifest = before.manifest | {"kind": "compare", "recipes": {}, "cells": [AS_FOUND, CHANGED]}
-    manifest["config"] = before.manifest["config"] | {"recipes": [AS_FOUND, CHANGED]}
-    # which recipe the weights fit, and what doesn't, is of one model
-    manifest["init"] = {key: value for key, value in (before.manifest.get("init") or {}).items() if key == "depth_code"}
-    manifest["changes"] = [
+    return [
         f"{row['role']} of {plural(row['n'], 'parameter')} ({row['names'][0]}{', …' if row['n'] > 1 else ''}) "
         f"{row['how']}, std {_number(row['found'])} → {_number(row['proposed'])}; {row['code']}: {row['why']}"
         for row in rows
     ]
-    return Run(tables, manifest)
-
-
-def _renamed(tables: Tables, name: str) -> Tables:
-    frames = {}
-    for table, frame in tables.items():
-        columns = {column: name for column in ("recipe",) if column in frame}
-        columns |= {"run_id": name} if "run_id" in frame else {}
-        frames[table] = cast(table, frame.assign(**columns)) if len(frame) else frame
-    return Tables(**frames)

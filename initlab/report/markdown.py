@@ -27,6 +27,12 @@ def text(document: Document) -> str:
     for block in brief.blocks:
         parts += [_plain(block)] if isinstance(block, str) else _table(block)
     parts += [f"! {_plain(note)}" for note in brief.warnings]
+    if document.changed:
+        names = "A is {}, B is {}.".format(*document.changed.names)
+        parts += ["## What changed", _plain(f"{names} {document.changed.verdict}")]
+        parts += [_plain(note) for note in document.changed.notes]
+        for table in document.changes:
+            parts += _table(table)
     parts += [_plain(words) for words in (brief.footer, brief.closing) if words]
     if document.trained:
         parts += ["## What training says", _plain(document.trained.sentence)]

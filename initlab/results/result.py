@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pandas as pd
 
@@ -13,6 +13,7 @@ from initlab import rundir
 from initlab.errors import RunError
 from initlab.judge import Severity
 from initlab.judge.baseline import known_among
+from initlab.judge.differences import one_recipe
 from initlab.judge.rules import Finding, chosen, evaluate, worst
 from initlab.report import console, markdown
 from initlab.report.document import Document
@@ -152,6 +153,17 @@ class Result:
         from initlab.report import figures
 
         return figures.draw(name, self.run, theme)
+
+    def only(self, recipe: str) -> Self:
+        """Take one recipe of several, as a result of its own that is in memory alone.
+
+        Args:
+            recipe: its id.
+
+        Raises:
+            ConfigError: there is no such recipe in it.
+        """
+        return type(self)(one_recipe(self.run, recipe, str(self.path or f"this {self.kind}")))
 
     def save(self, out: str | Path) -> Path:
         """Write the tables and run.json into a folder. Raises RunError if it holds another run or can't be written."""
