@@ -35,7 +35,9 @@ from initlab.cli.common import kept
 from initlab.cli.examples import below
 from initlab.cli.settings import apply_settings
 from initlab.environment import COMMAND
-from initlab.errors import InitlabError
+from initlab.errors import ConfigError, InitlabError
+
+_LISTS = ("blocks", "modules", "metrics")  # None where they aren't given
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command = COMMAND.set(shlex.join(["initlab", *arguments]))
     try:
+        _refuse_empty(options)
         apply_settings(options, Path.cwd())
         with redirect_stderr(io.StringIO()) if getattr(options, "quiet", False) else nullcontext():
             code: int = options.run(options)
@@ -105,6 +108,14 @@ def parser() -> argparse.ArgumentParser:
         each.epilog, each.formatter_class = below(name), _Help
     _add_completion(described)
     return described
+
+
+def _refuse_empty(options: argparse.Namespace) -> None:
+    """Refuse an empty text: that of a variable that isn't set would mean the default, or the working directory."""
+    for name, value in vars(options).items():
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(each, str) and not each.strip() for each in values) or (value == [] and name in _LISTS):
+            raise ConfigError(f"{name.replace('_', '-')} is empty; give it a value, or leave it out")
 
 
 class _Help(argparse.HelpFormatter):

@@ -288,9 +288,12 @@ def rates(text: str) -> tuple[float, ...]:
 
 def _listed(text: str, kind: Callable[[str], _T], example: str) -> tuple[_T, ...]:
     try:
-        return tuple(kind(part) for part in text.split(",") if part.strip())
+        found = tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as {example}") from None
+        found = ()
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as {example}")
+    return found
 
 
 def names(text: str) -> list[str]:
