@@ -127,7 +127,12 @@ def watch(
         return Watcher(None, manifest, None, [])
     folder = _open(Path(out), manifest, start_step) if out is not None else None
     options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
-    recorder = StepRecorder(model, every, preset=stats, **options)
+    try:
+        recorder = StepRecorder(model, every, preset=stats, **options)
+    except BaseException:
+        if folder is not None:
+            folder.close()
+        raise
     return Watcher(recorder, manifest, folder, callbacks)
 
 
@@ -218,6 +223,7 @@ class Watcher:
         if self._folder is not None:
             try:
                 self._folder.write_manifest()
+                self._folder.close()
             except RunError as error:
                 self._warn("writing", str(error))
 
