@@ -81,7 +81,8 @@ class Stored:
             name: of the table.
         """
         own = self.pieces.get(name, {})
-        return self.headers.get(name, b"") + b"".join(own[c.run_id] for c in self.commits if c.run_id in own)
+        lines = b"".join(own[commit.run_id] for commit in self.commits if commit.run_id in own)
+        return self.headers[name] + lines if lines else b""
 
 
 def checksum(header: bytes, lines: bytes) -> str:

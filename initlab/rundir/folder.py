@@ -195,9 +195,9 @@ class RunDir:
         write_whole(self.path / COMMITS, b"".join(commit.line() for commit in commits))
         for name in _ORDER:
             path = self.path / f"{name}.csv"
-            if not held.pieces.get(name):
-                held.headers[name] = b""
             data = held.data(name)
+            if not data:
+                held.headers[name] = b""
             there = path.read_bytes() if path.is_file() else None
             if data != (there or b"") or (there is None and name in _ALWAYS):
                 write_whole(path, data)

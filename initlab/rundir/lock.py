@@ -72,6 +72,7 @@ def take(folder: Path, command: str = "") -> Lock:
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "command": command}
     with contextlib.suppress(OSError):  # on a full disk it is locked, if without a name
         os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
         os.write(descriptor, json.dumps(holder).encode())
     return Lock(file, descriptor)
 
