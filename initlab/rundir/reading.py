@@ -66,11 +66,11 @@ def read(path: Path) -> tuple[Run, Stored | None]:
         RunError, SchemaError: as `load` says.
     """
     manifest = read_manifest(path)
-    if COMMITTED not in manifest:
+    if not manifest.keys() & {COMMITTED, SUM}:
         return _of_earlier_versions(path, manifest), None
     for _ in range(_TRIES):
         lines = read_lines(path)  # before the tables, which may have grown by the time that they are read
-        found = stored(path, lines, schema.TABLES, manifest[COMMITTED])
+        found = stored(path, lines, schema.TABLES, manifest.get(COMMITTED))
         if not found.damaged or (lines == read_lines(path) and manifest == read_manifest(path)):
             break
         manifest = read_manifest(path)  # a resumed run, or a table with a new column, was written meanwhile
