@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InitlabError as error:
-        print(f"initlab: error: {error}", file=sys.stderr)
+        from initlab.report.terminal import harmless
+
+        print(f"initlab: error: {harmless(str(error))}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "tiktoken"):
