@@ -306,7 +306,7 @@ def kept(options: argparse.Namespace) -> str:
         return ""
     commits = folder / "commits.jsonl"
     if commits.exists() and not commits.stat().st_size:
-        return f"; no model was finished, the same command with -o {folder} begins again"
+        return f"; no model was finished; the same command with -o {folder} goes on"
     return (
         f"; finished models are kept: `initlab report {folder}` shows them, the same command with -o {folder} resumes"
     )
