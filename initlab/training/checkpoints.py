@@ -73,8 +73,7 @@ def save(
             torch.save(held, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            path.replace(before(path))
+        _keep(path)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
@@ -90,6 +89,19 @@ def save(
 def before(path: Path) -> Path:
     """Name the checkpoint that was written before the last one, which is kept beside it."""
     return path.with_name(f"{path.stem}-before{path.suffix}")
+
+
+def _keep(path: Path) -> None:
+    """Make the last checkpoint the one before, where it stays the last as well until another takes its place."""
+    if not path.exists():
+        return
+    second = path.with_name(path.name + ".second")
+    try:
+        second.unlink(missing_ok=True)
+        second.hardlink_to(path)
+        second.replace(before(path))
+    except OSError:  # a file system without such links
+        path.replace(before(path))
 
 
 def there(path: Path) -> bool:
@@ -158,11 +170,13 @@ def restore(
 
 def _whole(path: Path, parameters: set[str], steps: int | None) -> tuple[Path, dict[str, Any]]:
     """The last checkpoint that is whole, and its content."""
+    if not path.exists():  # killed as it was written
+        path = before(path)
     try:
         held = _read(path)
         _check(path, held, parameters, steps)
     except CheckpointError as error:
-        older = before(path)
+        older = before(path)  # of the one before, nothing
         if not older.exists():
             raise
         held = _read(older)
