@@ -233,7 +233,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_numbers(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130
-    assert said.strip().splitlines()[-1].startswith("initlab: interrupted; finished models are kept")
+    assert said.strip().splitlines()[-1].startswith("initlab: interrupted; no model was finished; the same command")
     assert "Traceback" not in said
     torch.set_num_threads(1)
     options = SHORT | {"steps": 250, "eval_every": 50}

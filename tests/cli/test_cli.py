@@ -263,7 +263,8 @@ def test_interrupt_keeps_finished_models_and_the_same_command_resumes(tmp_path, 
         [sys.executable, "-m", "initlab", *arguments], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (out / "summary.csv").exists():
+    commits = out / "commits.jsonl"
+    while time.monotonic() < deadline and not (commits.exists() and commits.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
