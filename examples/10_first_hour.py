@@ -1,7 +1,7 @@
 """A model of one's own from its first probe to a guarded training run: diagnosed, mended, compared, watched.
 
-The init scales the outputs by depth first and draws every linear layer again after that, so that the scaling is lost, as
-in models that people published.
+The init scales the outputs by depth first and draws every linear layer again after that, so that the scaling is lost,
+as in models that people published.
 """
 
 import json
