@@ -151,7 +151,11 @@ def _refuse_empty(options: argparse.Namespace) -> None:
     """Refuse an empty text: that of a variable that isn't set would mean the default, or the working directory."""
     for name, value in vars(options).items():
         values = value if isinstance(value, list) else [value]
-        if any(isinstance(each, str) and not each.strip() for each in values) or (value == [] and name in _LISTS):
+        if (
+            any(isinstance(each, str) and not each.strip() for each in values)
+            or value == ()
+            or (value == [] and name in _LISTS)
+        ):
             raise ConfigError(f"{name.replace('_', '-')} is empty; give it a value, or leave it out")
 
 

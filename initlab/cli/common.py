@@ -288,12 +288,9 @@ def rates(text: str) -> tuple[float, ...]:
 
 def _listed(text: str, kind: Callable[[str], _T], example: str) -> tuple[_T, ...]:
     try:
-        found = tuple(kind(part) for part in text.split(",") if part.strip())
+        return tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError:
-        found = ()
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as {example}")
-    return found
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as {example}") from None
 
 
 def names(text: str) -> list[str]:
