@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab import schema
-from initlab.api.manifest import new_manifest
+from initlab.api.manifest import in_words, new_manifest
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity, matching, rules, theory
 from initlab.options import Text, checked, checked_seed, refuse_unknown
@@ -150,8 +149,8 @@ def probe(
         "activation": _activation(anatomy.wirings),
         "preset": stats,
         "dtype": _dtype(inside, dtype),
-        "sites": _text(sites, inside),
-        "modules": _text(modules, inside),
+        "sites": in_words(sites, inside),
+        "modules": in_words(modules, inside),
     }
     recipes = {}
     if entry and anatomy.layout == "nanogpt":
@@ -335,20 +334,3 @@ def _fingerprint(tables: Tables) -> str:
     """Of everything measured, so that another model's or batch's tables aren't taken for these."""
     values = tables.records[["mean", "var", "abs_max"]].to_numpy(dtype=float)
     return hashlib.sha256(values.round(12).tobytes()).hexdigest()[:16]
-
-
-def _text(value: Any, model: nn.Module) -> Any:
-    """A filter as run.json can hold it: names as they are, modules, classes and functions by their names."""
-    if isinstance(value, dict):
-        return {str(key): _text(item, model) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_text(item, model) for item in value]
-    if isinstance(value, str):
-        return str(value)
-    names = {id(module): name for name, module in model.named_modules()}
-    value = names.get(id(value), getattr(value, "pattern", getattr(value, "__name__", value)))
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return repr(value)
-    return value

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from initlab import rundir
+from initlab.api.alerts import Alerts, OnFailure
 from initlab.api.callbacks import as_callbacks
-from initlab.api.manifest import new_manifest
+from initlab.api.manifest import in_words, new_manifest
 from initlab.errors import ConfigError, RunError
 from initlab.results import Watch, now
 from initlab.rundir import Run, RunDir
@@ -24,6 +26,8 @@ from initlab.schema import Tables
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from initlab.anatomy.declared import Sites
+    from initlab.judge.rules import Finding
     from initlab.measure.statistics import Metrics
     from initlab.measure.watch.steps import Scaler, StepRecorder
 
@@ -36,8 +40,12 @@ def watch(
     start_step: int = 0,
     stats: str = "full",
     loss_scale: float | Scaler = 1.0,
+    sites: Sites | None = None,
+    modules: Any = None,
     metrics: Metrics = None,
+    drift: bool | nn.Module | Mapping[str, Tensor] = False,
     callback: Any = None,
+    on_failure: OnFailure | None = None,
 ) -> Watcher:
     """Record every N-th step of a training loop: activations, gradients, weights, and how far the step moves them.
 
@@ -82,18 +90,32 @@ def watch(
         loss_scale: what the loss is multiplied with before `backward()`, by which gradients are divided: the
             `torch.amp.GradScaler`, or a number (1/n where gradients of n micro-batches are summed up). Gradients that
             overflow, as a GradScaler's first ones may, are recorded, and judged, as not finite.
+        sites: where the residual stream runs, for a model whose blocks aren't found, as `probe` takes it.
+        modules: record these alone, as `probe` takes them; checks that need the others don't apply.
         metrics: statistics beside the usual ones, as `probe` takes them; one that fails is warned of once, and NaN.
-        callback: called as `callback(step, records)` after each watched step; or a TensorBoard SummaryWriter, or a
-            wandb run, which get tags such as `initlab/resid_post/3/var`; or a list of these.
+        drift: also measure how far the weights are from their init: from what they are when the watch begins, or from
+            those of a given model or state dict (of a resumed training, or of a reference). Costs one more copy of the
+            weights, on the CPU. See `Watch.drift`.
+        callback: called as `callback(step, records)` after each watched step; or what gets the loss and tags such as
+            `initlab/resid_post/3/var`: a TensorBoard SummaryWriter, a run of wandb or trackio, a logger of Lightning,
+            an Accelerator; or a list of these.
+        on_failure: called as `on_failure(step, finding)` when a rule fails at a watched step as an error or a warning,
+            once, until it has passed again. Step 0 is judged as an init, later ones by the rules that see every step:
+            NUM001 (NaN and infinities), NUM004 (updates that are rounded away), and the user's own with
+            `later=("watch",)`. `Watcher.failing` holds what fails now.
 
     Raises:
         ConfigError: an argument can't be used.
+        SiteError: `sites` names what the model doesn't have.
         ProbeError: the model can't be measured (meta device, several devices, sharded, quantised).
         RunError: `out` can't be written, holds another run, or holds steps of this one and start_step is 0.
     """
+    from initlab.anatomy.declared import declared_blocks
+    from initlab.anatomy.filters import refuse_unknown_modules
     from initlab.anatomy.unwrapping import unwrap
     from initlab.measure.moments import PRESETS
     from initlab.measure.statistics import choose, meanings
+    from initlab.measure.watch.drift import Origin
     from initlab.measure.watch.steps import StepRecorder
     from initlab.measure.watch.tables import LABEL, TARGETS
 
@@ -104,9 +126,14 @@ def watch(
         raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
     if not (0 < loss_scale < math.inf if isinstance(loss_scale, int | float) else hasattr(loss_scale, "get_scale")):
         raise ConfigError(f"loss_scale is {loss_scale!r}; expected a positive number or a torch.amp.GradScaler")
-    callbacks = as_callbacks(callback)
+    callbacks, alerts = as_callbacks(callback), Alerts(on_failure)
     statistics = choose(metrics, stats)
     inside, _ = unwrap(model)
+    sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
+    modules = list(modules) if isinstance(modules, Iterator) else modules
+    if sites is not None:
+        declared_blocks(inside, sites)
+    refuse_unknown_modules(inside, modules)
     first = next(inside.parameters())
     config = {
         "model": type(inside).__name__,
@@ -118,17 +145,22 @@ def watch(
         "device": str(first.device),
     }
     data = {"label": "the training loop's batches", "targets": TARGETS}
+    for name, given in (("sites", sites), ("modules", modules)):
+        if given is not None:
+            config[name] = in_words(given, inside)
     if statistics:
         config["metrics"] = [each.name for each in statistics]
     manifest = new_manifest("watch", config, {}, data, [])
     if statistics:
         manifest["metrics"] = meanings(statistics)
     if _rank():
-        return Watcher(None, manifest, None, [])
+        return Watcher(None, manifest, None, [], alerts)
+    origin = None if drift is False else Origin(model, drift)
     folder = _open(Path(out), manifest, start_step) if out is not None else None
     options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
+    options |= {"declared": sites, "modules": modules, "origin": origin}
     recorder = StepRecorder(model, every, preset=stats, **options)
-    return Watcher(recorder, manifest, folder, callbacks)
+    return Watcher(recorder, manifest, folder, callbacks, alerts)
 
 
 class Watcher:
@@ -140,12 +172,14 @@ class Watcher:
         manifest: dict[str, Any],
         folder: RunDir | None,
         callbacks: list[Any],
+        alerts: Alerts,
     ):
         self._recorder = recorder
         self._silent = recorder is None
         self._manifest = manifest if folder is None else folder.manifest
         self._folder = folder
         self._callbacks = callbacks
+        self._alerts = alerts
         self._parts: list[Tables] = []
         self._warned: set[str] = set()
         self._started = time.perf_counter()
@@ -182,9 +216,25 @@ class Watcher:
             self._warn("writing", str(error))
         for place, callback in enumerate(self._callbacks):
             try:
-                callback(number, tables.records)
+                callback(number, tables)
             except Exception as error:
                 self._warn(f"callback {place}", f"{type(error).__name__}: {error}")
+        self._judge(number, tables)
+
+    def _judge(self, number: int, tables: Tables) -> None:
+        what = "judging"
+        try:
+            began = self._alerts.judge(number, tables, self._manifest)
+            what = "on_failure"
+            for finding in began:
+                self._alerts.tell(number, finding)
+        except Exception as error:
+            self._warn(what, f"{type(error).__name__}: {error}")
+
+    @property
+    def failing(self) -> list[Finding]:
+        """What fails now, by the last watched step that judged it; empty without `on_failure`."""
+        return list(self._alerts.failing.values())
 
     def _read(self, loss: Tensor | float | None) -> float:
         """The loss as a number; NaN, and a warning, if it is none: the rest of the step is recorded all the same."""

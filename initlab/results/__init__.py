@@ -13,7 +13,7 @@ import pandas as pd
 from initlab import rundir
 from initlab.errors import RunError
 from initlab.judge.slopes import slopes
-from initlab.judge.updates import by_role, update_ratios
+from initlab.judge.updates import by_role, drift_by_role, drifts, update_ratios
 from initlab.recipes import Recipe
 from initlab.report.document import Document
 from initlab.results.profile import Profile as Profile
@@ -59,6 +59,20 @@ class Watch(Result):
     def updates_by_role(self) -> pd.DataFrame:
         """`updates`, all parameters of a role taken together: step, role, update_rms, weight_rms, ratio."""
         return by_role(self.updates)
+
+    @property
+    def drift(self) -> pd.DataFrame:
+        """How far each parameter is from the weights that `watch(drift=…)` measures from: `distance`, relative to their
+        size, and `cosine`. Empty without `drift`.
+
+        Columns: see `initlab.judge.updates.drifts`.
+        """
+        return drifts(self.records)
+
+    @property
+    def drift_by_role(self) -> pd.DataFrame:
+        """`drift`, all parameters of a role taken together: step, role, the three rms, distance, cosine."""
+        return drift_by_role(self.drift)
 
 
 class Scaling(Result):
