@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 import weakref
@@ -18,6 +17,7 @@ from initlab import rundir
 from initlab.api.alerts import Alerts, OnFailure
 from initlab.api.callbacks import as_callbacks
 from initlab.api.manifest import in_words, new_manifest
+from initlab.api.watch_folder import open_folder, rank
 from initlab.errors import ConfigError, RunError
 from initlab.results import Watch, now
 from initlab.rundir import Run, RunDir
@@ -153,10 +153,10 @@ def watch(
     manifest = new_manifest("watch", config, {}, data, [])
     if statistics:
         manifest["metrics"] = meanings(statistics)
-    if _rank():
+    if rank():
         return Watcher(None, manifest, None, [], alerts)
     origin = None if drift is False else Origin(model, drift)
-    folder = _open(Path(out), manifest, start_step) if out is not None else None
+    folder = open_folder(Path(out), manifest, start_step) if out is not None else None
     options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
     options |= {"declared": sites, "modules": modules, "origin": origin}
     recorder = StepRecorder(model, every, preset=stats, **options)
@@ -230,6 +230,11 @@ class Watcher:
                 self._alerts.tell(number, finding)
         except Exception as error:
             self._warn(what, f"{type(error).__name__}: {error}")
+
+    @property
+    def watched(self) -> bool:
+        """Whether the step under way is recorded."""
+        return self._recorder is not None and self._recorder.watched
 
     @property
     def failing(self) -> list[Finding]:
@@ -318,28 +323,3 @@ class Watcher:
         if self._recorder is None:
             return "<initlab.watch, closed>"
         return f"<initlab.watch of {self._manifest['config']['model']}, {self._recorder.done} updates seen>"
-
-
-def _open(path: Path, manifest: dict[str, Any], start_step: int) -> RunDir:
-    """The folder of a new watch, or of one that goes on from a checkpoint."""
-    later: list[str] = []
-    if (path / rundir.MANIFEST).exists():
-        summary = rundir.load(path).tables.summary
-        if len(summary) and not start_step:
-            raise RunError(
-                f"output folder {path} holds steps {summary['step'].min()} to {summary['step'].max()} of a watched "
-                "run; pass start_step= (updates done) to go on with it, or choose another folder"
-            )
-        later = summary.loc[summary["step"] >= start_step, "run_id"].tolist()
-    folder = RunDir.open(path, manifest)
-    if later:
-        folder.forget(later)
-    return folder
-
-
-def _rank() -> int:
-    """Of this process among several that train together; 0 where it is alone. Never imports what isn't used."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return 0
-    return int(distributed.get_rank())
