@@ -18,6 +18,7 @@ from initlab.judge.rules.fresh import TRAINED_BELOW
 from initlab.options import checked_seed, refuse_unknown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
+from initlab.report import notebook
 from initlab.report.fix import Shown, beside, proposal_text
 from initlab.results import Comparison, Probe
 
@@ -104,6 +105,9 @@ class Proposal:
         both = Comparison(beside(self.before.run, self.after.run, self.rows))
         both.judge(**self.before.run.manifest.get("judging", {}))
         return both.report(out)
+
+    def _repr_html_(self) -> str:
+        return notebook.of_text(repr(self))
 
     def __repr__(self) -> str:
         return proposal_text(

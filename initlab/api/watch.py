@@ -319,6 +319,12 @@ class Watcher:
         """`result.report(out)`: the page, the figures, the tables; returns the path of the page."""
         return self.result.report(out)
 
+    def _repr_html_(self) -> str | None:
+        try:
+            return self.result._repr_html_()
+        except RunError:  # nothing was recorded yet: the repr says so
+            return None
+
     def __repr__(self) -> str:
         if self._recorder is None:
             return "<initlab.watch, closed>"

@@ -15,7 +15,9 @@ from initlab.errors import RunError
 from initlab.judge.slopes import slopes
 from initlab.judge.updates import by_role, drift_by_role, drifts, update_ratios
 from initlab.recipes import Recipe
+from initlab.report import notebook
 from initlab.report.document import Document
+from initlab.results.findings import Findings as Findings
 from initlab.results.profile import Profile as Profile
 from initlab.results.result import Result as Result
 from initlab.results.trained import Confirmation, Training, Transfer
@@ -111,6 +113,9 @@ class Description:
 
     def __repr__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        return notebook.of_text(self.text)
 
 
 Loaded = Probe | Comparison | Watch | Scaling | Training | Confirmation | Transfer

@@ -14,8 +14,9 @@ from initlab.errors import RunError
 from initlab.judge import Severity
 from initlab.judge.baseline import known_among
 from initlab.judge.rules import Finding, chosen, evaluate, worst
-from initlab.report import console, markdown
+from initlab.report import console, markdown, notebook
 from initlab.report.document import Document
+from initlab.results.findings import Findings
 from initlab.rundir import Run, RunDir
 
 if TYPE_CHECKING:
@@ -39,17 +40,17 @@ class Result:
         self.path = path
 
     @cached_property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> Findings:
         """Verdict of every rule on every recipe, passed ones too, failures first; `failures` are what is wrong."""
-        return evaluate(self.run, **self.run.manifest.get("judging", {}))
+        return Findings(evaluate(self.run, **self.run.manifest.get("judging", {})))
 
     @property
-    def failures(self) -> list[Finding]:
+    def failures(self) -> Findings:
         """Checks that failed, errors first; those that the baseline has too aren't among them (see `against`)."""
         known = set(map(id, self.known))
-        return [each for each in self.findings if each.status == "fail" and id(each) not in known]
+        return Findings(each for each in self.findings if each.status == "fail" and id(each) not in known)
 
-    def against(self, baseline: str | Path) -> list[Finding]:
+    def against(self, baseline: str | Path) -> Findings:
         """Count only what is new since another judgement; `known` then holds the others.
 
         Args:
@@ -67,7 +68,7 @@ class Result:
 
     def judge(
         self, *, select: Sequence[str] = (), ignore: Sequence[str] = (), limits: Mapping[str, float] | None = None
-    ) -> list[Finding]:
+    ) -> Findings:
         """Judge again by other rules or limits, without measuring again; also what `report` and `save` then write.
 
         Args:
@@ -188,6 +189,9 @@ class Result:
 
     def __repr__(self) -> str:
         return self._text(color=False)
+
+    def _repr_html_(self) -> str:
+        return notebook.of_document(self.document())
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
         return console.text(self.document(), width=width, color=color)
