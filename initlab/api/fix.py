@@ -20,6 +20,7 @@ from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.report import notebook
 from initlab.report.fix import Shown, beside, proposal_text
+from initlab.report.waiting import drawn
 from initlab.results import Comparison, Probe
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def _row(change: Change) -> dict[str, Any]:
     }
 
 
+@drawn
 def fix(
     model: nn.Module | Callable[[], nn.Module],
     batch: Any = None,
@@ -153,6 +155,7 @@ def fix(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     limits: Mapping[str, float] | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> Proposal:
     """Propose the smallest change of the weights that brings back what is odd about them, proved on a copy.
@@ -177,6 +180,7 @@ def fix(
         select: codes of the rules that count, as `Result.judge` takes them.
         ignore: codes of those that don't.
         limits: by code, likewise.
+        progress: whether a bar is drawn, as by `probe`.
         options: text, dtype and sites, as `probe` takes them.
 
     Returns:
@@ -199,7 +203,7 @@ def fix(
     inside, _ = unwrap(model)
 
     def measure(candidate: nn.Module, seed: int = seed) -> Probe:
-        found = probe(candidate, batch, recipe=declared, seed=seed, **options)
+        found = probe(candidate, batch, recipe=declared, seed=seed, progress=progress, **options)
         found.judge(select=select, ignore=ignore, limits=limits)
         return found
 

@@ -18,6 +18,7 @@ from initlab.options import Text, checked, checked_seed, refuse_unknown
 from initlab.recipes import Recipe, Role, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
+from initlab.report.waiting import drawn
 from initlab.results import Probe, now
 from initlab.rundir import Run
 from initlab.schema import Tables
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from initlab.measure.statistics import Metrics
 
 
+@drawn
 def probe(
     model: nn.Module | Callable[[], nn.Module],
     batch: Any = None,
@@ -44,6 +46,7 @@ def probe(
     sites: Sites | None = None,
     modules: Any = None,
     metrics: Metrics = None,
+    progress: bool = True,
 ) -> Probe:
     """Measure forward and backward scale at every site of one model, whatever it is.
 
@@ -84,6 +87,7 @@ def probe(
         metrics: statistics beside the usual ones: a dict from columns to functions of a tensor
             (`{"p99": lambda x: x.abs().float().quantile(0.99)}`), names of registered ones (`["abs_median"]`) or
             `file.py:name`. Each becomes a column of `records`, or `heads`; see `initlab.statistic`.
+        progress: whether a bar is drawn, after two seconds, on a terminal or in a notebook.
 
     Returns:
         Probe. Variances are over every element of a tensor; gradients are of a mean loss, so they scale as 1/(B·T).

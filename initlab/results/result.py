@@ -16,6 +16,7 @@ from initlab.judge.baseline import known_among
 from initlab.judge.rules import Finding, chosen, evaluate, worst
 from initlab.report import console, markdown, notebook
 from initlab.report.document import Document
+from initlab.report.waiting import waiting
 from initlab.results.findings import Findings
 from initlab.rundir import Run, RunDir
 
@@ -165,10 +166,15 @@ class Result:
         self.path = out
         return out
 
-    def report(self, out: str | Path | None = None) -> Path:
+    def report(self, out: str | Path | None = None, *, progress: bool = True) -> Path:
         """Write report.html, report.md, figures/*.png and findings.json beside the tables; returns the page's path.
 
-        `out` may be left away for a run that was loaded from, or measured into, a folder.
+        Args:
+            out: folder; may be left away for a run that was loaded from, or measured into, one.
+            progress: whether a bar is drawn, after two seconds, on a terminal or in a notebook.
+
+        Raises:
+            RunError: no folder, or one that holds another run or can't be written.
         """
         from initlab.report import files
 
@@ -177,7 +183,8 @@ class Result:
         folder = self.save(out) if out is not None else self.path
         assert folder is not None
         rundir.note(folder, "judging", self.run.manifest.get("judging"))
-        return files.write_report(self.document(), folder)
+        with waiting("report", progress):
+            return files.write_report(self.document(), folder)
 
     def document(self) -> Document:
         """The report as values, which page, terminal and Markdown write."""
