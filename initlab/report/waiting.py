@@ -107,7 +107,7 @@ class TerminalBar:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         ]
-        console = Console(file=sys.stderr, highlight=False, emoji=False)
+        console = Console(file=sys.stderr, highlight=False, emoji=False, force_jupyter=False)
         self._rich = Progress(*columns, console=console, transient=True)
         self._task = self._rich.add_task(label, total=None, note="")
         self._started = time.monotonic()
@@ -136,13 +136,12 @@ class NotebookBar:
     """
 
     def __init__(self, label: str):
-        from IPython.display import HTML, display
+        from IPython.display import display
 
-        self._html = HTML
         self._label = label
         self._started = time.monotonic()
         self._drawn = 0.0
-        self._shown = display(HTML(self._text(None, "")), display_id=True)
+        self._shown = display(self._data(None, ""), raw=True, display_id=True)
 
     def show(self, share: float | None, text: str) -> None:
         """Draw, though not more often than an eye sees.
@@ -153,16 +152,17 @@ class NotebookBar:
         """
         if time.monotonic() - self._drawn >= _OFTEN:
             self._drawn = time.monotonic()
-            self._shown.update(self._html(self._text(share, text)))
+            self._shown.update(self._data(share, text), raw=True)
 
     def close(self) -> None:
         """Empty the output."""
-        self._shown.update(self._html(""))
+        self._shown.update({"text/html": "", "text/plain": ""}, raw=True)
 
-    def _text(self, share: float | None, text: str) -> str:
+    def _data(self, share: float | None, text: str) -> dict[str, str]:
         value = "" if share is None else f' value="{share:.3f}"'  # without one the browser shows that it is under way
-        words = html.escape("  ".join(filter(None, (self._label, _said(share, self._started), text))))
-        return f'<progress max="1"{value} style="width:16em;vertical-align:middle"></progress> <small>{words}</small>'
+        words = "  ".join(filter(None, (self._label, _said(share, self._started), text)))
+        bar = f'<progress max="1"{value} style="width:16em;vertical-align:middle"></progress>'
+        return {"text/html": f"{bar} <small>{html.escape(words)}</small>", "text/plain": words}
 
 
 def _said(share: float | None, started: float) -> str:

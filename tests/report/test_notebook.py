@@ -8,7 +8,7 @@ from page import Page
 from synthetic import synthetic_findings, synthetic_run
 from variants import HOSTILE, variants
 
-from initlab.report import notebook
+from initlab.report import console, notebook
 from initlab.report.document import Document
 from initlab.report.theme import DARK, LIGHT
 from initlab.results import Findings, Result
@@ -81,3 +81,9 @@ def test_findings_are_a_list_that_shows_itself():
     html = result.findings._repr_html_()
     assert "Passed or not applicable" in html and failures[0].advice[:20] in html
     assert result._repr_html_().startswith('<div class="initlab">')
+
+
+def test_text_stays_text_where_rich_sees_a_notebook(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    run = synthetic_run()
+    assert synthetic_findings(run)[0].code in console.text(Document(run, synthetic_findings(run)))

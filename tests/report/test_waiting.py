@@ -127,13 +127,15 @@ def test_on_a_terminal_it_is_drawn_and_cleared(monkeypatch):
 
 def test_in_a_notebook_it_is_html_that_is_emptied(monkeypatch):
     shown = []
-    handle = SimpleNamespace(update=shown.append)
-    display = SimpleNamespace(HTML=str, display=lambda text, display_id: shown.append(text) or handle)
+    handle = SimpleNamespace(update=lambda data, raw: shown.append(data))
+    display = SimpleNamespace(display=lambda data, raw, display_id: shown.append(data) or handle)
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=display))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     bar = NotebookBar("compare")
     bar.show(0.25, "<b>")
     bar.show(0.5, "too soon")
     bar.close()
-    assert [text.count("<progress") for text in shown] == [1, 1, 0]
-    assert 'value="0.250"' in shown[1] and "25%" in shown[1] and "&lt;b&gt;" in shown[1] and shown[-1] == ""
+    found = [data["text/html"] for data in shown]
+    assert [text.count("<progress") for text in found] == [1, 1, 0]
+    assert 'value="0.250"' in found[1] and "25%" in found[1] and "&lt;b&gt;" in found[1]
+    assert shown[-1] == {"text/html": "", "text/plain": ""}
