@@ -349,7 +349,7 @@ def test_drift_is_the_distance_from_the_first_weights():
     assert board.found["initlab/drift/mlp_out", 2] == pytest.approx(one["distance"])
     assert 0 < board.found["initlab/cosine/mlp_out", 2] < 1
     assert {f.code for f in w.result.failures} == {"ACT001"}  # 0.02 at a width of 16
-    titles = [axes.get_title() for axes in w.result.plot("watch").axes]
+    titles = [axes.get_title(loc="left") for axes in w.result.plot("watch").axes]
     assert titles[-1] == "Distance from the init, by role" and len(titles) == 4
 
 
