@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 class Progress(Protocol):
-    """Told how a run advances; the command line draws it."""
+    """Told how a run advances."""
 
     def start(self, work: float, cells: int, seconds: float) -> None:
         """Before the first cell: all work, in any unit, the number of cells, and an estimate of the seconds."""
@@ -73,10 +73,11 @@ class RunOptions:
             says, else a Ray of this machine's own. With `device="cuda"` each model has a GPU; this machine needs one.
         out: folder for tables and run.json, written as each cell finishes; the same call with the same folder
             resumes. None keeps everything in memory.
-        progress: told about every cell.
+        progress: None: a bar, after two seconds, on a terminal or in a notebook; False: none; or an object that is told
+            about every cell.
 
     Raises:
-        ConfigError: out is no path, or jobs isn't a positive whole number.
+        ConfigError: out is no path, jobs isn't a positive whole number, or progress can't be told anything.
     """
 
     device: str = "auto"
@@ -84,12 +85,15 @@ class RunOptions:
     engine: str = "auto"
     address: str | None = None
     out: str | Path | None = None
-    progress: Progress | None = None
+    progress: Progress | bool | None = None
 
     def __post_init__(self) -> None:
         if self.out is not None:
             _refuse_no_path("out", self.out)
         _take_count(self, "jobs")
+        told = self.progress
+        if not (told is None or isinstance(told, bool) or (hasattr(told, "start") and hasattr(told, "advance"))):
+            raise ConfigError(f"progress is {told!r:.80}; expected False, None, or an object with start and advance")
 
 
 def checked(name: str, value: Any, kind: type[_T]) -> _T:

@@ -98,7 +98,7 @@ RECORDS: dict[str, Column] = {
     "kind": Column(
         "category",
         "activation, grad, weight, weight_grad, update, or change: activation minus step 0's; effective: (W - W_0) x "
-        "of a matrix, propagating: W_0 (x - x_0)",
+        "of a matrix, propagating: W_0 (x - x_0); drift: W - W_0 of a parameter in training, origin: W_0 itself",
         key=True,
     ),
     "role": Column("category", "role of a parameter, NA for activations"),

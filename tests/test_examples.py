@@ -1,5 +1,7 @@
 """Every example runs and prints what its text promises."""
 
+import ast
+import json
 import os
 import subprocess
 import sys
@@ -40,3 +42,32 @@ def test_example_runs(name, tmp_path):
     for text in EXPECTED[name]:
         assert text in done.stdout
     assert list(tmp_path.iterdir()) == []  # an example leaves nothing behind
+
+
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+
+
+def cells_of(path):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_was_executed(path, monkeypatch, tmp_path):
+    """As a kernel does: cell after cell in one namespace; what a cell ends with is what it shows."""
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for number, cell in enumerate(cells_of(path), 1):
+        assert cell["execution_count"] == number
+        assert not any(output["output_type"] in ("error", "display_data") for output in cell["outputs"])
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop()
+        exec(compile(tree, path.name, "exec"), space)
+        assert isinstance(last, ast.Expr)
+        value = eval(compile(ast.Expression(last.value), path.name, "eval"), space)
+        (stored,) = (each for each in cell["outputs"] if each["output_type"] == "execute_result")
+        html = "".join(stored["data"]["text/html"])
+        assert len(html.encode()) <= 60 * 1024
+        if html.startswith('<div class="initlab">'):  # as it is today, but for the numbers
+            assert value._repr_html_().split("</style>")[0] == html.split("</style>")[0]
+    assert space["probe"].worst == "error" and space["proposal"].applied and not space["proposal"].after.failures
+    assert str(ROOT) not in path.read_text() and list(tmp_path.iterdir()) == []

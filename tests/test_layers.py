@@ -34,11 +34,12 @@ ORDER = (
     "report",
     "results",
     "api",
+    "integrations",
     "cli",
     "__init__",
     "__main__",
 )
-TORCH_HALF = {"corpus", "models", "anatomy", "drawing", "measure", "engines", "training"}
+TORCH_HALF = {"corpus", "models", "anatomy", "drawing", "measure", "engines", "training", "integrations"}
 SHOWING_HALF = {"judge", "report", "results"}
 PUBLIC_FUNCTIONS = {
     "apply_recipe",
@@ -176,6 +177,7 @@ def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
         ("initlab.report.console", "from initlab.models.nanogpt import NanoGPT", True),
         ("initlab.results", "from initlab import api", True),
         ("initlab.api", "from initlab.cli import main", True),
+        ("initlab.api.watch", "from initlab.integrations.lightning import WatchCallback", True),
         ("initlab.registry", "from initlab.recipes import Recipe", True),
         ("initlab.models.nanogpt", "from initlab.anatomy.look import of", True),
         ("initlab.anatomy.look", "from initlab.drawing.apply import apply_recipe", True),

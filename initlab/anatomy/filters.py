@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from initlab.anatomy.look import Anatomy
+from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.names import nearest
 from initlab.anatomy.sites import SiteMap
 from initlab.errors import ConfigError
@@ -33,11 +33,25 @@ def chosen_modules(anatomy: Anatomy, modules: Any) -> set[str]:
     Raises:
         ConfigError: something in it is none of these, or takes no module.
     """
-    one = isinstance(modules, str | bytes | nn.Module) or not isinstance(modules, Iterable)  # a ModuleList is one too
-    parts = [modules] if one else list(modules)
-    if not parts:
-        raise ConfigError("modules is empty; leave it out to look at every module")
-    return set().union(*(_chosen(anatomy, part) for part in parts))
+    return set().union(*(_chosen(anatomy, part) for part in _parts(modules)))
+
+
+def refuse_unknown_modules(model: nn.Module, modules: Any) -> None:
+    """Refuse a filter that takes nothing, before anything runs; roles are known only after a look.
+
+    Args:
+        model: any module.
+        modules: as `chosen_modules` takes it; None: no filter.
+
+    Raises:
+        ConfigError: as `chosen_modules` raises it.
+    """
+    if modules is None:
+        return
+    anatomy = of(model)
+    for part in _parts(modules):
+        if not (isinstance(part, str) and part in list(Role)):
+            _chosen(anatomy, part)
 
 
 def filtered(anatomy: Anatomy, chosen: set[str]) -> SiteMap:
@@ -63,6 +77,14 @@ def filtered(anatomy: Anatomy, chosen: set[str]) -> SiteMap:
     note = f"modules=: {len(taps)} of {len(sites.taps)} activations looked at"
     heads = tuple(tap for tap in sites.heads if tap.module in chosen)
     return replace(sites, taps=taps, heads=heads, notes=(*sites.notes, note))
+
+
+def _parts(modules: Any) -> list[Any]:
+    one = isinstance(modules, str | bytes | nn.Module) or not isinstance(modules, Iterable)  # a ModuleList is one too
+    parts = [modules] if one else list(modules)
+    if not parts:
+        raise ConfigError("modules is empty; leave it out to look at every module")
+    return parts
 
 
 def _chosen(anatomy: Anatomy, part: Any) -> set[str]:

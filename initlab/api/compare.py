@@ -14,6 +14,7 @@ from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.models.config import NanoGPTConfig
 from initlab.options import RunOptions, Text, checked
+from initlab.report.waiting import drawn
 from initlab.results import Comparison
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ MODEL = NanoGPTConfig(n_embd=384, n_head=6, block_size=256)
 DEPTHS, WIDTHS = (4, 8, 16), (384,)
 
 
+@drawn
 def compare(
     recipes: Any,
     *,

@@ -13,6 +13,7 @@ from initlab.errors import ConfigError, RecipeError
 from initlab.models.config import WIRING, NanoGPTConfig
 from initlab.options import RunOptions, Text, checked
 from initlab.recipes import Base, Recipe, registry
+from initlab.report.waiting import drawn
 from initlab.results import Comparison, Confirmation
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _SHARED = ("bias", "activation", "tie_weights", *WIRING)  # of a comparison's NanoGPTs
 
 
+@drawn
 def confirm(
     recipes: Any,
     *,

@@ -18,7 +18,9 @@ from initlab.judge.rules.fresh import TRAINED_BELOW
 from initlab.options import checked_seed, refuse_unknown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
+from initlab.report import notebook
 from initlab.report.fix import AS_FOUND, CHANGED, Shown, changes, proposal_text
+from initlab.report.waiting import drawn
 from initlab.results import Probe
 from initlab.results.difference import Difference
 
@@ -105,6 +107,9 @@ class Proposal:
         found = Difference(self.before, self.after, names=(AS_FOUND, CHANGED))
         return found.report(out, changes=changes(self.rows))
 
+    def _repr_html_(self) -> str:
+        return notebook.of_text(repr(self))
+
     def __repr__(self) -> str:
         return proposal_text(
             Shown(
@@ -139,6 +144,7 @@ def _row(change: Change) -> dict[str, Any]:
     }
 
 
+@drawn
 def fix(
     model: nn.Module | Callable[[], nn.Module],
     batch: Any = None,
@@ -149,6 +155,7 @@ def fix(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     limits: Mapping[str, float] | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> Proposal:
     """Propose the smallest change of the weights that brings back what is odd about them, proved on a copy.
@@ -173,6 +180,7 @@ def fix(
         select: codes of the rules that count, as `Result.judge` takes them.
         ignore: codes of those that don't.
         limits: by code, likewise.
+        progress: whether a bar is drawn, as by `probe`.
         options: text, dtype and sites, as `probe` takes them.
 
     Returns:
@@ -195,7 +203,7 @@ def fix(
     inside, _ = unwrap(model)
 
     def measure(candidate: nn.Module, seed: int = seed) -> Probe:
-        found = probe(candidate, batch, recipe=declared, seed=seed, **options)
+        found = probe(candidate, batch, recipe=declared, seed=seed, progress=progress, **options)
         found.judge(select=select, ignore=ignore, limits=limits)
         return found
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab import schema
-from initlab.api.manifest import new_manifest
-from initlab.api.probed import config_of, dtype_of, filter_text, init_facts
+from initlab.api.manifest import in_words, new_manifest
+from initlab.api.probed import config_of, dtype_of, init_facts
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity, rules, theory
 from initlab.options import Text, checked, checked_seed, refuse_unknown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
+from initlab.report.waiting import drawn
 from initlab.results import Probe, now
 from initlab.rundir import Run
 from initlab.schema import Tables
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from initlab.measure.statistics import Metrics
 
 
+@drawn
 def probe(
     model: nn.Module | Callable[[], nn.Module],
     batch: Any = None,
@@ -43,6 +45,7 @@ def probe(
     sites: Sites | None = None,
     modules: Any = None,
     metrics: Metrics = None,
+    progress: bool = True,
 ) -> Probe:
     """Measure forward and backward scale at every site of one model, whatever it is.
 
@@ -87,6 +90,7 @@ def probe(
         metrics: statistics beside the usual ones: a dict from columns to functions of a tensor
             (`{"p99": lambda x: x.abs().float().quantile(0.99)}`), names of registered ones (`["abs_median"]`) or
             `file.py:name`. Each becomes a column of `records`, or `heads`; see `initlab.statistic`.
+        progress: whether a bar is drawn, after two seconds, on a terminal or in a notebook.
 
     Returns:
         Probe. Variances are over every element of a tensor; gradients are of a mean loss, so they scale as 1/(B·T).
@@ -160,8 +164,8 @@ def probe(
         config |= {
             "preset": stats,
             "dtype": dtype_of(inside, dtype),
-            "sites": filter_text(sites, inside),
-            "modules": filter_text(modules, inside),
+            "sites": in_words(sites, inside),
+            "modules": in_words(modules, inside),
         }
         if ranks.size > 1:
             config["processes"] = ranks.size

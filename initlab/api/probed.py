@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -85,28 +84,6 @@ def dtype_of(model: nn.Module, autocast: str) -> str:
     """
     own = str(next(model.parameters()).dtype).removeprefix("torch.")
     return own if autocast == "float32" else f"{own}, autocast {autocast}"
-
-
-def filter_text(value: Any, model: nn.Module) -> Any:
-    """Write a filter as run.json can hold it: names as they are, modules, classes and functions by their names.
-
-    Args:
-        value: of `sites` or `modules`.
-        model: that it is about.
-    """
-    if isinstance(value, dict):
-        return {str(key): filter_text(item, model) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [filter_text(item, model) for item in value]
-    if isinstance(value, str):
-        return str(value)
-    names = {id(module): name for name, module in model.named_modules()}
-    value = names.get(id(value), getattr(value, "pattern", getattr(value, "__name__", value)))
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return repr(value)
-    return value
 
 
 def _activation(wirings: Sequence[Wiring]) -> str | None:

@@ -13,6 +13,7 @@ from initlab import rundir
 from initlab.engines import Failed, choose
 from initlab.errors import ProbeError, RunError
 from initlab.options import Progress
+from initlab.report.waiting import heard
 from initlab.results import now
 from initlab.rundir import Run, RunDir
 from initlab.schema import Tables
@@ -52,7 +53,7 @@ def run_cells(
     work: Callable[[Cell], float],
     seconds: Callable[[Sequence[Cell]], float],
     out: str | Path | None,
-    progress: Progress | None,
+    progress: Progress | bool | None,
     started: float,
 ) -> tuple[Run, Path | None]:
     """Measure every cell that isn't in `out` yet.
@@ -64,7 +65,7 @@ def run_cells(
         work: of one cell, in any unit.
         seconds: an estimate for several cells.
         out: the run's folder; None keeps everything in memory.
-        progress: told about every cell.
+        progress: told about every cell; None: the bar of the call that is under way, where there is one.
         started: time.perf_counter() at the start of the command.
 
     Raises:
@@ -78,8 +79,9 @@ def run_cells(
         kept = rundir.load(folder.path).tables if folder else Tables()
         done = set(kept.summary["run_id"])
         todo = [cell for cell in cells if cell.run_id not in done]
-        if progress is not None:
-            progress.start(sum(map(work, todo)), len(todo), seconds(todo))
+        told = heard(progress)
+        if told is not None:
+            told.start(sum(map(work, todo)), len(todo), seconds(todo))
         with closing(results(todo)) as arriving:  # closed also where a full disk or Ctrl-C ends the loop
             for cell, found in arriving:
                 if isinstance(found, str):
@@ -92,8 +94,8 @@ def run_cells(
                         folder.restore_if_deleted([kept, *parts.values()])
                         folder.append(found)
                     parts[cell.run_id] = found
-                if progress is not None:
-                    progress.advance(work(cell), cell.run_id)
+                if told is not None:
+                    told.advance(work(cell), cell.run_id)
         if failed and len(failed) == len(cells):
             raise ProbeError(f"every one of {len(cells)} cells failed; the first: {next(iter(failed.values()))}")
         spent = time.perf_counter() - started

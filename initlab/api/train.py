@@ -16,6 +16,7 @@ from initlab.api.side_by_side import SideBySide
 from initlab.errors import ConfigError
 from initlab.models.config import PRESETS
 from initlab.options import RunOptions, Text, checked
+from initlab.report.waiting import drawn, heard
 from initlab.results import Training
 from initlab.rundir import Run
 from initlab.schema import Tables
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MEASURED_TOKENS = 4096  # of the batch that the model is measured on, before and after
 
 
+@drawn
 def train(
     recipes: Any,
     *,
@@ -145,7 +147,8 @@ def train(
         if not world.first:
             job.follow()
             return Training(Run(Tables(), manifest))
-        told = BySteps(run.progress) if run.progress is not None else None
+        progress = heard(run.progress)
+        told = None if progress is None else BySteps(progress)
         found, path = run_cells(
             cells,
             manifest,
@@ -153,7 +156,7 @@ def train(
             work=lambda cell: float(planned.steps),
             seconds=lambda todo: len(todo) * job.seconds() if todo else 0.0,
             out=out,
-            progress=told,
+            progress=told or False,
             started=started,
         )
         world.told(None)

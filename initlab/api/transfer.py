@@ -11,12 +11,14 @@ from initlab.api.reading import split_for
 from initlab.models.config import NanoGPTConfig
 from initlab.options import RunOptions, Text, checked
 from initlab.recipes import Base
+from initlab.report.waiting import drawn
 from initlab.results.trained import Transfer
 
 if TYPE_CHECKING:
     from initlab.drawing.subject import Model
 
 
+@drawn
 def transfer(
     recipes: Any,
     *,

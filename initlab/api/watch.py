@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Self
 import pandas as pd
 
 from initlab import rundir
+from initlab.api.alerts import Alerts, OnFailure
 from initlab.api.callbacks import as_callbacks
-from initlab.api.manifest import new_manifest
+from initlab.api.manifest import in_words, new_manifest
+from initlab.api.watch_folder import open_folder, rank
 from initlab.errors import ConfigError, RunError
 from initlab.results import Watch, now
 from initlab.rundir import Run, RunDir
@@ -24,6 +26,8 @@ from initlab.schema import Tables
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from initlab.anatomy.declared import Sites
+    from initlab.judge.rules import Finding
     from initlab.measure.statistics import Metrics
     from initlab.measure.watch.steps import Scaler, StepRecorder
 
@@ -36,8 +40,12 @@ def watch(
     start_step: int = 0,
     stats: str = "full",
     loss_scale: float | Scaler = 1.0,
+    sites: Sites | None = None,
+    modules: Any = None,
     metrics: Metrics = None,
+    drift: bool | nn.Module | Mapping[str, Tensor] = False,
     callback: Any = None,
+    on_failure: OnFailure | None = None,
 ) -> Watcher:
     """Record every N-th step of a training loop: activations, gradients, weights, and how far the step moves them.
 
@@ -87,19 +95,33 @@ def watch(
         loss_scale: what the loss is multiplied with before `backward()`, by which gradients are divided: the
             `torch.amp.GradScaler`, or a number (1/n where gradients of n micro-batches are summed up). Gradients that
             overflow, as a GradScaler's first ones may, are recorded, and judged, as not finite.
+        sites: where the residual stream runs, for a model whose blocks aren't found, as `probe` takes it.
+        modules: record these alone, as `probe` takes them; checks that need the others don't apply.
         metrics: statistics beside the usual ones, as `probe` takes them; one that fails is warned of once, and NaN.
-        callback: called as `callback(step, records)` after each watched step; or a TensorBoard SummaryWriter, or a
-            wandb run, which get tags such as `initlab/resid_post/3/var`; or a list of these.
+        drift: also measure how far the weights are from their init: from what they are when the watch begins, or from
+            those of a given model or state dict (of a resumed training, or of a reference). Costs one more copy of the
+            weights, on the CPU. See `Watch.drift`.
+        callback: called as `callback(step, records)` after each watched step; or what gets the loss and tags such as
+            `initlab/resid_post/3/var`: a TensorBoard SummaryWriter, a run of wandb or trackio, a logger of Lightning,
+            an Accelerator; or a list of these.
+        on_failure: called as `on_failure(step, finding)` when a rule fails at a watched step as an error or a warning,
+            once, until it has passed again. Step 0 is judged as an init, later ones by the rules that see every step:
+            NUM001 (NaN and infinities), NUM004 (updates that are rounded away), and the user's own with
+            `later=("watch",)`. `Watcher.failing` holds what fails now.
 
     Raises:
         ConfigError: an argument can't be used.
+        SiteError: `sites` names what the model doesn't have.
         ProbeError: the model can't be measured (meta device, several devices, sharded, quantised); replicas differ.
         RunError: `out` can't be written, holds another run, or holds steps of this one and start_step is 0.
     """
+    from initlab.anatomy.declared import declared_blocks
+    from initlab.anatomy.filters import refuse_unknown_modules
     from initlab.anatomy.unwrapping import unwrap
     from initlab.measure.across import alongside
     from initlab.measure.moments import PRESETS
     from initlab.measure.statistics import choose, meanings
+    from initlab.measure.watch.drift import Origin
     from initlab.measure.watch.steps import StepRecorder
     from initlab.measure.watch.tables import LABEL, TARGETS
 
@@ -110,9 +132,14 @@ def watch(
         raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
     if not (0 < loss_scale < math.inf if isinstance(loss_scale, int | float) else hasattr(loss_scale, "get_scale")):
         raise ConfigError(f"loss_scale is {loss_scale!r}; expected a positive number or a torch.amp.GradScaler")
-    callbacks = as_callbacks(callback)
+    callbacks, alerts = as_callbacks(callback), Alerts(on_failure)
     statistics = choose(metrics, stats)
     inside, _ = unwrap(model)
+    sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
+    modules = list(modules) if isinstance(modules, Iterator) else modules
+    if sites is not None:
+        declared_blocks(inside, sites)
+    refuse_unknown_modules(inside, modules)
     weight = next(inside.parameters())
     config = {
         "model": type(inside).__name__,
@@ -124,23 +151,28 @@ def watch(
         "device": str(weight.device),
     }
     data = {"label": "the training loop's batches", "targets": TARGETS}
+    for name, given in (("sites", sites), ("modules", modules)):
+        if given is not None:
+            config[name] = in_words(given, inside)
     if statistics:
         config["metrics"] = [each.name for each in statistics]
     manifest = new_manifest("watch", config, {}, data, [])
     if statistics:
         manifest["metrics"] = meanings(statistics)
     ranks = alongside(model)
-    first = ranks.rank == 0 if ranks.size > 1 else not _rank()
+    first = ranks.rank == 0 if ranks.size > 1 else not rank()
     if not first and ranks.size == 1:
-        return Watcher(None, manifest, None, [])
+        return Watcher(None, manifest, None, [], alerts)
     folder: RunDir | None = None
     try:
-        folder = _open(Path(out), manifest, start_step) if out is not None and first else None
+        origin = None if drift is False else Origin(model, drift)
+        folder = open_folder(Path(out), manifest, start_step) if out is not None and first else None
         ranks.same(
             "arguments", {"every": every, "start_step": start_step, "stats": stats, "metrics": config.get("metrics")}
         )
         options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
-        recorder = StepRecorder(model, every, preset=stats, ranks=ranks, **options)
+        options |= {"declared": sites, "modules": modules, "origin": origin, "ranks": ranks}
+        recorder = StepRecorder(model, every, preset=stats, **options)
     except BaseException as error:
         if folder is not None:
             folder.close()
@@ -148,7 +180,7 @@ def watch(
             ranks.tell(error)
         ranks.close()
         raise
-    return Watcher(recorder, manifest, folder, callbacks if first else [], silent=not first)
+    return Watcher(recorder, manifest, folder, callbacks if first else [], alerts, silent=not first)
 
 
 class Watcher:
@@ -160,6 +192,7 @@ class Watcher:
         manifest: dict[str, Any],
         folder: RunDir | None,
         callbacks: list[Any],
+        alerts: Alerts,
         *,
         silent: bool = False,
     ):
@@ -168,6 +201,7 @@ class Watcher:
         self._manifest = manifest if folder is None else folder.manifest
         self._folder = folder
         self._callbacks = callbacks
+        self._alerts = alerts
         self._parts: list[Tables] = []
         self._warned: set[str] = set()
         self._started = time.perf_counter()
@@ -204,9 +238,30 @@ class Watcher:
             self._warn("writing", str(error))
         for place, callback in enumerate(self._callbacks):
             try:
-                callback(number, tables.records)
+                callback(number, tables)
             except Exception as error:
                 self._warn(f"callback {place}", f"{type(error).__name__}: {error}")
+        self._judge(number, tables)
+
+    def _judge(self, number: int, tables: Tables) -> None:
+        what = "judging"
+        try:
+            began = self._alerts.judge(number, tables, self._manifest)
+            what = "on_failure"
+            for finding in began:
+                self._alerts.tell(number, finding)
+        except Exception as error:
+            self._warn(what, f"{type(error).__name__}: {error}")
+
+    @property
+    def watched(self) -> bool:
+        """Whether the step under way is recorded."""
+        return self._recorder is not None and self._recorder.watched
+
+    @property
+    def failing(self) -> list[Finding]:
+        """What fails now, by the last watched step that judged it; empty without `on_failure`."""
+        return list(self._alerts.failing.values())
 
     def _read(self, loss: Tensor | float | None) -> float:
         """The loss as a number; NaN, and a warning, if it is none: the rest of the step is recorded all the same."""
@@ -287,32 +342,13 @@ class Watcher:
         """`result.report(out)`: the page, the figures, the tables; returns the path of the page."""
         return self.result.report(out)
 
+    def _repr_html_(self) -> str | None:
+        try:
+            return self.result._repr_html_()
+        except RunError:  # nothing was recorded yet: the repr says so
+            return None
+
     def __repr__(self) -> str:
         if self._recorder is None:
             return "<initlab.watch, closed>"
         return f"<initlab.watch of {self._manifest['config']['model']}, {self._recorder.done} updates seen>"
-
-
-def _open(path: Path, manifest: dict[str, Any], start_step: int) -> RunDir:
-    """The folder of a new watch, or of one that goes on from a checkpoint."""
-    later: list[str] = []
-    if (path / rundir.MANIFEST).exists():
-        summary = rundir.load(path).tables.summary
-        if len(summary) and not start_step:
-            raise RunError(
-                f"output folder {path} holds steps {summary['step'].min()} to {summary['step'].max()} of a watched "
-                "run; pass start_step= (updates done) to go on with it, or choose another folder"
-            )
-        later = summary.loc[summary["step"] >= start_step, "run_id"].tolist()
-    folder = RunDir.open(path, manifest)
-    if later:
-        folder.forget(later)
-    return folder
-
-
-def _rank() -> int:
-    """Of this process among several that train together; 0 where it is alone. Never imports what isn't used."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return 0
-    return int(distributed.get_rank())

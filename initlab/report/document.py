@@ -137,7 +137,7 @@ class Document:
     @cached_property
     def cards(self) -> list[Card]:
         """Failures, a card for those that have all but the recipe in common."""
-        return _cards(self.failing, {drawing.name for drawing in self.drawings})
+        return cards_of(self.failing, {drawing.name for drawing in self.drawings})
 
     @cached_property
     def scoreboard(self) -> list[tuple[str, list[Square]]]:
@@ -231,7 +231,13 @@ def _by_reason(skipped: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(", ".join(names), reason) for reason, names in titles.items()]
 
 
-def _cards(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]:
+def cards_of(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]:
+    """Put failures that have all but the recipe in common on a card.
+
+    Args:
+        findings: failures.
+        figures_shown: names of the figures that a card may point to.
+    """
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for finding in findings:
         same = (finding.code, finding.severity, finding.why, finding.advice, finding.limit, finding.source)

@@ -21,11 +21,18 @@ def page(document: Document) -> str:
     Args:
         document: of a run.
     """
-    return _template().render(doc=document, looks=series(document.recipes), glyphs=GLYPHS, css=stylesheet())
+    return template("report.html.j2").render(
+        doc=document, looks=series(document.recipes), glyphs=GLYPHS, css=stylesheet()
+    )
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Load a template of this folder, which escapes whatever it is given.
+
+    Args:
+        name: of its file.
+    """
     environment = Environment(
         loader=PackageLoader("initlab.report", "."),
         autoescape=True,
@@ -42,7 +49,7 @@ def _template() -> Template:
         exponent=lambda fit: exponent_text(*fit),
         slope=lambda fit: scale.slope_text(*fit),
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 @cache

@@ -69,5 +69,5 @@ class ProgressBar:
             TextColumn("left"),
             TextColumn("{task.fields[note]}", markup=False),
         ]
-        console = Console(file=self._stream, highlight=False, emoji=False)
+        console = Console(file=self._stream, highlight=False, emoji=False, force_jupyter=False)
         return Progress(*columns, console=console, transient=True)

@@ -97,7 +97,15 @@ def print_table(table: Table, color: bool, most: int | None = None) -> str:
     buffer = io.StringIO()
     width = shutil.get_terminal_size((100, 24)).columns
     width = min(width, most or width)
-    console = Console(file=buffer, width=width, force_terminal=color, no_color=not color, highlight=False, markup=False)
+    console = Console(
+        file=buffer,
+        width=width,
+        force_terminal=color,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        force_jupyter=False,
+    )
     console.print(table)
     # rich pads every line to the table's width
     return "".join(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())

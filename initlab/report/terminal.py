@@ -31,6 +31,7 @@ def print_text(body: Callable[[Console, int], None], width: int | None, color: b
         markup=False,
         emoji=False,
         legacy_windows=False,
+        force_jupyter=False,  # in a notebook rich would display what is asked for as text
     )
     body(console, width)
     # rich pads lines to the width of the table; nobody wants to copy that

@@ -13,9 +13,11 @@ import pandas as pd
 from initlab import rundir
 from initlab.errors import RunError
 from initlab.judge.slopes import slopes
-from initlab.judge.updates import by_role, update_ratios
+from initlab.judge.updates import by_role, drift_by_role, drifts, update_ratios
 from initlab.recipes import Recipe
+from initlab.report import notebook
 from initlab.report.document import Document
+from initlab.results.findings import Findings as Findings
 from initlab.results.profile import Profile as Profile
 from initlab.results.result import Result as Result
 from initlab.results.trained import Confirmation, Training, Transfer
@@ -60,6 +62,20 @@ class Watch(Result):
         """`updates`, all parameters of a role taken together: step, role, update_rms, weight_rms, ratio."""
         return by_role(self.updates)
 
+    @property
+    def drift(self) -> pd.DataFrame:
+        """How far each parameter is from the weights that `watch(drift=…)` measures from: `distance`, relative to their
+        size, and `cosine`. Empty without `drift`.
+
+        Columns: see `initlab.judge.updates.drifts`.
+        """
+        return drifts(self.records)
+
+    @property
+    def drift_by_role(self) -> pd.DataFrame:
+        """`drift`, all parameters of a role taken together: step, role, the three rms, distance, cosine."""
+        return drift_by_role(self.drift)
+
 
 class Scaling(Result):
     """Models of several widths or depths, before and after a few optimizer steps.
@@ -99,6 +115,9 @@ class Description:
 
     def __repr__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        return notebook.of_text(self.text)
 
 
 Loaded = Probe | Comparison | Watch | Scaling | Training | Confirmation | Transfer

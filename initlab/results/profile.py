@@ -76,6 +76,11 @@ class Profile:
     def __repr__(self) -> str:
         return self._text(color=False)
 
+    def _repr_html_(self) -> str:
+        from initlab.report.notebook import of_text
+
+        return of_text(repr(self))
+
     def _text(self, *, color: bool, width: int | None = None) -> str:
         from initlab.report.predict import profile_text
 

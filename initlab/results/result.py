@@ -15,8 +15,10 @@ from initlab.judge import Severity
 from initlab.judge.baseline import known_among
 from initlab.judge.differences import one_recipe
 from initlab.judge.rules import Finding, chosen, evaluate, worst
-from initlab.report import console, markdown
+from initlab.report import console, markdown, notebook
 from initlab.report.document import Document
+from initlab.report.waiting import waiting
+from initlab.results.findings import Findings
 from initlab.rundir import Run, RunDir
 
 if TYPE_CHECKING:
@@ -40,17 +42,17 @@ class Result:
         self.path = path
 
     @cached_property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> Findings:
         """Verdict of every rule on every recipe, passed ones too, failures first; `failures` are what is wrong."""
-        return evaluate(self.run, **self.run.manifest.get("judging", {}))
+        return Findings(evaluate(self.run, **self.run.manifest.get("judging", {})))
 
     @property
-    def failures(self) -> list[Finding]:
+    def failures(self) -> Findings:
         """Checks that failed, errors first; those that the baseline has too aren't among them (see `against`)."""
         known = set(map(id, self.known))
-        return [each for each in self.findings if each.status == "fail" and id(each) not in known]
+        return Findings(each for each in self.findings if each.status == "fail" and id(each) not in known)
 
-    def against(self, baseline: str | Path) -> list[Finding]:
+    def against(self, baseline: str | Path) -> Findings:
         """Count only what is new since another judgement; `known` then holds the others.
 
         Args:
@@ -69,7 +71,7 @@ class Result:
 
     def judge(
         self, *, select: Sequence[str] = (), ignore: Sequence[str] = (), limits: Mapping[str, float] | None = None
-    ) -> list[Finding]:
+    ) -> Findings:
         """Judge again by other rules or limits, without measuring again; also what `report` and `save` then write.
 
         Args:
@@ -177,10 +179,15 @@ class Result:
         self.path = out
         return out
 
-    def report(self, out: str | Path | None = None) -> Path:
+    def report(self, out: str | Path | None = None, *, progress: bool = True) -> Path:
         """Write report.html, report.md, figures/*.png and findings.json beside the tables; returns the page's path.
 
-        `out` may be left away for a run that was loaded from, or measured into, a folder.
+        Args:
+            out: folder; may be left away for a run that was loaded from, or measured into, one.
+            progress: whether a bar is drawn, after two seconds, on a terminal or in a notebook.
+
+        Raises:
+            RunError: no folder, or one that holds another run or can't be written.
         """
         from initlab.report import files
 
@@ -189,7 +196,8 @@ class Result:
         folder = self.save(out) if out is not None else self.path
         assert folder is not None
         rundir.note(folder, "judging", self.run.manifest.get("judging"))
-        return files.write_report(self.document(), folder)
+        with waiting("report", progress):
+            return files.write_report(self.document(), folder)
 
     def document(self) -> Document:
         """The report as values, which page, terminal and Markdown write; made once, and again after `judge`."""
@@ -205,6 +213,9 @@ class Result:
 
     def __repr__(self) -> str:
         return self._text(color=False)
+
+    def _repr_html_(self) -> str:
+        return notebook.of_document(self.document())
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
         return console.text(self.document(), width=width, color=color)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from initlab.judge.rules import Finding, evaluate
+from initlab.judge.rules import evaluate
+from initlab.report import notebook
 from initlab.report.trace import trace_text
+from initlab.results.findings import Findings
 from initlab.rundir import Run
 from initlab.schema import Tables
 
@@ -31,9 +33,9 @@ class InitTrace:
     notes: list[str]
 
     @cached_property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> Findings:
         """Verdict of every rule about writes, failures first."""
-        return evaluate(self._run, select=CODES)
+        return Findings(evaluate(self._run, select=CODES))
 
     @property
     def _run(self) -> Run:
@@ -41,3 +43,6 @@ class InitTrace:
 
     def __repr__(self) -> str:
         return trace_text(type(self.model).__name__, self._run, self.findings, self.notes)
+
+    def _repr_html_(self) -> str:
+        return notebook.of_text(repr(self))

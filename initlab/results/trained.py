@@ -71,10 +71,10 @@ class Confirmation(_Trained):
         """How well each probe metric ranks recipes by regret; see `initlab.judge.outcomes.rankings`."""
         return judged_training.rankings(self.run)
 
-    def report(self, out: str | Path | None = None) -> Path:
+    def report(self, out: str | Path | None = None, *, progress: bool = True) -> Path:
         """Write what `Result.report` writes, and regrets, effects, outcomes and rankings as CSV beside it."""
         names = ("regrets", "effects", "outcomes", "rankings")
-        return _with_tables(super().report(out), {name: getattr(self, name) for name in names})
+        return _with_tables(super().report(out, progress=progress), {name: getattr(self, name) for name in names})
 
 
 class Transfer(_Trained):
@@ -97,9 +97,11 @@ class Transfer(_Trained):
         """How the best rate goes with width and depth, with verdict and cost; see `transfers` there."""
         return judged_training.transfers(self.run)
 
-    def report(self, out: str | Path | None = None) -> Path:
+    def report(self, out: str | Path | None = None, *, progress: bool = True) -> Path:
         """Write what `Result.report` writes, and optima and transfers as CSV beside it."""
-        return _with_tables(super().report(out), {"optima": self.optima, "transfers": self.transfers})
+        return _with_tables(
+            super().report(out, progress=progress), {"optima": self.optima, "transfers": self.transfers}
+        )
 
 
 def _with_tables(page: Path, frames: Mapping[str, pd.DataFrame]) -> Path:

@@ -180,13 +180,14 @@ def test_writers_and_functions_are_told():
     assert [step for step, _ in seen] == [0, 2]
     assert seen[0][1]["step"].unique().tolist() == [0]
     assert board.found == run.found
+    assert board.found["initlab/loss", 2] == w.result.summary.set_index("step").loc[2, "loss"]
     records = w.records
     row = records.query("site == 'resid_post' and layer == 1 and kind == 'grad' and step == 2")
     assert board.found["initlab/resid_post/1/grad_var", 2] == row["var"].item()
     ratios = w.result.updates_by_role.query("role == 'mlp_out' and step == 2")["ratio"].item()
     assert board.found["initlab/update_ratio/mlp_out", 2] == pytest.approx(ratios)
     assert all(math.isfinite(value) for value in board.found.values())
-    assert len(board.found) / 2 <= 2 * 8 * 2 + 12
+    assert len(board.found) / 2 <= 2 * 8 * 2 + 14
 
 
 def test_a_callback_that_raises_is_warned_of_once_and_training_goes_on():
@@ -256,6 +257,11 @@ def test_a_loss_that_is_no_number_is_said_and_the_step_is_recorded(loss, message
         ({"loss_scale": 0}, "loss_scale is 0; expected a positive number or a torch.amp.GradScaler"),
         ({"loss_scale": None}, "loss_scale is None"),
         ({"callback": 3}, "callback is int; expected a function"),
+        ({"on_failure": 3}, "on_failure is 3; expected a function"),
+        ({"drift": 3}, "drift is 3; expected True, a model, or a state dict"),
+        ({"drift": {"w": torch.ones(1)}}, "drift: no weight of NanoGPT is among the 1 given"),
+        ({"modules": "nothing.*"}, "takes no module of NanoGPT"),
+        ({"modules": []}, "modules is empty"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_attached(options, message, tmp_path):
@@ -281,3 +287,95 @@ def test_light_is_passed_on():
     with initlab.watch(model, every=1, stats="light") as w:
         train(model, w, 1)
     assert w.result.heads.empty and w.records["kurtosis"].isna().all()
+
+
+def test_a_rule_that_fails_calls_a_function_once_until_it_passes_again():
+    model, told = nano(), []
+    weight = model.transformer.h[1].mlp.c_fc.weight
+    kept = weight.detach().clone()
+    with initlab.watch(model, every=1, on_failure=lambda step, finding: told.append((step, finding.code))) as w:
+        for step in range(6):
+            with torch.no_grad():
+                weight[0, 0] = math.nan if step in (1, 2, 4) else kept[0, 0]
+            model(*torch.randint(V, (2, 3, T)).unbind(0))[1].backward()
+            model.zero_grad()
+            w.step()
+            assert ("NUM001" in [finding.code for finding in w.failing]) == (step in (1, 2, 4))
+    assert [each for each in told if each[1] == "NUM001"] == [(1, "NUM001"), (4, "NUM001")]
+    assert "ACT001" not in [code for _, code in told]  # a note is no alarm
+
+
+def test_an_init_that_fails_is_told_of_at_step_0():
+    model, told = nano(), []
+    torch.nn.init.normal_(model.transformer.wte.weight, std=1.0)  # tied to the head
+    with initlab.watch(model, every=2, on_failure=lambda *given: told.append(given)) as w:
+        train(model, w, 3)
+    failed = {f.code for f in w.result.failures if f.severity != "info"}
+    assert failed and {finding.code for _, finding in told} == failed
+    assert {step for step, _ in told} == {0}
+
+
+def test_an_alarm_that_raises_is_warned_of_and_training_goes_on():
+    def broken(step, finding):
+        raise ValueError("no connection")
+
+    with initlab.watch(nano(), every=1, on_failure=broken) as w, pytest.warns(RuntimeWarning) as warned:
+        model = w._recorder._model
+        torch.nn.init.normal_(model.transformer.wte.weight, std=1.0)
+        train(model, w, 2)
+    assert [str(each.message).split("won't")[0] for each in warned] == [
+        "initlab.watch goes on after an error in on_failure, and "
+    ]
+    assert warned[0].filename == __file__
+    assert w.result.summary["step"].tolist() == [0, 1]
+
+
+def test_drift_is_the_distance_from_the_first_weights():
+    model, seen = nano(), {}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with initlab.watch(model, every=2, drift=True, callback=(board := Board())) as w:
+        train(model, w, 2)
+        seen = {name: p.detach().clone() for name, p in model.named_parameters()}
+        train(model, w, 1)
+    drift = w.result.drift
+    assert drift.query("step == 0")["distance"].dropna().eq(0).all()
+    rows = drift.query("step == 2").set_index("module")
+    assert set(rows.index) == set(before)
+    for name in ("transformer.h.1.mlp.c_fc.weight", "transformer.ln_f.weight"):
+        a, b = before[name].double().flatten(), seen[name].double().flatten()
+        assert rows.loc[name, "distance"] == pytest.approx(((b - a).norm() / a.norm()).item(), rel=1e-4)
+        assert rows.loc[name, "cosine"] == pytest.approx((a @ b / a.norm() / b.norm()).item(), abs=1e-6)
+    one = w.result.drift_by_role.query("role == 'mlp_out' and step == 2").iloc[0]
+    assert board.found["initlab/drift/mlp_out", 2] == pytest.approx(one["distance"])
+    assert 0 < board.found["initlab/cosine/mlp_out", 2] < 1
+    assert {f.code for f in w.result.failures} == {"ACT001"}  # 0.02 at a width of 16
+    titles = [axes.get_title(loc="left") for axes in w.result.plot("watch").axes]
+    assert titles[-1] == "Distance from the init, by role" and len(titles) == 4
+
+
+@pytest.mark.parametrize("give", [lambda m: m, lambda m: m.state_dict()])
+def test_drift_may_be_measured_from_another_model(give):
+    torch.manual_seed(5)
+    other = initlab.NanoGPT(nano().config)
+    model = nano()
+    with initlab.watch(model, every=1, drift=give(other)) as w:
+        train(model, w, 1)
+    row = w.result.drift.set_index("module").loc["transformer.h.0.attn.c_attn.weight"]
+    assert row["distance"] == pytest.approx(2**0.5, rel=0.1) and abs(row["cosine"]) < 0.1
+    assert initlab.watch(model).__exit__(None, None, None) is None
+
+
+def test_modules_are_recorded_alone_and_sites_may_be_declared():
+    model = nano()
+    with initlab.watch(model, every=1, modules="*.mlp*", sites="transformer.h.*") as w:
+        train(model, w, 1)
+    records = w.records
+    assert records["module"].str.contains("mlp").all()
+    assert {"activation", "grad", "weight", "weight_grad", "update"} == set(records["kind"])
+    assert w.result.run.manifest["config"]["modules"] == "*.mlp*"
+    assert w.result.run.manifest["config"]["sites"] == "transformer.h.*"
+
+
+def test_sites_that_the_model_lacks_are_refused():
+    with pytest.raises(initlab.InitlabError, match="sites"):
+        initlab.watch(nano(), sites="layers.*")

@@ -13,7 +13,10 @@ from initlab.judge.rules.counting import seeds
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
-_IN_ORDER = ("weight", "activation", "grad", "weight_grad", "update", "change", "effective", "propagating")
+_IN_ORDER = (
+    *("weight", "activation", "grad", "weight_grad", "update", "change", "effective", "propagating"),
+    *("origin", "drift"),
+)
 _FORWARD_FIRST = {kind: place for place, kind in enumerate(_IN_ORDER)}
 
 

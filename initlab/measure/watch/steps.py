@@ -12,12 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from initlab.anatomy.declared import Sites
+from initlab.anatomy.filters import chosen_modules, filtered
 from initlab.anatomy.inputs import of_call
 from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.restoring import copied, depth, untouched
@@ -32,6 +35,7 @@ from initlab.measure.ranks import ALONE, Ranks
 from initlab.measure.recorder import recording
 from initlab.measure.statistics import Statistic
 from initlab.measure.watch.backward import Backward
+from initlab.measure.watch.drift import Origin
 from initlab.measure.watch.tables import LABEL, Pass, tables_of, weights_of
 from initlab.schema import Tables
 
@@ -56,6 +60,9 @@ class StepRecorder:
         start_step: updates done before the first call of `step`.
         loss_scale: what the loss is multiplied with before backward(): a number, or a GradScaler.
         statistics: what is taken beside the moments, see `initlab.measure.statistics`.
+        declared: where the residual stream runs, see `initlab.anatomy.declared`.
+        modules: those that are recorded, see `initlab.anatomy.filters`; None: all.
+        origin: weights that drift is measured from.
         ranks: the processes that train the model, each with its own batch, of which each records; all count alike.
 
     Attributes:
@@ -75,6 +82,9 @@ class StepRecorder:
         start_step: int = 0,
         loss_scale: float | Scaler = 1.0,
         statistics: Sequence[Statistic] = (),
+        declared: Sites | None = None,
+        modules: Any = None,
+        origin: Origin | None = None,
         ranks: Ranks = ALONE,
     ):
         self.done = start_step
@@ -85,10 +95,14 @@ class StepRecorder:
         self._every = every
         self._preset: Preset = preset
         self._loss_scale = loss_scale
+        self._declared = declared
+        self._modules = modules
+        self._origin = origin
         self._armed: ExitStack | None = None
         self._pass: Pass | None = None
         self._error: Exception | None = None
         self._seen: tuple[tuple[list[str], list[tuple[str, torch.Size]]], Anatomy] | None = None
+        self._chosen: set[str] | None = None  # names of the modules among `modules`
         self._notes: list[str] = []
         unwrap(model)
         if self.done % every == 0:
@@ -176,7 +190,7 @@ class StepRecorder:
             if logits is not None:
                 made.vocab_size = vocabulary(model) or logits.shape[-1]
                 made.own_logit = own_logit(logits, made.inputs.ids)
-                if not any(tap.site == "logits" for tap in made.anatomy.sites.taps):
+                if made.owners is None and not any(tap.site == "logits" for tap in made.anatomy.sites.taps):
                     made.recorder.take(Tap("logits", "(output)", "out"), logits)
         except Exception as error:
             self._error = error
@@ -189,7 +203,12 @@ class StepRecorder:
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
         started = time.perf_counter()
         anatomy = self._look(model, args, kwargs)
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        owners = self._chosen
+        trained = {
+            name: p
+            for name, p in model.named_parameters()
+            if p.requires_grad and (owners is None or name.rpartition(".")[0] in owners)
+        }
         scale = float(self._loss_scale if isinstance(self._loss_scale, int | float) else self._loss_scale.get_scale())
         scale *= self._ranks.size  # gradients are averaged over the processes
         assert self._armed is not None
@@ -218,6 +237,8 @@ class StepRecorder:
                 on_parameters=ExitStack(),
                 mode="train" if model.training else "eval",
                 gradients=gradients,
+                owners=owners,
+                origin=self._origin,
             )
             self._armed.callback(made.detach)
             for name, p in trained.items():
@@ -231,7 +252,11 @@ class StepRecorder:
         names = [name for name, _ in model.named_modules()]
         shapes = [(name, p.shape) for name, p in model.named_parameters()]
         if self._seen is None or self._seen[0] != (names, shapes):
-            self._seen = ((names, shapes), _looked_at(model, args, kwargs))
+            anatomy = _looked_at(model, args, kwargs, self._declared)
+            if self._modules is not None:
+                self._chosen = chosen_modules(anatomy, self._modules)
+                anatomy = replace(anatomy, sites=filtered(anatomy, self._chosen))
+            self._seen = ((names, shapes), anatomy)
         return self._seen[1]
 
     def _finish(self, loss: Tensor | float | None) -> Tables:
@@ -285,7 +310,9 @@ def number(loss: Tensor | float | None) -> float:
         raise ConfigError(f"loss is {found}; expected a number or a tensor of one element") from None
 
 
-def _looked_at(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Anatomy:
+def _looked_at(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], declared: Sites | None = None
+) -> Anatomy:
     """A look by a pass of our own, on copies of the arguments: it may fill a cache or write in place."""
     with untouched(model, 0):
         try:
@@ -296,5 +323,5 @@ def _looked_at(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
                 f"the residual stream wasn't looked for: the loop's arguments can't be copied for a pass of our own "
                 f"({type(error).__name__}: {error})"
             )
-            return of(model, notes=[missed])
-        return of(model, lambda: model(*own_args, **own_kwargs))
+            return of(model, declared=declared, notes=[missed])
+        return of(model, lambda: model(*own_args, **own_kwargs), declared)

@@ -21,6 +21,7 @@ from initlab.measure.recorder import Recorder
 from initlab.measure.statistics import columns_of
 from initlab.measure.tables import activation_rows, coverage_rows, head_rows, n_head, scalars, scaled, weight_rows
 from initlab.measure.watch.backward import Backward
+from initlab.measure.watch.drift import Origin
 from initlab.measure.wired import wiring_rows
 from initlab.schema import Tables
 
@@ -57,6 +58,12 @@ class Pass:
     again: int = 0  # further forward passes of the step
     gradients: dict[str, int] = field(default_factory=dict)  # parameter -> place in the moments
     parts: dict[str, Tensor] = field(default_factory=dict)  # of gradients that are summed up over processes
+    owners: set[str] | None = None  # modules whose parameters are recorded; None: all
+    origin: Origin | None = None  # of drift
+
+    def records(self, name: str) -> bool:
+        """Whether a parameter is one to record."""
+        return self.owners is None or name.rpartition(".")[0] in self.owners
 
     def take_gradient(self, name: str, gradient: Tensor) -> None:
         """Of one parameter, of this backward pass alone: before it is accumulated, averaged, unscaled or clipped."""
@@ -94,7 +101,8 @@ class Pass:
 
 
 def weights_of(made: Pass) -> list[dict[str, Any]]:
-    """Statistics of every parameter as the pass used it, of its gradient, and of what the step added to it.
+    """Statistics of every parameter as the pass used it, of its gradient, of what the step added to it, and of how far
+    it is from its origin.
 
     The copies of the weights become the updates, in place.
     """
@@ -103,6 +111,8 @@ def weights_of(made: Pass) -> list[dict[str, Any]]:
     if made.ranks.size > 1:
         made.sum_up()
     for name, parameter in made.model.named_parameters():
+        if not made.records(name):
+            continue
         now = parameter.detach()
         before = made.before.pop(name, None)
         if before is not None and (before.shape, before.dtype, before.device) != (now.shape, now.dtype, now.device):
@@ -114,6 +124,10 @@ def weights_of(made: Pass) -> list[dict[str, Any]]:
                 if slot is None:
                     slot = moments.add(torch.zeros_like(now), "weight_grad", name)
                 kinds["weight_grad"] = slot
+            origin = None if made.origin is None else made.origin.of(name, before)
+            if origin is not None:
+                kinds["origin"] = moments.add(origin, "origin", name)
+                kinds["drift"] = moments.add(before - origin, "drift", name)
             kinds["update"] = moments.add(torch.sub(now, before, out=before), "update", name)
         rows += [
             {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from initlab.judge.updates import RULE_OF_THUMB, VECTORS, by_role, update_ratios
+from initlab.judge.updates import RULE_OF_THUMB, VECTORS, by_role, drift_by_role, drifts, update_ratios
 from initlab.judge.words import number
 from initlab.report.figures import figure
 from initlab.report.figures.data import Curve
@@ -91,6 +91,7 @@ def draw_watch(run: Run, theme: str) -> Figure:
 
 
 _UPDATES = "Update / weight, by role"
+_DRIFT = "Distance from the init, by role"
 
 
 def _panels(run: Run) -> list[tuple[str, str, list[_Line]]]:
@@ -99,7 +100,8 @@ def _panels(run: Run) -> list[tuple[str, str, list[_Line]]]:
     panels = [
         ("Residual stream, after each block", "variance", _stream(records, "activation")),
         ("Gradient of the residual stream", "variance of ∂loss/∂x", _stream(records, "grad")),
-        (_UPDATES, "rms of update / rms of weight", _updates(records)),
+        (_UPDATES, "rms of update / rms of weight", _roles(by_role(update_ratios(records)), "ratio")),
+        (_DRIFT, "rms of W − W₀ / rms of W₀", _roles(drift_by_role(drifts(records)), "distance")),
     ]
     return [panel for panel in panels if any(line.curve.drawable.any() for line in panel[2])]
 
@@ -121,17 +123,17 @@ def _stream(records: pd.DataFrame, kind: str) -> list[_Line]:
     return lines
 
 
-def _updates(records: pd.DataFrame) -> list[_Line]:
+def _roles(found: pd.DataFrame, column: str) -> list[_Line]:
     """Every role of a matrix, and the gains of norms. Biases start at 0, so that their first ratios say nothing."""
-    ratios = by_role(update_ratios(records)).sort_values("step")
-    ratios = ratios[ratios["ratio"].notna() & ~ratios["role"].isin(set(VECTORS) - {"norm_gain"})]
+    ratios = found.sort_values("step")
+    ratios = ratios[ratios[column].notna() & ~ratios["role"].isin(set(VECTORS) - {"norm_gain"})]
     lines = []
     used: dict[str, int] = {}
     for role in ratios["role"].unique():
         token = next(token for token, family in _FAMILIES.items() if family in str(role))
         used[token] = used.get(token, -1) + 1
         own = ratios[ratios["role"] == role]
-        lines.append(_line(own, "ratio", str(role), token, _MARKERS[used[token] % len(_MARKERS)]))
+        lines.append(_line(own, column, str(role), token, _MARKERS[used[token] % len(_MARKERS)]))
     return lines
 
 
