@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 
 from initlab.report.figures import FigureSpec
@@ -25,6 +26,11 @@ class Drawing:
     def words(self) -> str:
         """The same in words, with numbers."""
         return self._spec.said(self._run)
+
+    @property
+    def gist(self) -> str:
+        """The words from their first number on, as far as punctuation tells; a page cuts them where a line ends."""
+        return re.split(r"[:.] ", self.words, maxsplit=1)[-1]
 
     @cached_property
     def _files(self) -> tuple[str, bytes]:
