@@ -1,8 +1,11 @@
 """Every example runs and prints what its text promises."""
 
+import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,19 @@ def test_example_runs(name, tmp_path):
     for text in EXPECTED[name]:
         assert text in done.stdout
     assert list(tmp_path.iterdir()) == []  # an example leaves nothing behind
+
+
+def test_the_claims_are_counted_in_the_first_sentence(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from nanogpt_note.evidence import Claim
+    from nanogpt_note.page import answer, page_text
+
+    saved = json.loads((ROOT / "reports" / "nanogpt-claims" / "claims.json").read_text(encoding="utf-8"))
+    found = [Claim(**each) for each in saved]
+    counts = Counter(claim.verdict for claim in found)
+    said = answer(found)
+    assert sum(map(int, re.findall(r"(\d+) (?:hold|do)", said))) == len(found) == sum(counts.values())
+    assert f"{counts['holds']} hold, {counts['holds with a condition']} hold with a condition" in said
+    about = {"environment": {}, "commit": "", "models": 1, "trainings": 0, "seconds": 1.0}
+    assert re.search(r"<h1>(.*?)</h1>", page_text(found, {}, **about))[1] == said.replace("'", "&#39;")
+    assert answer(found[:1]) == f"Of 1 statement about nanoGPT's init, 1 {found[0].verdict}."

@@ -119,6 +119,13 @@ class Document:
             return transfer.verdict(self.run)
         return verdict(self.run, self._new)
 
+    @property
+    def headline(self) -> str:
+        """What a page opens with: the verdict, or what differs; where one was made to mend the other, whether it is."""
+        if self.changed and not self.run.manifest.get("changes"):
+            return self.changed.verdict
+        return self.verdict
+
     @cached_property
     def graded(self) -> pd.DataFrame:
         """Prediction beside outcome, a row per recipe and depth; empty but of a confirmation."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Self
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions")
+# it reads from descriptor 3 and writes to 4
+_START = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3), os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 # boxes that reach beyond the window, and aren't in a region of their own that scrolls
 _OVERFLOW = """(() => {
   const wide = document.documentElement.clientWidth, found = [];
@@ -36,10 +42,10 @@ class Browser:
     def __init__(self, profile: Path):
         assert CHROMIUM is not None
         (there, self._write), (self._read, back) = os.pipe(), os.pipe()
+        there, back = (_moved(each) for each in (there, back))
         command = [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
-        # it reads from descriptor 3 and writes to 4; a shell is there to put ours in these places
-        joined = ["sh", "-c", f'exec "$@" 3<&{there} 4>&{back}', "sh", *command]
-        self._process = subprocess.Popen(joined, pass_fds=(there, back), stderr=subprocess.DEVNULL)
+        started = [sys.executable, "-c", _START, str(there), str(back), *command]
+        self._process = subprocess.Popen(started, pass_fds=(there, back), stderr=subprocess.DEVNULL)
         os.close(there)
         os.close(back)
         self._numbers, self._left, self.heard = itertools.count(1), b"", []
@@ -95,15 +101,11 @@ class Browser:
     @property
     def complaints(self) -> list[str]:
         """Say what the console says, and which addresses were asked for besides the page."""
-        said = [
-            each["params"]
-            for each in self.heard
-            if each.get("method") in ("Log.entryAdded", "Runtime.consoleAPICalled")
-        ]
-        asked = [
-            each["params"]["request"]["url"] for each in self.heard if each.get("method") == "Network.requestWillBeSent"
-        ]
-        return [json.dumps(each) for each in said] + [url for url in asked[1:] if not url.startswith("data:")]
+        console = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        said = [json.dumps(each["params"]) for each in self.heard if each.get("method") in console]
+        asked = [each["params"]["request"] for each in self.heard if each.get("method") == "Network.requestWillBeSent"]
+        others = [each["url"] for each in asked[1:]]  # the first is the page
+        return said + [url for url in others if not url.startswith("data:")]
 
     @property
     def height(self) -> int:
@@ -122,3 +124,10 @@ class Browser:
             self._left += got
         message, self._left = self._left.split(b"\0", 1)
         return json.loads(message)
+
+
+def _moved(descriptor: int) -> int:
+    """The same pipe under a number that isn't one of those the browser uses."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10)
+    os.close(descriptor)
+    return moved
