@@ -85,3 +85,8 @@ class OwnLlama(nn.Module):
         logits = self.output(self.norm(x))
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
+
+
+def llama(n_layer: int, n_embd: int) -> OwnLlama:
+    """Make one of any size, as `--model` calls it."""
+    return OwnLlama(n_embd, n_layer, vocab=256)

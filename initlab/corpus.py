@@ -29,6 +29,7 @@ from initlab.errors import ConfigError, DataError
 CACHE_FORMAT = 1  # raise it when the extraction changes
 GPT2_VOCAB = 50304  # nanoGPT's: 50257 padded to a multiple of 64
 STATISTICS_TOKENS = 10_000_000
+MOST_TOKENS = 2**27  # of a batch: 1 GiB of ids
 HASH_EDGE = 16 * 2**20  # bytes
 TEXT_SUFFIXES = (".txt", ".md")
 # Not English prose: test suites, an application, a grammar with test data, other people's packages.
@@ -84,6 +85,10 @@ class Corpus:
         """`batch` from a generator of the caller's."""
         if batch_size < 1 or block_size < 1:
             raise ConfigError(f"a batch of {batch_size} windows of {block_size} tokens; expected at least 1 of each")
+        if batch_size * block_size > MOST_TOKENS:
+            raise ConfigError(
+                f"a batch of {batch_size:,} windows of {block_size:,} tokens; expected at most {MOST_TOKENS:,} tokens"
+            )
         if self.tokens is None:
             rows = rng.integers(self.vocab_size, size=(batch_size, block_size + 1))
         else:

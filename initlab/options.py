@@ -40,7 +40,8 @@ class Text:
             it. Default: the command's own number for NanoGPTs, for other models what they declare, at most 1024.
 
     Raises:
-        ConfigError: data is no path, or batch_size or block_size isn't a positive whole number.
+        ConfigError: data is no path or empty, tokenizer is empty, or batch_size or block_size isn't a positive whole
+            number.
     """
 
     data: str | Path = "docstrings"
@@ -50,8 +51,10 @@ class Text:
 
     def __post_init__(self) -> None:
         _refuse_no_path("data", self.data)
-        _refuse_no_count("batch_size", self.batch_size)
-        _refuse_no_count("block_size", self.block_size)
+        if self.tokenizer is not None and (not isinstance(self.tokenizer, str) or not self.tokenizer.strip()):
+            raise ConfigError(f"tokenizer is {self.tokenizer!r:.80}; expected a name, such as bytes or gpt2")
+        _take_count(self, "batch_size")
+        _take_count(self, "block_size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +89,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.out is not None:
             _refuse_no_path("out", self.out)
-        _refuse_no_count("jobs", self.jobs)
+        _take_count(self, "jobs")
 
 
 def checked(name: str, value: Any, kind: type[_T]) -> _T:
@@ -125,8 +128,15 @@ def refuse_unknown(command: str, given: Iterable[str], own: Callable[..., Any], 
 def _refuse_no_path(name: str, value: Any) -> None:
     if not isinstance(value, str | PathLike):
         raise ConfigError(f"{name} is {value!r:.80}; expected a path")
+    if not str(value).strip():  # Path("") is the working directory, which nobody means by a variable that isn't set
+        raise ConfigError(f"{name} is empty; expected a path")
 
 
-def _refuse_no_count(name: str, value: Any) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise ConfigError(f"{name} is {value!r}; expected a whole number from 1 on")
+def _take_count(options: Any, name: str) -> None:
+    """Keep a count as an int; numpy's integers count as well."""
+    value = getattr(options, name)
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ConfigError(f"{name} is {value!r:.80}; expected a whole number from 1 on")
+    object.__setattr__(options, name, int(value))

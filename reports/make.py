@@ -5,6 +5,7 @@ Holds every command. Tables are packed (records.csv.xz); `initlab report FOLDER`
 
 from __future__ import annotations
 
+import json
 import lzma
 import shlex
 import shutil
@@ -46,6 +47,14 @@ def print_examples() -> None:
         (out / f"{script.stem}.txt").write_text(done.stdout, encoding="utf-8")
 
 
+def leave_unchecked(run: Path) -> None:
+    """Make a folder one without checksums, which has lost tables on purpose."""
+    manifest = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in manifest.items() if key not in ("committed", "sum")}
+    (run / "run.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (run / "commits.jsonl").unlink(missing_ok=True)
+
+
 def make(name: str) -> None:
     if name == EXAMPLES:
         print_examples()
@@ -68,6 +77,7 @@ def make(name: str) -> None:
         for path in [path for run in out.iterdir() if run.name != "training" for path in run.glob("*.csv")]:
             if path.parent.name != "data" and path.name in PACKED:
                 path.unlink()
+                leave_unchecked(path.parent)
     (out / "terminal.txt").write_text(done.stdout.replace(f"{made}/", ""), encoding="utf-8")
     for path in [path for table in PACKED for path in out.rglob(table)]:
         path.with_name(path.name + ".xz").write_bytes(lzma.compress(path.read_bytes(), preset=9))

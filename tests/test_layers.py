@@ -168,7 +168,7 @@ def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
         ("initlab.schema", "import initlab.results", True),
         ("initlab.recipes.base", "def f():\n    from initlab.models import roles", True),
         ("initlab.rundir", "if TYPE_CHECKING:\n    from initlab.judge.rules import Finding", True),
-        ("initlab.rundir", "from . import results", True),
+        ("initlab.rundir", "from .. import results", True),
         ("initlab.judge.rules.base", "from ...report import console", True),
         ("initlab.report.html", "def f():\n    import torch", True),
         ("initlab.judge.theory", "from torch.nn import functional", True),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from initlab import schema
 from initlab.api.manifest import new_manifest
+from initlab.api.probed import config_of, dtype_of, filter_text, init_facts
 from initlab.errors import ConfigError
-from initlab.judge import SEVERITIES, Severity, matching, rules, theory
+from initlab.judge import SEVERITIES, Severity, rules, theory
 from initlab.options import Text, checked, checked_seed, refuse_unknown
-from initlab.recipes import Recipe, Role, registry
+from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
 from initlab.results import Probe, now
 from initlab.rundir import Run
 from initlab.schema import Tables
-from initlab.wiring import MLP, Wiring
 
 if TYPE_CHECKING:
     from torch import nn
@@ -158,13 +156,12 @@ def probe(
         _expect(tables, anatomy, whole, described, entry)
         if chosen is not None:  # only now: the closed form needs every weight
             _keep(tables, chosen)
-        config = _config(tables, anatomy, whole)
+        config = config_of(tables, anatomy, whole)
         config |= {
-            "activation": _activation(anatomy.wirings),
             "preset": stats,
-            "dtype": _dtype(inside, dtype),
-            "sites": _text(sites, inside),
-            "modules": _text(modules, inside),
+            "dtype": dtype_of(inside, dtype),
+            "sites": filter_text(sites, inside),
+            "modules": filter_text(modules, inside),
         }
         if ranks.size > 1:
             config["processes"] = ranks.size
@@ -178,7 +175,7 @@ def probe(
             manifest["config"]["metrics"] = [each.name for each in statistics]
             manifest["metrics"] = meanings(statistics)
         if not step:
-            manifest["init"] = _init_facts(anatomy, declared=entry is not None)
+            manifest["init"] = init_facts(anatomy, declared=entry is not None)
             rows = writes_of(inside)
             tables.writes = schema.table("writes", [row | {"run_id": identity.run_id} for row in rows])
         manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
@@ -280,90 +277,9 @@ def _sequences(inputs: Inputs) -> int | None:
     return None if first is None or first.dim() < 2 else len(first)
 
 
-def _activation(wirings: Sequence[Wiring]) -> str | None:
-    """Name the activation of the first MLP whose own is known."""
-    bodies = [branch.body for wiring in wirings for branch in wiring.branches()]
-    found = next((body.activation for body in bodies if isinstance(body, MLP)), None)
-    return found if found is None or isinstance(found, str) else getattr(found, "__name__", repr(found))
-
-
 def _keep(tables: Tables, chosen: set[str]) -> None:
     """Drop the records of other modules, and of parameters that other modules hold."""
     rows = tables.records
     parameter = ~rows["kind"].isin(["activation", "grad"])
     owner = rows["module"].mask(parameter, rows["module"].str.rpartition(".")[0])
     tables.records = rows[owner.isin(chosen)].reset_index(drop=True)
-
-
-def _config(tables: Tables, anatomy: Anatomy, inputs: Inputs) -> dict[str, Any]:
-    """What makes two probes the same, of the model and of its batch."""
-    cell = tables.summary.iloc[0]
-    roles = {parameter.role for parameter in anatomy.parameters}
-    return {
-        "model": type(anatomy.model).__name__,
-        "recipes": [str(cell["recipe"])],
-        "depths": [int(cell["n_layer"])],
-        "widths": [int(cell["n_embd"])],
-        "seeds": 1,
-        "seed": int(cell["seed"]),
-        "n_head": int(cell["n_head"]),
-        "block_size": int(cell["block_size"]),
-        "batch_size": inputs.ids.shape[0] if inputs.ids is not None else inputs.n_tokens,
-        "vocab_size": int(cell["vocab_size"]),
-        "bias": Role.BIAS in roles,
-        "tie_weights": Role.UNEMBED not in roles,
-        "mode": str(cell["mode"]),
-        "step": int(cell["step"]),
-        "device": str(next(anatomy.model.parameters()).device),
-        "fingerprint": _fingerprint(tables),
-    }
-
-
-def _init_facts(anatomy: Anatomy, *, declared: bool) -> dict[str, Any]:
-    """What the weights look like against the known recipes and the model's own code, for the rules about init.
-
-    With a declared recipe the weights are judged by that one alone.
-    """
-    from initlab.drawing.declared import declared_stds
-    from initlab.drawing.describe import describe
-
-    rows = describe(anatomy)
-    best, _ = matching.best_recipes(rows)
-    compared = bool(best) and not declared
-    known, total, _ = matching.coverage(rows)
-    return {
-        "coverage": [known, total],
-        "closest": best[0] if compared else "",
-        "mismatches": matching.mismatches(rows) if compared else [],
-        "compared": "{} of {}".format(*matching.coverage(rows)[:2]),
-        "depth_code": next((row["depth_code"] for row in rows), ""),
-        "outputs": matching.outputs_as_drawn(rows, declared_stds(anatomy.model)),
-    }
-
-
-def _dtype(model: nn.Module, autocast: str) -> str:
-    own = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return own if autocast == "float32" else f"{own}, autocast {autocast}"
-
-
-def _fingerprint(tables: Tables) -> str:
-    """Of everything measured, so that another model's or batch's tables aren't taken for these."""
-    values = tables.records[["mean", "var", "abs_max"]].to_numpy(dtype=float)
-    return hashlib.sha256(values.round(12).tobytes()).hexdigest()[:16]
-
-
-def _text(value: Any, model: nn.Module) -> Any:
-    """A filter as run.json can hold it: names as they are, modules, classes and functions by their names."""
-    if isinstance(value, dict):
-        return {str(key): _text(item, model) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_text(item, model) for item in value]
-    if isinstance(value, str):
-        return str(value)
-    names = {id(module): name for name, module in model.named_modules()}
-    value = names.get(id(value), getattr(value, "pattern", getattr(value, "__name__", value)))
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return repr(value)
-    return value

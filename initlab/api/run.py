@@ -72,35 +72,40 @@ def run_cells(
         ProbeError: every cell failed. A single failing cell is recorded in the manifest and the rest goes on.
     """
     folder = RunDir.open(out, manifest) if out is not None else None
-    kept = rundir.load(folder.path).tables if folder else Tables()
-    done = set(kept.summary["run_id"])
-    todo = [cell for cell in cells if cell.run_id not in done]
-    if progress is not None:
-        progress.start(sum(map(work, todo)), len(todo), seconds(todo))
     parts: dict[str, Tables] = {}
     failed: dict[str, str] = {}
     try:
+        kept = rundir.load(folder.path).tables if folder else Tables()
+        done = set(kept.summary["run_id"])
+        todo = [cell for cell in cells if cell.run_id not in done]
+        if progress is not None:
+            progress.start(sum(map(work, todo)), len(todo), seconds(todo))
         with closing(results(todo)) as arriving:  # closed also where a full disk or Ctrl-C ends the loop
             for cell, found in arriving:
                 if isinstance(found, str):
                     failed[cell.run_id] = found
                     if folder:
+                        folder.restore_if_deleted([kept, *parts.values()])
                         folder.fail(cell.run_id, found)
                 else:
-                    parts[cell.run_id] = found
                     if folder:
+                        folder.restore_if_deleted([kept, *parts.values()])
                         folder.append(found)
+                    parts[cell.run_id] = found
                 if progress is not None:
                     progress.advance(work(cell), cell.run_id)
-    except KeyboardInterrupt as interrupt:
+        if failed and len(failed) == len(cells):
+            raise ProbeError(f"every one of {len(cells)} cells failed; the first: {next(iter(failed.values()))}")
+        spent = time.perf_counter() - started
+        if folder is not None:
+            folder.restore_if_deleted([kept, *parts.values()])
+            return folder.finish(now(), spent), folder.path
+    except BaseException as error:
         if folder:
-            interrupt.add_note(f"what was finished is kept in {folder.path}; the same call resumes")
+            folder.close()
+            if isinstance(error, KeyboardInterrupt):
+                error.add_note(f"what was finished is kept in {folder.path}; the same call resumes")
         raise
-    if failed and len(failed) == len(cells):
-        raise ProbeError(f"every one of {len(cells)} cells failed; the first: {next(iter(failed.values()))}")
-    spent = time.perf_counter() - started
-    if folder is not None:
-        return folder.finish(now(), spent), folder.path
     manifest.update(finished=now(), seconds=round(spent, 1), failed=failed)
     in_order = [parts[cell.run_id] for cell in cells if cell.run_id in parts]  # several jobs end in any order
     return Run(Tables.concat(in_order), manifest), None

@@ -133,6 +133,7 @@ def watch(
     first = ranks.rank == 0 if ranks.size > 1 else not _rank()
     if not first and ranks.size == 1:
         return Watcher(None, manifest, None, [])
+    folder: RunDir | None = None
     try:
         folder = _open(Path(out), manifest, start_step) if out is not None and first else None
         ranks.same(
@@ -140,8 +141,11 @@ def watch(
         )
         options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
         recorder = StepRecorder(model, every, preset=stats, ranks=ranks, **options)
-    except Exception as error:
-        ranks.tell(error)
+    except BaseException as error:
+        if folder is not None:
+            folder.close()
+        if isinstance(error, Exception):
+            ranks.tell(error)
         ranks.close()
         raise
     return Watcher(recorder, manifest, folder, callbacks if first else [], silent=not first)
@@ -236,6 +240,7 @@ class Watcher:
         if self._folder is not None:
             try:
                 self._folder.write_manifest()
+                self._folder.close()
             except RunError as error:
                 self._warn("writing", str(error))
 

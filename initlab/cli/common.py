@@ -324,6 +324,9 @@ def kept(options: argparse.Namespace) -> str:
     folder = getattr(options, "folder", None)
     if folder is None or not (folder / "run.json").exists():
         return ""
+    commits = folder / "commits.jsonl"
+    if commits.exists() and not commits.stat().st_size:
+        return f"; no model was finished; the same command with -o {folder} goes on"
     return (
         f"; finished models are kept: `initlab report {folder}` shows them, the same command with -o {folder} resumes"
     )

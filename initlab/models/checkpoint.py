@@ -50,6 +50,22 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]
     return dict(args), weights, trained if isinstance(trained, int) else 0
 
 
+def check_sizes(path: str | Path, found: Mapping[str, Tensor], n_layer: int) -> None:
+    """Refuse a file that claims other blocks than it has weights of, before so many are made.
+
+    Args:
+        path: of the file, for the error.
+        found: the weights by name.
+        n_layer: that it claims.
+
+    Raises:
+        CheckpointError: they are another number.
+    """
+    blocks = {name.split(".")[2] for name in found if name.startswith("transformer.h.")}
+    if len(blocks) != n_layer:
+        raise CheckpointError(f"{path}: model_args say n_layer {n_layer}, and it holds weights of {len(blocks)} blocks")
+
+
 def check_weights(path: str | Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, tied: bool) -> None:
     """Refuse weights that don't fit a model.
 

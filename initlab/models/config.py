@@ -107,6 +107,8 @@ class NanoGPTConfig:
             value = getattr(self, name)
             if (not isinstance(value, Integral) or value < 1) and not (name == "vocab_size" and value is None):
                 raise ConfigError(f"{name} is {value!r}; expected a positive integer")
+            if value is not None and int(value) > _MOST[name]:
+                raise ConfigError(f"{name} is {value}; expected at most {_MOST[name]:,}")
         if self.n_embd % self.n_head:
             divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
             n_head = min(divisors, key=lambda n: abs(n - self.n_head))
@@ -250,6 +252,14 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
+# far above any model's: what is larger is a slip that would take hours, or the machine's memory, to show
+_MOST = {
+    "block_size": 10_000_000,
+    "vocab_size": 100_000_000,
+    "n_layer": 100_000,
+    "n_head": 100_000,
+    "n_embd": 1_000_000,
+}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": (*ACTIVATIONS, *GATED),
     "norm": NORMS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def read(path: Path, expected: str, kept: str) -> Any:
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; expected {expected}")
+    if member := damaged(path):
+        raise CheckpointError(f"{path} is damaged: its part {member} isn't what was written; copy or save it again")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -38,3 +41,16 @@ def read(path: Path, expected: str, kept: str) -> Any:
         f"{path} can't be read as a torch checkpoint ({kind}): it was cut short, damaged, or isn't one; expected a "
         "file written by torch.save, copy or save it again"
     )
+
+
+def damaged(path: Path) -> str | None:
+    """Name the part of a file of torch.save's that isn't what its checksum says, which torch itself doesn't look at.
+
+    Args:
+        path: of the file; one that is no zip archive, as old ones aren't, has no checksums.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError):
+        return None  # which torch will say better

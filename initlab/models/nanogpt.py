@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from initlab.errors import CheckpointError, ConfigError
-from initlab.models.checkpoint import check_weights, read_checkpoint, same
+from initlab.models.checkpoint import check_sizes, check_weights, read_checkpoint, same
 from initlab.models.config import ACTIVATIONS, GATED, GPT2_VOCAB, PER_BLOCK, NanoGPTConfig
 
 
@@ -298,9 +298,15 @@ class NanoGPT(nn.Module):
             raise CheckpointError(f"{path}: model_args describe no model that can be built: {error}") from None
         if dropout is not None:
             config = replace(config, dropout=dropout)
+        check_sizes(path, weights, config.n_layer)
+        try:
+            with torch.device("meta"):
+                wanted = cls(config).state_dict()
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise CheckpointError(f"{path}: model_args describe no model that can be built: {error}") from None
+        check_weights(path, weights, wanted, tied=config.tie_weights)  # before memory is taken for what they claim
         with torch.random.fork_rng(devices=[]):
             model = cls(config)
-        check_weights(path, weights, model.state_dict(), tied=config.tie_weights)
         model.load_state_dict(weights)
         model.iter_num = iter_num
         return model

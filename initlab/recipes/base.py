@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from types import CodeType
 from typing import Any
 
 from initlab.errors import RecipeError
@@ -22,6 +20,7 @@ from initlab.recipes.distributions import (
     Uniform,
     finite,
 )
+from initlab.recipes.formulas import evaluated, parsed
 
 __all__ = [
     "Adam",
@@ -93,17 +92,20 @@ class Dims:
     base_head: float = 0
 
     def __call__(self, text: str) -> Formula:
-        """Evaluate an expression over these sizes, as in `dims("0.02 / sqrt(2 * n_layer)")`; sqrt, log and min work.
+        """Evaluate an expression over these sizes, as in `dims("0.02 / sqrt(2 * n_layer)")`.
+
+        Numbers, names, + - * / // **, comparisons, `a if b else c`, sqrt, log, min and max; see
+        `initlab.recipes.formulas`.
 
         Raises:
             RecipeError: the expression doesn't evaluate to a number.
         """
         try:
-            code = _compiled(text)
-            names = {name: getattr(self, name) for name in code.co_names if name in self.__slots__}
+            tree, used = parsed(text)
+            names = {name: getattr(self, name) for name in used if name in self.__slots__}
             if not all(names.get(name, 1) for name in _BASES):
                 raise RecipeError(f"formula {text!r} is relative to a base, and the recipe has none: base=Base(…)")
-            value = float(eval(code, dict(_SCOPE), names))
+            value = float(evaluated(tree, names))
         except RecipeError:
             raise
         except Exception as error:
@@ -113,13 +115,6 @@ class Dims:
 
 
 _BASES = ("base_layer", "base_embd", "base_head")
-_SCOPE = {"__builtins__": {}, "sqrt": math.sqrt, "log": math.log, "min": min}
-
-
-@functools.lru_cache(maxsize=1024)
-def _compiled(text: str) -> CodeType:
-    """A model has thousands of parameters and the catalogue dozens of recipes, with a few formulas between them."""
-    return compile(text, "<formula>", "eval")
 
 
 @dataclass(frozen=True, slots=True)

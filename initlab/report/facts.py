@@ -40,7 +40,7 @@ def progress(run: Run) -> tuple[int, int]:
 def shortfall(run: Run) -> list[str]:
     """Sentences about what is missing, left out or failed: cells, recipes, tensors; empty for a complete run."""
     (done, planned), failed = progress(run), run.manifest.get("failed", {})
-    notes = []
+    notes = list(run.notes)
     if run.manifest.get("kind") == "watch":
         if not run.manifest.get("finished"):
             notes.append(f"The watch is still open, or was killed: recorded up to step {steps_of(run)[-1]}.")

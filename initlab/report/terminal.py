@@ -37,7 +37,24 @@ def print_text(body: Callable[[Console, int], None], width: int | None, color: b
     )
     body(console, width)
     # rich pads lines to the width of the table; nobody wants to copy that
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in harmless(buffer.getvalue(), color).splitlines()) + "\n"
+
+
+# Colours and weights as rich writes them. What else begins with ESC moves the cursor, hides text, sets a window's title
+# or opens a link; bidirectional marks show a text in another order than it has (CVE-2021-42574).
+_STYLES = r"\x1b\[(?:[0-4]|3[0-7]|9[0-7])(?:;(?:[0-4]|3[0-7]|9[0-7]))*m"
+_CONTROLS = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+_HARMFUL = {True: re.compile(rf"({_STYLES})|{_CONTROLS}"), False: re.compile(rf"()(?:{_CONTROLS})")}
+
+
+def harmless(text: str, styled: bool = False) -> str:
+    """Take out what a terminal acts on; names of modules, classes and recipes may come from anybody's file.
+
+    Args:
+        text: that is shown.
+        styled: leave colours and weights in it.
+    """
+    return _HARMFUL[styled].sub(lambda found: found[1] or "", text)
 
 
 def wrapped(text: str, width: int, indent: str = "") -> str:

@@ -122,9 +122,14 @@ def load(path: str | Path) -> Loaded:
     }
     kind = run.manifest.get("kind")
     if kind not in kinds:
-        raise RunError(f"{path} holds a run of kind {kind!r}; this version reads {', '.join(kinds)}")
+        raise RunError(
+            f"{path} holds a run of kind {kind!r}, and this version reads {', '.join(kinds)}; a newer one may: update "
+            "initlab"
+        )
     if run.tables.summary.empty:
-        raise RunError(f"the run in {path} has no finished cell; the same command with -o {path} measures it")
+        damage = f" that is whole. {run.notes[0]}" if run.damaged else ""
+        again = "" if damage else f"; the same command with -o {path} measures it"
+        raise RunError(f"the run in {path} has no finished cell{damage}{again}")
     return kinds[kind](run, Path(path))
 
 

@@ -170,10 +170,10 @@ class Result:
         out = Path(out)
         if self.path is not None and self.path.resolve() == out.resolve():
             return out
-        folder = RunDir.open(out, self.run.manifest)
-        for run_id in self.summary["run_id"].unique():
-            if run_id not in folder.done:
-                folder.append(self.run.tables.of(run_id))
+        with RunDir.open(out, self.run.manifest) as folder:
+            for run_id in self.summary["run_id"].unique():
+                if run_id not in folder.done:
+                    folder.append(self.run.tables.of(run_id))
         self.path = out
         return out
 

@@ -163,7 +163,7 @@ class _Run:
         steps = self.config.steps
         started = time.perf_counter()
         first = 0
-        if checkpoint is not None and checkpoint.exists():
+        if checkpoint is not None and checkpoints.there(checkpoint):
             state = checkpoints.restore(checkpoint, self.task, self.optimizer, self.scaler, self.identity())
             first, self.best = state.iter_num, state.best_val_loss
             started -= state.seconds

@@ -190,7 +190,8 @@ def test_a_checkpoint_that_cannot_be_used_fails_its_own_recipe(tmp_path):
     out = tmp_path / "out"
     folder = out / "runs" / "nanogpt-L2-d16-s0"
     train(["nanogpt"], **SHORT, out=out)
-    initlab.rundir.RunDir(out, {}).forget(["nanogpt-L2-d16-s0"])
+    with initlab.rundir.RunDir.open(out, initlab.rundir.load(out).manifest) as held:
+        held.forget(["nanogpt-L2-d16-s0"])
     (folder / "ckpt.pt").write_bytes(b"x")
     with pytest.raises(ProbeError, match=r"ckpt\.pt can't be read as a checkpoint"):
         train(["nanogpt"], **SHORT, out=out)
@@ -233,7 +234,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_numbers(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130
-    assert said.strip().splitlines()[-1].startswith("initlab: interrupted; finished models are kept")
+    assert said.strip().splitlines()[-1].startswith("initlab: interrupted; no model was finished; the same command")
     assert "Traceback" not in said
     torch.set_num_threads(1)
     options = SHORT | {"steps": 250, "eval_every": 50}

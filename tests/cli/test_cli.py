@@ -263,7 +263,8 @@ def test_interrupt_keeps_finished_models_and_the_same_command_resumes(tmp_path, 
         [sys.executable, "-m", "initlab", *arguments], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (out / "summary.csv").exists():
+    commits = out / "commits.jsonl"
+    while time.monotonic() < deadline and not (commits.exists() and commits.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
@@ -318,3 +319,34 @@ def test_threads_are_those_asked_for(capsys, tmp_path):
         torch.set_num_threads(before)
     code, _, err = run(capsys, *arguments, "--threads", "0")
     assert code == 2 and "--threads is 0; expected at least 1" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "nanogpt", "--data", ""],
+        ["compare", "nanogpt", "--tokenizer", " "],
+        ["compare", "nanogpt", "--depths", ""],
+        ["compare", "nanogpt", "--depths", ","],
+        ["compare", "nanogpt", "-o", ""],
+        ["compare", "nanogpt", "--select", ""],
+        ["compare", ""],
+        ["probe", ""],
+        ["probe", "--blocks", ""],
+        ["probe", "--metrics", ","],
+        ["report", ""],
+        ["compare", "nanogpt", "--depths", "99999999999999999999"],
+        ["compare", "nanogpt", "--batch-size", "100000000"],
+        ["predict", "--n-layer", "1000000000000"],
+    ],
+)
+def test_an_empty_or_absurd_argument_is_one_error_at_once(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code, _, stderr = run(capsys, *arguments)
+    except SystemExit as ended:  # of argparse, with the usage above
+        code, stderr = ended.code, capsys.readouterr().err
+    assert code == 2
+    said = stderr.strip().splitlines()[-1]
+    assert "error: " in said and ("empty" in said or "expected" in said or "no list" in said)
+    assert not list(tmp_path.iterdir()) or "batch" in said

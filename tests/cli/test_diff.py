@@ -65,7 +65,7 @@ def test_json_begins_with_verdict_and_counts(folder: Path, capsys: pytest.Captur
     code, out, _ = run(capsys, folder / "nanogpt", folder / "torch-default", "--format", "json")
     found = json.loads(out)
     assert code == 0
-    assert list(found)[:5] == ["a", "b", "differs", "verdict", "counts"]
+    assert list(found)[:6] == ["schema_version", "a", "b", "differs", "verdict", "counts"]
     assert found["differs"]
     assert found["counts"]["new"] == sum(row["state"] == "new" for row in found["findings"])
     assert {row["what"] for row in found["parameters"] if row["role"] == "mlp_out"} == {"std, distribution"}

@@ -1,6 +1,7 @@
 """What a run leaves on disk, on a full one too."""
 
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from disks import file_limit
 
 from initlab.corpus import Corpus
-from initlab.errors import RunError
+from initlab.errors import CheckpointError, RunError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 from initlab.training.config import TrainConfig
 from initlab.training.data import split
@@ -80,3 +81,77 @@ def test_a_full_disk_is_one_error_and_keeps_the_checkpoint_before(parts, tmp_pat
 def test_a_folder_that_is_gone_is_one_error(parts, tmp_path):
     with pytest.raises(RunError, match="No such file or directory"):
         train(NanoGPT(SIZES), parts, CONFIG, checkpoint=tmp_path / "gone" / "ckpt.pt")
+
+
+@pytest.fixture(scope="module")
+def kept(parts, tmp_path_factory):
+    """A run that was cut after its second checkpoint: the last one, and the one before."""
+    folder = tmp_path_factory.mktemp("kept")
+
+    def cut(row):
+        if row["step"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(NanoGPT(SIZES), parts, CONFIG, checkpoint=folder / "ckpt.pt", checkpoint_every=2, on_row=cut)
+    other = tmp_path_factory.mktemp("whole") / "ckpt.pt"
+    other.write_bytes((folder / "ckpt.pt").read_bytes())
+    return folder, train(NanoGPT(SIZES), parts, CONFIG, checkpoint=other).val_loss
+
+
+def test_the_checkpoint_before_is_kept(kept):
+    folder, _ = kept
+    assert torch.load(folder / "ckpt.pt", weights_only=True)["iter_num"] == 6
+    assert torch.load(folder / "ckpt-before.pt", weights_only=True)["iter_num"] == 4
+
+
+def test_a_flipped_bit_is_seen_and_the_one_before_taken(kept, parts, tmp_path):
+    """Anywhere in the file: resumed from the last or the one before, to the same numbers, never from the damage."""
+    folder, expected = kept
+    data = (folder / "ckpt.pt").read_bytes()
+    warned = 0
+    for at in np.random.default_rng(0).integers(0, len(data), 8):
+        path = tmp_path / "ckpt.pt"
+        path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+        (tmp_path / "ckpt-before.pt").write_bytes((folder / "ckpt-before.pt").read_bytes())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert train(NanoGPT(SIZES), parts, CONFIG, checkpoint=path).val_loss == expected
+        warned += any("went on from" in str(each.message) for each in said)
+    assert warned > 4
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda held: held["model"]["lm_head.weight"].fill_(float("nan")), "holds NaN"),
+        (lambda held: held["initlab"].update(rows=[]), "the rows of the run"),
+        (lambda held: held["initlab"].update(rows=[{}]), "the rows of the run"),
+        (lambda held: held["initlab"].update(seconds="x"), "its seconds"),
+        (lambda held: held["initlab"].pop("scaler"), "are missing"),
+        (lambda held: held.update(iter_num=9), "iter_num is 9; expected 1 to 8"),
+        (lambda held: held.update(iter_num="x"), "iter_num is 'x'"),
+        (lambda held: held.update(iter_num=True), "iter_num is True"),
+        (lambda held: held.update(best_val_loss=None), "best loss"),
+        (lambda held: held.update(initlab=[]), "initlab of a type"),
+        (lambda held: held.update(model=5), "model of a type"),
+        (lambda held: held["model"].update({"lm_head.weight": 5}), "lm_head.weight of a type"),
+        (lambda held: held.update(model_args={"n_layer": -1}), "model_args describe no model"),
+        (lambda held: held.update(optimizer={"state": 5}), "don't fit this model"),
+    ],
+)
+def test_what_no_run_writes_is_refused_in_a_sentence(kept, parts, tmp_path, change, named):
+    held = torch.load(kept[0] / "ckpt.pt", weights_only=True)
+    change(held)
+    torch.save(held, tmp_path / "ckpt.pt")
+    with pytest.raises(CheckpointError, match=named):
+        train(NanoGPT(SIZES), parts, CONFIG, checkpoint=tmp_path / "ckpt.pt")
+
+
+@pytest.mark.parametrize("sizes", [{"n_layer": 10**9}, {"n_embd": 10**9}, {"vocab_size": 10**12}, {"n_embd": 2**62}])
+def test_a_file_that_claims_more_than_it_holds_takes_no_memory(kept, tmp_path, sizes):
+    held = torch.load(kept[0] / "ckpt.pt", weights_only=True)
+    held["model_args"].update(sizes)
+    torch.save(held, tmp_path / "ckpt.pt")
+    with pytest.raises(CheckpointError, match="model_args"):
+        NanoGPT.from_checkpoint(tmp_path / "ckpt.pt")

@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from cells import CELLS, cell, manifest
 from disks import file_limit
 
-from initlab import rundir, schema
+from initlab import schema
 from initlab.errors import InitlabError, RunError, SchemaError
-from initlab.rundir import RunDir, load
+from initlab.rundir import COMMITS, RunDir, load
+from initlab.rundir.files import csv_bytes
 from initlab.schema import TABLES, Tables
 
-CELLS = ["a", "b", "c"]
 FILES = [
     "behaviour.csv",
+    "commits.jsonl",
     "coverage.csv",
     "declared.csv",
     "draws.csv",
@@ -39,55 +41,8 @@ FILES = [
 ]
 ORDER = [
     *("records", "heads", "coverage", "wiring", "routing", "behaviour", "draws", "declared"),
-    *("writes", "training", "runs", "summary"),
-]  # summary last: what makes a cell count
-
-
-def manifest(**changes: Any) -> dict[str, Any]:
-    return {
-        "schema_version": schema.SCHEMA_VERSION,
-        "kind": "compare",
-        "command": "initlab compare nanogpt → √2",
-        "created": "2026-01-01T00:00:00Z",
-        "finished": None,
-        "seconds": 0.0,
-        "config": {"recipes": ["nanogpt"], "depths": [2, 4], "seed": 0},
-        "recipes": {"nanogpt": {"rows": [{"role": "wte", "std": 0.02 / math.sqrt(24)}]}},
-        "cells": CELLS,
-        "failed": {},
-    } | changes
-
-
-def cell(run_id: str, rows: int = 3, **values: Any) -> Tables:
-    """One cell's tables: random float32 values, integers everywhere, and `values` in the records."""
-    random = np.random.default_rng(sum(map(ord, run_id)))
-
-    def row(name: str, layer: int | None) -> dict[str, object]:
-        out: dict[str, object] = {}
-        for column, spec in TABLES[name].items():
-            if spec.dtype == "int64":
-                out[column] = int(random.integers(1000))
-            elif spec.dtype == "float64":
-                out[column] = float(np.float32(random.standard_normal() * 10.0 ** random.integers(-30, 30)))
-            else:
-                out[column] = layer if spec.dtype == "Int64" else f"{column} {layer}"
-        return out | {"run_id": run_id}
-
-    records = [row("records", None if place == 0 else place) | values for place in range(rows)]
-    return Tables(
-        records=schema.table("records", records),
-        heads=schema.table("heads", [row("heads", 0), row("heads", 1)]),
-        summary=schema.table("summary", [row("summary", 0)]),
-        coverage=schema.table("coverage", [row("coverage", 0)]),
-        wiring=schema.table("wiring", [row("wiring", 0), row("wiring", 1)]),
-        routing=schema.table("routing", [row("routing", 0), row("routing", 1)]),
-        writes=schema.table("writes", [row("writes", 0), row("writes", 1)]),
-        behaviour=schema.table("behaviour", [row("behaviour", 0), row("behaviour", 1)]),
-        draws=schema.table("draws", [row("draws", 0)]),
-        declared=schema.table("declared", [row("declared", 0)]),
-        training=schema.table("training", [row("training", 0), row("training", 1)]),
-        runs=schema.table("runs", [row("runs", 0)]),
-    )
+    *("writes", "training", "runs", "summary", "commits"),
+]  # commits last: what makes a cell count
 
 
 def same(found: Tables, expected: Tables) -> None:
@@ -104,6 +59,14 @@ def started(path: Path, *run_ids: str) -> RunDir:
     for run_id in run_ids:
         folder.append(cell(run_id))
     return folder
+
+
+def of_an_earlier_version(path: Path) -> None:
+    """Make a closed folder one that has no commits.jsonl."""
+    (path / COMMITS).unlink()
+    content = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    del content["committed"], content["sum"]
+    (path / "run.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def run_ids(path: Path) -> dict[str, list[str]]:
@@ -184,6 +147,7 @@ def test_statistics_of_a_users_own_come_back_also_where_cells_have_different_one
     for name, column in (("records", "mine"), ("records", "yours"), ("heads", "sink")):
         np.testing.assert_array_equal(getattr(found, name)[column], getattr(expected, name)[column])
     assert list(found.records.columns) == [*TABLES["records"], "mine", "yours"]
+    folder.close()
     resumed = RunDir.open(tmp_path, manifest())
     resumed.forget(["b"])
     resumed.append(cell("b"))
@@ -197,7 +161,7 @@ def test_a_failure_to_make_room_for_a_column_loses_nothing(tmp_path: Path, monke
     b.records["mine"] = 1.0
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
-        with pytest.raises(RunError, match=r"could not write .*records\.csv: No space left"):
+        with pytest.raises(RunError, match=r"could not write .*commits\.jsonl: No space left"):
             folder.append(b)
     assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
     folder.append(b)
@@ -206,6 +170,7 @@ def test_a_failure_to_make_room_for_a_column_loses_nothing(tmp_path: Path, monke
 
 def test_a_run_of_a_version_with_other_columns_is_read_and_resumed(tmp_path: Path) -> None:
     started(tmp_path, "a")
+    of_an_earlier_version(tmp_path)
     path = tmp_path / "records.csv"
     frame = pd.read_csv(path, keep_default_na=False)
     frame = frame.drop(columns=["kurtosis", "expected_var", "role"])
@@ -281,9 +246,13 @@ def test_a_process_killed_while_it_wrote_the_first_manifest_can_start_again(tmp_
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
-def test_a_torn_last_line_of_the_summary_drops_that_cell_alone(tmp_path: Path, cut: int) -> None:
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_torn_last_line_drops_that_cell_alone(tmp_path: Path, cut: int, earlier: bool) -> None:
     started(tmp_path, "a", "b")
-    path = tmp_path / "summary.csv"
+    path = tmp_path / COMMITS
+    if earlier:
+        of_an_earlier_version(tmp_path)
+        path = tmp_path / "summary.csv"
     path.write_bytes(path.read_bytes()[:-cut])
     assert run_ids(tmp_path) == {name: ["a"] for name in TABLES}
     folder = RunDir.open(tmp_path, manifest())
@@ -291,13 +260,13 @@ def test_a_torn_last_line_of_the_summary_drops_that_cell_alone(tmp_path: Path, c
     same(load(tmp_path).tables, Tables.concat([cell("a"), cell("b")]))
 
 
-@pytest.mark.parametrize("name", [name for name in ORDER if name != "summary"])
+@pytest.mark.parametrize("name", [name for name in ORDER if name != "commits"])
 @pytest.mark.parametrize("size", [0, 1, 10, 10_000])
-def test_a_cell_torn_before_its_summary_is_dropped_and_measured_again(tmp_path: Path, name: str, size: int) -> None:
+def test_a_cell_torn_before_its_commit_is_dropped_and_measured_again(tmp_path: Path, name: str, size: int) -> None:
     started(tmp_path, "a")
     path = tmp_path / f"{name}.csv"
     with path.open("ab") as file:
-        file.write(rundir._csv(getattr(cell("b"), name), header=False)[:size])
+        file.write(csv_bytes(getattr(cell("b"), name), header=False)[:size])
     same(load(tmp_path).tables, cell("a"))
     folder = RunDir.open(tmp_path, manifest())
     assert folder.done == {"a"}
@@ -309,6 +278,7 @@ def test_a_cell_torn_before_its_summary_is_dropped_and_measured_again(tmp_path: 
 @pytest.mark.parametrize("content", [b"", b"run_id,rec"])
 def test_half_a_header_is_an_empty_table(tmp_path: Path, content: bytes) -> None:
     RunDir.open(tmp_path, manifest())
+    of_an_earlier_version(tmp_path)
     for name in TABLES:
         (tmp_path / f"{name}.csv").write_bytes(content)
     assert all(frame.empty for _, frame in load(tmp_path).tables.items())
@@ -326,12 +296,13 @@ def test_a_folder_of_another_kind_of_run_is_refused_by_its_name(tmp_path: Path) 
 def test_a_run_without_training_has_no_files_for_it(tmp_path: Path) -> None:
     untrained = {name: frame for name, frame in cell("a").items() if name not in ("training", "runs")}
     RunDir.open(tmp_path, manifest()).append(Tables(**untrained))
-    RunDir.open(tmp_path, manifest()).append(Tables(**untrained))
+    RunDir.open(tmp_path, manifest()).append(Tables(**untrained | {"summary": cell("b").summary}))
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted(set(FILES) - {"training.csv", "runs.csv"})
 
 
-def test_a_missing_table_is_an_empty_one(tmp_path: Path) -> None:
+def test_a_missing_table_of_an_earlier_version_is_an_empty_one(tmp_path: Path) -> None:
     started(tmp_path, "a")
+    of_an_earlier_version(tmp_path)
     (tmp_path / "heads.csv").unlink()
     tables = load(tmp_path).tables
     assert tables.heads.empty
@@ -351,6 +322,7 @@ def test_a_damaged_table_is_an_error_of_ours(
     tmp_path: Path, damage: Callable[[str], str], error: type[InitlabError], named: str
 ) -> None:
     started(tmp_path, "a")
+    of_an_earlier_version(tmp_path)
     path = tmp_path / "records.csv"
     path.write_text(damage(path.read_text()))
     with pytest.raises(error, match=named):
@@ -378,6 +350,7 @@ def test_a_damaged_manifest_is_an_error_that_keeps_the_tables(tmp_path: Path, co
     for attempt in (lambda: load(tmp_path), lambda: RunDir.open(tmp_path, manifest())):
         with pytest.raises(RunError, match=named):
             attempt()
+    assert not (tmp_path / "run.lock").exists()
     assert (tmp_path / "records.csv").read_bytes() == before
 
 
@@ -407,9 +380,13 @@ def test_a_folder_that_takes_no_files_is_refused(tmp_path: Path, monkeypatch: py
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
-    monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(RunError, match=r"could not write .*run\.json: Permission denied"):
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        with pytest.raises(RunError, match=r"could not write .*commits\.jsonl: Permission denied"):
+            RunDir.open(tmp_path, manifest())
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(RunError, match="can't be written: Permission denied; choose another with -o"):
         RunDir.open(tmp_path, manifest())
     assert list(tmp_path.iterdir()) == []
 
@@ -441,7 +418,7 @@ def test_a_full_disk_leaves_every_file_as_it_was(tmp_path: Path, number: int) ->
         ) as caught,
     ):
         folder.append(cell("b"))
-    assert ORDER[number - 1] in str(caught.value)
+    assert f"{ORDER[number - 1]}." in str(caught.value)
     assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
 
 
@@ -519,14 +496,45 @@ def test_a_packed_table_is_read_and_a_damaged_one_refused(tmp_path: Path) -> Non
     table.unlink()
     same(load(tmp_path).tables, expected)
     packed.write_bytes(b"no archive")
+    damaged = load(tmp_path).damaged
+    assert set(damaged) == {"a", "b"} and "records.csv.xz is damaged" in damaged["a"]
+    of_an_earlier_version(tmp_path)
     with pytest.raises(RunError, match=r"records\.csv\.xz is damaged"):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_table_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, earlier: bool) -> None:
+    started(tmp_path, "a")
+    if earlier:
+        of_an_earlier_version(tmp_path)
+    (tmp_path / "records.csv").unlink()
+    packed = lzma.compress(bytes(1 << 25))
+    assert len(packed) < 1 << 14
+    (tmp_path / "records.csv.xz").write_bytes(packed)
+    if earlier:
+        with pytest.raises(RunError, match="bytes unpack to more than"):
+            load(tmp_path)
+    else:
+        assert "bytes unpack to more than" in load(tmp_path).damaged["a"]
+
+
 def test_a_cell_that_two_processes_measured_counts_once(tmp_path: Path) -> None:
+    """As it could happen before folders were locked; seconds are all that differs."""
     folder = started(tmp_path, "a", "b")
     once = load(tmp_path).tables
-    again = cell("a")
-    again.summary["seconds"] = again.summary["seconds"] + 1.5  # the only thing that differs
-    folder.append(again)
+    with pytest.raises(RunError, match=r"cell a is in .* already"):
+        folder.append(cell("a"))
+    folder.close()
+    of_an_earlier_version(tmp_path)
+    for name, frame in cell("a").items():
+        for column in {"seconds", "tokens_per_second"} & set(frame):
+            frame[column] += 1.5
+        with (tmp_path / f"{name}.csv").open("ab") as file:
+            file.write(csv_bytes(frame, header=False))
+    run = load(tmp_path)
+    same(run.tables, once)
+    assert "Doubled rows" in run.notes[0] and "1 in runs.csv" in run.notes[0] and "2 in training.csv" in run.notes[0]
+    RunDir.open(tmp_path, manifest()).close()
+    assert not load(tmp_path).notes
     same(load(tmp_path).tables, once)
