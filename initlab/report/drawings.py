@@ -9,6 +9,8 @@ from initlab.report.figures import FigureSpec
 from initlab.report.svg import both
 from initlab.rundir import Run
 
+_FIRST = re.compile(r"[:.] ")
+
 
 class Drawing:
     """A figure as it stands in a report.
@@ -29,8 +31,9 @@ class Drawing:
 
     @property
     def gist(self) -> str:
-        """The words from their first number on, as far as punctuation tells; a page cuts them where a line ends."""
-        return re.split(r"[:.] ", self.words, maxsplit=1)[-1]
+        """The words without what they begin with if that says what is measured; a page cuts them where a line ends."""
+        head, _, rest = _FIRST.sub("\n", self.words, count=1).partition("\n")
+        return rest if rest and head.count(" ") > 2 else self.words  # a recipe's name stays
 
     @cached_property
     def _files(self) -> tuple[str, bytes]:
