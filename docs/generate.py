@@ -7,6 +7,7 @@ from pathlib import Path
 
 from initlab.judge.rules import RULES
 from initlab.recipes import registry
+from initlab.report.glossary import WORDS
 from initlab.report.rules import sections
 from initlab.report.verdict import questions
 
@@ -58,6 +59,17 @@ def cookbook() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def glossary() -> str:
+    """The words that every page explains too."""
+    parts = [
+        "# Glossary",
+        "Sites have TransformerLens' names, sizes and parameters nanoGPT's, roles say what a parameter does. These are "
+        "the words\nthat aren't the field's own.",
+        "\n".join(["| word | meaning |", "|---|---|", *(f"| **{word}** | {said} |" for word, said in WORDS.items())]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def _plain(text: str) -> str:
     """Text that Markdown leaves as it is."""
     for sign in "\\`*_<>[]":
@@ -69,7 +81,7 @@ def _cell(text: str) -> str:
     return _plain(" ".join(text.split())).replace("|", "\\|")
 
 
-PAGES = {"rules.md": rules, "recipe-list.md": recipes, "cookbook.md": cookbook}
+PAGES = {"rules.md": rules, "recipe-list.md": recipes, "cookbook.md": cookbook, "glossary.md": glossary}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

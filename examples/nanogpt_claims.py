@@ -17,23 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nanogpt_note.evidence import Claim, Evidence, growth, stds, warmup_gains
 from nanogpt_note.figures import FIGURES
 from nanogpt_note.init_claims import INIT_CLAIMS
+from nanogpt_note.page import GLYPHS, answer, page_text
 from nanogpt_note.training_claims import TRAINING_CLAIMS
 
 import initlab
 from initlab.cli.common import TerminalProgress
 from initlab.report import figures
-from initlab.report.html import stylesheet
 from initlab.report.svg import inline_svg, png
 from initlab.results import Confirmation
 
 VARIANTS = ["nanogpt", "nanogpt-no-depth-scale", "out-x0.02", "out-xsqrt2overL", "out-xinvsqrtL", "zero-out"]
 OTHERS = ["std-0.02-over-sqrt-d", "nanogpt-width-matched", "torch-default"]
 WIDE = ["nanogpt", "nanogpt-no-depth-scale", "out-x0.02", "zero-out", "torch-default"]
-GLYPHS = {"holds": "✓", "holds with a condition": "◐", "does not hold": "✗", "undecided": "?"}
 GRID: dict[str, Any] = {"lrs": (1e-3, 3e-3), "warmups": (0, 40), "steps": 150}
 NANOGPT = initlab.NanoGPTConfig(n_embd=128, n_head=2, block_size=128)
 TRAINED = initlab.NanoGPTConfig(n_embd=64, n_head=4, block_size=64)
@@ -103,20 +101,11 @@ def write(found: list[Claim], evidence: Evidence, out: Path) -> Path:
     (out / "data").mkdir(exist_ok=True)
     for name, frame in tables(evidence).items():
         frame.to_csv(out / "data" / f"{name}.csv", index=False, float_format="%.6g")
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "nanogpt_note"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    ).get_template("page.html.j2")
     manifest = (evidence.trained or evidence.narrow).run.manifest
     runs = [evidence.narrow, evidence.wide, *evidence.activations.values()]
-    text = page.render(
-        claims=found,
-        pictures=pictures,
-        first_of={name: next(c.statement for c in found if c.figure == name) for name in shown},
-        glyphs=GLYPHS,
-        css=stylesheet(),
+    text = page_text(
+        found,
+        pictures,
         environment=manifest["environment"],
         commit=(manifest.get("git") or {}).get("commit", ""),
         models=sum(run.summary["run_id"].nunique() for run in runs),
@@ -124,7 +113,6 @@ def write(found: list[Claim], evidence: Evidence, out: Path) -> Path:
             len(run.runs) for run in [*evidence.trained_activations.values(), evidence.trained] if run is not None
         ),
         seconds=sum(run.run.manifest["seconds"] for run in _all(evidence)),
-        version=initlab.__version__,
     )
     (out / "index.html").write_text(text, encoding="utf-8")
     if evidence.trained is not None:
@@ -170,6 +158,7 @@ def main() -> None:
     page = write(found, evidence, out)
     for claim in found:
         print(f"{GLYPHS[claim.verdict]} {claim.verdict:<22} {claim.statement}\n    {claim.measured}")
+    print(answer(found))
     print(f"report  {page}")
 
 

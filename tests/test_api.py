@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ import pytest
 import torch
 
 import initlab
-from initlab import rundir
 from initlab.api import run
 from initlab.api.side_by_side import SideBySide
 from initlab.errors import ConfigError, DataError, ProbeError, RecipeError, RunError
@@ -292,7 +292,7 @@ def test_every_recipe_runs_and_starts_as_its_closed_form_says(name):
 
 def test_manifest_names_no_owner(comparison):
     text = json.dumps(comparison.run.manifest)
-    assert str(rundir.Path.home()) not in text
+    assert str(Path.home()) not in text
     assert {"config", "recipes", "data", "environment", "git", "command"} <= set(comparison.run.manifest)
 
 

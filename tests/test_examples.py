@@ -3,8 +3,10 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,19 @@ def test_a_notebook_runs_and_was_executed(path, monkeypatch, tmp_path):
             assert value._repr_html_().split("</style>")[0] == html.split("</style>")[0]
     assert space["probe"].worst == "error" and space["proposal"].applied and not space["proposal"].after.failures
     assert str(ROOT) not in path.read_text() and list(tmp_path.iterdir()) == []
+
+
+def test_the_claims_are_counted_in_the_first_sentence(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from nanogpt_note.evidence import Claim
+    from nanogpt_note.page import answer, page_text
+
+    saved = json.loads((ROOT / "reports" / "nanogpt-claims" / "claims.json").read_text(encoding="utf-8"))
+    found = [Claim(**each) for each in saved]
+    counts = Counter(claim.verdict for claim in found)
+    said = answer(found)
+    assert sum(map(int, re.findall(r"(\d+) (?:hold|do)", said))) == len(found) == sum(counts.values())
+    assert f"{counts['holds']} hold, {counts['holds with a condition']} hold with a condition" in said
+    about = {"environment": {}, "commit": "", "models": 1, "trainings": 0, "seconds": 1.0}
+    assert re.search(r"<h1>(.*?)</h1>", page_text(found, {}, **about))[1] == said.replace("'", "&#39;")
+    assert answer(found[:1]) == f"Of 1 statement about nanoGPT's init, 1 {found[0].verdict}."

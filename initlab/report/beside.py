@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -62,6 +62,26 @@ def again(run: Run) -> Compared | None:
     found = compared(a, b, [], [], tuple(kept_of["called"]))
     rows = pd.DataFrame(kept_of["findings"], columns=list(COLUMNS))
     return dataclasses.replace(found, findings=rows, notes=kept_of["notes"])
+
+
+def recalled(run: Run, names: Mapping[str, str]) -> Run:
+    """The same run, with other names for recipes that aren't any: of a model as it was given.
+
+    Args:
+        run: of any kind.
+        names: old -> new.
+    """
+    if not names:
+        return run
+    frames = {
+        table: cast(table, frame.assign(recipe=frame["recipe"].astype(str).replace(dict(names))))
+        if "recipe" in frame and len(frame)
+        else frame
+        for table, frame in run.tables.items()
+    }
+    config = dict(run.manifest["config"])
+    config["recipes"] = [names.get(str(recipe), recipe) for recipe in config.get("recipes", [])]
+    return Run(Tables(**frames), run.manifest | {"config": config})
 
 
 def _renamed(tables: Tables, name: str) -> Tables:

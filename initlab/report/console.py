@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +14,16 @@ from rich.text import Text
 from initlab.judge.rules import Finding
 from initlab.judge.words import plural
 from initlab.report.document import Document
-from initlab.report.terminal import narrowed, plain_table, print_text, wrapped
+from initlab.report.terminal import (
+    break_names,
+    fact_lines,
+    facts_wrapped,
+    narrowed,
+    natural_width,
+    plain_table,
+    print_text,
+    wrapped,
+)
 from initlab.report.values import Table, TableCell
 from initlab.report.verdict import GLYPHS, where
 
@@ -31,7 +42,7 @@ def text(document: Document, *, width: int | None = None, color: bool = False) -
     brief = document.brief
 
     def body(console: Console, width: int) -> None:
-        console.print(wrapped(document.header, width), style=dim)
+        console.print(facts_wrapped(document.header, width), style=dim)
         for note in document.shortfall:
             console.print(wrapped(f"! {note}", width, "  "), style="bold yellow")
         for note in document.notes if brief.explained else []:
@@ -42,16 +53,18 @@ def text(document: Document, *, width: int | None = None, color: bool = False) -
         for note in brief.warnings:
             console.print(Text(f"! {note}", style="bold yellow"))
         if brief.footer:
-            console.print(wrapped(brief.footer, width), style=dim)
+            console.print(fact_lines(brief.footer, width), style=dim)
         console.print()
         for finding in document.failing if brief.explained else []:
             _print_finding(console, finding, document.named(finding.recipe), width)
         hint = " `initlab rules CODE` explains one." if document.failing else ""
         console.print(wrapped(f"{document.counted}{hint}", width))
+        if document.inapplicable:
+            console.print(_why_not(document.inapplicable, width), style=dim)
         console.print(wrapped(document.verdict, width), style="bold")
         if brief.closing:
             console.print()
-            console.print(wrapped(brief.closing, width), style=dim)
+            console.print(fact_lines(brief.closing, width), style=dim)
 
     return print_text(body, width, color)
 
@@ -63,7 +76,15 @@ def _print_block(console: Console, block: Table | str, width: int) -> None:
     if block.title:
         console.print(block.title, style="bold")
     shown = _rich(block)
-    console.print(shown if block.whole else narrowed(shown, width))
+    if not block.whole:
+        shown = narrowed(shown, width)
+    elif any(not column.no_wrap for column in shown.columns[1:]):
+        # what is wrapped besides the names keeps room for its longest word
+        words = [max(map(len, str(cell).split()), default=0) for each in shown.columns[1:] for cell in each.cells]
+        fixed = [natural_width(each) + 2 for each in shown.columns[1:] if each.no_wrap]
+        break_names(shown, width - sum(fixed) - max(words, default=0) - 2)
+        shown.columns[0].no_wrap = True
+    console.print(shown)
 
 
 def _rich(table: Table) -> RichTable:
@@ -89,6 +110,23 @@ def _styled(cell: TableCell) -> Any:
     if cell.note:
         text.append(f" {cell.note}", style="not bold default" if cell.status else "dim")
     return text
+
+
+def _why_not(findings: Sequence[Finding], width: int) -> str:
+    """In a line, what the checks that didn't apply need: that of the most checks first."""
+    reasons: dict[str, set[str]] = {}
+    for finding in findings:
+        reason = re.split(r"[:;,(] ?", finding.message, maxsplit=1)[0].strip()
+        reasons.setdefault(reason[:1].lower() + reason[1:], set()).add(finding.code)
+    line, left = "Not applicable:", len({finding.code for finding in findings})
+    for reason, codes in sorted(reasons.items(), key=lambda each: -len(each[1])):
+        longer = f"{line} {reason} ({plural(len(codes), 'check')});"
+        if len(f"{longer} other reasons ({left})") > width:
+            break
+        line, left = longer, left - len(codes)
+    if line.endswith(":"):
+        return f"Not applicable: {plural(left, 'check')}."
+    return f"{line} other reasons ({left})" if left > 0 else line.rstrip(";")
 
 
 def _print_finding(console: Console, finding: Finding, owner: str, width: int) -> None:

@@ -15,13 +15,14 @@ from initlab.judge.outcomes import outcomes
 from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.drawn import AS_FOUND
 from initlab.judge.slopes import slopes
-from initlab.report import brief, confirm, diff, figures, inventory, scale, train, transfer
-from initlab.report.beside import again
+from initlab.report import brief, confirm, diff, figures, glossary, inventory, scale, train, transfer
+from initlab.report.beside import again, recalled
 from initlab.report.drawings import Drawing
 from initlab.report.facts import facts, header, model_notes, shortfall
+from initlab.report.keys import key_numbers
 from initlab.report.values import Brief, Table
-from initlab.report.verdict import GLYPHS, count_sentence, failing, measured, questions, tally, verdict, worst
-from initlab.report.view import Overview, overview, recipes_of, steps_of
+from initlab.report.verdict import GLYPHS, count_sentence, failing, measured, questions, verdict, worst
+from initlab.report.view import recipes_of, steps_of
 from initlab.rundir import Run
 
 
@@ -33,6 +34,12 @@ class Card:
     lead: Finding
     findings: list[Finding]
     evidence: str  # name of the figure that shows it, or empty
+    false_alarms: str  # in which it is known to be wrong; of a rule that this process doesn't know, empty
+
+    @property
+    def advice(self) -> str:
+        """What to do, if it is the same for all of them."""
+        return self.lead.advice if len({finding.advice for finding in self.findings}) == 1 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ class Document:
         counted: how many checks failed, passed and didn't apply.
         passed: checks that passed.
         inapplicable: checks that say nothing of this run.
-        questions: columns of the scoreboard, those that some recipe was judged by.
+        questions: columns of the scoreboard, those that some recipe was judged by; the ones that fail come first.
         recipe_info: summary and source of each recipe.
         first_step: the first step that was measured.
     """
@@ -92,7 +99,9 @@ class Document:
         self.counted = count_sentence(run, self._new, len(known))
         self.passed = [finding for finding in findings if finding.status == "pass"]
         self.inapplicable = [finding for finding in findings if finding.status == "not_applicable"]
-        self.questions = questions([each for each in findings if each.status != "not_applicable"])
+        asked = questions([each for each in findings if each.status != "not_applicable"])
+        failed = {each.question for each in findings if each.status == "fail" and each.severity != "info"}
+        self.questions = sorted(asked, key=lambda question: question not in failed)
         self.recipe_info = run.manifest.get("recipes") or {}
         self.first_step = steps_of(run)[0]
 
@@ -109,6 +118,13 @@ class Document:
         if self.kind == "transfer":
             return transfer.verdict(self.run)
         return verdict(self.run, self._new)
+
+    @property
+    def headline(self) -> str:
+        """What a page opens with: the verdict, or what differs; where one was made to mend the other, whether it is."""
+        if self.changed and not self.run.manifest.get("changes"):
+            return self.changed.verdict
+        return self.verdict
 
     @cached_property
     def graded(self) -> pd.DataFrame:
@@ -136,7 +152,7 @@ class Document:
 
     @cached_property
     def cards(self) -> list[Card]:
-        """Failures, a card for those that have all but the recipe in common."""
+        """Failures, a card for those that have all but the recipe, and what to do about it, in common."""
         return cards_of(self.failing, {drawing.name for drawing in self.drawings})
 
     @cached_property
@@ -145,9 +161,14 @@ class Document:
         return _scoreboard(self.recipes, self.questions, self.findings, self.cards)
 
     @cached_property
-    def overview(self) -> list[tuple[Overview, str, str]]:
-        """Key numbers of each recipe, the worst status of its checks, and how many passed."""
-        return [(row, *tally(self.findings, row.recipe)) for row in overview(self.run)]
+    def key_numbers(self) -> Table:
+        """A row per recipe, of what its deepest model does."""
+        return key_numbers(self.run, self.findings)
+
+    @cached_property
+    def glossary(self) -> dict[str, str]:
+        """The words that aren't the field's own."""
+        return glossary.plain()
 
     @cached_property
     def trained(self) -> train.Trained | None:
@@ -170,7 +191,14 @@ class Document:
     @cached_property
     def drawings(self) -> list[Drawing]:
         """The figures that this run has data for, in the order of the page; none is drawn before it is asked for."""
-        return [Drawing(spec, self.run) for spec, reason in self._needs if not reason]
+        called = {recipe: self.named(recipe) for recipe in self.recipes}
+        run = recalled(self.run, {old: new for old, new in called.items() if old != new})
+        return [Drawing(spec, run) for spec, reason in self._needs if not reason]
+
+    @cached_property
+    def cited(self) -> set[str]:
+        """Names of the figures that a failure points to; where none does, of the first."""
+        return {card.evidence for card in self.cards if card.evidence} or {each.name for each in self.drawings[:1]}
 
     @cached_property
     def undrawn(self) -> list[tuple[str, str]]:
@@ -240,14 +268,15 @@ def cards_of(findings: Sequence[Finding], figures_shown: set[str]) -> list[Card]
     """
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for finding in findings:
-        same = (finding.code, finding.severity, finding.why, finding.advice, finding.limit, finding.source)
+        same = (finding.code, finding.severity, finding.why, finding.limit, finding.source)
         groups.setdefault(same, []).append(finding)
-    evidence = {rule.code: rule.evidence for rule in RULES}
-    return [
-        Card(f"finding-{index}", group[0], group, figure if figure in figures_shown else "")
-        for index, group in enumerate(groups.values(), 1)
-        for figure in [evidence.get(group[0].code, "")]
-    ]
+    rules = {rule.code: rule for rule in RULES}
+    cards = []
+    for index, group in enumerate(groups.values(), 1):
+        rule = rules.get(group[0].code)
+        figure = rule.evidence if rule and rule.evidence in figures_shown else ""
+        cards.append(Card(f"finding-{index}", group[0], group, figure, rule.false_alarms if rule else ""))
+    return cards
 
 
 def _scoreboard(

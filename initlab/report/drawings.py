@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 
 from initlab.report.figures import FigureSpec
 from initlab.report.svg import both
 from initlab.rundir import Run
+
+_FIRST = re.compile(r"[:.] ")
 
 
 class Drawing:
@@ -25,6 +28,12 @@ class Drawing:
     def words(self) -> str:
         """The same in words, with numbers."""
         return self._spec.said(self._run)
+
+    @property
+    def gist(self) -> str:
+        """The words without what they begin with if that says what is measured; a page cuts them where a line ends."""
+        head, _, rest = _FIRST.sub("\n", self.words, count=1).partition("\n")
+        return rest if rest and head.count(" ") > 2 else self.words  # a recipe's name stays
 
     @cached_property
     def _files(self) -> tuple[str, bytes]:

@@ -7,12 +7,11 @@ from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from initlab.judge.words import number, plural, signed
+from initlab.judge.words import plural, signed
 from initlab.report import scale
 from initlab.report.document import Document
 from initlab.report.theme import DARK, LIGHT, series
 from initlab.report.verdict import GLYPHS, measured, where
-from initlab.report.view import exponent_text
 
 
 def page(document: Document) -> str:
@@ -41,12 +40,10 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number,
         signed=signed,
         measured=measured,
         where=where,
         plural=plural,
-        exponent=lambda fit: exponent_text(*fit),
         slope=lambda fit: scale.slope_text(*fit),
     )
     return environment.get_template(name)

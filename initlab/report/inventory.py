@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,6 +95,7 @@ _CELL_COLUMNS = (
     "dead_frac",
     "seconds",
 )
+_LOSSES = ("loss", "ln_vocab", "expected_loss")
 
 
 def cell_table(summary: pd.DataFrame) -> dict[str, Any]:
@@ -101,14 +103,15 @@ def cell_table(summary: pd.DataFrame) -> dict[str, Any]:
     rows = []
     columns = _CELL_COLUMNS if summary["step"].nunique() < 2 else ("step", *_CELL_COLUMNS)
     for row in summary[list(columns)].head(_MOST_ROWS).itertuples(index=False):
-        rows.append([_shown(value) for value in row])
+        rows.append([_shown(name, value) for name, value in zip(columns, row, strict=True)])
     meanings = [schema.SUMMARY[name].meaning for name in columns]
     return {"heads": list(zip(columns, meanings, strict=True)), "rows": rows}
 
 
-def _shown(value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
     if isinstance(value, float | np.floating):
-        return number(float(value), 4)
+        # what inits differ by is the third decimal of a loss
+        return f"{value:.3f}" if name in _LOSSES and math.isfinite(value) else number(float(value), 3)
     return f"{value:,}".replace(",", " ") if isinstance(value, int | np.integer) else str(value)
 
 

@@ -69,9 +69,13 @@ def _scoreboard(document: Document) -> Table:
 
 def _card(document: Document, card: Card) -> list[str]:
     lead = card.lead
-    lines = [f"- {_case(finding, document.named(finding.recipe), len(card.findings) > 1)}" for finding in card.findings]
+    lines = []
+    for finding in card.findings:
+        own = f"; do: **{_plain(finding.advice)}**" if finding.advice and not card.advice else ""
+        lines.append(f"- {_case(finding, document.named(finding.recipe), len(card.findings) > 1)}{own}")
     said = [("measured", measured(lead) if len(card.findings) == 1 else ""), ("limit", lead.limit), ("why", lead.why)]
-    said += [("do", f"**{_plain(lead.advice)}**" if lead.advice else ""), ("basis", lead.basis)]
+    said.insert(0, ("do", f"**{_plain(card.advice)}**" if card.advice else ""))
+    said += [("false alarms", card.false_alarms), ("basis", lead.basis)]
     lines += [f"- {label}: {words if label == 'do' else _plain(words)}" for label, words in said if words]
     severity = "note" if lead.severity == "info" else lead.severity
     return [f"### {GLYPHS[lead.severity]} {severity} {lead.code} {_plain(lead.name)}", "\n".join(lines)]

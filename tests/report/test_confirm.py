@@ -83,7 +83,7 @@ def test_a_narrow_terminal_leaves_columns_out_and_names_whole(usual):
     lines = squeezed(show(usual, width=60))
     assert "nanogpt (baseline) 0.13 ±0.07 0.03 ±0.03 0.003: 2.509" in lines
     assert "nanogpt-no-depth-scale 16 40 +0.083 ±0.006 worse" in lines
-    assert "2 columns left out: the terminal has 60" in lines
+    assert "left out at 60 columns: runs stuck, diverged" in lines
 
 
 def test_one_seed_says_that_nothing_can_be_separated():

@@ -7,6 +7,7 @@ from variants import variants
 from initlab.report import console, progress
 from initlab.report.document import Document
 from initlab.report.progress import ProgressBar
+from initlab.report.terminal import fact_lines, facts_wrapped, narrowed, plain_table, print_text
 from initlab.rundir import Run
 
 
@@ -42,8 +43,29 @@ def test_a_narrow_terminal_gets_whole_columns_and_the_verdict():
     lines = show("usual", width=60).splitlines()
     baseline = next(line for line in lines if line.startswith("nanogpt (baseline)"))
     assert " ".join(baseline.split()) == "nanogpt (baseline) 0.00079 → 0.018 -1.00 -1.00 ✓ 3/3"
-    assert "2 columns left out: the terminal has 60" in lines
+    assert "left out at 60 columns: grad var first/last, loss − ln V" in lines
     assert not any("left out" in line for line in show("usual").splitlines())
+
+
+def test_a_name_is_broken_after_signs_alone():
+    table = plain_table("recipe", "var", "verdict")
+    name = "nanogpt-width-matched-with-long-name.of_mine"
+    table.add_row(name, "1.0", "holds")
+    text = print_text(lambda console, width: console.print(narrowed(table, width)), 34, False)
+    parts = [line.split()[0] for line in text.splitlines()[1:]]
+    assert len(parts) > 1 and "".join(parts) == name
+    assert all(part.endswith(("-", ".", "_")) for part in parts[:-1])
+    assert max(map(len, text.splitlines())) <= 34
+
+
+def test_facts_are_a_line_each_but_for_those_in_brackets():
+    assert fact_lines("a: b (c; d); e", 40) == "a: b (c; d)\ne"
+    assert facts_wrapped("one two · three four", 17) == "one two ·\nthree four"
+
+
+def test_what_did_not_apply_is_a_line_with_its_reason():
+    line = next(line for line in show("usual").splitlines() if line.startswith("Not applicable"))
+    assert "check" in line
 
 
 def test_with_one_depth_the_missing_exponents_are_explained():

@@ -11,6 +11,7 @@ from synthetic import synthetic_findings, synthetic_run
 from variants import HOSTILE, variants
 
 from initlab.errors import RunError
+from initlab.judge.rules import evaluate
 from initlab.report.document import Document
 from initlab.report.figures import FIGURES
 from initlab.report.files import write_report
@@ -111,6 +112,30 @@ def test_recipes_that_fail_alike_share_a_card():
 
 def test_size_of_a_typical_page(usual):
     assert len(usual.encode()) < 600 * 2**10
+
+
+def test_what_to_do_comes_before_why_and_false_alarms_are_named(usual):
+    card = re.search(r'<article class="card error">(.*?)</article>', usual, re.DOTALL)[1]
+    said = re.findall(r"<dt>(.*?)</dt>", card)
+    assert said[:2] == ["do", "why"]
+    run = variants()["usual"]
+    page = written(Document(run, evaluate(run)))
+    assert "<dt>false alarms</dt>" in page
+
+
+def test_sections_without_a_finding_are_a_line(usual):
+    folds = re.findall(r'<details( open)?><summary><h2>(.*?)</h2> <span class="gist">(.*?)</span>', usual)
+    assert all(gist for _, _, gist in folds)
+    figures = re.findall(r'<div id="fig-(.*?)">', usual)
+    cited = set(re.findall(r'href="#fig-([^"]+)">see the figure', usual))
+    assert {name for name, (is_open, *_) in zip(figures, folds, strict=False) if is_open} == cited
+    assert [title for _, title, _ in folds[-5:]] == ["Coverage", "Data", "Method", "Glossary", "Not here"]
+
+
+def test_one_model_has_no_tables_of_its_own_dashes():
+    text = render("probe")
+    assert 'class="board' not in text
+    assert not re.search(r"<t[dh][^>]*>–</t[dh]>", text)
 
 
 def test_an_incomplete_run_says_so():
