@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
+from initlab.api.gradients import with_gradients
 from initlab.api.manifest import new_manifest
 from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
@@ -25,6 +26,7 @@ MODEL = NanoGPTConfig(n_embd=384, n_head=6, block_size=256)
 DEPTHS, WIDTHS = (4, 8, 16), (384,)
 
 
+@with_gradients()
 def compare(
     recipes: Any,
     *,
