@@ -121,7 +121,7 @@ class Subject:
             ProbeError: a function can't make it.
         """
         if not isinstance(base, Base | None):
-            raise ConfigError(f"base is {shown(base)}; expected initlab.Base(n_layer=…, n_embd=…)")
+            raise ConfigError(f"base is {shown(base)}; expected initlab.recipes.Base(n_layer=…, n_embd=…)")
         relative = {name: recipe for name, recipe in self.recipes.items() if recipe.base is not None}
         if base is None and relative:
             base = self._smallest()

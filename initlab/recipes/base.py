@@ -240,7 +240,7 @@ class Recipe:
             RecipeError: it is no Base.
         """
         if not isinstance(base, Base | None):
-            raise RecipeError(f"base is {shown(base)}; expected initlab.Base(n_layer=…, n_embd=…)")
+            raise RecipeError(f"base is {shown(base)}; expected initlab.recipes.Base(n_layer=…, n_embd=…)")
         return self if base is None or self.base is None else replace(self, base=base)
 
     def based(self, dims: Dims) -> Dims:
