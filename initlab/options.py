@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import signature
-from numbers import Integral
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 from initlab.errors import ConfigError
 
 _T = TypeVar("_T")
+_Name = TypeVar("_Name", bound=str)
 
 
 class Progress(Protocol):
@@ -50,9 +52,9 @@ class Text:
     block_size: int | None = None
 
     def __post_init__(self) -> None:
-        _refuse_no_path("data", self.data)
+        checked_path("data", self.data)
         if self.tokenizer is not None and (not isinstance(self.tokenizer, str) or not self.tokenizer.strip()):
-            raise ConfigError(f"tokenizer is {self.tokenizer!r:.80}; expected a name, such as bytes or gpt2")
+            raise ConfigError(f"tokenizer is {shown(self.tokenizer)}; expected a name, such as bytes or gpt2")
         _take_count(self, "batch_size")
         _take_count(self, "block_size")
 
@@ -77,7 +79,8 @@ class RunOptions:
             about every cell.
 
     Raises:
-        ConfigError: out is no path, jobs isn't a positive whole number, or progress can't be told anything.
+        ConfigError: out is no path, jobs isn't a positive whole number, device, engine or address is no name, or
+            progress can't be told anything.
     """
 
     device: str = "auto"
@@ -89,26 +92,106 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if self.out is not None:
-            _refuse_no_path("out", self.out)
+            checked_path("out", self.out)
         _take_count(self, "jobs")
+        for name, example in (("device", "auto, cpu or cuda"), ("engine", "auto, here or processes")):
+            _refuse_no_name(name, getattr(self, name), example)
+        if self.address is not None:
+            _refuse_no_name("address", self.address, "host:port")
         told = self.progress
-        if not (told is None or isinstance(told, bool) or (hasattr(told, "start") and hasattr(told, "advance"))):
-            raise ConfigError(f"progress is {told!r:.80}; expected False, None, or an object with start and advance")
+        tellable = all(callable(getattr(told, name, None)) for name in ("start", "advance"))
+        if not (told is None or isinstance(told, bool) or tellable):
+            raise ConfigError(
+                f"progress is {shown(told)}; expected False, None, or an object with methods start and advance"
+            )
 
 
 def checked(name: str, value: Any, kind: type[_T]) -> _T:
     """Return the value of a keyword. Raises ConfigError where it is of another kind."""
     if not isinstance(value, kind):
         example = f"{name}=initlab.{kind.__name__}({'data=' if kind is Text else 'out='}'…')"
-        raise ConfigError(f"{name} is {value!r:.80}; expected {kind.__name__}, as in {example}")
+        raise ConfigError(f"{name} is {shown(value)}; expected {kind.__name__}, as in {example}")
     return value
+
+
+def shown(value: Any) -> str:
+    """Write a value into a sentence: on one line, and not all of a long one."""
+    return " ".join(f"{value!r}".split())[:80]
+
+
+def whole(value: Any) -> TypeGuard[int]:
+    """Tell whether a value is a whole number; numpy's are, True isn't."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def real(value: Any) -> TypeGuard[float]:
+    """Tell whether a value is a number; numpy's are, True isn't."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def checked_seed(value: Any) -> int:
     """Return a seed as a whole number. Raises ConfigError where it is none that torch takes."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < 2**63:
-        raise ConfigError(f"seed is {value!r:.80}; expected a whole number from 0 on, below 2^63")
+    if not whole(value) or not 0 <= int(value) < 2**63:
+        raise ConfigError(f"seed is {shown(value)}; expected a whole number from 0 on, below 2^63")
     return int(value)
+
+
+def checked_count(name: str, value: Any, least: int = 1, what: str = "a whole number") -> int:
+    """Return a count as an int, which numpy's integers become. Raises ConfigError where it is none."""
+    if not whole(value) or value < least:
+        raise ConfigError(f"{name} is {shown(value)}; expected {what} from {least} on")
+    return int(value)
+
+
+def checked_number(name: str, value: Any, most: float = math.inf, *, above_0: bool = False) -> float:
+    """Return a number from 0 on as a float. Raises ConfigError where it is none.
+
+    Args:
+        name: of the option.
+        value: as it was given.
+        most: the largest that is allowed.
+        above_0: 0 isn't, and neither is infinity.
+    """
+    if not real(value) or not 0 <= value <= most or (above_0 and not 0 < value < math.inf):
+        low = "above 0" if above_0 else "from 0 on" if most == math.inf else f"from 0 to {most:g}"
+        raise ConfigError(f"{name} is {shown(value)}; expected a number {low}")
+    return float(value)
+
+
+def checked_flag(name: str, value: Any) -> bool:
+    """Return True or False. Raises ConfigError for anything else."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {shown(value)}; expected True or False")
+    return value
+
+
+def checked_choice(name: str, value: Any, known: Iterable[_Name]) -> _Name:
+    """Return one of several names. Raises ConfigError for any other."""
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        raise ConfigError(f"unknown {name} {shown(value)}; known: {', '.join(names)}")
+    return names[names.index(value)]
+
+
+def checked_path(name: str, value: Any) -> Path:
+    """Return a path. Raises ConfigError where there is none, or one whose name can't be written down.
+
+    Args:
+        name: of the option.
+        value: as it was given.
+    """
+    if not isinstance(value, str | PathLike):
+        raise ConfigError(f"{name} is {shown(value)}; expected a path")
+    text = str(value)
+    if not text.strip():  # Path("") is the working directory, which nobody means by a variable that isn't set
+        raise ConfigError(f"{name} is empty; expected a path")
+    try:
+        written = "\0" not in text and text.encode()
+    except UnicodeEncodeError:  # a name of other bytes, which pages, tables and terminals can't show
+        written = False
+    if not written:
+        raise ConfigError(f"{name} is {shown(text)}; expected a path of UTF-8 characters")
+    return Path(value)
 
 
 def refuse_unknown(command: str, given: Iterable[str], own: Callable[..., Any], passed_on: Callable[..., Any]) -> None:
@@ -129,11 +212,9 @@ def refuse_unknown(command: str, given: Iterable[str], own: Callable[..., Any], 
             raise ConfigError(f"{command} has no option {name!r}; {hint}known: {', '.join(known)}")
 
 
-def _refuse_no_path(name: str, value: Any) -> None:
-    if not isinstance(value, str | PathLike):
-        raise ConfigError(f"{name} is {value!r:.80}; expected a path")
-    if not str(value).strip():  # Path("") is the working directory, which nobody means by a variable that isn't set
-        raise ConfigError(f"{name} is empty; expected a path")
+def _refuse_no_name(name: str, value: Any, example: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{name} is {shown(value)}; expected a name, such as {example}")
 
 
 def _take_count(options: Any, name: str) -> None:
@@ -141,6 +222,4 @@ def _take_count(options: Any, name: str) -> None:
     value = getattr(options, name)
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ConfigError(f"{name} is {value!r:.80}; expected a whole number from 1 on")
-    object.__setattr__(options, name, int(value))
+    object.__setattr__(options, name, checked_count(name, value))

@@ -94,7 +94,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Get the one of this name. Raises the registry's error, with the closest names, if there is none."""
         self._load()
-        if name in self._found:
+        if isinstance(name, str) and name in self._found:
             return self._found[name]
         close = difflib.get_close_matches(str(name).lower(), self._found, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}? " if close else ""

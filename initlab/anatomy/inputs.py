@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from initlab.anatomy.arguments import DECODED, POSITIONAL, TARGETS, Maker, kind_of, parameters, required
 from initlab.anatomy.examples import example, shown, signature
+from initlab.anatomy.given import held, marked, marks_for, refuse_sparse
 from initlab.anatomy.sizes import IDS, vocabulary, writes
 from initlab.anatomy.tensors import moved, tensors
 from initlab.errors import ConfigError
@@ -179,6 +180,7 @@ def of_batch(model: nn.Module, batch: Any, choose: Callable[[Ways], Inputs] | No
         ConfigError: nothing in it can be given to a model.
     """
     choose = choose or (lambda found: next(found(slice(None))))
+    batch = held(batch)
     if isinstance(batch, Tensor):
         return _of_tensor(model, batch, None, choose)
     if isinstance(batch, Mapping):
@@ -263,11 +265,9 @@ def _of_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> Inputs:
         return Inputs(kwargs=kwargs, ids=ids)
     if shifts(model):
         del kwargs["labels"]
-        targets = next_tokens(labels)
+        targets = next_tokens(marked(labels.long()))
     else:
-        targets = labels
-    # Hugging Face marks what doesn't count with -100
-    targets = targets.long().masked_fill(targets == -100, -1)
+        targets = marked(labels.long())
     if not (targets >= 0).any():
         raise ConfigError(f"no position of the batch, {tuple(ids.shape)}, has a target; expected a label besides -100")
     if shifts(model):
@@ -330,21 +330,33 @@ def next_tokens(ids: Tensor) -> Tensor:
 def _of_tensor(model: nn.Module, first: Tensor, targets: Tensor | None, choose: Callable[[Ways], Inputs]) -> Inputs:
     if first.numel() == 0:
         raise ConfigError(f"batch has shape {tuple(first.shape)}; expected at least one element")
-    if first.is_floating_point():
+    if first.is_floating_point() or first.is_complex():
         return Inputs(args=(first,))
     if not _is_ids(first):
         raise ConfigError(f"batch is {tuple(first.shape)} {first.dtype}; expected token ids (B, T) of an integer dtype")
+    refuse_sparse(batch=first, targets=targets)
     ids = first.long()
     aims = next_tokens(ids) if targets is None else targets.long()
     if not (aims >= 0).any():
         raise ConfigError(f"no position of the batch, {tuple(ids.shape)}, has a target; expected two tokens or more")
     if ids.min() < 0:
         raise ConfigError(f"the batch holds the id {int(ids.min())}; expected ids from 0 on")
-    chosen = choose(lambda rows: ways(model, ids[rows], None if targets is None else aims[rows]))
-    return replace(chosen, theirs=targets is not None)
+    if targets is None:
+        return choose(lambda rows: ways(model, ids[rows]))
+    marked(aims)
+    marks = marks_for(model, aims)
+
+    def found(rows: Rows) -> Iterator[Inputs]:
+        for mark in marks:
+            yield from ways(model, ids[rows], aims.masked_fill(aims < 0, mark)[rows])
+
+    chosen = choose(found)
+    return replace(chosen, targets=None if chosen.targets is None else marked(chosen.targets), theirs=True)
 
 
 def _is_ids(value: Any) -> bool:
     return (
-        isinstance(value, Tensor) and value.dim() == 2 and not (value.is_floating_point() or value.dtype == torch.bool)
+        isinstance(value, Tensor)
+        and value.dim() == 2
+        and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
     )

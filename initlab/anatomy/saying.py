@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 from initlab.errors import RecipeError
+from initlab.options import shown
 from initlab.recipes import Role
 from initlab.recipes.base import VECTORS
 
@@ -28,7 +29,13 @@ def by_word(roles: Said, named: Mapping[str, Tensor]) -> dict[str, Role | None]:
         RecipeError: a pattern that fits no parameter, no such role, or a matrix's role for a vector.
     """
     found: dict[str, Role | None] = {}
+    if not isinstance(roles, Mapping):
+        raise RecipeError(
+            f"roles is {shown(roles)}; expected a dict from names to roles, as in {{'*.merge': 'attn_out'}}"
+        )
     for pattern, text in roles.items():
+        if not isinstance(pattern, str):
+            raise RecipeError(f"roles holds {shown(pattern)}; expected names of parameters, in which * is anything")
         names = [n for n in named if fnmatchcase(n, pattern) or fnmatchcase(n.removesuffix(".weight"), pattern)]
         if not names:
             close = difflib.get_close_matches(str(pattern), named, n=3, cutoff=0.3) or list(named)[:3]

@@ -30,7 +30,7 @@ class _Careful(Listening):
 
 def first_that_runs(
     model: nn.Module, ways: Iterable[Inputs], seed: int, complete: Callable[[Any, Inputs], bool]
-) -> int | Exception:
+) -> int | Exception | SystemExit:
     """Find the first of some calls that a model's forward takes, and after which it returned all that is wanted.
 
     Where none is complete, the first that ran.
@@ -46,14 +46,14 @@ def first_that_runs(
     """
     device = next(model.parameters()).device
     ran: int | None = None
-    first: Exception | None = None
+    first: Exception | SystemExit | None = None
     for number, inputs in enumerate(ways):
         try:
             args, kwargs = copied((inputs.args, inputs.kwargs))  # a forward may write into them
             call = replace(inputs, args=args, kwargs=kwargs).to(device)
             with untouched(model, seed), eagerly(model), torch.no_grad(), _Careful():
                 output = call.call(model)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             first = first or error
             continue
         if complete(output, inputs):

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from initlab.errors import ConfigError, ProbeError
+from initlab.options import shown
 
 _SHARDED = "give it before it is sharded, or initlab.probe, on every process, one that fully_shard was applied to"
 
@@ -37,7 +38,7 @@ def bare(model: nn.Module) -> tuple[nn.Module, list[str]]:
             layers.
     """
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model is {model!r:.80}, of type {type(model).__name__}; expected a torch.nn.Module")
+        raise ConfigError(f"model is {shown(model)}, of type {type(model).__name__}; expected a torch.nn.Module")
     notes = []
     while True:
         if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
@@ -50,11 +51,11 @@ def bare(model: nn.Module) -> tuple[nn.Module, list[str]]:
         assert isinstance(inner, nn.Module)
         model = inner
     for path, module in model.named_modules():
-        shown = f"{type(model).__name__}: {path}" if path else type(model).__name__
+        name = f"{type(model).__name__}: {path}" if path else type(model).__name__
         if isinstance(module, torch.jit.ScriptModule):
-            raise ConfigError(f"{shown} is a script module of torch.jit; give the Python module it was made of")
+            raise ConfigError(f"{name} is a script module of torch.jit; give the Python module it was made of")
         if ".quantized." in type(module).__module__ and type(module).__module__.startswith("torch."):
-            raise ConfigError(f"{shown} is quantised ({module._get_name()}); give the model before quantising it")
+            raise ConfigError(f"{name} is quantised ({module._get_name()}); give the model before quantising it")
     return model, notes
 
 
@@ -84,6 +85,21 @@ def refuse_shards(model: nn.Module) -> None:
             raise ProbeError(f"{name}: {path} is sharded ({type(parameter).__name__}); {_SHARDED}")
 
 
+def refuse_inference(name: str, path: str, parameter: Tensor) -> None:
+    """Refuse a parameter that torch neither writes to nor differentiates by. Raises ProbeError.
+
+    Args:
+        name: of the model.
+        path: of the parameter in it.
+        parameter: it.
+    """
+    if parameter.is_inference():
+        raise ProbeError(
+            f"{name}: {path} was made under torch.inference_mode, so it can have no gradient; make or load the model "
+            "outside of it"
+        )
+
+
 def _refuse(model: nn.Module) -> None:
     name = type(model).__name__
     parameters = dict(model.named_parameters())
@@ -94,6 +110,7 @@ def _refuse(model: nn.Module) -> None:
             raise ProbeError(f"{name}: {path} has no shape yet (a lazy module); run one batch through the model first")
         if parameter.device.type == "meta":
             raise ProbeError(f"{name}: {path} is on the meta device: it has a shape but no values to measure")
+        refuse_inference(name, path, parameter)
         if not (parameter.is_floating_point() or parameter.is_complex()) or parameter.is_quantized:
             raise ProbeError(f"{name}: {path} is quantised ({parameter.dtype}); measure the model before quantising it")
     devices = sorted({str(parameter.device) for parameter in parameters.values()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from initlab.options import checked_number
 from initlab.recipes import Base, Recipe, registry
 from initlab.recipes.base import Rule
 
@@ -38,6 +39,7 @@ def adam_groups(
         own times that.
 
     Raises:
+        ConfigError: not a model, or a rate that is none.
         RecipeError: unknown recipe, or one that has no answer for a parameter, or two for a fused matrix.
 
     Example:
@@ -47,6 +49,8 @@ def adam_groups(
     from initlab.api.looking import anatomy_of
     from initlab.drawing import groups
 
+    lr = checked_number("lr", lr, above_0=True)
+    weight_decay, eps = checked_number("weight_decay", weight_decay), checked_number("eps", eps)
     inside, entry = bare(model)[0], registry.get(recipe).at(base)
     made = groups.adam_groups(inside, entry, lr=lr, weight_decay=weight_decay, eps=eps, anatomy=anatomy_of(inside))
     return [group for group in made if group["params"]]

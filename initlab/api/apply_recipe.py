@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from initlab.api.gradients import with_gradients
 from initlab.errors import ConfigError
 from initlab.options import Text, checked_seed
 from initlab.recipes import Base, Recipe, registry
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@with_gradients()
 def apply_recipe(
     model: nn.Module,
     recipe: str | Recipe | Rule,
@@ -48,9 +50,9 @@ def apply_recipe(
     Raises:
         ConfigError: not a model, a seed that is none, a batch that is missing, can't be used, or isn't asked for.
         RecipeError: unknown recipe, matrices of no known role, or `roles` that don't fit; then nothing was changed.
-        ProbeError: the model is sharded.
+        ProbeError: the model is sharded, or was made under torch.inference_mode.
     """
-    from initlab.anatomy.unwrapping import whole
+    from initlab.anatomy.unwrapping import refuse_inference, whole
     from initlab.api.looking import anatomy_of, passed
     from initlab.drawing import apply
     from initlab.drawing.profiled import PROFILED, apply_profiled
@@ -58,6 +60,8 @@ def apply_recipe(
     from initlab.measure.probe import look
 
     model, seed = whole(model), checked_seed(seed)
+    for name, parameter in model.named_parameters():
+        refuse_inference(type(model).__name__, name, parameter)
     if isinstance(recipe, str) and recipe in PROFILED:
         if batch is None:
             raise ConfigError(

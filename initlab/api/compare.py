@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
+from initlab.api.gradients import with_gradients
 from initlab.api.manifest import new_manifest
 from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
@@ -27,6 +28,7 @@ DEPTHS, WIDTHS = (4, 8, 16), (384,)
 
 
 @drawn
+@with_gradients()
 def compare(
     recipes: Any,
     *,

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from initlab.api.gradients import with_gradients
 from initlab.api.grids import trained_grid
 from initlab.api.reading import split_for
 from initlab.errors import ConfigError, RecipeError
 from initlab.models.config import WIRING, NanoGPTConfig
-from initlab.options import RunOptions, Text, checked
+from initlab.options import RunOptions, Text, checked, checked_flag
 from initlab.recipes import Base, Recipe, registry
 from initlab.report.waiting import drawn
 from initlab.results import Comparison, Confirmation
@@ -24,6 +25,7 @@ _SHARED = ("bias", "activation", "tie_weights", *WIRING)  # of a comparison's Na
 
 
 @drawn
+@with_gradients()
 def confirm(
     recipes: Any,
     *,
@@ -94,9 +96,12 @@ def confirm(
 
     started = time.perf_counter()
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
-    for name, value in (("depths", depths), ("lrs", lrs), ("warmups", warmups)):
-        if value is not None:
-            check_list(name, value, str(list(GRIDS["quick"][name])))
+    lists = {"depths": depths, "lrs": lrs, "warmups": warmups}
+    depths, lrs, warmups = (
+        None if value is None else check_list(name, value, str(list(GRIDS["quick"][name])))
+        for name, value in lists.items()
+    )
+    checked_flag("thorough", thorough)
     chosen = choose_device(run.device)
     if dtype is None:
         dtype = "bfloat16" if thorough and chosen.startswith("cuda") else "float32"

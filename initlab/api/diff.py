@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from initlab.api.gradients import with_gradients
 from initlab.errors import ConfigError
 from initlab.judge import rules
 from initlab.judge.differences import init_of, one_recipe
-from initlab.options import Text, checked, checked_seed, refuse_unknown
+from initlab.options import Text, checked, checked_count, checked_path, checked_seed, refuse_unknown, shown
 from initlab.results import Probe, load
 from initlab.results.difference import Difference
 from initlab.results.result import Result
@@ -36,6 +37,7 @@ class Drawn:
     make: Callable[[int], nn.Module]
 
 
+@with_gradients()
 def diff(
     a: Any,
     b: Any,
@@ -86,8 +88,7 @@ def diff(
 
         refuse_unknown("diff", options, diff, probe)
     text, seed = checked("text", text, Text), checked_seed(seed)
-    if type(seeds) is not int or seeds < 1:
-        raise ConfigError(f"seeds is {seeds!r}; expected a whole number from 1 on")
+    seeds = checked_count("seeds", seeds)
     given = rules.chosen(select, ignore, limits).overrides
     sides = [_found(each, name) for each, name in ((a, "a"), (b, "b"))]
     _refuse_same(sides, a, b)
@@ -127,7 +128,7 @@ def _found(given: Any, name: str) -> Any:
         run = one_recipe(given.run, None, str(given.path) if given.path else name)
         return _Saved(run, type(given), given.path)
     if isinstance(given, str | Path):
-        path, recipe = _folder(str(given))
+        path, recipe = _folder(str(checked_path(name, given)))
         loaded = load(path)
         return _Saved(one_recipe(loaded.run, recipe, str(path)), type(loaded), path)
     if isinstance(given, Drawn):
@@ -137,7 +138,7 @@ def _found(given: Any, name: str) -> Any:
     if isinstance(given, nn.Module):
         return given
     if callable(given):
-        shown = getattr(given, "__name__", type(given).__name__).strip("<>")
+        called = getattr(given, "__name__", type(given).__name__).strip("<>")
         from initlab.api.probe import made
         from initlab.drawing.subject import seeded
 
@@ -146,13 +147,13 @@ def _found(given: Any, name: str) -> Any:
                 model = made(given)
             if not isinstance(model, nn.Module):
                 raise ConfigError(
-                    f"{shown} needs arguments; expected a function without any that makes a torch.nn.Module"
+                    f"{called} needs arguments; expected a function without any that makes a torch.nn.Module"
                 )
             return model
 
-        return Drawn(shown, make)
+        return Drawn(called, make)
     raise ConfigError(
-        f"{name} is {given!r:.80}; expected a run's folder, a result, a torch.nn.Module or a function that makes one"
+        f"{name} is {shown(given)}; expected a run's folder, a result, a torch.nn.Module or a function that makes one"
     )
 
 

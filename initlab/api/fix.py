@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from initlab.api.gradients import with_gradients
 from initlab.api.mend import Look, Mended, mend
 from initlab.api.probe import made, probe
 from initlab.errors import ConfigError, RecipeError
@@ -15,7 +16,7 @@ from initlab.judge.mending import wired_wrongly
 from initlab.judge.remedies import Change
 from initlab.judge.rules import Finding
 from initlab.judge.rules.fresh import TRAINED_BELOW
-from initlab.options import checked_seed, refuse_unknown
+from initlab.options import checked_flag, checked_path, checked_seed, refuse_unknown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.report import notebook
@@ -102,6 +103,7 @@ class Proposal:
         Raises:
             RunError: it holds another run, or can't be written.
         """
+        out = checked_path("out", out)
         if self.after is None:
             return self.before.report(out)
         found = Difference(self.before, self.after, names=(AS_FOUND, CHANGED))
@@ -145,6 +147,7 @@ def _row(change: Change) -> dict[str, Any]:
 
 
 @drawn
+@with_gradients()
 def fix(
     model: nn.Module | Callable[[], nn.Module],
     batch: Any = None,
@@ -196,7 +199,7 @@ def fix(
     from initlab.anatomy.unwrapping import unwrap
 
     refuse_unknown("fix", options, fix, probe)
-    seed = checked_seed(seed)
+    seed, apply = checked_seed(seed), checked_flag("apply", apply)
     declared = registry.get(recipe) if recipe is not None else None
     counted = {rule.code for rule in rules.chosen(select, ignore, limits).rules}
     model = made(model)

@@ -11,7 +11,7 @@ from initlab.judge.activations import Activation
 from initlab.models.config import NanoGPTConfig, refuse_other_models
 from initlab.models.wired import wired
 from initlab.models.wiring import nanogpt_wiring
-from initlab.options import Text, checked
+from initlab.options import Text, checked, checked_flag, real, shown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.results import Profile
@@ -96,9 +96,11 @@ def predict(
     repeat_rate = repeat_rate if repeat_rate is not None else 1 / V if repeated is None else repeated
     shares = [("sum_p2", sum_p2, 1 / V), ("repeat_rate", repeat_rate, 0.0)]
     shares += [] if same_target is None else [("same_target", same_target, 0.0)]
+    checked_flag("exact", exact)
     for name, share, least in shares:
-        if not least * (1 - 1e-9) <= share <= 1:
-            raise ConfigError(f"{name} is {share:g}; expected a share from {least:g} to 1 (vocab_size is {V})")
+        if not real(share) or not least * (1 - 1e-9) <= share <= 1:
+            found = f"{share:g}" if real(share) else shown(share)
+            raise ConfigError(f"{name} is {found}; expected a share from {least:g} to 1 (vocab_size is {V})")
     activation = config.activation if activation is None else activation
     activations.check(activation)
     read = theory.TextStatistics(block_size=block_size, sum_p2=sum_p2, repeat_rate=repeat_rate, same_target=same_target)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab import schema
+from initlab.api.gradients import with_gradients
 from initlab.api.manifest import in_words, new_manifest
 from initlab.api.probed import config_of, dtype_of, init_facts
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity, rules, theory
-from initlab.options import Text, checked, checked_seed, refuse_unknown
+from initlab.options import Text, checked, checked_choice, checked_path, checked_seed, refuse_unknown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 @drawn
+@with_gradients()
 def probe(
     model: nn.Module | Callable[[], nn.Module],
     batch: Any = None,
@@ -116,10 +118,8 @@ def probe(
 
     started = time.perf_counter()
     text, seed = checked("text", text, Text), checked_seed(seed)
-    if stats not in PRESETS:
-        raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    checked_choice("stats", stats, PRESETS)
+    checked_choice("dtype", dtype, DTYPES)
     statistics = choose(metrics, stats)
     entry = registry.get(recipe) if recipe is not None else None
     model = made(model)
@@ -221,6 +221,7 @@ def assert_healthy(
         raise ConfigError(f"fail_on is {fail_on!r}; expected {', '.join(SEVERITIES)}")
     refuse_unknown("assert_healthy", options, assert_healthy, probe)
     rules.chosen(select, ignore, limits)  # a wrong code fails before anything is measured
+    baseline = None if baseline is None else checked_path("baseline", baseline)
     found = probe(model, batch, **options)
     found.judge(select=select, ignore=ignore, limits=limits)
     if baseline is not None:
@@ -254,7 +255,10 @@ def made(model: Any) -> nn.Module:
 
 def _asks(factory: Any) -> bool:
     """Whether it can't be called without arguments, as most classes of modules can't."""
-    given = inspect.signature(factory).parameters.values()
+    try:
+        given = inspect.signature(factory).parameters.values()
+    except ValueError:  # of Python's own, as dict: it is called
+        return False
     return any(
         each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in given
     )

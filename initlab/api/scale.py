@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
+from initlab.api.gradients import with_gradients
 from initlab.api.manifest import new_manifest
 from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
@@ -38,6 +39,7 @@ _OVERHEAD = 0.012
 
 
 @drawn
+@with_gradients()
 def scale(
     recipes: Any,
     *,
@@ -97,7 +99,7 @@ def scale(
 
     from initlab.drawing.loading import choose_device
     from initlab.drawing.makers import source_of
-    from initlab.drawing.subject import subject_of
+    from initlab.drawing.subject import check_list, subject_of
     from initlab.measure import steps as stepping
     from initlab.measure.sweep import matmul_rate
 
@@ -105,7 +107,8 @@ def scale(
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
     if isinstance(model, nn.Module):
         raise ConfigError(f"a {type(model).__name__} has one size; give a function of n_embd and n_layer that makes it")
-    usual = WIDTHS[:1] if isinstance(depths, Sequence) and len(depths) > 1 else WIDTHS
+    depths = None if depths is None else check_list("depths", depths)
+    usual = WIDTHS[:1] if depths is not None and len(depths) > 1 else WIDTHS
     widths = usual if widths is None and isinstance(model, NanoGPTConfig) else widths
     subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, usual))
     side = SideBySide(subject, text, batch=batch)

@@ -325,7 +325,7 @@ def _try(maker: Maker, model: nn.Module, inputs: Inputs) -> None:
         with torch.no_grad():
             args, kwargs = copied((inputs.args, inputs.kwargs))  # a forward may write into them
             replace(inputs, args=args, kwargs=kwargs).to(next(model.parameters()).device).call(model)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         shapes = " and ".join(str(tuple(each.shape)) for each in tensors((inputs.args, inputs.kwargs)))
         raise ProbeError(
             f"{type(model).__name__} of {maker.name} can't read a batch of {shapes}: {type(error).__name__}: {error}; "

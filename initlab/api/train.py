@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
+from initlab.api.gradients import with_gradients
 from initlab.api.job import Job
 from initlab.api.manifest import new_manifest
 from initlab.api.reading import split_for
@@ -15,7 +16,7 @@ from initlab.api.run import BySteps, in_turn, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.errors import ConfigError
 from initlab.models.config import PRESETS
-from initlab.options import RunOptions, Text, checked
+from initlab.options import RunOptions, Text, checked, checked_choice, checked_count
 from initlab.report.waiting import drawn, heard
 from initlab.results import Training
 from initlab.rundir import Run
@@ -28,6 +29,7 @@ MEASURED_TOKENS = 4096  # of the batch that the model is measured on, before and
 
 
 @drawn
+@with_gradients()
 def train(
     recipes: Any,
     *,
@@ -90,14 +92,13 @@ def train(
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
     if run.jobs not in (None, 1) or run.engine not in ("auto", "here"):
         raise ConfigError("train makes one run after another, here; confirm takes jobs and an engine")
-    for name, value in (("watch_every", watch_every), ("checkpoint_every", checkpoint_every or 0)):
-        if type(value) is not int or value < 0:
-            raise ConfigError(f"{name} is {value!r}; expected a whole number of steps, or 0 for never")
+    watch_every = checked_count("watch_every", watch_every, 0, "a whole number of steps, 0 for never,")
+    if checkpoint_every is not None:
+        checkpoint_every = checked_count("checkpoint_every", checkpoint_every, 0, "a whole number of steps")
     if "batch_size" in settings:
         raise ConfigError("batch_size is the text's: text=initlab.Text(batch_size=…)")
     device, out = choose_device(run.device), run.out
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    checked_choice("preset", preset, PRESETS)
     usual = PRESETS[preset]
     given = [None if size is None else (size,) for size in (n_layer, n_embd)]
     default = replace(usual, vocab_size=None)

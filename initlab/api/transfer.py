@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from initlab.api.gradients import with_gradients
 from initlab.api.grids import trained_grid
 from initlab.api.reading import split_for
 from initlab.models.config import NanoGPTConfig
-from initlab.options import RunOptions, Text, checked
+from initlab.options import RunOptions, Text, checked, checked_count, checked_flag, real
 from initlab.recipes import Base
 from initlab.report.waiting import drawn
 from initlab.results.trained import Transfer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @drawn
+@with_gradients()
 def transfer(
     recipes: Any,
     *,
@@ -79,11 +81,11 @@ def transfer(
 
     started = time.perf_counter()
     text, run = checked("text", text, Text), checked("run", run, RunOptions)
-    for name, value in (("widths", widths), ("depths", depths), ("lrs", lrs)):
-        if value is not None:
-            check_list(name, value)
+    lists = {"widths": widths, "depths": depths, "lrs": lrs}
+    widths, depths, lrs = (None if value is None else check_list(name, value) for name, value in lists.items())
     if isinstance(model, NanoGPTConfig) and depths is None:
         depths = (model.n_layer,)
+    checked_flag("thorough", thorough)
     chosen = choose_device(run.device)
     if dtype is None:
         dtype = "bfloat16" if thorough and chosen.startswith("cuda") else "float32"
@@ -95,9 +97,9 @@ def transfer(
     usual = (default.n_embd,) if one else preset["widths"]
     subject = subject_of(recipes, model, (depths, widths), default, (preset["depths"], usual))
     split, block_size = split_for(subject, text, default.block_size)
-    steps = preset["steps"] if steps is None else steps
+    steps = checked_count("steps", preset["steps"] if steps is None else steps)
     lrs = preset["lrs"] if lrs is None else lrs
-    if all(isinstance(lr, int | float) for lr in lrs):  # TransferConfig refuses others
+    if all(real(lr) for lr in lrs):  # TransferConfig refuses others
         lrs = sorted(lrs)
     grid = TransferConfig(
         recipes=tuple(subject.items),

@@ -19,6 +19,7 @@ from initlab.api.callbacks import as_callbacks
 from initlab.api.manifest import in_words, new_manifest
 from initlab.api.watch_folder import open_folder, rank
 from initlab.errors import ConfigError, RunError
+from initlab.options import checked_choice, checked_count, checked_path, real, shown
 from initlab.results import Watch, now
 from initlab.rundir import Run, RunDir
 from initlab.schema import Tables
@@ -125,13 +126,13 @@ def watch(
     from initlab.measure.watch.steps import StepRecorder
     from initlab.measure.watch.tables import LABEL, TARGETS
 
-    for name, value, least in (("every", every, 1), ("start_step", start_step, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name} is {value!r}; expected a whole number of steps from {least} on")
-    if stats not in PRESETS:
-        raise ConfigError(f"unknown stats {stats!r}; known: {', '.join(PRESETS)}")
-    if not (0 < loss_scale < math.inf if isinstance(loss_scale, int | float) else hasattr(loss_scale, "get_scale")):
-        raise ConfigError(f"loss_scale is {loss_scale!r}; expected a positive number or a torch.amp.GradScaler")
+    every = checked_count("every", every, 1, "a whole number of steps")
+    start_step = checked_count("start_step", start_step, 0, "a whole number of steps")
+    preset = checked_choice("stats", stats, PRESETS)
+    out = None if out is None else checked_path("out", out)
+    if not (0 < loss_scale < math.inf if real(loss_scale) else hasattr(loss_scale, "get_scale")):
+        raise ConfigError(f"loss_scale is {shown(loss_scale)}; expected a positive number or a torch.amp.GradScaler")
+    loss_scale = float(loss_scale) if real(loss_scale) else loss_scale
     callbacks, alerts = as_callbacks(callback), Alerts(on_failure)
     statistics = choose(metrics, stats)
     inside, _ = unwrap(model)
@@ -166,13 +167,13 @@ def watch(
     folder: RunDir | None = None
     try:
         origin = None if drift is False else Origin(model, drift)
-        folder = open_folder(Path(out), manifest, start_step) if out is not None and first else None
+        folder = open_folder(out, manifest, start_step) if out is not None and first else None
         ranks.same(
             "arguments", {"every": every, "start_step": start_step, "stats": stats, "metrics": config.get("metrics")}
         )
         options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
         options |= {"declared": sites, "modules": modules, "origin": origin, "ranks": ranks}
-        recorder = StepRecorder(model, every, preset=stats, **options)
+        recorder = StepRecorder(model, every, preset=preset, **options)
     except BaseException as error:
         if folder is not None:
             folder.close()

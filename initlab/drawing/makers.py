@@ -53,7 +53,7 @@ class Maker:
             made = configs.model_of_config(made) if configs.is_config(made) else made
         except InitlabError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in str(error):
                 raise ProbeError(f"{shown} needs more memory than there is; give smaller sizes") from error
             raise ProbeError(f"{shown} raised {type(error).__name__}: {error}") from error

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,6 +33,7 @@ from initlab.errors import ConfigError, ProbeError
 from initlab.models.config import Configs, NanoGPTConfig, config_at
 from initlab.models.nanogpt import empty_model
 from initlab.models.wired import wired
+from initlab.options import shown, whole
 from initlab.recipes import Base, Recipe, registry
 
 Model = NanoGPTConfig | ModelFunction | nn.Module
@@ -119,7 +121,7 @@ class Subject:
             ProbeError: a function can't make it.
         """
         if not isinstance(base, Base | None):
-            raise ConfigError(f"base is {base!r}; expected initlab.recipes.Base(n_layer=…, n_embd=…)")
+            raise ConfigError(f"base is {shown(base)}; expected initlab.recipes.Base(n_layer=…, n_embd=…)")
         relative = {name: recipe for name, recipe in self.recipes.items() if recipe.base is not None}
         if base is None and relative:
             base = self._smallest()
@@ -203,10 +205,12 @@ def seeded(seed: int, device: str) -> Iterator[None]:
         yield
 
 
-def check_list(name: str, values: Any, example: str = "[4, 8, 16]") -> None:
-    """Refuse one value, or a text, where a list belongs. Raises ConfigError."""
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise ConfigError(f"{name} is {values!r}; expected a list, as in {example}")
+def check_list(name: str, values: Any, example: str = "[4, 8, 16]") -> list[Any]:
+    """Return a list as one; numpy's are. Raises ConfigError where it is one value, or a text."""
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise ConfigError(f"{name} is {shown(values)}; expected a list, as in {example}")
+    return list(values)
 
 
 def check_axis(name: str, values: Sequence[Any]) -> None:
@@ -218,13 +222,14 @@ def check_axis(name: str, values: Sequence[Any]) -> None:
         raise ConfigError(f"{name} has {repeated[0]!r} more than once")
 
 
-def check_sizes(name: str, values: Any) -> None:
-    """Refuse what is no list of different whole numbers. Raises ConfigError."""
-    check_list(name, values)
+def check_sizes(name: str, values: Any) -> tuple[int, ...]:
+    """Return different whole numbers. Raises ConfigError where it is no list of them."""
+    values = check_list(name, values)
     check_axis(name, values)
-    wrong = [value for value in values if type(value) is not int]
+    wrong = [value for value in values if not whole(value)]
     if wrong:
-        raise ConfigError(f"{name} holds {wrong[0]!r}; expected whole numbers")
+        raise ConfigError(f"{name} holds {shown(wrong[0])}; expected whole numbers")
+    return tuple(int(value) for value in values)
 
 
 def _items(given: Any) -> dict[str, Recipe | Maker]:
@@ -263,8 +268,7 @@ def _axes(subject: Subject, axes: Axes, sizes: Axes, model: Any) -> list[tuple[i
     makers = subject.makers
     taken = names if subject.config is not None else {name for maker in makers for name in maker.takes}
     for axis, word, values, usual in zip(names, ("depths", "widths"), axes, sizes, strict=True):
-        if values is not None:
-            check_sizes(word, values)
+        values = None if values is None else check_sizes(word, values)
         if values is not None and axis not in taken:
             raise ConfigError(
                 f"{word} was given, but {_listed(m.name for m in makers)} takes no {axis}; leave {word} out, or give a "

@@ -142,12 +142,19 @@ def _at_nodes(f: Function, s: Array) -> tuple[Array, Array]:
     root = np.sqrt(s)[:, None]
     h = 1e-4 * np.where(root > 0, root, 1.0)  # far below the distance of any node to 0
     x = root * z
-    near, far = f(x + h) - f(x - h), f(x + 2 * h) - f(x - 2 * h)
-    values, slopes = np.asarray(f(x), dtype=float), np.asarray((8 * near - far) / (12 * h))
+    name = getattr(f, "__name__", repr(f))
+    try:
+        near, far = f(x + h) - f(x - h), f(x + 2 * h) - f(x - 2 * h)
+        values, slopes = np.asarray(f(x), dtype=float), np.asarray((8 * near - far) / (12 * h))
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"activation {name} raised {type(error).__name__}: {error}; expected an elementwise function of a float64 "
+            "array"
+        ) from error
     if values.shape != x.shape or not (np.isfinite(values).all() and np.isfinite(slopes).all()):
         found = "values that aren't finite" if values.shape == x.shape else f"shape {values.shape} for {x.shape}"
         raise ConfigError(
-            f"activation {getattr(f, '__name__', repr(f))} gives {found}; expected an elementwise function of a "
+            f"activation {name} gives {found}; expected an elementwise function of a "
             f"float64 array that is finite from {x.min():.3g} to {x.max():.3g}"
         )
     return values, slopes
@@ -225,6 +232,10 @@ def check(activation: Activation) -> None:
     if isinstance(activation, str) and activation not in _MOMENTS:
         raise ConfigError(
             f"no moments for activation {activation!r}; known: {', '.join(_MOMENTS)}, or a function of a numpy array"
+        )
+    if not isinstance(activation, str) and not callable(activation):
+        raise ConfigError(
+            f"activation is {activation!r:.80}; expected one of {', '.join(_MOMENTS)}, or a function of a numpy array"
         )
 
 

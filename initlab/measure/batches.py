@@ -132,7 +132,7 @@ def _made(model: nn.Module, found: Ways, seed: int) -> Inputs:
 
 def _number(model: nn.Module, found: Ways, seed: int) -> int:
     number = _first(model, found, seed)
-    if isinstance(number, Exception):
+    if not isinstance(number, int):
         raise ProbeError(
             f"{type(model).__name__} raised in its forward pass: {type(number).__name__}: {_line(number)} "
             f"(forward{signature(model)}); pass batch= with what it needs, as in {example(model)}"
@@ -173,10 +173,10 @@ def _chosen(model: nn.Module, found: Ways, seed: int) -> Inputs:
 
     first_that_runs(model, islice(found((sample, slice(0, FEW))), 1), seed, works_whole)
     number = 0 if works else _first(model, found, seed)
-    return next(islice(found(slice(None)), 0 if isinstance(number, Exception) else number, None))
+    return next(islice(found(slice(None)), number if isinstance(number, int) else 0, None))
 
 
-def _first(model: nn.Module, found: Ways, seed: int) -> int | Exception:
+def _first(model: nn.Module, found: Ways, seed: int) -> int | Exception | SystemExit:
     sample, complete = _trial(model, found)
     return first_that_runs(model, found(sample), seed, complete)
 

@@ -236,7 +236,7 @@ def _run(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> Any:
             return inputs.call(model)
     except InitlabError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ProbeError(
             f"{type(model).__name__} raised in its forward pass: {type(error).__name__}: {error} "
             f"(forward{signature(model)}); pass batch= with what it needs, as in {example(model)}"
@@ -309,7 +309,7 @@ def _follow_up(
             found = reached(model, lacking, inputs, run, seed)
             dead = lacking.keys() - found
             aside = unasked(model, dead, inputs, run, seed) if dead else set()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return [
             f"whether parameters without a gradient wait behind a zero isn't known: {type(error).__name__}: {error}"
         ]
@@ -328,7 +328,7 @@ def _weights(anatomy: Anatomy, loss: Tensor, moments: Measurements, ranks: Ranks
     if loss.requires_grad:
         try:
             found = list(torch.autograd.grad(loss, list(trained.values()), allow_unused=True))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # .backward() would do, but it fires the hooks that users put on parameters, some of which step optimizers
             hint = "; checkpoint with use_reentrant=False to measure it" if "use_reentrant" in str(error) else ""
             raise ProbeError(f"the backward pass raised: {type(error).__name__}: {error}{hint}") from error

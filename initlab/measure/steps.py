@@ -28,6 +28,7 @@ from initlab.measure.moments import Moments, Preset
 from initlab.measure.probe import Identity, look, measure_inputs, own, untouched
 from initlab.measure.refined import Refined
 from initlab.measure.sweep import DTYPES, Cell, SweepConfig
+from initlab.options import checked_count, checked_number
 from initlab.recipes import Recipe
 from initlab.schema import Tables
 
@@ -48,10 +49,8 @@ class ScaleConfig(SweepConfig):
     lr: float = 1e-2
 
     def __post_init__(self) -> None:
-        if type(self.steps) is not int or self.steps < 0:
-            raise ConfigError(f"steps is {self.steps!r}; expected a whole number from 0 on")
-        if not (isinstance(self.lr, int | float) and 0 < self.lr < float("inf")):
-            raise ConfigError(f"lr is {self.lr!r}; expected a positive number")
+        object.__setattr__(self, "steps", checked_count("steps", self.steps, 0))
+        object.__setattr__(self, "lr", checked_number("lr", self.lr, above_0=True))
         SweepConfig.__post_init__(self)
         if len(self.widths) < 2 and len(self.depths) < 2:
             raise ConfigError(
@@ -171,7 +170,7 @@ def _optimizer(make: MakeOptimizer, model: nn.Module) -> torch.optim.Optimizer:
         made = make(model)
     except InitlabError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ProbeError(f"optimizer(model) raised {type(error).__name__}: {error}") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ProbeError(f"optimizer(model) returned {type(made).__name__}; expected a torch.optim.Optimizer")

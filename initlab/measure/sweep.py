@@ -9,9 +9,9 @@ from typing import Any, get_args
 import torch
 
 from initlab.drawing.subject import check_axis, check_sizes
-from initlab.errors import ConfigError
-from initlab.measure.moments import PRESETS, Preset
+from initlab.measure.moments import Preset
 from initlab.models.config import WIRING, Configs, NanoGPTConfig, config_at
+from initlab.options import checked_choice, checked_count
 from initlab.schema import Tables
 
 SIZES = ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")
@@ -36,15 +36,11 @@ class SweepConfig:
     def __post_init__(self) -> None:
         check_axis("recipes", self.recipes)
         for name in ("depths", "widths"):
-            check_sizes(name, getattr(self, name))
+            object.__setattr__(self, name, check_sizes(name, getattr(self, name)))
         for name in ("seeds", "batch_size"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"{name} is {value!r}; expected a whole number from 1 on")
-        if self.preset not in get_args(Preset):
-            raise ConfigError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
+            object.__setattr__(self, name, checked_count(name, getattr(self, name)))
+        checked_choice("preset", self.preset, get_args(Preset))
+        checked_choice("dtype", self.dtype, DTYPES)
         self.sizes()  # refuses what contradicts itself before anything is measured
 
     def config(self, n_layer: int, n_embd: int) -> NanoGPTConfig:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 from initlab.errors import ConfigError
+from initlab.options import checked_flag, real, shown, whole
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
 GATED = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}  # Shazeer 2020, 2002.05202: f(x gate) · (x up)
@@ -105,10 +105,13 @@ class NanoGPTConfig:
     def __post_init__(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             value = getattr(self, name)
-            if (not isinstance(value, Integral) or value < 1) and not (name == "vocab_size" and value is None):
-                raise ConfigError(f"{name} is {value!r}; expected a positive integer")
-            if value is not None and int(value) > _MOST[name]:
+            if name == "vocab_size" and value is None:
+                continue
+            if not whole(value) or value < 1:
+                raise ConfigError(f"{name} is {shown(value)}; expected a positive integer")
+            if int(value) > _MOST[name]:
                 raise ConfigError(f"{name} is {value}; expected at most {_MOST[name]:,}")
+            object.__setattr__(self, name, int(value))
         if self.n_embd % self.n_head:
             divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
             n_head = min(divisors, key=lambda n: abs(n - self.n_head))
@@ -117,8 +120,10 @@ class NanoGPTConfig:
                 f"n_embd {self.n_embd} can't be split evenly over n_head {self.n_head}; "
                 f"nearest that fit: n_head {n_head}, or n_embd {n_embd}"
             )
-        if not 0 <= self.dropout < 1:
+        dropout = self.dropout
+        if not real(dropout) or not 0 <= dropout < 1:
             raise ConfigError(f"dropout is {self.dropout!r}; expected a probability of at least 0 and below 1")
+        object.__setattr__(self, "dropout", float(dropout))
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(known)}")
@@ -142,13 +147,14 @@ class NanoGPTConfig:
                 raise ConfigError(
                     f"{name} is {value!r}; expected {'numbers' if name in PER_BLOCK else 'a number'} above 0"
                 )
-        for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False")
+        for name in ("bias", "tie_weights", *_FLAGS):
+            checked_flag(name, getattr(self, name))
         self._check_norms()
         n_kv_head = self.n_head if self.n_kv_head is None else self.n_kv_head
-        if not isinstance(n_kv_head, Integral) or n_kv_head < 1 or self.n_head % n_kv_head:
-            raise ConfigError(f"n_kv_head is {n_kv_head!r}; expected a divisor of n_head, {self.n_head}")
+        if not whole(n_kv_head) or n_kv_head < 1 or self.n_head % n_kv_head:
+            raise ConfigError(f"n_kv_head is {shown(n_kv_head)}; expected a divisor of n_head, {self.n_head}")
+        if self.n_kv_head is not None:
+            object.__setattr__(self, "n_kv_head", int(n_kv_head))
         if self.positions == "rotary" and self.head_size % 2:
             raise ConfigError(f"rotary positions turn pairs of features; a head has {self.head_size}, an odd number")
 
@@ -337,8 +343,8 @@ def heads(n_embd: int, size: int = HEAD_SIZE) -> int:
     Raises:
         ConfigError: n_embd isn't a positive integer, or no size from a quarter of `size` on divides it.
     """
-    if not isinstance(n_embd, Integral) or n_embd < 1:
-        raise ConfigError(f"n_embd is {n_embd!r}; expected a positive integer")
+    if not whole(n_embd) or n_embd < 1:
+        raise ConfigError(f"n_embd is {shown(n_embd)}; expected a positive integer")
     found = max(each for each in range(1, size + 1) if n_embd % each == 0)
     if found < min(size // 4, n_embd):
         raise ConfigError(f"n_embd {n_embd} has no divisor between {size // 4} and {size} for a head size; give n_head")

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from initlab.errors import RecipeError
+from initlab.options import shown, whole
 from initlab.recipes.distributions import (
     NUMBERS,
     Constant,
@@ -149,8 +150,11 @@ class Base:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if (type(value) is not int or value < 1) and not (field.name == "head_size" and value is None):
-                raise RecipeError(f"the base's {field.name} is {value!r}; expected a whole number from 1 on")
+            if field.name == "head_size" and value is None:
+                continue
+            if not whole(value) or value < 1:
+                raise RecipeError(f"the base's {field.name} is {shown(value)}; expected a whole number from 1 on")
+            object.__setattr__(self, field.name, int(value))
 
 
 Rule = Callable[[Role, Dims], Distribution]
@@ -200,7 +204,7 @@ class Recipe:
             value = self.rule(Role(role), dims)
         except RecipeError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # of a role that isn't there, Python before 3.12 says no more than its name
             absent = isinstance(error, AttributeError) and (str(error).isupper() or "'Role'" in str(error))
             hint = f"; the roles are {', '.join(Role.__members__)}" if absent else ""
@@ -231,7 +235,12 @@ class Recipe:
 
         Args:
             base: None: its own.
+
+        Raises:
+            RecipeError: it is no Base.
         """
+        if not isinstance(base, Base | None):
+            raise RecipeError(f"base is {shown(base)}; expected initlab.recipes.Base(n_layer=…, n_embd=…)")
         return self if base is None or self.base is None else replace(self, base=base)
 
     def based(self, dims: Dims) -> Dims:
@@ -262,7 +271,7 @@ class Recipe:
             found = self.optimizer(Role(role), self.based(dims))
         except RecipeError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RecipeError(
                 f"the optimizer part of {self.id} failed on role {role}: {type(error).__name__}: {error}"
             ) from error
@@ -292,7 +301,7 @@ class Recipe:
             return {name: _same(tuple(block[name] for block in found)) for name in found[0]}
         except RecipeError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RecipeError(f"the wiring of {self.id} failed: {type(error).__name__}: {error}") from error
 
     def knows(self, role: Role, dims: Dims) -> bool:
@@ -303,8 +312,8 @@ class Recipe:
             dims: asked with.
         """
         own, unheard = (self._tried(each, dims) for each in (Role(role), Role.OTHER))
-        if isinstance(own, Exception):  # of this role alone: a mistake in what it says of it, to be shown
-            return not isinstance(unheard, Exception) and unheard is not None
+        if isinstance(own, Exception | SystemExit):  # of this role alone: a mistake in what it says of it, to be shown
+            return not isinstance(unheard, Exception | SystemExit) and unheard is not None
         return own is not None and own != unheard
 
     def splits(self, dims: Dims) -> bool:
@@ -315,10 +324,10 @@ class Recipe:
         """
         return len({self(role, dims) for role in QKV}) > 1
 
-    def _tried(self, role: Role, dims: Dims) -> Distribution | Exception | None:
+    def _tried(self, role: Role, dims: Dims) -> Distribution | Exception | SystemExit | None:
         try:
             return self.rule(role, self.based(dims))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return error
 
 

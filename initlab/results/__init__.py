@@ -14,6 +14,7 @@ from initlab import rundir
 from initlab.errors import RunError
 from initlab.judge.slopes import slopes
 from initlab.judge.updates import by_role, drift_by_role, drifts, update_ratios
+from initlab.options import checked_path
 from initlab.recipes import Recipe
 from initlab.report import notebook
 from initlab.report.document import Document
@@ -127,8 +128,10 @@ def load(path: str | Path) -> Loaded:
     """Read a run that a command, of Python or of the terminal, wrote; torch-free.
 
     Raises:
+        ConfigError: no path.
         RunError: no run in the folder, or not one that this version can read.
     """
+    path = checked_path("path", path)
     run = rundir.load(path)
     kinds: dict[str, type[Loaded]] = {
         "probe": Probe,
@@ -149,7 +152,7 @@ def load(path: str | Path) -> Loaded:
         damage = f" that is whole. {run.notes[0]}" if run.damaged else ""
         again = "" if damage else f"; the same command with -o {path} measures it"
         raise RunError(f"the run in {path} has no finished cell{damage}{again}")
-    return kinds[kind](run, Path(path))
+    return kinds[kind](run, path)
 
 
 def now() -> str:

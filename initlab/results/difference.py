@@ -10,8 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity
 from initlab.judge.differences import Compared, compared
+from initlab.options import checked_path, shown
 from initlab.report.beside import beside
 from initlab.report.diff import diff_text
 from initlab.report.formats import SCHEMA_VERSION, json_ready
@@ -122,6 +124,9 @@ class Difference:
         Raises:
             RunError: it holds another run, or can't be written.
         """
+        out = checked_path("out", out)
+        if isinstance(changes, str) or not isinstance(changes, Sequence):
+            raise ConfigError(f"changes is {shown(changes)}; expected a list of sentences")
         names = self.names
         if names[0] == names[1]:
             names = (f"A {names[0]}", f"B {names[1]}")

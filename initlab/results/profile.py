@@ -11,6 +11,7 @@ import pandas as pd
 
 from initlab.errors import RunError
 from initlab.judge.theory import Prediction, Setting
+from initlab.options import checked_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +64,7 @@ class Profile:
         Raises:
             RunError: the folder can't be written.
         """
-        out = Path(out)
+        out = checked_path("out", out)
         try:
             out.mkdir(parents=True, exist_ok=True)
             self.var.to_csv(out / "profile.csv", index=False)

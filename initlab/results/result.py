@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Self
 import pandas as pd
 
 from initlab import rundir
-from initlab.errors import RunError
+from initlab.errors import ConfigError, RunError
 from initlab.judge import Severity
 from initlab.judge.baseline import known_among
 from initlab.judge.differences import one_recipe
 from initlab.judge.rules import Finding, chosen, evaluate, worst
+from initlab.options import checked_path, shown, whole
 from initlab.report import console, markdown, notebook
 from initlab.report.document import Document
 from initlab.report.waiting import waiting
@@ -65,7 +66,7 @@ class Result:
         Raises:
             ConfigError: it can't be read, or holds no findings.
         """
-        self.known = known_among(self.findings, baseline)
+        self.known = known_among(self.findings, checked_path("baseline", baseline))
         self.__dict__.pop("_document", None)
         return self.failures
 
@@ -141,6 +142,11 @@ class Result:
 
     def at(self, site: str, layer: int | None = None, kind: str = "activation") -> pd.DataFrame:
         """The records of one site; a negative layer counts from the last block of each model."""
+        for name, value in (("site", site), ("kind", kind)):
+            if not isinstance(value, str):
+                raise ConfigError(f"{name} is {shown(value)}; expected a name, as in initlab.schema")
+        if layer is not None and not whole(layer):
+            raise ConfigError(f"layer is {shown(layer)}; expected a block's number, or None for all")
         rows = self.records[(self.records["site"] == site) & (self.records["kind"] == kind)]
         if layer is None:
             return rows
@@ -169,7 +175,7 @@ class Result:
 
     def save(self, out: str | Path) -> Path:
         """Write the tables and run.json into a folder. Raises RunError if it holds another run or can't be written."""
-        out = Path(out)
+        out = checked_path("out", out)
         if self.path is not None and self.path.resolve() == out.resolve():
             return out
         with RunDir.open(out, self.run.manifest) as folder:

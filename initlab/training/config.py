@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,16 @@ import torch
 from initlab.errors import ConfigError
 from initlab.measure.sweep import DTYPES
 from initlab.models.config import PRESETS
+from initlab.options import (
+    checked_choice,
+    checked_count,
+    checked_flag,
+    checked_number,
+    checked_seed,
+    real,
+    shown,
+    whole,
+)
 
 Schedule = Literal["cosine", "constant"]
 
@@ -91,21 +102,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         least = {"steps": 1, "batch_size": 1, "grad_accum": 1, "eval_batches": 1, "log_every": 1}
         for name, low in (least | {"warmup": 0, "eval_every": 0, "seed": 0}).items():
-            value = getattr(self, name)
-            if type(value) is not int or value < low:
-                raise ConfigError(f"{name} is {value!r}; expected a whole number from {low} on")
+            object.__setattr__(self, name, checked_count(name, getattr(self, name), low))
+        checked_seed(self.seed)
         for name, most in (("lr", math.inf), ("min_lr", 1.0), ("weight_decay", math.inf), ("grad_clip", math.inf)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-                raise ConfigError(f"{name} is {value!r}; expected a number from 0{'' if most == math.inf else ' to 1'}")
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), most))
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"lr is {self.lr!r}; expected a learning rate above 0, such as 1e-3")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas is {self.betas!r}; expected two numbers of at least 0 and below 1")
-        if self.schedule not in get_args(Schedule):
-            raise ConfigError(f"unknown schedule {self.schedule!r}; known: {', '.join(get_args(Schedule))}")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
+        betas = self.betas
+        numbers = isinstance(betas, Sequence) and all(real(beta) and 0 <= beta < 1 for beta in betas)
+        if not numbers or len(betas) != 2:
+            raise ConfigError(f"betas is {shown(betas)}; expected two numbers of at least 0 and below 1")
+        object.__setattr__(self, "betas", (float(betas[0]), float(betas[1])))
+        checked_choice("schedule", self.schedule, get_args(Schedule))
+        checked_choice("dtype", self.dtype, DTYPES)
+        checked_flag("compile", self.compile)
 
     def lr_at(self, step: int) -> float:
         """Compute the learning rate of the update that follows `step` updates."""
@@ -158,15 +168,14 @@ def settings_of(preset: str, device: str, changes: dict[str, Any]) -> TrainConfi
     Raises:
         ConfigError: an unknown preset or setting, or a value that can't be used.
     """
-    if preset not in SETTINGS:
-        raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(SETTINGS)}")
+    checked_choice("preset", preset, SETTINGS)
     known = {field.name for field in fields(TrainConfig)} - {"device"}
     if unknown := sorted(changes.keys() - known):
         raise ConfigError(f"unknown training setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
     given = {name: value for name, value in changes.items() if value is not None}
     own = dict(SETTINGS[preset])
     steps = given.get("steps")
-    if type(steps) is int and 0 < steps < own["steps"]:
+    if whole(steps) and 0 < steps < own["steps"]:
         own["warmup"] = round(own["warmup"] * steps / own["steps"])
     config = TrainConfig(**{"device": device} | _of_device(device) | own | given)
     if config.warmup >= config.steps:

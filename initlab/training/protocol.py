@@ -21,6 +21,7 @@ from initlab.errors import ConfigError
 from initlab.measure.probe import Identity, measure_inputs
 from initlab.measure.sweep import DTYPES, Cell, SweepConfig, fill_sizes
 from initlab.models.config import NanoGPTConfig
+from initlab.options import checked_count, checked_number, real, shown, whole
 from initlab.recipes import Recipe
 from initlab.schema import Tables
 from initlab.training.config import Schedule, TrainConfig
@@ -87,15 +88,21 @@ class GridConfig(SweepConfig):
 
     def __post_init__(self) -> None:
         for lr in self.lrs:
-            if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
-                raise ConfigError(f"lrs holds {lr!r}; expected learning rates above 0, such as 1e-3")
+            if not real(lr) or not 0 < lr < math.inf:
+                raise ConfigError(f"lrs holds {shown(lr)}; expected learning rates above 0, such as 1e-3")
         for warmup in self.warmups:
-            if type(warmup) is not int or warmup < 0:
-                raise ConfigError(f"warmups holds {warmup!r}; expected steps: whole numbers from 0 on")
+            if not whole(warmup) or warmup < 0:
+                raise ConfigError(f"warmups holds {shown(warmup)}; expected steps: whole numbers from 0 on")
+        object.__setattr__(self, "lrs", tuple(float(lr) for lr in self.lrs))
+        object.__setattr__(self, "warmups", tuple(int(warmup) for warmup in self.warmups))
+        for name, low in (("steps", 1), ("eval_every", 0)):
+            object.__setattr__(self, name, checked_count(name, getattr(self, name), low))
+        for name in ("weight_decay", "grad_clip"):
+            object.__setattr__(self, name, checked_number(name, getattr(self, name)))
         check_axis("lrs", [f"{lr:g}" for lr in self.lrs])  # as they are named in a run's id
         check_axis("warmups", self.warmups)
         SweepConfig.__post_init__(self)
-        if type(self.steps) is int and 0 < self.steps <= max(self.warmups):
+        if self.steps <= max(self.warmups):
             raise ConfigError(
                 f"warmups holds {max(self.warmups)} for runs of {self.steps} steps; expected fewer, or the peak rate "
                 "is never trained at"
@@ -170,7 +177,7 @@ def grid_values(name: str, **given: Any) -> dict[str, Any]:
     """
     preset = dict(GRIDS[name])
     steps = given.get("steps")
-    if type(steps) is int and steps > 0:
+    if whole(steps) and steps > 0:
         shares = [warmup / preset["steps"] for warmup in preset["warmups"]]
         preset["warmups"] = tuple(dict.fromkeys(round(share * steps) for share in shares))
     found = {key: value for key, value in given.items() if value is not None}

@@ -9,6 +9,7 @@ from typing import Any
 
 from initlab.errors import ConfigError
 from initlab.judge.rules.base import RULES, Rule
+from initlab.options import real, shown
 
 EVERY = "ALL"  # as a code: every rule
 
@@ -39,7 +40,10 @@ def chosen(select: Iterable[str] = (), ignore: Iterable[str] = (), limits: Mappi
     Raises:
         ConfigError: a code that no rule has, a rule or name without limit, or a limit that is no number.
     """
-    select, ignore, limits = _codes(select), _codes(ignore), dict(limits or {})
+    select, ignore = _codes("select", select), _codes("ignore", ignore)
+    if not isinstance(limits, Mapping | None):
+        raise ConfigError(f"limits is {shown(limits)}; expected numbers by code, as in {{'EMB001': 0.05}}")
+    limits = dict(limits or {})
     for code in (*select, *ignore):
         if not any(_meant(rule, code) for rule in RULES):
             raise ConfigError(f"no rule has the code {code!r}; `initlab rules` lists them")
@@ -51,7 +55,7 @@ def chosen(select: Iterable[str] = (), ignore: Iterable[str] = (), limits: Mappi
     values = {rule.code: dict(rule.limits) for rule in RULES}
     for key, value in limits.items():
         code, name = _limit(key, value)
-        values[code][name] = float(value)
+        values[code][name] = limits[key] = float(value)
     given = {"select": [] if EVERY in select else select, "ignore": ignore, "limits": limits}
     return Choice(rules, values, {key: value for key, value in given.items() if value})
 
@@ -94,9 +98,12 @@ def named(code: str) -> Rule:
     raise ConfigError(f"no rule has the code {code!r}{hint}")
 
 
-def _codes(codes: Iterable[str]) -> list[str]:
-    """Codes in capitals; one string may hold several, with commas between."""
-    given = [codes] if isinstance(codes, str) else list(codes)
+def _codes(name: str, codes: Iterable[str]) -> list[str]:
+    """Codes in capitals; one string may hold several, with commas between. Raises ConfigError where there are none."""
+    given = [codes] if isinstance(codes, str) else list(codes) if isinstance(codes, Iterable) else [codes]
+    wrong = [each for each in given if not isinstance(each, str)]
+    if wrong:
+        raise ConfigError(f"{name} holds {shown(wrong[0])}; expected codes of rules, or their beginnings, such as GRD")
     return [part.strip().upper() for text in given for part in text.split(",") if part.strip()]
 
 
@@ -104,7 +111,9 @@ def _meant(rule: Rule, code: str) -> bool:
     return code == EVERY or rule.code.startswith(code)
 
 
-def _limit(key: str, value: Any) -> tuple[str, str]:
+def _limit(key: Any, value: Any) -> tuple[str, str]:
+    if not isinstance(key, str):
+        raise ConfigError(f"limits holds {shown(key)}; expected the code of a rule, such as EMB001")
     code, _, name = key.partition(".")
     rule = named(code)
     if not rule.limits:
@@ -112,6 +121,6 @@ def _limit(key: str, value: Any) -> tuple[str, str]:
     name = name or next(iter(rule.limits))
     if name not in rule.limits:
         raise ConfigError(f"{rule.code} has no limit named {name!r}; it has {', '.join(rule.limits)}")
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if not real(value) or math.isnan(value):
         raise ConfigError(f"the limit of {rule.code} is {value!r}; expected a number")
     return rule.code, name
