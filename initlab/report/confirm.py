@@ -16,7 +16,11 @@ from initlab.report.verdict import GLYPHS, status_of
 from initlab.report.view import recipes_of
 from initlab.rundir import Run
 
-_DID = {"diverges": ("diverges", "diverge"), "stuck": ("is stuck", "are stuck"), "trains worse": ("trains worse",) * 2}
+_DID = {
+    "diverges": ("diverges", "diverge"),
+    "stuck": ("is stuck", "are stuck"),
+    "trains worse": ("trains worse", "train worse"),
+}
 _MOST_UNSEPARATED = 4  # that are named; effects.csv has them all
 
 
