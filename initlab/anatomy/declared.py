@@ -112,6 +112,8 @@ def _globs(model: nn.Module, site: str, given: Any) -> list[str]:
 
 def _places(model: nn.Module, site: str, given: Any) -> list[Place]:
     """(module, in or out) of every module that was given, in the model's order."""
+    # a list of modules is never called: it stands for those in it
+    lists = {name for name, each in model.named_modules() if isinstance(each, nn.ModuleList)}
     named = [name for name, _ in model.named_modules()]
     places: dict[str, Literal["in", "out"]] = {}
     for glob in _globs(model, site, given):
@@ -119,6 +121,11 @@ def _places(model: nn.Module, site: str, given: Any) -> list[Place]:
         entering = glob.endswith(":in") or (site in _ENTERING and not glob.endswith(":out"))
         steps = plain.count(".")
         some = [name for name in named if name.count(".") == steps and name and fnmatchcase(name, plain)]
+        some = [
+            each
+            for name in some
+            for each in ([f"{name}.{key}" for key in model.get_submodule(name)._modules] if name in lists else [name])
+        ]
         if not some:
             raise SiteError(f"sites: {site}: no module {plain!r} in {type(model).__name__}; {nearest(plain, named)}")
         places |= dict.fromkeys(some, "in" if entering else "out")

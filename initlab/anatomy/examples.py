@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
+import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from initlab.anatomy.arguments import Argument, Maker, parameters
 from initlab.anatomy.sizes import longest, vocabulary
 
 _SHOWN = 6  # arguments of a signature
+_OWN = re.escape(str(Path(__file__).parents[1]))
+_LIBRARY = re.compile(rf"[\\/](site|dist)-packages[\\/]|^<|^{_OWN}[\\/]|[\\/]lib[\\/]python3[^\\/]*[\\/]")
 
 
 def signature(model: nn.Module) -> str:
@@ -36,6 +41,20 @@ def example(model: nn.Module) -> str:
     else:
         batch = "{" + ", ".join(f'"{name}": {value}' for name, value in written.items()) + "}"
     return f"initlab.probe(model, batch={batch})"
+
+
+def raised_at(error: BaseException) -> str:
+    """Name the line of the caller's own code that raised, as in ` at mine.py:57`; empty where none did.
+
+    Args:
+        error: as it was caught.
+    """
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not _LIBRARY.search(each.filename)]
+    if not frames:
+        return ""
+    path = Path(frames[-1].filename)
+    shown = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+    return f" at {shown}:{frames[-1].lineno}"
 
 
 def _written(argument: Argument, value: Any, size: int | None, ids: Tensor | None) -> str:

@@ -187,7 +187,7 @@ def probe(
 
 
 def assert_healthy(
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     batch: Any = None,
     *,
     fail_on: Severity = "error",

@@ -209,7 +209,7 @@ def add_output(parser: argparse.ArgumentParser, *, fail_on: str, formats: Sequen
             help="count what is new alone: a findings.json, what --format json printed, or a run's folder (none)",
         )
     parser.add_argument("--format", choices=formats, default="text", help="of stdout (text)")
-    parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    parser.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:

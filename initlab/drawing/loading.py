@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from initlab.anatomy.examples import raised_at
 from initlab.corpus import load_corpus
 from initlab.drawing.apply import apply_recipe
 from initlab.drawing.subject import seeded
@@ -183,7 +184,7 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         cause = error.__cause__
         if cause is None:
             raise ConfigError(f"{name}: {error}") from None
-        raise ConfigError(f"model {name!r} can't be made: {type(cause).__name__}: {cause}") from cause
+        raise ConfigError(f"model {name!r} can't be made: {type(cause).__name__}{raised_at(cause)}: {cause}") from cause
 
 
 def _check_arguments(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

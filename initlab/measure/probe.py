@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from initlab import schema
 from initlab.anatomy.declared import Sites
-from initlab.anatomy.examples import example, signature
+from initlab.anatomy.examples import example, raised_at, signature
 from initlab.anatomy.filters import filtered
 from initlab.anatomy.inputs import Inputs, of_ids
 from initlab.anatomy.look import Anatomy, of
@@ -238,7 +238,7 @@ def _run(model: nn.Module, inputs: Inputs, autocast: torch.dtype | None) -> Any:
         raise
     except (Exception, SystemExit) as error:
         raise ProbeError(
-            f"{type(model).__name__} raised in its forward pass: {type(error).__name__}: {error} "
+            f"{type(model).__name__} raised in its forward pass{raised_at(error)}: {type(error).__name__}: {error} "
             f"(forward{signature(model)}); pass batch= with what it needs, as in {example(model)}"
         ) from error
 

@@ -29,7 +29,7 @@ _INNER = ("q", "k", "v", "attn_logits", "attn_pattern", "attn_z", "mlp_pre", "ml
 _MOST_SITES = 12  # of a model without blocks, or beside the table
 _MOST_NAMES = 2
 _NONE = "–"
-_STATES = {"new": "+", "worse": "+", "better": "−", "gone": "−"}
+_STATES = {"new": "+", "worse": "+", "better": "−", "gone": "−", "not judged in B": "·"}
 
 
 def diff_text(found: Compared, *, width: int | None = None, color: bool = False) -> str:
@@ -231,7 +231,7 @@ def _findings_text(found: Compared) -> list[str]:
 
 def _sentence(row: Any) -> str:
     """What B says; of what B isn't judged by, what A says."""
-    return str(row.message_a if row.state == "gone" and row.note else row.message_b)
+    return str(row.message_a if row.state == "not judged in B" else row.message_b)
 
 
 def _count(n: int, of: int) -> str:

@@ -15,6 +15,7 @@ from initlab.judge.outcomes import outcomes
 from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.drawn import AS_FOUND
 from initlab.judge.slopes import slopes
+from initlab.judge.words import plural
 from initlab.report import brief, confirm, diff, figures, glossary, inventory, scale, train, transfer
 from initlab.report.beside import again, recalled
 from initlab.report.drawings import Drawing
@@ -292,7 +293,8 @@ def _cell(recipe: str, question: str, findings: Sequence[Finding], anchors: dict
     failed = failing(own)
     if failed:
         word = {"error": "error", "warning": "warning", "info": "note"}[status]
-        text = word if len(failed) == 1 else f"{len(failed)} failed"
+        worst_ones = sum(finding.severity == status for finding in failed)
+        text = word if worst_ones == 1 else plural(worst_ones, word)
         return Square(status, glyph, text, measured(failed[0]), anchors.get(id(failed[0]), ""))
     passed = [finding for finding in own if finding.status == "pass"]
     if not passed:

@@ -162,7 +162,7 @@ def _sarif(shown: Shown) -> str:
             "name": rule.name,
             "shortDescription": {"text": rule.measures},
             "fullDescription": {"text": rule.why},
-            "help": {"text": f"{rule.advice}. Known false alarms: {rule.false_alarms}"},
+            "help": {"text": f"{rule.advice.rstrip('.')}. Known false alarms: {rule.false_alarms}"},
             "properties": {"basis": rule.basis, "source": rule.source, "tags": [rule.question]},
         }
         for rule in RULES

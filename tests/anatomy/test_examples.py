@@ -1,9 +1,14 @@
 """Lines that show what to pass to a model."""
 
+import runpy
+
+import pytest
 import torch
 from torch import nn
 
-from initlab.anatomy.examples import example, signature
+import initlab
+from initlab.anatomy.examples import example, raised_at, signature
+from initlab.errors import ProbeError
 
 
 class Pair(nn.Module):
@@ -29,3 +34,24 @@ def test_a_long_signature_is_cut():
     model.forward = forward
     assert signature(model) == "(a, b, c, d, e, f, ...)"
     assert signature(Pair()) == "(text, image, mask)"
+
+
+def test_the_line_that_raised_is_of_the_callers_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "mine.py"
+    script.write_text("import torch\n\ndef f(x):\n    return torch.nn.functional.linear(x, torch.ones(2, 2))\n")
+    space = runpy.run_path(str(script))
+    with pytest.raises(RuntimeError) as raised:
+        space["f"](torch.ones(3))
+    assert raised_at(raised.value) == " at mine.py:4"
+    with pytest.raises(ProbeError, match=r"raised in its forward pass at \S*test_examples\.py:\d+: ZeroDivisionError"):
+        initlab.probe(Dividing(), torch.ones(2, 2))
+
+
+class Dividing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.inner(x) * (1 // 0)

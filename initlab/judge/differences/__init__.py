@@ -13,7 +13,7 @@ from initlab.judge.differences.pairing import PART, ROLE, held, pairs
 from initlab.judge.differences.parameters import parameters
 from initlab.judge.differences.roles import roles, stretched
 from initlab.judge.differences.sites import Basis, in_order, sites
-from initlab.judge.differences.verdicts import findings
+from initlab.judge.differences.verdicts import STATES, findings
 from initlab.judge.differences.wirings import wirings
 from initlab.judge.rules import Finding
 from initlab.judge.rules.fresh import before_training
@@ -57,14 +57,14 @@ class Compared:
             "parameters": int(self.parameters["differs"].sum()),
             "sites": int(self.sites["differs"].sum()),
             "wiring": len(self.wiring),
-            **{state: int((states == state).sum()) for state in ("new", "worse", "better", "gone", "unchanged")},
+            **{state: int((states == state).sum()) for state in STATES},
         }
 
     @property
     def differs(self) -> bool:
         """Whether anything does, beyond chance."""
         counts = self.counts
-        return any(counts[name] for name in counts if name != "unchanged")
+        return any(counts[name] for name in counts if name not in ("unchanged", "not judged in B"))
 
     @property
     def verdict(self) -> str:

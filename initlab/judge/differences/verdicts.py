@@ -9,7 +9,7 @@ import pandas as pd
 from initlab.judge import SEVERITIES
 from initlab.judge.rules import Finding
 
-STATES = ("new", "worse", "better", "gone", "unchanged")
+STATES = ("new", "worse", "better", "gone", "not judged in B", "unchanged")
 COLUMNS = ("code", "name", "state", "severity_a", "severity_b", "message_a", "message_b", "advice", "note")
 
 
@@ -40,6 +40,7 @@ def findings(a: Sequence[Finding], b: Sequence[Finding]) -> pd.DataFrame:
             state = "unchanged" if not moved else "worse" if moved < 0 else "better"
         elif (quiet := old if is_ else new) is None or quiet.status == "not_applicable":
             note = f"not judged in {'A' if is_ else 'B'}" + (f": {quiet.message}" if quiet is not None else "")
+            state = state if is_ else "not judged in B"
         rows.append(
             {
                 "code": code,
