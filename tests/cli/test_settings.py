@@ -82,6 +82,11 @@ def test_other_commands_and_other_projects_are_left_alone(saved, capsys):
     assert run(capsys, "rules", "RES001")[0] == 0
 
 
+def test_a_project_whose_tool_is_no_table_has_no_settings(saved, capsys):
+    (saved.parent / "project" / "pyproject.toml").write_text("tool = 3\n")
+    assert run(capsys, "report", saved, "--format", "concise")[0] == 0
+
+
 def test_a_baseline_leaves_what_is_new(saved, capsys, tmp_path):
     command = ("report", saved, "--fail-on", "info", "--limit", "LOG001=-9", "--format", "concise")
     code, stdout, _ = run(capsys, *command)
