@@ -12,6 +12,7 @@ from initlab.errors import ConfigError
 from initlab.judge import rules
 from initlab.judge.differences import init_of, one_recipe
 from initlab.options import Text, checked, checked_count, checked_path, checked_seed, refuse_unknown, shown
+from initlab.report.waiting import drawn
 from initlab.results import Probe, load
 from initlab.results.difference import Difference
 from initlab.results.result import Result
@@ -37,6 +38,7 @@ class Drawn:
     make: Callable[[int], nn.Module]
 
 
+@drawn
 @with_gradients()
 def diff(
     a: Any,

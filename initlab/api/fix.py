@@ -21,6 +21,7 @@ from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.report import notebook
 from initlab.report.fix import AS_FOUND, CHANGED, Shown, changes, proposal_text
+from initlab.report.terminal import harmless
 from initlab.report.waiting import drawn
 from initlab.results import Probe
 from initlab.results.difference import Difference
@@ -113,7 +114,7 @@ class Proposal:
         return notebook.of_text(repr(self))
 
     def __repr__(self) -> str:
-        return proposal_text(
+        text = proposal_text(
             Shown(
                 model=self._name,
                 problems=self.problems,
@@ -127,6 +128,7 @@ class Proposal:
                 applied=self.applied,
             )
         )
+        return harmless(text)
 
 
 def _row(change: Change) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from initlab.options import Text, checked, checked_choice, checked_path, checked
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
+from initlab.report.terminal import one_line
 from initlab.report.waiting import drawn
 from initlab.results import Probe, now
 from initlab.rundir import Run
@@ -229,8 +230,9 @@ def assert_healthy(
     counted = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
     broken = [f for f in found.failures if f.severity in counted]
     if broken:
-        lines = [f"{f.severity} {f.code} {f.name}: {f.message}; {f.advice}" for f in broken]
-        raise AssertionError("\n".join([f"{found.run.manifest['config']['model']} isn't healthy at init:", *lines]))
+        lines = [one_line(f"{f.severity} {f.code} {f.name}: {f.message}; {f.advice}") for f in broken]
+        head = one_line(f"{found.run.manifest['config']['model']} isn't healthy at init:")
+        raise AssertionError("\n".join([head, *lines]))
     return found
 
 

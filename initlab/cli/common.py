@@ -213,26 +213,33 @@ def add_output(parser: argparse.ArgumentParser, *, fail_on: str, formats: Sequen
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
-    """select, ignore and limits, as `Result.judge` takes them. Raises ConfigError, before anything is measured."""
+    """select, ignore and limits, as `Result.judge` takes them. Raises ConfigError, before anything is measured: also of
+    a baseline that can't be read."""
+    from initlab.judge.baseline import known_among
     from initlab.judge.rules import chosen
     from initlab.judge.rules.selecting import parse_limits
 
+    if getattr(options, "baseline", None) is not None:
+        known_among((), options.baseline)
     return chosen(options.select, options.ignore, parse_limits(options.limit)).overrides
 
 
 def show(result: Result, options: argparse.Namespace, out: Path) -> int:
     """Judge by the options, write the report, print the summary, and turn findings into an exit code."""
     from initlab import rundir
+    from initlab.judge.baseline import known_among
     from initlab.report import formats
 
     given = overrides(options)
     if options.select or options.ignore or options.limit:  # else as the run was judged before
         result.judge(**given)
+    # before the report, which writes over the findings of an earlier one in the same folder
+    known = None if options.baseline is None else known_among(result.findings, options.baseline)
     page = None if options.no_report else result.report(out)
     if page is None:
         rundir.note(out, "judging", result.run.manifest.get("judging"))  # as the report does
-    if options.baseline is not None:  # the page is of the whole run
-        result.against(options.baseline)
+    if known is not None:  # the page is of the whole run
+        result._count_out(known)
     fails = failing_severity(options)
     if options.format == "text":
         print(result._text(color=use_color()), end="")

@@ -49,6 +49,7 @@ def add(commands: Commands) -> None:
 
 
 def _fix(options: argparse.Namespace) -> int:
+    from initlab import rundir
     from initlab.api.fix import fix
     from initlab.report.formats import json_ready
 
@@ -56,6 +57,8 @@ def _fix(options: argparse.Namespace) -> int:
     read_files(options.model, options.recipe, options.batch)
     judging, text = overrides(options), text_of(options)
     target = _writable(options.save)
+    if options.out is not None:
+        rundir.check(Path(options.out))  # before anything is measured for it
     model, _ = model_given(options, {}, None)
     batch = batch_given(options, model)
     print(f"initlab: measuring {type(model).__name__} and changed copies of it", file=sys.stderr)

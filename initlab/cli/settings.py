@@ -60,9 +60,10 @@ def _nearest(folder: Path) -> tuple[Path | None, dict[str, Any]]:
         if not path.is_file():
             continue
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("initlab")
+            tools = tomllib.loads(path.read_text(encoding="utf-8")).get("tool")
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} can't be read: {error}") from None
+        table = tools.get("initlab") if isinstance(tools, dict) else None
         if isinstance(table, dict):
             return path, table
     return None, {}

@@ -13,6 +13,7 @@ from initlab.cli.common import (
     add_output,
     add_wiring,
     default_out,
+    overrides,
     run_of,
     set_threads,
     show,
@@ -105,6 +106,7 @@ def _train(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else default_out("train")
     read_files(options.model, *options.recipes)
     try:
+        overrides(options)
         with TerminalProgress(out, "train", "train") as progress:
             if first:
                 options.folder = out

@@ -74,6 +74,9 @@ class WatchCallback(TrainerCallback):
             control: of the Trainer.
             given: the model, the optimizer and others.
         """
+        self._unhook()
+        if self.watcher is not None:  # of a train() that raised, of which a callback isn't told
+            self.watcher.__exit__(RuntimeError, None, None)
         scale = LossScale(args.gradient_accumulation_steps, getattr(given.get("optimizer"), "scaler", None))
         self.watcher = watch(given["model"], start_step=state.global_step, loss_scale=scale, **self._options)
 

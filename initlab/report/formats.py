@@ -19,6 +19,7 @@ from initlab.judge import SEVERITIES, Severity
 from initlab.judge.rules import RULES, Finding
 from initlab.report import markdown
 from initlab.report.document import Document
+from initlab.report.terminal import harmless, one_line
 from initlab.report.verdict import where, worst
 
 SCHEMA_VERSION = 1  # of `judged`; raised where a key changes its meaning or goes
@@ -95,7 +96,7 @@ def _concise(shown: Shown) -> str:
             else ", ".join(filter(None, (shown.document.named(each.recipe), where(each))))
         )
         lines.append(f"{at}: {each.severity} {each.code} {each.name}: {each.message}")
-    return _joined([*lines, shown.document.verdict])
+    return _joined(map(one_line, [*lines, shown.document.verdict]))
 
 
 def _json(shown: Shown) -> str:
@@ -115,7 +116,8 @@ def _github(shown: Shown) -> str:
         fields["title"] = f"{each.code} {each.name} ({shown.document.named(each.recipe)})"
         named = ",".join(f"{name}={_escaped(value, ':,')}" for name, value in fields.items())
         lines.append(f"::{_ANNOTATIONS[each.severity]} {named}::{_escaped(_said(each))}")
-    return _joined([*lines, shown.document.verdict])
+    # what begins a line is a command to GitHub, so that no name may begin one
+    return _joined(map(one_line, [*lines, shown.document.verdict]))
 
 
 def _escaped(text: str, more: str = "") -> str:
@@ -196,7 +198,7 @@ def _location(finding: Finding, owner: str) -> dict[str, Any]:
 
 
 def _markdown(shown: Shown) -> str:
-    return markdown.text(shown.document)
+    return harmless(markdown.text(shown.document))
 
 
 def _line(finding: Finding) -> tuple[str, int] | None:

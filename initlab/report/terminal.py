@@ -58,6 +58,15 @@ def harmless(text: str, styled: bool = False) -> str:
     return _HARMFUL[styled].sub(lambda found: found[1] or "", text)
 
 
+def one_line(text: str) -> str:
+    """Put a text on one line, without what a terminal acts on.
+
+    Args:
+        text: with names of anybody's.
+    """
+    return harmless(" ".join(text.splitlines()))
+
+
 def wrapped(text: str, width: int, indent: str = "") -> str:
     """Text broken into lines at spaces alone."""
     return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

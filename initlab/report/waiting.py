@@ -196,12 +196,13 @@ def waiting(label: str, progress: object = None) -> Iterator[None]:
     if make is None or _active is not None:
         yield
         return
-    _active = Waiting(label, make)
+    own = _active = Waiting(label, make)  # by its own name: a call in another thread may begin at the same moment
     try:
         yield
     finally:
-        _active.close()
-        _active = None
+        own.close()
+        if _active is own:
+            _active = None
 
 
 def heard(progress: options.Progress | bool | None) -> options.Progress | None:

@@ -14,6 +14,7 @@ from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity
 from initlab.judge.differences import Compared, compared
 from initlab.options import checked_path, shown
+from initlab.report import notebook
 from initlab.report.beside import beside
 from initlab.report.diff import diff_text
 from initlab.report.formats import SCHEMA_VERSION, json_ready
@@ -136,6 +137,9 @@ class Difference:
 
     def __repr__(self) -> str:
         return self._text(color=False)
+
+    def _repr_html_(self) -> str:
+        return notebook.of_text(repr(self))
 
     def _text(self, *, color: bool, width: int | None = None) -> str:
         return diff_text(self._compared, width=width, color=color)

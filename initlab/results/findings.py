@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from initlab.judge.rules import Finding
 from initlab.report import notebook
+from initlab.report.terminal import one_line
 from initlab.report.verdict import GLYPHS
 
 
@@ -19,4 +20,4 @@ class Findings(list[Finding]):
 
 def _line(finding: Finding) -> str:
     glyph = GLYPHS[finding.severity if finding.status == "fail" else finding.status]
-    return f"{glyph} {finding.code} {finding.name} ({finding.recipe or 'every recipe'}): {finding.message}"
+    return one_line(f"{glyph} {finding.code} {finding.name} ({finding.recipe or 'every recipe'}): {finding.message}")

@@ -66,7 +66,11 @@ class Result:
         Raises:
             ConfigError: it can't be read, or holds no findings.
         """
-        self.known = known_among(self.findings, checked_path("baseline", baseline))
+        return self._count_out(known_among(self.findings, checked_path("baseline", baseline)))
+
+    def _count_out(self, known: Sequence[Finding]) -> Findings:
+        """Count some of `findings` out, as `against` does with those of a baseline; returns the other failures."""
+        self.known = known
         self.__dict__.pop("_document", None)
         return self.failures
 

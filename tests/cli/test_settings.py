@@ -82,6 +82,11 @@ def test_other_commands_and_other_projects_are_left_alone(saved, capsys):
     assert run(capsys, "rules", "RES001")[0] == 0
 
 
+def test_a_project_whose_tool_is_no_table_has_no_settings(saved, capsys):
+    (saved.parent / "project" / "pyproject.toml").write_text("tool = 3\n")
+    assert run(capsys, "report", saved, "--format", "concise")[0] == 0
+
+
 def test_a_baseline_leaves_what_is_new(saved, capsys, tmp_path):
     command = ("report", saved, "--fail-on", "info", "--limit", "LOG001=-9", "--format", "concise")
     code, stdout, _ = run(capsys, *command)
@@ -124,3 +129,27 @@ def test_a_script_completes_commands_in_a_shell(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--print-completion", "bash"])
     assert ended.value.code == 0 and "trace-init" in capsys.readouterr().out
+
+
+def test_a_baseline_is_read_before_a_model_is_measured_and_before_the_report_writes_over_it(saved, capsys, tmp_path):
+    command = ("report", saved, "--fail-on", "info", "--limit", "LOG001=-9", "--baseline", saved)
+    code, _, stderr = run(capsys, *command)  # of a run without a report there is none, and it isn't made up
+    assert code == 2 and "findings.json can't be read" in stderr and not (saved / "findings.json").exists()
+    assert run(capsys, "report", saved)[0] == 0
+    code, stdout, _ = run(capsys, *command, "--format", "concise")
+    assert code == 1 and "LOG001" in stdout
+    assert run(capsys, *command)[0] == 0  # now it has failed before
+    gone = ("--baseline", tmp_path / "none.json", "-o", tmp_path / "new")
+    sizes = ("--steps", 1, "--n-layer", 1, "--n-head", 1, "--n-embd", 8, "--block-size", 8)
+    for measuring in (("probe", "shakespeare-cpu"), ("train", "nanogpt", *sizes)):
+        code, _, stderr = run(capsys, *measuring, *gone)
+        assert code == 2 and "can't be read" in stderr and not (tmp_path / "new").exists()
+    code, _, stderr = run(capsys, "train", "nanogpt", *sizes, "--select", "NOPE", "-o", tmp_path / "new")
+    assert code == 2 and "NOPE" in stderr and not (tmp_path / "new").exists()
+
+
+def test_fix_refuses_a_folder_of_other_files_before_it_measures(capsys, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").touch()
+    code, _, stderr = run(capsys, "fix", "shakespeare-cpu", "-o", tmp_path / "other")
+    assert code == 2 and "holds other files (x)" in stderr and "measuring" not in stderr

@@ -90,6 +90,23 @@ def test_options_reach_the_watch_and_alarms_sound(tmp_path):
     assert not watched.result.drift.empty
 
 
+def test_a_training_that_raised_is_let_go_by_the_next_one(tmp_path):
+    class Stops(transformers.TrainerCallback):
+        def on_substep_end(self, args, state, control, **given):
+            raise KeyboardInterrupt
+
+    model, watched = gpt2(), WatchCallback(every=1)
+    data = [{"input_ids": x, "labels": x} for x, _ in rows(48)]
+    settings = {"max_steps": 2, "gradient_accumulation_steps": 2, "report_to": [], "use_cpu": True}
+    args = transformers.TrainingArguments(output_dir=str(tmp_path), disable_tqdm=True, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        transformers.Trainer(model, args, train_dataset=data, callbacks=[watched, Stops()]).train()
+    stopped = watched.watcher
+    transformers.Trainer(model, args, train_dataset=data, callbacks=[watched]).train()
+    assert not stopped.watched and watched.result.summary["step"].tolist() == [0, 1]
+    assert attached(model) == 0
+
+
 def test_wrong_options_and_too_early_a_look_are_refused():
     with pytest.raises(ConfigError, match="'evry': watch has no such option; known: every"):
         WatchCallback(evry=1)

@@ -107,3 +107,20 @@ def test_sarif_describes_each_rule_that_failed():
     known = {each["id"] for each in run["tool"]["driver"]["rules"]}
     assert known == {each["ruleId"] for each in run["results"]} & known
     assert {each["level"] for each in run["results"]} <= {"error", "warning", "note"}
+
+
+@pytest.mark.parametrize("name", ["concise", "github", "markdown"])
+def test_a_name_begins_no_line_and_moves_no_cursor(name):
+    given = shown()
+    evil = "x\n::error file=a::made up\r\x1b[2J\u202e"
+    findings = [
+        replace(each, message=f"{each.message} {evil}", recipe=evil if each.recipe else "")
+        for each in synthetic_findings(given.document.run)
+    ]
+    document = Document(given.document.run, findings)
+    text = formats.FORMATS[name](replace(given, document=document))
+    assert not set("\x1b\r\u202e") & set(text)
+    if name != "markdown":
+        begun = [line for line in text.splitlines() if line.startswith("::")]
+        assert len(text.splitlines()) == len(document.failing) + 1
+        assert len(begun) == (len(document.failing) if name == "github" else 0)

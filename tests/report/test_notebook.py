@@ -87,3 +87,9 @@ def test_text_stays_text_where_rich_sees_a_notebook(monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     run = synthetic_run()
     assert synthetic_findings(run)[0].code in console.text(Document(run, synthetic_findings(run)))
+
+
+def test_a_list_of_findings_is_a_line_each_whatever_they_are_named():
+    findings = [replace(f, message=f"a\nb\x1b[2J\r{f.message}\u202e") for f in synthetic_findings(synthetic_run())]
+    text = repr(Findings(findings))
+    assert len(text.splitlines()) == len(findings) and not set("\x1b\r\u202e") & set(text)

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import initlab
 from initlab.errors import ConfigError
 from initlab.report import waiting as module
-from initlab.report.waiting import NotebookBar, TerminalBar, drawn, heard, place, waiting
+from initlab.report.waiting import NotebookBar, TerminalBar, Waiting, drawn, heard, place, waiting
 
 
 class Terminal(io.StringIO):
@@ -139,3 +140,27 @@ def test_in_a_notebook_it_is_html_that_is_emptied(monkeypatch):
     assert [text.count("<progress") for text in found] == [1, 1, 0]
     assert 'value="0.250"' in found[1] and "25%" in found[1] and "&lt;b&gt;" in found[1]
     assert shown[-1] == {"text/html": "", "text/plain": ""}
+
+
+def test_calls_that_begin_in_two_threads_at_the_same_moment_end_without_an_error(bars, monkeypatch):
+    begun = threading.Barrier(2, timeout=5)
+    errors = []
+
+    def made(label, make):
+        begun.wait()  # neither knows of the other's
+        return Waiting(label, make)
+
+    def call():
+        try:
+            with waiting("probe"):
+                begun.wait()
+        except Exception as error:
+            errors.append(error)
+
+    monkeypatch.setattr(module, "Waiting", made)
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert errors == [] and heard(None) is None

@@ -36,6 +36,7 @@ class Held:
         moments: mean, kurtosis, abs_max, frac_nonfinite, frac_zero.
         structure: of a matrix, columns of the table `draws` as the first draw has them; empty of what isn't there.
         fused: of a fused matrix its parts, each a role with its elements, mean and std.
+        whole: of a part, the name of the matrix.
     """
 
     name: str
@@ -47,13 +48,24 @@ class Held:
     moments: dict[str, float]
     structure: dict[str, Any]
     fused: tuple[tuple[str, int, float, float], ...] = ()
+    whole: str = ""
 
     @property
     def parts(self) -> list[Held]:
         """Its parts, of a fused matrix."""
         blank = dict.fromkeys(_MOMENTS, math.nan) | {"frac_nonfinite": 0.0}
         return [
-            Held(f"{self.name}[{role}]", role, self.layer, numel, self.draws, std, blank | {"mean": mean}, {})
+            Held(
+                f"{self.name}[{role}]",
+                role,
+                self.layer,
+                numel,
+                self.draws,
+                std,
+                blank | {"mean": mean},
+                {},
+                whole=self.name,
+            )
             for role, numel, mean, std in self.fused
         ]
 
@@ -140,9 +152,9 @@ def pairs(a: Sequence[Held], b: Sequence[Held]) -> list[Pair]:
 
     def place(pair: Pair) -> tuple[float, float]:
         if pair.a is not None:
-            return (order[pair.a.name.partition("[")[0]], 0)
+            return (order[pair.a.whole or pair.a.name], 0)
         assert pair.b is not None
-        return (last, other[pair.b.name.partition("[")[0]])
+        return (last, other[pair.b.whole or pair.b.name])
 
     return sorted(found, key=place)
 

@@ -295,3 +295,15 @@ def test_of_a_run_over_steps_the_first_is_taken() -> None:
     taken, notes = init_of(Run(Tables(**later), run.manifest | {"kind": "watch"}), "A")
     assert notes == ["of A, a run over steps, step 0 is taken"]
     assert set(taken.tables.records["step"]) == {0}
+
+
+def test_names_with_brackets_keep_their_order() -> None:
+    fused = parameter("h.0[x].qkv", "qkv", fused=tuple((role, 4096, 0.0, 0.02) for role in ("attn_q", "attn_k")))
+    apart = [parameter("q[1]", "attn_q"), parameter("k[1]", "attn_k")]
+    found = pairs([parameter("first[0]"), fused], [*apart, parameter("first[0]"), parameter("new[2]", "other")])
+    assert [pair.a.name if pair.a else None for pair in found] == [
+        "first[0]",
+        "h.0[x].qkv[attn_q]",
+        "h.0[x].qkv[attn_k]",
+        None,
+    ]
