@@ -169,7 +169,16 @@ def watch(
         origin = None if drift is False else Origin(model, drift)
         folder = open_folder(out, manifest, start_step) if out is not None and first else None
         ranks.same(
-            "arguments", {"every": every, "start_step": start_step, "stats": stats, "metrics": config.get("metrics")}
+            "arguments",
+            {
+                "every": every,
+                "start_step": start_step,
+                "stats": stats,
+                "metrics": config.get("metrics"),
+                "drift": drift is not False,
+                "sites": sites is not None,
+                "modules": modules is not None,
+            },
         )
         options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
         options |= {"declared": sites, "modules": modules, "origin": origin, "ranks": ranks}

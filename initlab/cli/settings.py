@@ -19,7 +19,7 @@ def apply_settings(options: argparse.Namespace, folder: Path) -> None:
     """Fill in what the command line left open, of the commands that judge.
 
     `fail-on` is for the commands that fail by themselves, probe and fix: others measure bad inits on purpose. `sites`
-    are the blocks that `initlab probe --blocks` names.
+    are the blocks that `initlab probe --blocks` names, of the models of functions.
 
     Args:
         options: as they were parsed; changed.
@@ -50,7 +50,8 @@ def apply_settings(options: argparse.Namespace, folder: Path) -> None:
             options.fail_on = severity
     if given.get("baseline") is not None and getattr(options, "baseline", "") is None:
         options.baseline = str(path.parent / str(given["baseline"]))
-    if getattr(options, "blocks", "") is None:
+    preset = ":" not in str(getattr(options, "model", ""))  # whose blocks are known
+    if getattr(options, "blocks", "") is None and not preset:
         options.blocks = _texts(path, given, "sites") or None
 
 
