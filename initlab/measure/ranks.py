@@ -232,7 +232,7 @@ def opened() -> Ranks:
         ProbeError: another didn't come.
     """
     if dist.get_world_size() == 1:
-        return ALONE
+        return Ranks()  # which is given notes of its own
     try:
         return Ranks(dist.new_group(backend="gloo", timeout=WAIT))
     except Exception as raised:

@@ -17,7 +17,7 @@ from initlab.rundir import Run
 KEY_SITES = ("embed", "q", "attn_out", "mlp_pre", "mlp_out", "resid_post", "logits")
 _KEY_ROLES = ("mlp_in", "mlp_out")
 _MOVED = {"change": "{} − init", "effective": "{}: ΔW·x", "propagating": "{}: W·Δx"}
-_ONE_SEED = "± half the 95 % interval of the fit, which needs three sizes; --seeds 3 gives one over seeds"
+_ONE_SEED = "± half the 95 % interval of the fit, which needs three sizes (--seeds 3 gives one over seeds)"
 _MOST_STEPS = 4
 _MOST_ROWS = 12  # of a recipe, where nobody chose
 

@@ -235,7 +235,7 @@ def test_command(capsys, tmp_path):
     assert "1 step of AdamW" in flat and "95 % interval over seeds" in flat
     alone = [*command[:2], *command[3:], "--seeds", "1", "--no-report", "-o", str(tmp_path / "one")]
     assert cli.main(alone) == 0
-    assert "interval of the fit, which needs three sizes; --seeds 3" in " ".join(capsys.readouterr().out.split())
+    assert "interval of the fit, which needs three sizes (--seeds 3" in " ".join(capsys.readouterr().out.split())
     assert cli.main([*command, "--modules", "mlp_*", "--no-report", "-o", str(tmp_path / "a")]) == 0
     shown = capsys.readouterr().out
     assert "mlp_act" in shown and "attn_out" not in shown

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from initlab import schema
+from initlab.rundir import COMMITS
 from initlab.schema import TABLES, Tables
 
 CELLS = ["a", "b", "c"]
@@ -47,3 +50,11 @@ def cell(run_id: str, rows: int = 3, **values: Any) -> Tables:
     made = {name: [row(name, 0)] for name in ("summary", "coverage", "draws", "declared", "runs")}
     made |= {name: [row(name, 0), row(name, 1)] for name in TABLES if name not in {"records", *made}}
     return Tables(**{name: schema.table(name, made.get(name, records)) for name in TABLES})
+
+
+def as_before(folder: Path) -> None:
+    """Take from a run what versions before checksums didn't write."""
+    content = json.loads((folder / "run.json").read_text())
+    del content["committed"], content["sum"]
+    (folder / "run.json").write_text(json.dumps(content))
+    (folder / COMMITS).unlink()

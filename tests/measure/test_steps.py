@@ -146,7 +146,7 @@ def test_cells_are_the_widths_at_the_smallest_depth_and_the_depths_at_the_smalle
     [
         ({"widths": (64,)}, r"a slope needs two widths or more \(--widths 64,128,256\)"),
         ({"steps": -1}, "steps is -1"),
-        ({"lr": 0.0}, "lr is 0.0; expected a positive number"),
+        ({"lr": 0.0}, "lr is 0.0; expected a number above 0"),
         ({"widths": (16, 37)}, "n_embd 37 has no divisor between 8 and 32 for a head size"),
     ],
 )

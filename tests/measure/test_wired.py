@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cells import as_before
 from torch import Tensor, nn
 
 import initlab
@@ -90,6 +91,7 @@ def test_a_row_says_what_a_branch_is() -> None:
 def test_every_kind_of_run_has_it(tmp_path) -> None:  # type: ignore[no-untyped-def]
     probe = initlab.probe(Language(Pre))
     assert len(initlab.load(probe.save(tmp_path)).wiring) == 6
+    as_before(tmp_path)
     (tmp_path / "wiring.csv").unlink()  # as a run of before has none
     old = initlab.load(tmp_path)
     assert old.wiring.empty
