@@ -118,7 +118,10 @@ class Document:
             return confirm.verdict(self.run, self.graded)
         if self.kind == "transfer":
             return transfer.verdict(self.run)
-        return verdict(self.run, self._new)
+        said = verdict(self.run, self._new)
+        if not self.known:
+            return said
+        return f"{said} Not counted: {plural(len(self.known), 'finding')} that the baseline has too."
 
     @property
     def headline(self) -> str:

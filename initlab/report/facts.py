@@ -141,7 +141,19 @@ def model_notes(run: Run) -> list[str]:
     """
     coverage = run.tables.coverage
     changes = [f"changed: {line}" for line in run.manifest.get("changes") or []]
-    return list(dict.fromkeys([*changes, *coverage.loc[coverage["site"] == "model", "note"]]))
+    return list(dict.fromkeys([*changes, *_own_inits(run), *coverage.loc[coverage["site"] == "model", "note"]]))
+
+
+def _own_inits(run: Run) -> list[str]:
+    """What a comparison doesn't judge of models with inits of their own."""
+    if run.manifest.get("kind") != "compare" or not run.manifest["config"].get("sources"):
+        return []
+    known = run.manifest.get("recipes") or {}
+    own = [recipe for recipe in recipes_of(run) if recipe not in known]
+    said = (
+        f"what the init code of {listed(own)} did isn't judged here (rules DRW, most of INI): initlab probe or diff do"
+    )
+    return [said] if own else []
 
 
 def header(run: Run) -> str:

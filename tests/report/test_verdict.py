@@ -8,7 +8,7 @@ from variants import variants
 from initlab.judge.words import listed, number, signed
 from initlab.report import console
 from initlab.report.document import Document
-from initlab.report.facts import shortfall
+from initlab.report.facts import model_notes, shortfall
 from initlab.report.verdict import count_sentence, failing, measured, verdict, where
 from initlab.report.view import exponent_text, overview, recipes_of
 
@@ -135,3 +135,11 @@ def test_what_was_not_seen_is_said() -> None:
     (sentence,) = shortfall(run)
     assert sentence.startswith("Not everything was seen: activation attn_out 0 of ")
     assert sentence.endswith("(not reached by the pass).")
+
+
+def test_a_comparison_of_functions_says_what_it_does_not_judge():
+    run = synthetic_run(("nanogpt", "mine"), depths=(2,), seeds=1)
+    assert model_notes(run) == []
+    run.manifest["config"]["sources"] = ["mine.make 0123"]
+    run.manifest["recipes"] = {"nanogpt": {}}
+    assert [note for note in model_notes(run) if "the init code of mine did isn't judged here" in note]
