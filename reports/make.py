@@ -24,6 +24,8 @@ COMMANDS = {
 # read karpathy/char-rnn's tinyshakespeare.txt in the folder of the repository, where it is; as benchmarks/transfer.py
 TRANSFERS = {
     "parametrisations/width": "transfer nanogpt-width-matched mup --data tinyshakespeare.txt",
+    "parametrisations/llama": "transfer nanogpt-width-matched mup --model benchmarks/detection_models.py:llama "
+    "--widths 32,64,128 --steps 150 --data tinyshakespeare.txt",
     "fresh-ground": "confirm nanogpt xavier kaiming orthogonal small-init-wang-neox torchtitan-llama3 olmo-mitchell "
     "nanodo deepseek deepnorm --n-embd 96 --warmups 40 --data tinyshakespeare.txt",
     "parametrisations/depth": "transfer nanogpt-width-matched depth-mup completep --depths 2,4,8,16 "

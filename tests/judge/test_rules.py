@@ -1415,3 +1415,13 @@ def test_a_rule_is_found_by_code_or_name():
     assert named("emb001") is named("token-drowned-by-position")
     with pytest.raises(ConfigError, match="there are ATT001, ATT002"):
         named("ATT009")
+
+
+def test_a_recipe_that_wires_its_scores_is_not_judged_by_their_scale():
+    run = wired((None, "attention", {"score_scale": 1.0}))
+    (found,) = evaluate(run, select=["WIR007"])
+    assert found.status == "fail"
+    told = Run(
+        run.tables, run.manifest | {"recipes": {found.recipe: {"wiring": [{"options": {"attention_multiplier": 1}}]}}}
+    )
+    assert [each.status for each in evaluate(told, select=["WIR007"])] == ["not_applicable"]

@@ -110,9 +110,18 @@ def linear_mlp(case: Case, rows: pd.DataFrame) -> Finding:
 
 
 def measure_scores(run: Run) -> pd.DataFrame:
-    """Per attention without QK-norm and soft cap: its scale × √head_size, std of its logits, rms of queries ÷ keys."""
+    """Per attention without QK-norm and soft cap: its scale × √head_size, std of its logits, rms of queries ÷ keys.
+
+    Not of recipes whose own wiring has a factor for it.
+    """
     rows = run.tables.wiring
     rows = rows[(rows["kind"] == "attention") & (rows["qk_norm"] == "") & rows["soft_cap"].isna()]
+    meant = [
+        recipe
+        for recipe, told in (run.manifest.get("recipes") or {}).items()
+        if any("attention_multiplier" in each.get("options", {}) for each in told.get("wiring") or ())
+    ]
+    rows = rows[~rows["recipe"].isin(meant)]
     weights = rows_of(run, "weight")
     rms = dict(zip(zip(weights["run_id"].astype(str), weights["module"], strict=True), weights["rms"], strict=True))
     heads = run.tables.heads.groupby(["run_id", "layer"], observed=True)["logit_std"].max()
@@ -144,7 +153,8 @@ def measure_scores(run: Run) -> pd.DataFrame:
     "saturates as soon as queries and keys learn. With 1/√n_embd, the width of all heads in place of one's, it is "
     "√n_head times flatter than meant.",
     advice="multiply q·k with 1/√head_size",
-    false_alarms="1/head_size is muP's, GPT-Neo has none, and a multiplier may be meant: a note. Where it is 1/√n_embd "
+    false_alarms="1/head_size is muP's (not held against recipes that wire it), GPT-Neo has none, and a multiplier may "
+    "be meant: a note. Where it is 1/√n_embd "
     "as well, the note stays one. T5 draws its queries smaller instead.",
     source="Vaswani et al. 2017, section 3.2.1; Yang et al. 2022, 2203.03466, for 1/head_size",
     since="0.1.0",
