@@ -527,9 +527,25 @@ class Tables:
             merged[name] = cast(name, pd.concat(frames, ignore_index=True)) if frames else table(name, [])
         return cls(**merged)
 
-    def of(self, run_id: str) -> Tables:
-        """The rows of one cell."""
-        return Tables(**{name: frame[frame["run_id"] == run_id] for name, frame in self.items()})
+    def of(self, *run_ids: str) -> Tables:
+        """The rows of one cell, or of several."""
+        return Tables(**{name: frame[frame["run_id"].isin(run_ids)] for name, frame in self.items()})
+
+    def giving(self, **columns: Any) -> Tables:
+        """The tables with other values in some columns, of those that have them.
+
+        Args:
+            **columns: a value for all rows, or a function of the column as texts.
+        """
+        frames = {}
+        for name, frame in self.items():
+            new = {
+                column: value(frame[column].astype(str)) if callable(value) else value
+                for column, value in columns.items()
+                if column in frame
+            }
+            frames[name] = cast(name, frame.assign(**new)) if new and len(frame) else frame
+        return Tables(**frames)
 
     def at_step(self, step: int) -> Tables:
         """The rows of one step; coverage, wiring, behaviour, writes and runs are of the models, at any step."""

@@ -17,7 +17,7 @@ from initlab.results import Probe, load
 from initlab.results.difference import Difference
 from initlab.results.result import Result
 from initlab.rundir import MANIFEST, Run
-from initlab.schema import Tables, cast
+from initlab.schema import Tables
 
 if TYPE_CHECKING:
     from torch import nn
@@ -142,10 +142,11 @@ def _found(given: Any, name: str) -> Any:
     if callable(given):
         called = getattr(given, "__name__", type(given).__name__).strip("<>")
         from initlab.api.probe import made
+        from initlab.drawing.loading import choose_device
         from initlab.drawing.subject import seeded
 
         def make(draw: int) -> nn.Module:
-            with seeded(draw, _device()):
+            with seeded(draw, choose_device("auto")):
                 model = made(given)
             if not isinstance(model, nn.Module):
                 raise ConfigError(
@@ -240,24 +241,8 @@ class _Measure:
         runs = []
         for draw in range(self.seed, self.seed + self.seeds):
             run = probe(given.make(draw), self.batch, seed=self.seed, text=text, **self.options).run
-            runs.append(Run(_drawn(run.tables, draw), run.manifest))
+            runs.append(Run(run.tables.giving(seed=draw, run_id=f"draw-s{draw}"), run.manifest))
         manifest = runs[0].manifest
         manifest["cells"] = [str(run_id) for run in runs for run_id in run.tables.summary["run_id"]]
         manifest["config"]["seeds"] = self.seeds
         return Run(Tables.concat([run.tables for run in runs]), manifest)
-
-
-def _drawn(tables: Tables, draw: int) -> Tables:
-    """The tables of a draw under its own seed."""
-    frames = {}
-    for name, frame in tables.items():
-        columns: dict[str, Any] = {"seed": draw} if "seed" in frame else {}
-        columns |= {"run_id": f"draw-s{draw}"} if "run_id" in frame else {}
-        frames[name] = cast(name, frame.assign(**columns)) if len(frame) else frame
-    return Tables(**frames)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

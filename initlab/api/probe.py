@@ -14,7 +14,7 @@ from initlab.api.gradients import with_gradients
 from initlab.api.manifest import in_words, new_manifest
 from initlab.api.probed import config_of, dtype_of, init_facts
 from initlab.errors import ConfigError
-from initlab.judge import SEVERITIES, Severity, rules, theory
+from initlab.judge import SEVERITIES, Severity, reaches, rules, theory
 from initlab.options import Text, checked, checked_choice, checked_path, checked_seed, refuse_unknown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
@@ -227,8 +227,7 @@ def assert_healthy(
     found.judge(select=select, ignore=ignore, limits=limits)
     if baseline is not None:
         found.against(baseline)
-    counted = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
-    broken = [f for f in found.failures if f.severity in counted]
+    broken = [f for f in found.failures if reaches(f.severity, fail_on)]
     if broken:
         lines = [one_line(f"{f.severity} {f.code} {f.name}: {f.message}; {f.advice}") for f in broken]
         head = one_line(f"{found.run.manifest['config']['model']} isn't healthy at init:")

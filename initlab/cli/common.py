@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from initlab.errors import ConfigError
-from initlab.judge import SEVERITIES, Severity
+from initlab.judge import SEVERITIES, Severity, reaches
 from initlab.options import RunOptions, Text
 
 if TYPE_CHECKING:
@@ -216,11 +216,16 @@ def overrides(options: argparse.Namespace) -> dict[str, Any]:
     """select, ignore and limits, as `Result.judge` takes them. Raises ConfigError, before anything is measured: also of
     a baseline that can't be read."""
     from initlab.judge.baseline import known_among
-    from initlab.judge.rules import chosen
-    from initlab.judge.rules.selecting import parse_limits
 
     if getattr(options, "baseline", None) is not None:
         known_among((), options.baseline)
+    return _judging(options)
+
+
+def _judging(options: argparse.Namespace) -> dict[str, Any]:
+    from initlab.judge.rules import chosen
+    from initlab.judge.rules.selecting import parse_limits
+
     return chosen(options.select, options.ignore, parse_limits(options.limit)).overrides
 
 
@@ -230,7 +235,7 @@ def show(result: Result, options: argparse.Namespace, out: Path) -> int:
     from initlab.judge.baseline import known_among
     from initlab.report import formats
 
-    given = overrides(options)
+    given = _judging(options)
     if options.select or options.ignore or options.limit:  # else as the run was judged before
         result.judge(**given)
     # before the report, which writes over the findings of an earlier one in the same folder
@@ -248,8 +253,7 @@ def show(result: Result, options: argparse.Namespace, out: Path) -> int:
         summary = json.loads(result.summary.to_json(orient="records"))
         shown = formats.Shown(result.document(), fails, str(out), summary)
         print(formats.FORMATS[options.format](shown), end="")
-    worst = result.worst
-    return int(fails is not None and worst is not None and SEVERITIES.index(worst) <= SEVERITIES.index(fails))
+    return int(reaches(result.worst, fails))
 
 
 def failing_severity(options: argparse.Namespace) -> Severity | None:
@@ -328,10 +332,12 @@ def use_color() -> bool:
 
 
 def kept(options: argparse.Namespace) -> str:
+    from initlab.rundir import COMMITS, MANIFEST
+
     folder = getattr(options, "folder", None)
-    if folder is None or not (folder / "run.json").exists():
+    if folder is None or not (folder / MANIFEST).exists():
         return ""
-    commits = folder / "commits.jsonl"
+    commits = folder / COMMITS
     if commits.exists() and not commits.stat().st_size:
         return f"; no model was finished; the same command with -o {folder} goes on"
     return (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from initlab.cli.common import add_output, add_text, failing_severity, overrides, set_threads, text_of, use_color
 from initlab.cli.given import add_batch, batch_given, read_files
 from initlab.errors import ConfigError
-from initlab.judge import SEVERITIES
+from initlab.judge import reaches
 
 if TYPE_CHECKING:
     from initlab.api.diff import Drawn
@@ -85,8 +85,7 @@ def _diff(options: argparse.Namespace) -> int:
         print(found._text(color=use_color()), end="")
         if page is not None:
             print(f"report  {page}")
-    worst, fails = found.worst_new, failing_severity(options)
-    return int(fails is not None and worst is not None and SEVERITIES.index(worst) <= SEVERITIES.index(fails))
+    return int(reaches(found.worst_new, failing_severity(options)))
 
 
 def _is_run(name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from initlab.cli.common import add_output, failing_severity, overrides, set_threads, text_of
 from initlab.cli.given import add_given, batch_given, model_given, read_files
 from initlab.errors import ConfigError
-from initlab.judge import SEVERITIES
+from initlab.judge import reaches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,10 +94,7 @@ def _fix(options: argparse.Namespace) -> int:
         if target is not None:
             print(f"\nweights  {target}" if saved else f"\nnothing was changed, so {target} wasn't written")
     fails = failing_severity(options)
-    if fails is None:
-        return 0
-    counted = SEVERITIES[: SEVERITIES.index(fails) + 1]
-    return int(any(finding.severity in counted for finding in proposal.left))
+    return int(any(reaches(finding.severity, fails) for finding in proposal.left))
 
 
 def _writable(save: str | None) -> Path | None:

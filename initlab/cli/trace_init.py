@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from initlab.errors import ConfigError
-from initlab.judge import SEVERITIES
+from initlab.judge import SEVERITIES, reaches
 
 if TYPE_CHECKING:
     from initlab.cli.common import Commands
@@ -57,7 +57,5 @@ def _trace(options: argparse.Namespace) -> int:
         print(json.dumps(json_ready(shown), ensure_ascii=False, indent=1))
     else:
         print(found, end="")
-    if options.fail_on == "never":
-        return 0
-    counted = SEVERITIES[: SEVERITIES.index(options.fail_on) + 1]
-    return int(any(each.status == "fail" and each.severity in counted for each in found.findings))
+    fails = None if options.fail_on == "never" else options.fail_on
+    return int(any(each.status == "fail" and reaches(each.severity, fails) for each in found.findings))

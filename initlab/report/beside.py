@@ -13,7 +13,7 @@ from initlab.judge.cache import kept
 from initlab.judge.differences import Compared, compared, one_recipe
 from initlab.judge.differences.verdicts import COLUMNS
 from initlab.rundir import Run
-from initlab.schema import Tables, cast
+from initlab.schema import Tables
 
 
 def beside(found: Compared, a: Run, b: Run, names: tuple[str, str], changes: Sequence[str] = ()) -> Run:
@@ -73,24 +73,14 @@ def recalled(run: Run, names: Mapping[str, str]) -> Run:
     """
     if not names:
         return run
-    frames = {
-        table: cast(table, frame.assign(recipe=frame["recipe"].astype(str).replace(dict(names))))
-        if "recipe" in frame and len(frame)
-        else frame
-        for table, frame in run.tables.items()
-    }
+    tables = run.tables.giving(recipe=lambda column: column.replace(dict(names)))
     config = dict(run.manifest["config"])
     config["recipes"] = [names.get(str(recipe), recipe) for recipe in config.get("recipes", [])]
-    return Run(Tables(**frames), run.manifest | {"config": config})
+    return Run(tables, run.manifest | {"config": config})
 
 
 def _renamed(tables: Tables, name: str) -> Tables:
     """The tables under another recipe's name; run ids get it too, so that the two are told apart."""
     ids = list(dict.fromkeys(tables.summary["run_id"].astype(str)))
     new = {old: name if len(ids) == 1 else f"{name}-{number}" for number, old in enumerate(ids)}
-    frames = {}
-    for table, frame in tables.items():
-        columns: dict[str, Any] = {column: name for column in ("recipe",) if column in frame}
-        columns |= {"run_id": frame["run_id"].astype(str).map(new)} if "run_id" in frame else {}
-        frames[table] = cast(table, frame.assign(**columns)) if len(frame) else frame
-    return Tables(**frames)
+    return tables.giving(recipe=name, run_id=lambda column: column.map(new))

@@ -84,8 +84,8 @@ class Document:
         self.run = run
         self.findings = findings
         self.known = known
-        before = set(map(id, known))
-        self._new = [each for each in findings if id(each) not in before]
+        self._before = set(map(id, known))
+        self._new = [each for each in findings if not self.knew(each)]
         self.kind = str(run.manifest.get("kind", ""))
         self.version = str(run.manifest.get("initlab_version", ""))
         self.command = str(run.manifest.get("command", ""))
@@ -105,6 +105,10 @@ class Document:
         self.questions = sorted(asked, key=lambda question: question not in failed)
         self.recipe_info = run.manifest.get("recipes") or {}
         self.first_step = steps_of(run)[0]
+
+    def knew(self, finding: Finding) -> bool:
+        """Tell whether a finding is one of those that the baseline has too."""
+        return id(finding) in self._before
 
     def named(self, recipe: str) -> str:
         """Say what a finding is of: a recipe, or a model that was measured as it was given."""
@@ -157,7 +161,7 @@ class Document:
     @cached_property
     def cards(self) -> list[Card]:
         """Failures, a card for those that have all but the recipe, and what to do about it, in common."""
-        return cards_of(self.failing, {drawing.name for drawing in self.drawings})
+        return cards_of(self.failing, {spec.name for spec, reason in self._needs if not reason})
 
     @cached_property
     def scoreboard(self) -> list[tuple[str, list[Square]]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from initlab.judge import SEVERITIES, Severity
+from initlab.judge import SEVERITIES, Severity, reaches
 from initlab.judge.rules import RULES, Finding
 from initlab.report import markdown
 from initlab.report.document import Document
@@ -49,7 +49,7 @@ class Shown:
 
     def failed(self, finding: Finding) -> bool:
         """Tell whether a failure is one that fails the command."""
-        return self.fails is not None and SEVERITIES.index(finding.severity) <= SEVERITIES.index(self.fails)
+        return reaches(finding.severity, self.fails)
 
 
 def judged(document: Document) -> dict[str, Any]:
@@ -59,17 +59,16 @@ def judged(document: Document) -> dict[str, Any]:
         document: of a run.
     """
     failed = Counter(each.severity for each in document.failing)
-    known = set(map(id, document.known))
     counts = {severity: failed[severity] for severity in SEVERITIES}
-    others = {"pass": len(document.passed), "not_applicable": len(document.inapplicable), "known": len(known)}
+    others = {"pass": len(document.passed), "not_applicable": len(document.inapplicable), "known": len(document.known)}
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": document.kind,
-        "verdict": worst([each for each in document.findings if id(each) not in known]),
+        "verdict": worst([each for each in document.findings if not document.knew(each)]),
         "sentence": document.verdict,
         "counts": {**counts, **others},
         "judging": document.run.manifest.get("judging", {}),
-        "findings": [json_ready(each.as_dict() | {"known": id(each) in known}) for each in document.findings],
+        "findings": [json_ready(each.as_dict() | {"known": document.knew(each)}) for each in document.findings],
     }
 
 
@@ -129,13 +128,13 @@ def _escaped(text: str, more: str = "") -> str:
 def _junit(shown: Shown) -> str:
     document = shown.document
     suite = ElementTree.Element("testsuite", name=f"initlab {document.kind}".strip())
-    known, failures = set(map(id, document.known)), 0
+    failures = 0
     for each in document.findings:
         name, owner = f"{each.code} {each.name}", _xml(document.named(each.recipe))
         case = ElementTree.SubElement(suite, "testcase", classname=owner, name=name)
         if each.status == "not_applicable":
             ElementTree.SubElement(case, "skipped", message=_xml(each.message))
-        elif each.status == "fail" and id(each) not in known and shown.failed(each):
+        elif each.status == "fail" and not document.knew(each) and shown.failed(each):
             failures += 1
             failure = ElementTree.SubElement(case, "failure", type=each.severity, message=_xml(each.message))
             failure.text = _xml(_said(each))
@@ -155,7 +154,6 @@ def _xml(text: str) -> str:
 
 def _sarif(shown: Shown) -> str:
     document = shown.document
-    known = set(map(id, document.known))
     failed = [each for each in document.findings if each.status == "fail"]
     codes = {each.code for each in failed}
     rules = [
@@ -180,7 +178,9 @@ def _sarif(shown: Shown) -> str:
             "partialFingerprints": {"initlab/v1": f"{each.code}:{each.recipe}:{each.site}"},
             "properties": {"recipe": each.recipe, "measured": each.measured, "limit": each.limit, "unit": each.unit},
         }
-        results.append(result | ({"baselineState": "unchanged" if id(each) in known else "new"} if known else {}))
+        results.append(
+            result | ({"baselineState": "unchanged" if document.knew(each) else "new"} if document.known else {})
+        )
     driver = {"name": "initlab", "version": document.version, "rules": rules}
     run = {"tool": {"driver": driver}, "results": results, "properties": {"verdict": document.verdict}}
     whole = {"$schema": _SARIF, "version": "2.1.0", "runs": [run]}

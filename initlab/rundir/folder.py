@@ -13,7 +13,7 @@ import pandas as pd
 
 from initlab import schema
 from initlab.errors import RunError
-from initlab.rundir.commits import COMMITS, Commit, Part, Stored, part_of, read_lines, stored
+from initlab.rundir.commits import COMMITS, Commit, Stored, part_of, read_lines, stored
 from initlab.rundir.files import append_all, csv_bytes, parse, write_whole
 from initlab.rundir.lock import LOCK, held_here, take
 from initlab.rundir.manifest import (
@@ -173,21 +173,25 @@ class RunDir:
 
     def _adopt(self, held: Stored, tables: Tables) -> None:
         """Go on with what a folder holds: what isn't committed goes, and columns that this version adds come."""
+        others = {
+            name: frame
+            for name, frame in tables.items()
+            if held.headers.get(name) and held.headers[name] != csv_bytes(frame.iloc[:0], header=True)
+        }
+        self._lay_out(others, held)
+
+    def _lay_out(self, frames: dict[str, pd.DataFrame], held: Stored) -> None:
+        """Write the folder with other frames in tables' places; meanwhile old and new lines of a cell are right."""
         parts = {commit.run_id: dict(commit.parts) for commit in held.commits}
-        for name, frame in tables.items():
-            if held.headers.get(name) and held.headers[name] != csv_bytes(frame.iloc[:0], header=True):
-                self._lay_out(name, frame, held, parts)
+        for name, frame in frames.items():
+            header, pieces, rows = laid_out(frame)
+            for run_id, lines in pieces.items():
+                new = part_of(rows[run_id], header, lines)
+                before = parts[run_id].get(name)
+                parts[run_id][name] = replace(new, kept=(*new.kept, *before.kept)) if before else new
+            held.headers[name], held.pieces[name] = header, pieces
         held.commits = [replace(commit, parts=parts[commit.run_id]) for commit in held.commits]
         self._write(held)
-
-    def _lay_out(self, name: str, frame: pd.DataFrame, held: Stored, parts: dict[str, dict[str, Part]]) -> None:
-        """Put another frame in a table's place; for a while both the old and the new lines of a cell are right."""
-        header, pieces, rows = laid_out(frame)
-        for run_id, lines in pieces.items():
-            new = part_of(rows[run_id], header, lines)
-            before = parts[run_id].get(name)
-            parts[run_id][name] = replace(new, kept=(*new.kept, *before.kept)) if before else new
-        held.headers[name], held.pieces[name] = header, pieces
 
     def _write(self, held: Stored) -> None:
         """Write the whole folder anew. Killed at any moment, it holds every cell, as it was or as it will be."""
@@ -214,10 +218,7 @@ class RunDir:
         held = stored(self.path, read_lines(self.path), schema.TABLES, None)
         before = parse(name, held.data(name), self.path / f"{name}.csv")
         both = schema.cast(name, pd.concat([before, frame], ignore_index=True))
-        parts = {commit.run_id: dict(commit.parts) for commit in held.commits}
-        self._lay_out(name, both.iloc[: len(before)], held, parts)
-        held.commits = [replace(commit, parts=parts[commit.run_id]) for commit in held.commits]
-        self._write(held)
+        self._lay_out({name: both.iloc[: len(before)]}, held)
         return both.iloc[len(before) :]
 
 

@@ -19,7 +19,6 @@ from initlab.judge.rules import Finding
 from initlab.judge.rules.fresh import before_training
 from initlab.judge.words import listed, plural
 from initlab.rundir import Run
-from initlab.schema import Tables
 
 __all__ = ["Compared", "compared", "init_of", "one_recipe"]
 
@@ -107,10 +106,9 @@ def one_recipe(run: Run, recipe: str | None, name: str) -> Run:
     if recipe not in known:
         raise ConfigError(f"{name} holds no recipe {recipe!r}; it holds {', '.join(known)}")
     ids = set(run.tables.summary.loc[run.tables.summary["recipe"] == recipe, "run_id"].astype(str))
-    frames = {table: frame[frame["run_id"].astype(str).isin(ids)] for table, frame in run.tables.items()}
     manifest = run.manifest | {"config": run.manifest["config"] | {"recipes": [recipe]}}
     manifest["cells"] = sorted(ids)
-    return Run(Tables(**frames), manifest)
+    return Run(run.tables.of(*ids), manifest)
 
 
 def init_of(run: Run, name: str) -> tuple[Run, list[str]]:
@@ -128,8 +126,7 @@ def init_of(run: Run, name: str) -> tuple[Run, list[str]]:
     kept = run.tables.at_step(first)
     ids = set(kept.summary["run_id"].astype(str))
     notes = [f"of {name}, a run over steps, step {first} is taken" + "; it is no init" * (first > 0)]
-    frames = {table: frame[frame["run_id"].astype(str).isin(ids)] for table, frame in kept.items()}
-    return Run(Tables(**frames), run.manifest), notes
+    return Run(kept.of(*ids), run.manifest), notes
 
 
 def compared(
@@ -212,8 +209,7 @@ def _deepest(run: Run) -> Run:
 def _at(run: Run, size: tuple[int, int]) -> Run:
     summary = run.tables.summary
     ids = set(summary.loc[(summary["n_layer"] == size[0]) & (summary["n_embd"] == size[1]), "run_id"].astype(str))
-    frames = {table: frame[frame["run_id"].astype(str).isin(ids)] for table, frame in run.tables.items()}
-    return Run(Tables(**frames), run.manifest)
+    return Run(run.tables.of(*ids), run.manifest)
 
 
 def _matching(rows: pd.DataFrame) -> list[str]:

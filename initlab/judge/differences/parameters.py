@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -179,19 +179,16 @@ def _structure(a: Held, b: Held) -> dict[str, str]:
     found: dict[str, str] = {}
     if not one or not other:
         return found
-    for axis in ("row", "column"):
-        copies = [each.get(f"{axis}_which") or "" for each in (one, other)]
-        if bool(copies[0]) != bool(copies[1]):
-            side, which = ("A", copies[0]) if copies[0] else ("B", copies[1])
-            found[f"{axis} copies"] = f"{axis}s {which} in {side} alone"
-    likes = [_like(each) for each in (one, other)]
-    if bool(likes[0]) != bool(likes[1]):
-        side, which = ("A", likes[0]) if likes[0] else ("B", likes[1])
-        found["copy"] = f"a copy of {which} in {side} alone"
-    odd = [each.get("odd") or "" for each in (one, other)]
-    if bool(odd[0]) != bool(odd[1]):
-        side, which = ("A", odd[0]) if odd[0] else ("B", odd[1])
-        found["odd rows"] = f"{which} of another scale in {side} alone"
+    said: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+        "row copies": ("rows {} in {} alone", lambda held: held.get("row_which") or ""),
+        "column copies": ("columns {} in {} alone", lambda held: held.get("column_which") or ""),
+        "copy": ("a copy of {} in {} alone", _like),
+        "odd rows": ("{} of another scale in {} alone", lambda held: held.get("odd") or ""),
+    }
+    for what, (text, of) in said.items():
+        mine, theirs = of(one), of(other)
+        if bool(mine) != bool(theirs):
+            found[what] = text.format(mine or theirs, "A" if mine else "B")
     shared = [int(each["shared"]) if not pd.isna(each.get("shared")) else 1 for each in (one, other)]
     if shared[0] != shared[1]:
         found["tie"] = f"in {plural(shared[0], 'block')} → in {shared[1]}"

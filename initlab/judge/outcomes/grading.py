@@ -15,7 +15,6 @@ from initlab.judge.rules.fresh import before_training
 from initlab.judge.students import Mean
 from initlab.judge.words import listed, plural
 from initlab.rundir import Run
-from initlab.schema import Tables
 
 WORSE = 0.05  # nats of regret beyond another recipe's that count as training worse
 
@@ -120,7 +119,7 @@ def at_depth(run: Run, n_layer: int, findings: Sequence[Finding]) -> list[Findin
 def _alone(run: Run, n_layer: int) -> list[Finding]:
     summary = run.tables.summary
     ids = set(summary.loc[summary["n_layer"] == n_layer, "run_id"])
-    tables = Tables(**{name: frame[frame["run_id"].isin(ids)] for name, frame in run.tables.items()})
+    tables = run.tables.of(*ids)
     return evaluate(Run(tables, run.manifest), **run.manifest.get("judging", {}))
 
 
