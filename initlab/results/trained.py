@@ -106,6 +106,5 @@ class Transfer(_Trained):
 
 def _with_tables(page: Path, frames: Mapping[str, pd.DataFrame]) -> Path:
     for name, frame in frames.items():
-        text = frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
-        rundir.write_whole(page.parent / f"{name}.csv", text.encode())
+        rundir.write_whole(page.parent / f"{name}.csv", rundir.csv_bytes(frame, header=True))
     return page

@@ -6,7 +6,8 @@ import contextlib
 import io
 import lzma
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,8 @@ from initlab.errors import RunError
 # Tables shrink 10- to 40-fold. What grows more is no table of ours, and would fill the memory.
 _MOST_GROWTH = 1000
 _LEAST_ROOM = 1 << 24
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_QUOTED = re.compile(r"'+[=+\-@\t\r]")
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -102,11 +105,26 @@ def read_bytes(path: Path) -> bytes:
 def csv_bytes(frame: pd.DataFrame, *, header: bool) -> bytes:
     """Write a frame as CSV; 9 significant digits round-trip a float32.
 
+    A text that a spreadsheet would run as a formula gets an apostrophe before it, which `parse` takes off again
+    (OWASP, CSV injection): names in a run may be somebody else's.
+
     Args:
         frame: of a table.
         header: with a line of column names, or without.
     """
+    quoted = {name: _renamed(column, _FORMULA, "'{}".format) for name, column in frame.items() if _is_text(column)}
+    frame = frame.assign(**{str(name): column for name, column in quoted.items() if column is not None})
     return frame.to_csv(index=False, header=header, float_format="%.9g", lineterminator="\n").encode()
+
+
+def _is_text(column: pd.Series) -> bool:
+    return not pd.api.types.is_numeric_dtype(column.dtype)
+
+
+def _renamed(column: pd.Series, which: re.Pattern[str], new: Callable[[str], str]) -> pd.Series | None:
+    """The column with some of its texts written otherwise; None where it has none of them."""
+    found = [text for text in column.dropna().unique() if isinstance(text, str) and which.match(text)]
+    return column.astype(object).replace({text: new(text) for text in found}) if found else None
 
 
 def parse(name: str, data: bytes, source: Path) -> pd.DataFrame:
@@ -129,4 +147,5 @@ def parse(name: str, data: bytes, source: Path) -> pd.DataFrame:
         frame = pd.read_csv(io.BytesIO(whole), dtype=text, keep_default_na=False, na_values=[""])
     except ValueError as error:
         raise RunError(f"{source} is damaged: {error}") from None
-    return schema.cast(name, frame)
+    plain = {column: _renamed(frame[column], _QUOTED, lambda cell: cell[1:]) for column in text if column in frame}
+    return schema.cast(name, frame.assign(**{name: column for name, column in plain.items() if column is not None}))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+import csv
 import errno
 import json
 import lzma
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -538,3 +540,14 @@ def test_a_cell_that_two_processes_measured_counts_once(tmp_path: Path) -> None:
     RunDir.open(tmp_path, manifest()).close()
     assert not load(tmp_path).notes
     same(load(tmp_path).tables, once)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+a", "-h.0", "@sum(a)", "\tx", "'=1+1", "'plain", "h.0 = 1"])
+def test_no_text_is_a_formula_to_a_spreadsheet_and_each_comes_back(tmp_path: Path, name: str) -> None:
+    given = cell("a")
+    given.records["module"] = pd.array([name] * len(given.records), dtype="string")
+    RunDir.open(tmp_path, manifest()).append(given)
+    rows = list(csv.reader((tmp_path / "records.csv").read_text().splitlines()))
+    assert not any(each.startswith(("=", "+", "@", "\t")) for row in rows for each in row)
+    assert not any(each.startswith("-") and not re.fullmatch(r"-[\d.e+-]+|-inf", each) for row in rows for each in row)
+    assert set(load(tmp_path).tables.records["module"]) == {name}
