@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,8 @@ COLUMNS = (
     "seeds",
     "expected",
     "verdict",
+    "bend",
+    "bent",
 )
 
 
@@ -46,7 +49,10 @@ def slopes(records: pd.DataFrame, *, flat: float = FLAT) -> pd.DataFrame:
 
     Columns: slope; stderr; low and high, the 95 % interval; n points in the fit (sizes × seeds; values that are zero or
     not finite take no part); sizes; seeds; expected, the same slope of expected_var (closed form, at step 0); verdict:
-    `flat` (the interval is within ±flat), `grows` or `shrinks` (it is beyond), else `not separated`.
+    `flat` (the interval is within ±flat), `grows` or `shrinks` (it is beyond), else `not separated`; bend: by how much
+    the exponent changes from the smallest size to the largest, of a parabola through the points (NaN of two sizes);
+    bent: that is more than `flat` and its interval is apart from 0. One exponent doesn't describe the points then, and
+    the slope's interval doesn't tell: it holds scatter over seeds, no lack of fit.
 
     With several seeds the slope is the mean of the slopes of each (draws are paired over sizes), and the interval
     Student's t of their scatter. With one seed it is that of the fit's residuals; of two sizes and one seed it is NaN,
@@ -67,7 +73,10 @@ def slopes(records: pd.DataFrame, *, flat: float = FLAT) -> pd.DataFrame:
             finite = group[np.isfinite(group["log_var"])]
             sizes, seeds = finite[axis].nunique(), finite["seed"].nunique()
             row = (recipe, axis, kind, site, module, step, *fit[:2], low, high, len(finite), sizes, seeds)
-            rows.append((*row, expected, verdict(low, high, flat)))
+            curve = _fit(group, axis, "log_var", _parabola)
+            least, most = _interval(*curve)
+            bend, bent = curve[0], abs(curve[0]) > flat and (least > 0 or most < 0)
+            rows.append((*row, expected, verdict(low, high, flat), bend, bent))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -112,31 +121,49 @@ def _starred(module: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", module, count=1)
 
 
-def _fit(group: pd.DataFrame, axis: str, column: str) -> tuple[float, float, int]:
-    """Slope, its standard error, and the error's degrees of freedom; NaN where they can't be estimated."""
+def _line(x: np.ndarray) -> np.ndarray:
+    """By which logs of a variance are multiplied to give the slope over logs of sizes: (n,) -> (n,)."""
+    centred: np.ndarray = x - x.mean()
+    return centred / (centred @ centred)
+
+
+def _parabola(x: np.ndarray) -> np.ndarray:
+    """The same for the change of the slope from the smallest size to the largest."""
+    bowl = np.polynomial.polynomial.polyvander(x - x.mean(), 2)
+    weights: np.ndarray = np.linalg.pinv(bowl)[2] * 2 * np.ptp(x)
+    return weights
+
+
+def _fit(
+    group: pd.DataFrame, axis: str, column: str, weights: Callable[[np.ndarray], np.ndarray] = _line
+) -> tuple[float, float, int]:
+    """Slope (or bend), its standard error, and the error's degrees of freedom; NaN where they can't be estimated."""
     usable = group[np.isfinite(group[column])]
+    order = 2 if weights is _line else 3
     fits = [
-        (seed_slope, error, len(rows))
+        _one_fit(np.log(rows[axis].to_numpy(float)), rows[column].to_numpy(float), weights, order)
         for _, rows in usable.groupby("seed")
-        if rows[axis].nunique() > 1
-        for seed_slope, error in [_line(rows[axis].to_numpy(float), rows[column].to_numpy(float))]
+        if rows[axis].nunique() >= order
     ]
     if not fits:
         return math.nan, math.nan, 0
     if len(fits) == 1:
-        slope, error, n = fits[0]
-        return slope, error, n - 2
-    each = np.array([slope for slope, _, _ in fits])
+        return fits[0]
+    each = np.array([value for value, _, _ in fits])
     return float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each))), len(each) - 1
 
 
-def _line(sizes: np.ndarray, logs: np.ndarray) -> tuple[float, float]:
-    x = np.log(sizes) - np.log(sizes).mean()
-    slope = float(x @ logs / (x @ x))
-    if len(x) < 3:
-        return slope, math.nan
-    rest = logs - logs.mean() - slope * x
-    return slope, math.sqrt(float(rest @ rest) / (len(x) - 2) / float(x @ x))
+def _one_fit(
+    x: np.ndarray, logs: np.ndarray, weights: Callable[[np.ndarray], np.ndarray], order: int
+) -> tuple[float, float, int]:
+    """Of a single seed: the error is that of the residuals."""
+    by = weights(x)
+    value, freedom = float(by @ logs), len(x) - order
+    if freedom < 1:
+        return value, math.nan, freedom
+    columns = np.polynomial.polynomial.polyvander(x - x.mean(), order - 1)
+    rest = logs - columns @ np.linalg.lstsq(columns, logs, rcond=None)[0]
+    return value, math.sqrt(float(rest @ rest) / freedom * float(by @ by)), freedom
 
 
 def _interval(slope: float, stderr: float, freedom: int) -> tuple[float, float]:

@@ -118,6 +118,8 @@ def _row(recipe: str, kind: str, name: str, group: pd.DataFrame, steps: list[int
     last = by_step.loc[by_step.index.max()]
     expected = float(by_step.loc[0, "expected"]) if 0 in by_step.index else math.nan
     verdict = str(last["verdict"]) if math.isfinite(last["slope"]) else "not fitted"
+    if last["bent"]:
+        verdict += f", bends {signed(last['bend'], 2)}"
     return Row(recipe, _MOVED.get(kind, "{}").format(name), cells, expected, verdict)
 
 
@@ -136,6 +138,8 @@ def brief(run: Run, modules: str | None = None) -> Brief:
         "resid_post of the last; − init: change since step 0, of a matrix's output by its own update (ΔW·x) and by "
         "what it is given (W·Δx)"
     )
+    if any(", bends" in row.verdict for table in tables for row in table.rows):
+        footer += "; bends: the exponent changes by so much from the smallest size to the largest, so one isn't the law"
     if not any(table.rows for table in tables):
         footer = f"no site or module is named {modules}" if modules else "no slope could be fitted"
     elif left_out := sum(table.left_out for table in tables):

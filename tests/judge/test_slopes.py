@@ -89,6 +89,33 @@ def test_verdicts(exponents, verdict):
     assert only(slopes(frame(exponents), flat=10.0))["verdict"] == "flat"
 
 
+def test_a_curve_is_told_from_a_line():
+    """Of exponents that fall from 2 to 0 over the sizes, the line through them is 1 and their change -2."""
+    sizes = np.array([64.0, 128.0, 256.0])
+    records = frame([1.0, 1.01, 0.99])
+    line = only(slopes(records))
+    assert line["bend"] == pytest.approx(0, abs=1e-9) and not line["bent"]
+    x = np.log(records["n_embd"] / sizes[0]) / np.log(4)
+    records["var"] *= np.exp(np.log(4) * (x - x**2))
+    row = only(slopes(records))
+    assert (row["slope"], row["bend"]) == pytest.approx((1.0, -2.0))
+    assert row["bent"] and row["verdict"] == "grows"
+    assert np.isnan(only(slopes(frame([1.0, 1.0], sizes=(64, 128))))["bend"])
+
+
+def test_scatter_is_no_curve():
+    """The bend's interval holds 0 in about 95 of 100 tables of scatter; beyond `flat` it is then rarer still."""
+    draws = np.random.default_rng(0)
+    bent = 0
+    for _ in range(200):
+        records = frame([1.0, 1.0, 1.0])
+        noise = dict.fromkeys(zip(records["n_embd"], records["seed"], strict=True))
+        noise = {key: np.exp(draws.normal(0, 0.2)) for key in noise}
+        records["var"] *= [noise[key] for key in zip(records["n_embd"], records["seed"], strict=True)]
+        bent += only(slopes(records))["bent"]
+    assert 1 <= bent <= 20
+
+
 def test_values_that_are_not_finite_or_zero_take_no_part():
     records = frame([1.0, 1.0, 1.0])
     records.loc[(records["n_embd"] == 256) & (records["seed"] == 0) & (records["layer"] == 1), "var"] = math.inf
