@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 from pathlib import Path
 
+from initlab import cli
 from initlab.judge.rules import RULES
 from initlab.recipes import registry
 from initlab.report.glossary import WORDS
@@ -59,6 +61,38 @@ def cookbook() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def commands() -> str:
+    """Every command with its options."""
+    found = next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction))
+    said = {each.dest: each.help or "" for each in found._choices_actions}
+    parts = ["# Every command", "What `initlab COMMAND --help` says, where there are examples too."]
+    for name, parser in found.choices.items():
+        table = ["| option | what it is |", "|---|---|"]
+        for each in parser._actions:
+            if each.help not in (argparse.SUPPRESS, None) and not isinstance(each, argparse._HelpAction):
+                table.append(f"| {_option(each)} | {_help(each)} |")
+        parts += [f"## {name}", _plain(said[name]), "\n".join(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _option(action: argparse.Action) -> str:
+    """`-o`, `--out DIR`, or the name of what needs no option."""
+    value = action.metavar or (action.dest.upper() if action.nargs != 0 else "")
+    if action.choices is not None and not action.metavar:
+        value = "{" + ",".join(str(each) for each in action.choices) + "}"
+    value = " ".join(value) if isinstance(value, tuple) else value
+    names = action.option_strings or [value]
+    text = ", ".join(f"`{each}`" for each in names[:-1])
+    last = f"`{names[-1]} {value}`" if value and action.option_strings and action.nargs != 0 else f"`{names[-1]}`"
+    return (f"{text}, {last}" if text else last).replace("|", "\\|")
+
+
+def _help(action: argparse.Action) -> str:
+    """Its help, as a cell; what is between backticks is code already."""
+    text = " ".join(((action.help or "") % {"default": action.default, "prog": "initlab"}).replace("|", "/").split())
+    return "`".join(each if place % 2 else _plain(each) for place, each in enumerate(text.split("`")))
+
+
 def glossary() -> str:
     """The words that every page explains too."""
     parts = [
@@ -81,7 +115,13 @@ def _cell(text: str) -> str:
     return _plain(" ".join(text.split())).replace("|", "\\|")
 
 
-PAGES = {"rules.md": rules, "recipe-list.md": recipes, "cookbook.md": cookbook, "glossary.md": glossary}
+PAGES = {
+    "commands.md": commands,
+    "rules.md": rules,
+    "recipe-list.md": recipes,
+    "cookbook.md": cookbook,
+    "glossary.md": glossary,
+}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

@@ -36,7 +36,7 @@ def heading_ids(page):
     return {re.sub(r"[^\w\- ]", "", each.lower()).strip().replace(" ", "-") for each in headings}
 
 
-@pytest.mark.parametrize("name", ["rules.md", "recipe-list.md", "cookbook.md", "glossary.md"])
+@pytest.mark.parametrize("name", ["commands.md", "rules.md", "recipe-list.md", "cookbook.md", "glossary.md"])
 def test_generated_pages_are_as_generated(name):
     made = generator().PAGES[name]()
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made, "run python docs/generate.py"
