@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from any_model import PACKAGES, _version, markdown, processor
 
+from initlab.judge.rules.selecting import judged_by
+
 LEGEND = (
     "Each cell: **A** a warning or error, located, with the right advice; **L** located alone; **D** neither; a, l, n: "
     "a note, likewise; · nothing; ✗ the probe raised; empty: the base has nothing to plant it in. + mended by `fix`, "
@@ -65,7 +67,7 @@ def page(table: pd.DataFrame, healthy: pd.DataFrame, peers: pd.DataFrame | None,
         + f" · {versions} · {machine}, {seconds / 60:.0f} minutes",
         "",
         f"{len(run)} models with a planted fault, of {run['fault'].nunique()} kinds in {run['base'].nunique()} bases. "
-        "How each is graded is said at the top of `detection.py`.",
+        f"How each is graded is said at the top of `detection.py`. {judged_by()}",
         "",
         markdown(rates(run)),
         "",

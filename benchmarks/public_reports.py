@@ -25,6 +25,7 @@ from public_models import Report, batch
 
 import initlab
 from initlab.judge.rules import Finding
+from initlab.judge.rules.selecting import judged_by
 
 LOUD = ("warning", "error")
 
@@ -91,7 +92,8 @@ def page(table: pd.DataFrame) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     alarms = f"{int((table['alarms'] != '').sum())} of {len(table)} mended models draw a warning or an error."
-    return "\n".join(["# Public reports", "", f"{len(table)} reports: {total}. {alarms}", "", *head, *rows, ""])
+    lines = ["# Public reports", "", f"{len(table)} reports: {total}. {alarms}", "", judged_by(), "", *head, *rows, ""]
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import transformers
 from torch import nn
 
 import initlab
+from initlab.judge.rules.selecting import judged_by
 
 NANOGPT = ((64, 4), (128, 4), (192, 12), (384, 6), (384, 24), (768, 12))  # n_embd, n_layer
 # d, blocks: tiny, medium, and the usual width
@@ -155,7 +156,7 @@ def main() -> None:
         f"{time.perf_counter() - started:.0f} s",
         "",
         f"Of {len(lines)} models {totals['error']} have an error, {totals['warning']} a warning, {totals['info']} a "
-        "note, in some seed.",
+        f"note, in some seed. {judged_by()}",
         "",
         "| model | n_layer | n_embd | rules that apply | errors | warnings | notes |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -21,6 +21,7 @@ import pandas as pd
 import initlab
 from initlab.judge.outcomes import PROBE, compared_text, outcomes, rankings
 from initlab.judge.rules import evaluate
+from initlab.judge.rules.selecting import judged_by
 from initlab.results import Confirmation
 from initlab.rundir import Run
 
@@ -88,7 +89,8 @@ def section(path: Path) -> str:
 
 def main() -> None:
     paths = [Path(name) for name in sys.argv[1:]] or [path for path in DEFAULT if path.exists()]
-    text = "# Rules and metrics against training\n\nMade by `python benchmarks/rules_against_training.py`.\n\n"
+    text = "# Rules and metrics against training\n\nMade by `python benchmarks/rules_against_training.py`. "
+    text += f"{judged_by()}\n\n"
     text += "\n".join(section(path) for path in paths)
     if len(sys.argv) == 1:
         HERE.with_suffix(".md").write_text(text, encoding="utf-8")

@@ -30,6 +30,7 @@ from tiny_transformers import TASKS, TooSlow, build, short
 
 import initlab
 from initlab.anatomy.source import depth_code
+from initlab.judge.rules.selecting import judged_by
 
 LIMIT = 240  # seconds for one class
 
@@ -181,7 +182,7 @@ def summary(table: pd.DataFrame, kind: str, seconds: float) -> str:
     head = [
         f"# Audit of the {kind} of transformers {transformers.__version__}",
         "",
-        f"`{command}` · torch {torch.__version__} · initlab {initlab.__version__} · {seconds:.0f} s",
+        f"`{command}` · torch {torch.__version__} · initlab {initlab.__version__} · {seconds:.0f} s. {judged_by()}",
         "",
         f"- entries: {len(table)}",
         f"- built: {(table['built'] == 'yes').sum()}",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from initlab.errors import ConfigError
@@ -96,6 +99,19 @@ def named(code: str) -> Rule:
     family = [rule.code for rule in RULES if rule.code.startswith(code[:3].upper())]
     hint = f"; there are {', '.join(family)}" if family else "; `initlab rules` lists them"
     raise ConfigError(f"no rule has the code {code!r}{hint}")
+
+
+def judged_by() -> str:
+    """Say by which limits and which code findings are made, in a sentence for a file of results.
+
+    Returns:
+        `Judged by limits `…`, rules `…`.`: the first 12 digits of the SHA-256 of every rule's limits, and of the source
+        of the rules. Results with other limits than now are of another initlab; tests/benchmarks holds them to it.
+    """
+    limits = json.dumps({rule.code: dict(rule.limits) for rule in RULES}, sort_keys=True).encode()
+    source = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    digits = [hashlib.sha256(data).hexdigest()[:12] for data in (limits, source)]
+    return f"Judged by limits `{digits[0]}`, rules `{digits[1]}`."
 
 
 def _codes(name: str, codes: Iterable[str]) -> list[str]:
