@@ -29,9 +29,7 @@ class LostDraws:
         counted: of `drawing.census`.
     """
 
-    def __init__(
-        self, model: nn.Module, found: Probe, findings: Sequence[Finding], counted: Sequence[dict[str, Any]]
-    ):
+    def __init__(self, model: nn.Module, found: Probe, findings: Sequence[Finding], counted: Sequence[dict[str, Any]]):
         from initlab.drawing.tracing import left_by
 
         named = any(finding.code == lost.CODE for finding in findings)

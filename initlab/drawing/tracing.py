@@ -98,9 +98,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != _VERSIONS}
 
 
-def _rows(
-    model: nn.Module, hearing: Hearing, left: dict[tuple[str, int], Tensor]
-) -> Iterator[dict[str, Any]]:
+def _rows(model: nn.Module, hearing: Hearing, left: dict[tuple[str, int], Tensor]) -> Iterator[dict[str, Any]]:
     """A row for each write to each parameter and buffer, or one for what was never written; fills `left`."""
     names: dict[int, list[tuple[str, nn.Module, str, Tensor, str]]] = {}
     for path, module in model.named_modules():

@@ -75,9 +75,7 @@ def _lost(row: pd.Series) -> Lost:
     )
 
 
-def _distribution(
-    kind: str, mean: float, std: float, said: str
-) -> Constant | Normal | Uniform | TruncNormal | None:
+def _distribution(kind: str, mean: float, std: float, said: str) -> Constant | Normal | Uniform | TruncNormal | None:
     if kind == "constant" and math.isfinite(mean):
         return Constant(mean)
     if mean != 0 or not std > 0:

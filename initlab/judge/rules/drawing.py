@@ -268,9 +268,7 @@ def _grades(
     return {key: grade or float(units[key] in broken) for key, grade in grades.items()}
 
 
-def _by_depth(
-    whole: pd.DataFrame, found: dict[tuple[str, str], pd.Series], ends: pd.DataFrame
-) -> set[tuple[str, str]]:
+def _by_depth(whole: pd.DataFrame, found: dict[tuple[str, str], pd.Series], ends: pd.DataFrame) -> set[tuple[str, str]]:
     """Lost draws that one function made by a root of the depth smaller than others, taken by fan_in or not."""
     depth = len({match[0] for name in whole["parameter"].unique() if (match := re.match(r"(.*?\.)?\d+\.", name))})
     groups: dict[tuple[str, str], list[tuple[tuple[str, str], float, float, float]]] = {}
