@@ -1,7 +1,8 @@
 """Which changes of an init answer what was found in a model, the surest evidence first.
 
 What the init code drew and lost again; what differs from its siblings; a role that differs from the recipe that the
-others fit, or from the model's own config; only then what the rule that fails knows as a remedy. A change is no more than a proposal: `fix` tries it on a copy.
+others fit, or from the model's own config; only then what the rule that fails knows as a remedy. A change is no more
+than a proposal: `fix` tries it on a copy.
 """
 
 from __future__ import annotations
