@@ -355,7 +355,11 @@ DRAWS: dict[str, Column] = {
 
 DECLARED: dict[str, Column] = {
     **{name: column for name, column in _KEYS.items() if name != "step"},
-    "kind": Column("category", "std, other std (that some weights may have), tied, embed scale, layer scale", key=True),
+    "kind": Column(
+        "category",
+        "std, other std (that some weights may have), tied, embed scale, layer scale, zero, least step, most step",
+        key=True,
+    ),
     "name": Column("string", "where the model says so, as config.initializer_range; empty: it has a config without"),
     "said": Column("float64", "what it says; of tied 1 = yes, 0 = no"),
     "found": Column("float64", "what is so; NaN where the weights of `records` tell"),

@@ -17,10 +17,11 @@ from torch import nn
 from initlab.anatomy.holding import holders
 from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.source import forward_reads
+from initlab.anatomy.special import time_steps, zeroed
 from initlab.recipes import Role
 from initlab.wiring import Wiring
 
-Kind = Literal["std", "other std", "tied", "embed scale", "layer scale"]
+Kind = Literal["std", "other std", "tied", "embed scale", "layer scale", "zero", "least step", "most step"]
 
 _STD = re.compile(
     r"initializer_(range|std)|init_(std|range|sigma)|(weights?_)?(init_)?std(_init)?|weight_init_(std|range)"
@@ -37,7 +38,9 @@ class Declaration:
     """One thing that is said, beside what is so.
 
     Attributes:
-        kind: of what; `other std`: a further number that some weights may have been drawn with.
+        kind: of what; `other std`: a further number that some weights may have been drawn with; `zero`: a parameter
+            that the code sets to 0 by name; `least step`, `most step`: the ends of the range of a state's steps in
+            time.
         name: where it says so, as `config.initializer_range`; empty: a config that says nothing of the kind.
         said: its value; 1 and 0 for yes and no.
         found: what the model has; NaN where that is read from the tables.
@@ -73,6 +76,15 @@ def declarations(model: nn.Module, parameters: tuple[Parameter, ...], wirings: t
         found += _tied(model, parameters, *said["tied"])
     if "embed scale" in said:
         found += _embed_scale(wirings, *said["embed scale"])
+    own = dict(model.named_parameters())
+    for name, function in zeroed(model).items():
+        if own[name].dim() > 1 and not own[name].is_meta:
+            found.append(Declaration("zero", function, 0.0, float(own[name].detach().abs().max()), name))
+    for name, place, least, most, step in time_steps(model):
+        found += [
+            Declaration("least step", place, least, step, name),
+            Declaration("most step", place, most, step, name),
+        ]
     gates = [place.name for place in parameters if place.role == Role.GATE]
     if "layer scale" in said and gates:
         name, value = said["layer scale"]

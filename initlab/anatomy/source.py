@@ -25,7 +25,7 @@ _NO_DEPTH = re.compile(
 _NORMAL = ("normal_", "trunc_normal_")
 _DRAWS = re.compile(r"((trunc|log|kaiming|xavier)_)?(normal|uniform)_|orthogonal_|sparse_|(rand|randn)(_like)?")
 _LEVELS = 8  # of names that stand for names
-_OF_ELSE = object()  # what can't be known without running the code
+UNKNOWN = object()  # what can't be known without running the code
 
 
 def depth_code(model: nn.Module, outputs: Collection[str] = ()) -> str:
@@ -43,13 +43,13 @@ def depth_code(model: nn.Module, outputs: Collection[str] = ()) -> str:
     mine = {_holder(name) for name in outputs}
     others = {_holder(name) for name, _ in model.named_parameters()} - mine
     counts = _depths(model)
-    for owner, module in _owners(model).items():
+    for owner, module in owners(model).items():
         for name, root in _trees(owner):
             named = _words(root)
             if mine and named & others and not named & mine:
                 continue
             known = _here(root, counts)
-            if any(_divides(node, known) and _ran(path, module) for node, path in _nodes(root, ())):
+            if any(_divides(node, known) and _ran(path, module) for node, path in conditioned(root, ())):
                 return name
     return ""
 
@@ -69,20 +69,20 @@ def written_stds(model: nn.Module) -> dict[float, str]:
     """
     found: dict[float, str] = {}
     counts = _depths(model)
-    for owner, module in _owners(model).items():
+    for owner, module in owners(model).items():
         for name, root in _trees(owner):
             known = _here(root, counts)
-            for node, path in _nodes(root, ()):
-                if not isinstance(node, ast.Call) or not _DRAWS.fullmatch(_called(node)) or not _ran(path, module):
+            for node, path in conditioned(root, ()):
+                if not isinstance(node, ast.Call) or not _DRAWS.fullmatch(called(node)) or not _ran(path, module):
                     continue
-                stds = list(_numbers(_std_of(node), root, module, known)) if "normal" in _called(node) else []
-                if not stds or _called(node) not in _NORMAL:
+                stds = list(_numbers(_std_of(node), root, module, known)) if "normal" in called(node) else []
+                if not stds or called(node) not in _NORMAL:
                     return {}
                 found |= dict.fromkeys(stds, name)
     return {std: name for std, name in found.items() if 0 < std < math.inf}
 
 
-def _owners(model: nn.Module) -> dict[type, nn.Module]:
+def owners(model: nn.Module) -> dict[type, nn.Module]:
     """The classes that a model is made of, but for torch's own, each with a module of it."""
     owners: dict[type, nn.Module] = {}
     for module in model.modules():
@@ -116,7 +116,7 @@ def _numbers(
         inner = [a for a, b in (sides, sides[::-1]) if _divides(b, depth)]
     elif isinstance(node, ast.Name):
         inner = list(_assigned(node.id, root))
-    value = _value(node, module) if not inner else None
+    value = value_of(node, module) if not inner else None
     if isinstance(value, int | float) and not isinstance(value, bool):
         yield float(value)
     for each in inner:
@@ -207,7 +207,7 @@ def _own_function(value: Any) -> bool:
     return inspect.isfunction(value) and not value.__module__.startswith("torch.")
 
 
-def _nodes(
+def conditioned(
     node: ast.AST, path: tuple[tuple[ast.expr, bool], ...]
 ) -> Iterator[tuple[ast.AST, tuple[tuple[ast.expr, bool], ...]]]:
     """Every node below one, with the conditions that it stands under and what each must be."""
@@ -218,7 +218,7 @@ def _nodes(
             inside = (*path, (node.test, field == "body"))
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):
-                yield from _nodes(child, inside)
+                yield from conditioned(child, inside)
 
 
 def _depths(model: nn.Module) -> frozenset[str]:
@@ -258,19 +258,19 @@ def _divides(node: ast.AST, names: frozenset[str]) -> bool:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _number(node.right) == -0.5:
             return _depth(node.left, names)
     if isinstance(node, ast.Call):
-        return _called(node) == "rsqrt" and bool(node.args) and _depth(node.args[0], names)
+        return called(node) == "rsqrt" and bool(node.args) and _depth(node.args[0], names)
     return False
 
 
 def _root(node: ast.expr) -> ast.expr | None:
-    if isinstance(node, ast.Call) and _called(node) == "sqrt" and node.args:
+    if isinstance(node, ast.Call) and called(node) == "sqrt" and node.args:
         return node.args[0]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _number(node.right) == 0.5:
         return node.left
     return None
 
 
-def _called(node: ast.Call) -> str:
+def called(node: ast.Call) -> str:
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
@@ -284,7 +284,7 @@ def _number(node: ast.expr) -> float | None:
 
 def _depth(node: ast.expr | None, names: frozenset[str]) -> bool:
     """Whether what a root is taken of is a number of blocks, alone or times a number; `n` only beside one."""
-    if isinstance(node, ast.Call) and _called(node) in ("float", "int", "max", "tensor") and node.args:
+    if isinstance(node, ast.Call) and called(node) in ("float", "int", "max", "tensor") and node.args:
         return _depth(node.args[0], names)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         sides = (node.left, node.right)
@@ -295,7 +295,7 @@ def _depth(node: ast.expr | None, names: frozenset[str]) -> bool:
 
 def _counts(node: ast.expr, names: frozenset[str], *, short: bool) -> bool:
     if isinstance(node, ast.Call):
-        known = _called(node) in ("len", "float", "int") and bool(node.args)
+        known = called(node) in ("len", "float", "int") and bool(node.args)
         return known and _named(node.args[0], names, short=short)
     return _named(node, names, short=short)
 
@@ -310,40 +310,40 @@ def _named(node: ast.expr, names: frozenset[str], *, short: bool) -> bool:
 
 def _ran(path: tuple[tuple[ast.expr, bool], ...], module: nn.Module) -> bool:
     """Whether no condition on the way is known to have gone the other way."""
-    return all((value := _value(test, module)) is _OF_ELSE or bool(value) == wanted for test, wanted in path)
+    return all((value := value_of(test, module)) is UNKNOWN or bool(value) == wanted for test, wanted in path)
 
 
-def _value(node: ast.expr, module: nn.Module) -> Any:
-    """What an expression of `self`, its config and literals is; `_OF_ELSE` where it holds anything else."""
+def value_of(node: ast.expr, module: nn.Module) -> Any:
+    """What an expression of `self`, its config and literals is; `UNKNOWN` where it holds anything else."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
-        held = vars(module).get(node.id, _OF_ELSE) if node.id in ("config", "cfg", "args") else _OF_ELSE
+        held = vars(module).get(node.id, UNKNOWN) if node.id in ("config", "cfg", "args") else UNKNOWN
         return module if node.id == "self" else held
     if isinstance(node, ast.Attribute):
-        owner = _value(node.value, module)
-        held = {} if owner is _OF_ELSE else owner if isinstance(owner, dict) else getattr(owner, "__dict__", {})
-        value = held.get(node.attr, _OF_ELSE)
+        owner = value_of(node.value, module)
+        held = {} if owner is UNKNOWN else owner if isinstance(owner, dict) else getattr(owner, "__dict__", {})
+        value = held.get(node.attr, UNKNOWN)
         return (
             value
             if value is None or isinstance(value, bool | int | float | str) or hasattr(value, "__dict__")
-            else _OF_ELSE
+            else UNKNOWN
         )
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        value = _value(node.operand, module)
-        return _OF_ELSE if value is _OF_ELSE else not value
+        value = value_of(node.operand, module)
+        return UNKNOWN if value is UNKNOWN else not value
     if isinstance(node, ast.BoolOp):
-        values = [_value(each, module) for each in node.values]
+        values = [value_of(each, module) for each in node.values]
         decided = isinstance(node.op, ast.Or)
-        if any(value is not _OF_ELSE and bool(value) == decided for value in values):
+        if any(value is not UNKNOWN and bool(value) == decided for value in values):
             return decided
-        return _OF_ELSE if any(value is _OF_ELSE for value in values) else not decided
+        return UNKNOWN if any(value is UNKNOWN for value in values) else not decided
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        left, right = _value(node.left, module), _value(node.comparators[0], module)
-        if left is _OF_ELSE or right is _OF_ELSE:
-            return _OF_ELSE
+        left, right = value_of(node.left, module), value_of(node.comparators[0], module)
+        if left is UNKNOWN or right is UNKNOWN:
+            return UNKNOWN
         if isinstance(node.ops[0], ast.Eq | ast.Is):
             return left == right
         if isinstance(node.ops[0], ast.NotEq | ast.IsNot):
             return left != right
-    return _OF_ELSE
+    return UNKNOWN

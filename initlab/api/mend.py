@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from initlab.api.lost import LostDraws
 from initlab.judge import matching, mending
+from initlab.judge.lost import CODE, INIT_CODE
 from initlab.judge.remedies import Change, Described
 from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.depth import unscaled_outputs
@@ -56,9 +58,14 @@ class Look:
         self.entries = census(anatomy)
         self.stds = declared_stds(model)
         failed = [f for f in found.findings if f.status == "fail" and f.severity != "info"]
-        # what the init code did stays done: a changed copy wasn't made by it, and can't be judged by these
+        # what the init code did stays done: a changed copy wasn't made by it, and can't be judged by these; but for
+        # the draws that it lost, which its parameters show again, or don't
         self.drawn: list[Finding] = [f for f in failed if f.code.startswith(CODES)] if first is None else first.drawn
-        failed = _of_weights(failed)
+        self.lost: LostDraws = first.lost if first else LostDraws(model, found, self.drawn, self.entries)
+        lacking = [f for f in self.drawn if f.code == CODE and self.lost.changes]
+        lacking = lacking if first is None or self.lost.missing(model, self.entries) else []
+        done = [f for f in self.drawn if f.code == CODE and self.lost.whole and not lacking]
+        failed = [*_of_weights(failed), *lacking]
         # a declared recipe says what was meant, and INI001 whether it is so
         said = declared is not None or any(finding.code in ("RES001", "INI002") for finding in failed)
         unscaled = None if said else unscaled_outputs(self.rows, _growth(found))
@@ -72,7 +79,8 @@ class Look:
         # An embedding that shrinks leaves the same writes above it: that is no fault of the change, nor to be chased.
         counts = not self.undecided if first is None else first.unscaled or first.undecided
         self.unscaled: bool = unscaled is not None and unscaled.severity != "info" and counts
-        self.notes = self.drawn + ([unscaled] if unscaled and not self.unscaled else [])
+        told = [f for f in self.drawn if f not in lacking and f not in done]
+        self.notes = told + ([unscaled] if unscaled and not self.unscaled else [])
         self.problems: list[Finding] = failed + ([unscaled] if unscaled and self.unscaled else [])
 
     @property
@@ -95,12 +103,13 @@ class Look:
             dict(self.probe.summary.iloc[0]),
             self.entries,
             self.stds,
+            self.lost.changes,
             strict=self.declared is not None,
         )
 
     def gone(self, after: Look) -> list[str]:
         """Codes of the problems that aren't there after a change; one that couldn't be judged any more hasn't gone."""
-        judged = {f.code for f in after.probe.findings if f.status != "not_applicable"} | {"RES001"}
+        judged = {f.code for f in after.probe.findings if f.status != "not_applicable"} | {"RES001", CODE}
         return [code for code in self.codes if code not in after.codes and code in judged]
 
 
@@ -145,12 +154,14 @@ class _Search:
     ):
         self.model, self.first, self.measure, self.declared, self.seed = model, first, measure, declared, seed
         self.refused: dict[tuple[Any, ...], tuple[Change, str]] = {}
-        self._again: Probe | None = None
+        self._again: tuple[Probe, Probe] | None = None  # from where it is measured, and that with another seed
 
     def run(self) -> Mended:
         states = self._states()
         for groups, look in sorted(states, key=lambda state: (state[1].score, len(state[0]))):
             if look.score >= self.first.score:
+                if new := [code for code in look.codes if code not in self.first.codes]:
+                    self._refuse(groups, f"{', '.join(new)} {'fails' if len(new) == 1 else 'fail'} then")
                 break
             groups, look = self._pruned(groups, look)
             if reasons := self._worse(groups, look):
@@ -226,14 +237,16 @@ class _Search:
         names = {name for group in groups for change in group.changes for name in change.names}
         if moved := untouched(self.model, twin, names):
             return [f"{moved[0]} would change too"]
+        # what the init code itself drew is what was meant: what comes of that is said, and measured from there
+        meant = [group for group in groups if group.changes[0].evidence == INIT_CODE]
+        if len(meant) == len(groups):
+            return []
         if self._again is None:
-            self._again = self.measure(self.model, seed=self.seed + 1)
+            start = self.first.probe if not meant else self._tried(meant).probe
+            self._again = start, self.measure(self._twin(meant) if meant else self.model, seed=self.seed + 1)
+        start, again = self._again
         return worse(
-            self.first.probe.run,
-            look.probe.run,
-            self._again.run,
-            _of_weights(self.first.probe.findings),
-            _of_weights(look.probe.findings),
+            start.run, look.probe.run, again.run, _of_weights(start.findings), _of_weights(look.probe.findings)
         )
 
     def _refuse(self, groups: Sequence[Group], reason: str) -> None:
@@ -257,7 +270,9 @@ class _Search:
         changes = [change for group in groups for change in group.changes]
         with all_or_nothing(target, {name for change in changes for name in change.names}):
             for change in changes:
-                if change.factor is not None:
+                if change.orders:
+                    self.first.lost.give_back(target, change)
+                elif change.factor is not None:
                     rescale(target, change.names, change.factor, change.rows)
                 else:
                     source = change.drawn or self._recipe(change.recipe)

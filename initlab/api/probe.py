@@ -159,6 +159,9 @@ def probe(
             rows = behaviour_rows(keys, anatomy, first, autocast=DTYPES[dtype], seed=seed)
             tables.behaviour = schema.table("behaviour", rows)
         _expect(tables, anatomy, whole, described, entry)
+        facts = None if step else init_facts(anatomy, declared=entry is not None)
+        if facts and facts["mismatches"]:
+            facts["implied"] = _implied(tables, anatomy, whole, described, facts["closest"])
         if chosen is not None:  # only now: the closed form needs every weight
             _keep(tables, chosen)
         config = config_of(tables, anatomy, whole)
@@ -179,8 +182,8 @@ def probe(
         if statistics:
             manifest["config"]["metrics"] = [each.name for each in statistics]
             manifest["metrics"] = meanings(statistics)
-        if not step:
-            manifest["init"] = init_facts(anatomy, declared=entry is not None)
+        if facts:
+            manifest["init"] = facts
             rows = writes_of(inside)
             tables.writes = schema.table("writes", [row | {"run_id": identity.run_id} for row in rows])
         manifest.update(finished=now(), seconds=round(time.perf_counter() - started, 1))
@@ -267,15 +270,27 @@ def _asks(factory: Any) -> bool:
 
 def _expect(tables: Tables, anatomy: Anatomy, inputs: Inputs, described: dict[str, Any], recipe: Recipe | None) -> None:
     """Fill in what the closed form expects of the model."""
-    theory.expect(
-        tables,
-        anatomy.wirings,
-        described,
-        None if inputs.targets is None else inputs.targets.cpu().numpy(),
-        recipe=recipe,
-        dims=anatomy.dims if recipe else None,
-        sequences=_sequences(inputs),
-    )
+    theory.expect(*_given(tables, anatomy, inputs, described), recipe=recipe, **_asked(anatomy, inputs, recipe))
+
+
+def _implied(
+    tables: Tables, anatomy: Anatomy, inputs: Inputs, described: dict[str, Any], closest: str
+) -> dict[str, dict[str, float]]:
+    """What the weights mean for the model as found, and what they would if all of them were drawn as a recipe does."""
+    given, recipe = _given(tables, anatomy, inputs, described), registry.get(closest)
+    return {
+        "found": theory.implied(*given, **_asked(anatomy, inputs, None)),
+        "meant": theory.implied(*given, recipe=recipe, **_asked(anatomy, inputs, recipe)),
+    }
+
+
+def _given(tables: Tables, anatomy: Anatomy, inputs: Inputs, described: dict[str, Any]) -> tuple[Any, ...]:
+    targets = None if inputs.targets is None else inputs.targets.cpu().numpy()
+    return tables, anatomy.wirings, described, targets
+
+
+def _asked(anatomy: Anatomy, inputs: Inputs, recipe: Recipe | None) -> dict[str, Any]:
+    return {"dims": anatomy.dims if recipe else None, "sequences": _sequences(inputs)}
 
 
 def _sequences(inputs: Inputs) -> int | None:

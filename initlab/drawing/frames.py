@@ -110,4 +110,5 @@ def _shown(code: CodeType, line: int) -> str:
         text = text.rpartition(part)[2]
     if text == str(path) and path.is_absolute() and path.is_relative_to(Path.cwd()):
         text = str(path.relative_to(Path.cwd()))
-    return f"{text}:{line} {code.co_name.strip('<>')}"
+    name = code.co_qualname.rpartition("<locals>.")[2]  # `FFN.__init__`: of several in a file, one
+    return f"{text}:{line} {name.replace('<', '').replace('>', '')}"

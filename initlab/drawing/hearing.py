@@ -51,6 +51,8 @@ class Write:
         where: `file:line function`.
         default: see `Place`.
         made: the memory was made with it (`torch.zeros`), not overwritten.
+        left: what it left, where that was overwritten and no distribution says it: an orthogonal matrix, what was
+            computed.
     """
 
     order: int
@@ -62,6 +64,7 @@ class Write:
     where: str
     default: bool
     made: bool
+    left: Tensor | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +111,7 @@ class Hearing(TorchDispatchMode):
         self.memories: dict[StorageWeakRef, Memory] = {}  # weak, so that an address isn't used again meanwhile
         self.held: dict[int, tuple[weakref.ref[nn.Module], dict[str, list[Held]]]] = {}
         self.problems: list[str] = []
+        self._own: set[int] = set()  # memories that modules hold
         self._orders = itertools.count()
         self._thread = threading.get_ident()
         self._named: FrameType | None = None
@@ -129,14 +133,26 @@ class Hearing(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do what was asked for, and keep what that wrote."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
         told = _told(func)
+        if told.writes:
+            self._keep_what_goes(told, args, kwargs)
+        out = func(*args, **kwargs)
         if told.writes or told.fresh:
             try:
                 self._keep(told, args, kwargs, out)
             except Exception as error:  # of tensors without memory, or of a kind of their own
                 self.problems.append(f"{told.name}: {type(error).__name__}: {error}")
         return out
+
+    def _keep_what_goes(self, told: _Told, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Keep what a module holds and no distribution says, before it is overwritten."""
+        for tensor in _written(told, args, kwargs):
+            memory = self.memory_of(tensor)
+            if memory is None or memory.value.drawn or id(memory) not in self._own or tensor.is_meta:
+                continue
+            last = max((write for each in memory.line() for write in each.writes), key=lambda w: w.order, default=None)
+            if last is not None and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
+                last.left = tensor.detach().clone()
 
     def memory_of(self, tensor: Tensor) -> Memory | None:
         """Find what is known of a tensor's memory; None where it was made unheard.
@@ -156,8 +172,7 @@ class Hearing(TorchDispatchMode):
                 yield torch.UntypedStorage._new_with_weak_ptr(reference.cdata), memory
 
     def _keep(self, told: _Told, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
-        written = [kwargs.get(key) if isinstance(key, str) else _at(args, key) for key in told.writes]
-        targets = [tensor for given in written for tensor in _tensors(given)]
+        targets = _written(told, args, kwargs)
         fresh = [] if targets or not told.fresh else [tensor for tensor in _tensors(out) if tensor.layout is _STRIDED]
         if not targets and not fresh:
             return
@@ -260,6 +275,7 @@ class Hearing(TorchDispatchMode):
         if known is None or known[0]() is not module:
             known = self.held[id(module)] = (weakref.ref(module), {})
         where = place(sys._getframe(1), self.stop).where
+        self._own.add(id(memory))
         known[1].setdefault(name, []).append(Held(memory, next(self._orders), where))
 
     def held_by(self, module: nn.Module, name: str) -> list[Held]:
@@ -317,6 +333,12 @@ def _told(func: Any) -> _Told:
         return _Told(name, (), False)
     fresh = any(each.alias_info is None for each in schema.returns) or name == "lift_fresh"
     return _Told(name[:-1] if name.endswith("_") else name, writes, fresh)
+
+
+def _written(told: _Told, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an operation writes."""
+    given = [kwargs.get(key) if isinstance(key, str) else _at(args, key) for key in told.writes]
+    return [tensor for each in given for tensor in _tensors(each)]
 
 
 def _at(args: Sequence[Any], index: int) -> Any:

@@ -17,6 +17,7 @@ from initlab.drawing.hearing import Hearing, Memory, Write
 from initlab.errors import ProbeError
 
 _TRACED: weakref.WeakKeyDictionary[nn.Module, list[dict[str, Any]]] = weakref.WeakKeyDictionary()
+_LEFT: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, int], Tensor]] = weakref.WeakKeyDictionary()
 _VERSIONS = "version"  # of the tensor when it was traced; the row's key in memory alone
 
 
@@ -60,10 +61,11 @@ def trace(factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Traced:
     if not isinstance(made, nn.Module):
         raise ProbeError(f"{name} returned {type(made).__name__}; expected a torch.nn.Module")
     model, notes = bare(made)
-    rows = list(_rows(model, hearing))
+    left: dict[tuple[str, int], Tensor] = {}
+    rows = list(_rows(model, hearing, left))
     _settle(model, hearing)
     notes = [*notes, *_notes(rows, hearing)]
-    _TRACED[model] = rows
+    _TRACED[model], _LEFT[model] = rows, left
     return Traced(made, [_shown(row) for row in rows], notes)
 
 
@@ -79,6 +81,15 @@ def writes_of(model: nn.Module) -> list[dict[str, Any]]:
     return [_shown(row) for row in found if now.get(row["parameter"]) == row[_VERSIONS]]
 
 
+def left_by(model: nn.Module) -> dict[tuple[str, int], Tensor]:
+    """Give what writes left that were overwritten and that no distribution says, by parameter and `order`.
+
+    Args:
+        model: as it was made, without wrappers.
+    """
+    return _LEFT.get(model, {})
+
+
 def _version(tensor: Tensor) -> int:
     return 0 if nn.parameter.is_lazy(tensor) or tensor.is_inference() else tensor._version
 
@@ -87,8 +98,8 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != _VERSIONS}
 
 
-def _rows(model: nn.Module, hearing: Hearing) -> Iterator[dict[str, Any]]:
-    """A row for each write to each parameter and buffer, or one for what was never written."""
+def _rows(model: nn.Module, hearing: Hearing, left: dict[tuple[str, int], Tensor]) -> Iterator[dict[str, Any]]:
+    """A row for each write to each parameter and buffer, or one for what was never written; fills `left`."""
     names: dict[int, list[tuple[str, nn.Module, str, Tensor, str]]] = {}
     for path, module in model.named_modules():
         for held, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
@@ -123,6 +134,7 @@ def _rows(model: nn.Module, hearing: Hearing) -> Iterator[dict[str, Any]]:
         writes = sorted([(write, 0) for write in own] + [(write, 1) for write in lost], key=lambda each: each[0].order)
         if not writes:
             yield common
+        left |= {(first, write.order): write.left for write, _ in writes if write.left is not None}
         for write, replaced in writes:
             yield common | _described(write, tensor, memory) | {"replaced": replaced}
 

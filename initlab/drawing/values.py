@@ -24,6 +24,12 @@ class Value:
     std: float = math.nan
 
     @property
+    def drawn(self) -> bool:
+        """Whether its kind and numbers are all that there is to know: another draw of them is as good."""
+        centred = self.kind in ("normal", "cut normal", "uniform") and self.mean == 0 and math.isfinite(self.std)
+        return centred or self.kind in ("constant", "empty")
+
+    @property
     def text(self) -> str:
         """`normal(0, 0.02)`, `uniform(-0.1, 0.1)`, `0.5` of a constant, else the kind."""
         if self.kind == "uniform":

@@ -1,7 +1,8 @@
 """Which changes of an init answer what was found in a model, the surest evidence first.
 
-What differs from its siblings; a role that differs from the recipe that the others fit, or from the model's own config;
-only then what the rule that fails knows as a remedy. A change is no more than a proposal: `fix` tries it on a copy.
+What the init code drew and lost again; what differs from its siblings; a role that differs from the recipe that the
+others fit, or from the model's own config; only then what the rule that fails knows as a remedy. A change is no more
+than a proposal: `fix` tries it on a copy.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from initlab.judge import matching
+from initlab.judge import lost, matching
 from initlab.judge.remedies import Change, Described, as_wanted, leave, redraw_what_is_off
 from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.gradient import redraw_zeros
@@ -35,7 +36,7 @@ def stages(findings: Sequence[Finding]) -> list[Stage]:
     Args:
         findings: that fail.
     """
-    by_evidence: list[Stage] = [from_siblings, from_recipe, from_config]
+    by_evidence: list[Stage] = [from_init_code, from_siblings, from_recipe, from_config]
     return by_evidence if wired_wrongly(findings) else [*by_evidence, from_one_factor, from_remedies, from_nearest]
 
 
@@ -47,6 +48,17 @@ def wired_wrongly(findings: Iterable[Finding]) -> list[Finding]:
     """
     rules = RULES.items()
     return [each for each in findings if each.code in rules and rules[each.code].remedy is leave]
+
+
+def from_init_code(findings: Sequence[Finding], model: Described) -> list[Group]:
+    """Give every parameter the draw back that the init code made and then drew over: one slip, one group.
+
+    Args:
+        findings: to answer.
+        model: that was made while its init was heard.
+    """
+    changes = tuple(model.restored) if any(finding.code == lost.CODE for finding in findings) else ()
+    return [Group(changes, changes[0].why)] if changes else []
 
 
 def from_siblings(findings: Sequence[Finding], model: Described) -> list[Group]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab.judge.matching import TOLERANCE, unscaled
 from initlab.judge.words import trimmed
-from initlab.recipes import Constant, Normal, Role, Uniform
+from initlab.recipes import Constant, Normal, Role, TruncNormal, Uniform
 
 if TYPE_CHECKING:
     from initlab.judge.rules import Finding  # whose modules import this one
@@ -28,7 +28,7 @@ class Change:
 
     `factor` multiplies them, which keeps the draw; without one they are drawn anew, from `drawn` or as the `recipe` has
     it. `how` says so. With `rows` (axis, first, last + 1) it is about these alone, with `only_bad` about the elements
-    that aren't finite.
+    that aren't finite. With `orders` each gets the very numbers back that this write of its own left.
     """
 
     role: str
@@ -41,10 +41,11 @@ class Change:
     how: str
     factor: float | None = None
     recipe: str = ""
-    drawn: Normal | Uniform | Constant | None = None
+    drawn: Normal | Uniform | TruncNormal | Constant | None = None
+    orders: tuple[int, ...] = ()
     rows: tuple[int, int, int] | None = None
     only_bad: bool = False
-    evidence: str = "rule"  # what it was compared with: siblings, recipe, config; or a rule's own remedy
+    evidence: str = "rule"  # what it was compared with: init code, siblings, recipe, config; or a rule's own remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Described:
         summary: the probe's summary row.
         counted: of `drawing.census`.
         declared: std that the model's config names.
+        restored: changes that give parameters the draws back which the init code overwrote.
         strict: the reference is what the user says was meant, its distributions included.
     """
 
@@ -65,6 +67,7 @@ class Described:
     summary: dict[str, Any]
     counted: Sequence[dict[str, Any]] = ()
     declared: Sequence[float] = ()
+    restored: Sequence[Change] = ()
     strict: bool = False  # the reference was declared, its distributions too
 
     def of(self, *roles: Role) -> list[dict[str, Any]]:

@@ -118,15 +118,19 @@ def _why_not(findings: Sequence[Finding], width: int) -> str:
     for finding in findings:
         reason = re.split(r"[:;,(] ?", finding.message, maxsplit=1)[0].strip()
         reasons.setdefault(reason[:1].lower() + reason[1:], set()).add(finding.code)
-    line, left = "Not applicable:", len({finding.code for finding in findings})
-    for reason, codes in sorted(reasons.items(), key=lambda each: -len(each[1])):
+    line = "Not applicable:"
+    ordered = sorted(reasons.items(), key=lambda each: -len(each[1]))
+    while ordered:
+        reason, codes = ordered[0]
         longer = f"{line} {reason} ({plural(len(codes), 'check')});"
-        if len(f"{longer} other reasons ({left})") > width:
+        if len(longer) > width:
             break
-        line, left = longer, left - len(codes)
-    if line.endswith(":"):
-        return f"Not applicable: {plural(left, 'check')}."
-    return f"{line} other reasons ({left})" if left > 0 else line.rstrip(";")
+        line = longer
+        ordered.pop(0)
+    # what there is no room for has its reason in the page, and in `initlab rules CODE`
+    rest = ", ".join(sorted({code for _, codes in ordered for code in codes}))
+    whole = f"{line} and {rest}" if rest and not line.endswith(":") else f"{line} {rest}" if rest else line.rstrip(";")
+    return textwrap.fill(whole, width, subsequent_indent="  ", break_long_words=False)
 
 
 def _print_finding(console: Console, finding: Finding, owner: str, width: int) -> None:

@@ -54,9 +54,13 @@ def proposal_text(proposal: Shown) -> str:
         lines += ["", *_refused(proposal), _unchanged(proposal), *_hints(proposal.left)]
         return "\n".join(lines)
     lines += ["", "changed" if proposal.applied else "proposed", "", *_table(proposal), "", *_reasons(proposal), ""]
-    if proposal.left:
-        lines += ["afterwards, on a copy, there stays", "", *map(_finding, proposal.left), *_hints(proposal.left)]
-    else:
+    known = {finding.code for finding in proposal.problems}
+    for head, some in (
+        ("afterwards, on a copy, there stays", [each for each in proposal.left if each.code in known]),
+        ("afterwards, on a copy, there is, which wasn't before", [e for e in proposal.left if e.code not in known]),
+    ):
+        lines += [head, "", *map(_finding, some), *_hints(some)] if some else []
+    if not proposal.left:
         lines.append(_filled(f"Afterwards, measured on a copy: {_passes(proposal)}."))
     lines += [*_refused(proposal), *map(_note, proposal.notes)]
     if not proposal.applied:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,13 @@ from initlab.judge.baseline import known_among
 from initlab.judge.differences import one_recipe
 from initlab.judge.rules import Finding, chosen, evaluate, worst
 from initlab.options import checked_path, shown, whole
+from initlab.recipes import Role
 from initlab.report import console, markdown, notebook
 from initlab.report.document import Document
 from initlab.report.waiting import waiting
 from initlab.results.findings import Findings
 from initlab.rundir import Run, RunDir
+from initlab.schema import SITES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,13 +148,28 @@ class Result:
         return worst(self.failures)
 
     def at(self, site: str, layer: int | None = None, kind: str = "activation") -> pd.DataFrame:
-        """The records of one site; a negative layer counts from the last block of each model."""
+        """The records of one site; a negative layer counts from the last block of each model.
+
+        Args:
+            site: as in the table `records`; one that this run could hold and doesn't gives no rows.
+            layer: of a block; None: of all, and of what stands outside them.
+            kind: activation, grad, weight, weight_grad or update.
+
+        Raises:
+            ConfigError: an argument that is no name, or no block's number; a site that neither this run has nor any
+                could.
+        """
         for name, value in (("site", site), ("kind", kind)):
             if not isinstance(value, str):
                 raise ConfigError(f"{name} is {shown(value)}; expected a name, as in initlab.schema")
         if layer is not None and not whole(layer):
             raise ConfigError(f"layer is {shown(layer)}; expected a block's number, or None for all")
-        rows = self.records[(self.records["site"] == site) & (self.records["kind"] == kind)]
+        own = self.records["site"].astype(str)
+        if site not in (known := {*own.unique(), *SITES, *Role}):
+            close = difflib.get_close_matches(site, sorted(map(str, known)), n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(close)}? " if close else ""
+            raise ConfigError(f"there is no site {site!r}; {hint}This run has {', '.join(own.unique())}")
+        rows = self.records[(own == site) & (self.records["kind"] == kind)]
         if layer is None:
             return rows
         return rows[rows["layer"] == (rows["n_layer"] + layer if layer < 0 else layer)]

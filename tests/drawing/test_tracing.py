@@ -124,7 +124,7 @@ def test_a_draw_has_its_line_its_function_and_its_numbers() -> None:
     assert last["where"].endswith(f"{Path(__file__).name}:{line} blanket")
     assert (last["text"], last["mean"], last["std"], last["share"]) == ("normal(0, 0.02)", 0.0, 0.02, 1.0)
     first = rows.iloc[0]
-    assert first["where"].endswith(" __init__") and first["text"] == "uniform(-0.25, 0.25)"
+    assert first["where"].endswith(" Block.__init__") and first["text"] == "uniform(-0.25, 0.25)"
     assert list(rows.columns) == list(WRITES)
 
 

@@ -211,6 +211,23 @@ def declared(kind, said, found, **more):
     return run_of([gain], summary(), declared=[row | more])
 
 
+def zeroed(most, **drawn):
+    """A matrix that the code sets to 0 by name."""
+    row = {"kind": "weight", "site": "other", "role": "other", "module": "blocks.0.modulate.weight", "numel": 10_000}
+    row |= {"mean": 0.0, "std": most / 3, "kurtosis": 0.0} | drawn
+    said = {"kind": "zero", "name": "Net.reset", "said": 0.0, "found": most, "about": "blocks.0.modulate.weight"}
+    return run_of([row], summary(), declared=[said])
+
+
+def steps(found, least=0.001, most=0.1):
+    """The median step in time, and the range that the config declares."""
+    row = {"name": "config.dt_min and dt_max", "found": found, "about": "layers.0.dt_proj.bias"}
+    return run_of(
+        summary=summary(),
+        declared=[row | {"kind": "least step", "said": least}, row | {"kind": "most step", "said": most}],
+    )
+
+
 def drawn_by(stds, n_layer=8, n_embd=64):
     """Matrices by role: (std, fan_in) each, alike in all blocks."""
     records, draws = [], []
@@ -364,8 +381,11 @@ def update(ratio, dtype="bfloat16", unmoved=0.0, role="mlp_in"):
     return run_of(rows, summary(step=5))
 
 
-def close_to(*mismatches, closest="nanogpt"):
-    init = {"depth_code": "", "closest": closest, "mismatches": list(mismatches)}
+WIDE = "everything else is nanogpt, but unembed has std 1, not 0.02"
+
+
+def close_to(*mismatches, closest="nanogpt", **implied):
+    init = {"depth_code": "", "closest": closest, "mismatches": list(mismatches), "implied": implied}
     return run_of(summary=summary(), init=init)
 
 
@@ -589,7 +609,19 @@ CASES = {
         [run_of(summary=summary())],
     ),
     "INI004": (
-        [(close_to("everything else is nanogpt, but bias has std 0.1, not 0"), "info")],
+        [
+            (close_to("everything else is nanogpt, but bias has std 0.1, not 0"), "info"),
+            (close_to(WIDE, found={"loss": 0.5}, meant={"loss": 0.01}), "info"),
+            (close_to(WIDE, found={"loss": 0.7}, meant={"loss": 0.65}), "info"),  # the recipe's cost
+            (close_to(WIDE, found={"loss": 5.0}, meant={"loss": 0.01}), "warning"),
+            (
+                close_to(WIDE, found={"logit_std": 10.0}, meant={"logit_std": 0.5}),
+                "warning",
+            ),  # no loss over a vocabulary
+            (close_to(WIDE, found={"score_std": 3.0}, meant={"score_std": 0.02}), "warning"),
+            (close_to(WIDE, found={"growth": 1e4}, meant={"growth": 2.0}), "warning"),
+            (close_to(WIDE, found={"growth": 1e4}), "info"),  # no closed form of the recipe
+        ],
         [close_to()],
         [close_to(closest=""), run_of(summary=summary())],
     ),
@@ -693,6 +725,16 @@ CASES = {
     "INI011": (
         [(gains(0.0, 0.01), "warning"), (gains(math.nan, math.nan), "warning"), (gains(0.5, 0.3), "warning")],
         [gains(), gains(0.1), gains(0.0), gains(1.0, 0.01)],
+        [run_of(summary=summary())],
+    ),
+    "INI012": (
+        [(zeroed(0.06), "warning"), (zeroed(0.06, kurtosis=-1.2), "warning")],
+        [zeroed(0.0), zeroed(0.06, kurtosis=5.0), zeroed(0.06, mean=0.01)],  # what training made of zeros is no draw
+        [run_of(summary=summary()), declared("tied", 1.0, 0.0)],
+    ),
+    "INI013": (
+        [(steps(0.693), "warning"), (steps(1e-5), "warning"), (steps(math.nan), "warning")],
+        [steps(0.01), steps(0.15), steps(0.001)],
         [run_of(summary=summary())],
     ),
     "RES003": (
@@ -1056,7 +1098,7 @@ def test_every_rule_has_cases_and_a_text():
         assert all(f"{{{name}}}" in rule.limit for name in rule.limits), rule.code
 
 
-LAST_NUMBER = {"ACT": 3, "ATT": 2, "BEH": 8, "DRW": 8, "EMB": 1, "GRD": 2, "INI": 11, "LOG": 2, "NUM": 4, "RES": 7}
+LAST_NUMBER = {"ACT": 3, "ATT": 2, "BEH": 8, "DRW": 8, "EMB": 1, "GRD": 2, "INI": 13, "LOG": 2, "NUM": 4, "RES": 7}
 LAST_NUMBER |= {"SCL": 2, "WIR": 9}
 CODES_EVER = {f"{family}{number:03}" for family, last in LAST_NUMBER.items() for number in range(1, last + 1)}
 

@@ -31,6 +31,7 @@ _FAMILIES = (
     "declared",
     "scaling",
     "gains",
+    "special",
     "wiring",
     "bodies",
     "behaviour",

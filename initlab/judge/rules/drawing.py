@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -170,11 +171,16 @@ def measure_overwritten(run: Run) -> pd.DataFrame:
         if differ(row, end) and _meant(row) and (wider or plain):
             found[(row["run_id"], row["parameter"])] = row
     keys = [(row["run_id"], row["parameter"]) for _, row in last.iterrows()]
-    apart = _apart(whole, found)
+    grades = _grades(whole, found, at_last)
     return last.assign(
         old=[said(found[key]) if key in found else "" for key in keys],
         old_text=[str(found[key]["text"]) if key in found else "" for key in keys],
-        special=[float(_special(found[key], at_last.loc[key], apart)) if key in found else np.nan for key in keys],
+        old_kind=[str(found[key]["distribution"]) if key in found else "" for key in keys],
+        **{
+            f"old_{name}": [float(found[key][name]) if key in found else np.nan for key in keys]
+            for name in ("mean", "std", "order")
+        },
+        special=[grades.get(key, np.nan) for key in keys],
         new=[said(row) for _, row in last.iterrows()],
         reach=[int(reach.get(where, 0)) for where in last["where"]],
     )
@@ -203,7 +209,7 @@ def special_init_overwritten(case: Case, rows: pd.DataFrame) -> Finding:
     if bad.empty:
         return case.passed(f"None of {len(rows)} parameters loses a draw of its own", measured=0.0)
     first = bad.iloc[0]
-    shown = bad[bad["special"] == first["special"]]
+    shown = bad[bad["special"] > 0] if first["special"] else bad
     general = "" if first["by"] == "default" else f", a line that draws {first['reach']} parameters"
     return fault(
         case,
@@ -247,6 +253,55 @@ def _apart(whole: pd.DataFrame, found: dict[tuple[str, str], pd.Series]) -> set[
     lines = {str(row["where"]) for row in found.values()}
     kinds = whole[whole["where"].isin(lines)].groupby("where")["pattern"].nunique()
     return {str(where) for where in kinds[kinds == 1].index} if len(lines) <= _FEW else set()
+
+
+def _grades(
+    whole: pd.DataFrame, found: dict[tuple[str, str], pd.Series], ends: pd.DataFrame
+) -> dict[tuple[str, str], float]:
+    """Grade each lost draw: 2 where it was set apart; 1 where one function drew it with such; else 0."""
+    apart = _apart(whole, found)
+    by_depth = _by_depth(whole, found, ends)
+    grades = {key: 2.0 * (key in by_depth or _special(row, ends.loc[key], apart)) for key, row in found.items()}
+    over = {key: function(str(ends.loc[key, "where"])) for key in found}
+    units = {key: (key[0], function(str(row["where"])), over[key]) for key, row in found.items()}
+    broken = {units[key] for key, grade in grades.items() if grade}
+    return {key: grade or float(units[key] in broken) for key, grade in grades.items()}
+
+
+def _by_depth(whole: pd.DataFrame, found: dict[tuple[str, str], pd.Series], ends: pd.DataFrame) -> set[tuple[str, str]]:
+    """Lost draws that one function made by a root of the depth smaller than others, taken by fan_in or not."""
+    depth = len({match[0] for name in whole["parameter"].unique() if (match := re.match(r"(.*?\.)?\d+\.", name))})
+    groups: dict[tuple[str, str], list[tuple[tuple[str, str], float, float, float]]] = {}
+    for key, row in found.items():
+        if row["ndim"] == 2 and row["distribution"] in _PLAIN and row["std"] > 0:
+            fan = float(str(row["shape"]).rpartition("×")[2])
+            group = groups.setdefault((key[0], function(str(row["where"]))), [])
+            group.append((key, row["std"], fan, ends.loc[key, "std"]))
+    roots = [math.sqrt(count * depth) for count in (1, 2)]
+    smaller = set()
+    for drawn in groups.values() if depth > 1 else ():
+        for power in (0.0, 0.5):
+            _, most, fan, end = max(drawn, key=lambda each: each[1] * each[2] ** power)
+            for key, std, own_fan, own_end in drawn:
+                by_fan = (fan / own_fan) ** power
+                lost, kept = most / std * by_fan, end / own_end * by_fan if own_end > 0 else math.nan
+                # what is drawn over by as many times as little keeps its factor
+                if any(_close(lost, root) and not _close(kept, root) for root in roots):
+                    smaller.add(key)
+    return smaller
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=_ALIKE)
+
+
+def function(where: str) -> str:
+    """Name the function of `file:line function`, without the line.
+
+    Args:
+        where: of a write.
+    """
+    return re.sub(r":\d+ ", " ", where)
 
 
 def _special(row: pd.Series, end: pd.Series, apart: set[str]) -> bool:

@@ -18,6 +18,7 @@ _IN_ORDER = (
     *("origin", "drift"),
 )
 _FORWARD_FIRST = {kind: place for place, kind in enumerate(_IN_ORDER)}
+_BACKWARD = ("grad", "weight_grad")  # the last module of the pass has its gradient first
 
 
 _SQUARES = math.sqrt(np.finfo(np.float32).max)  # beyond, a norm's or an attention's products are infinite
@@ -74,7 +75,10 @@ def non_finite_value(case: Case, rows: pd.DataFrame) -> Finding:
     bad = rows[rows["bad"] > 0]
     if bad.empty:
         return case.passed(f"All {len(rows)} measured tensors are finite", measured=0.0)
-    ordered = rows.assign(order=rows["kind"].map(_FORWARD_FIRST).astype(int)).sort_values(["step", "order", "position"])
+    backward = rows["kind"].isin(_BACKWARD)
+    ordered = rows.assign(
+        order=rows["kind"].map(_FORWARD_FIRST).astype(int), at=rows["position"].where(~backward, -rows["position"])
+    ).sort_values(["step", "order", "at"])
     first = ordered[ordered["bad"] > 0].iloc[0]
     layer = None if pd.isna(first["layer"]) else int(first["layer"])
     place = f"{first['kind']} at {first['site']}" + (f", layer {layer}" if layer is not None else "")

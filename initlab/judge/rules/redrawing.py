@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.drawing import NEEDS, differ, in_all
+from initlab.judge.rules.drawing import NEEDS, differ, function, in_all
 from initlab.judge.rules.drawn import draws_of, fault, in_parts, last_draws, patterns, said, writes_of
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
@@ -103,17 +103,12 @@ def measure_tied(run: Run) -> pd.DataFrame:
     for key, group in ours.groupby(["run_id", "parameter"], observed=True):
         end = group.iloc[-1]
         # by one function, as it comes to either module; else one init ran over another
-        same = group.iloc[:-1][_function(group["where"].iloc[:-1]) == _function(group["where"].iloc[-1:]).iloc[0]]
+        same = group.iloc[:-1][group["where"].iloc[:-1].map(function) == function(end["where"])]
         others = [row for _, row in same.iterrows() if differ(row, end)]
         if others:
             both[key] = f"is drawn at {said(others[-1])} and again, otherwise, at {said(end)}"
     keys = zip(last["run_id"], last["parameter"], strict=True)
     return last.assign(both=[both.get(key, "") for key in keys])
-
-
-def _function(where: pd.Series) -> pd.Series:
-    found: pd.Series = where.str.replace(r":\d+ ", " ", regex=True)
-    return found
 
 
 @rule(

@@ -8,7 +8,7 @@ What is measured gets its expectation by `expect`. Both that and a model that no
 of parameters, the wiring and the text's statistics make a `Setting` (`setting_of`), which `predict` follows.
 """
 
-from initlab.judge.theory.expecting import annotate, expect
+from initlab.judge.theory.expecting import annotate, expect, implied
 from initlab.judge.theory.forward import STEEP
 from initlab.judge.theory.losses import first_loss
 from initlab.judge.theory.parameters import Measured, nanogpt_parameters, setting_of
@@ -28,6 +28,7 @@ __all__ = [
     "equal_pairs",
     "expect",
     "first_loss",
+    "implied",
     "nanogpt_parameters",
     "predict",
     "setting_of",

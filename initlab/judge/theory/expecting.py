@@ -47,22 +47,11 @@ def expect(
         dims: what the recipe is asked with, by parameter name; without them it can't be.
         sequences: in the batch, of a model that reads no tokens; None: what it reads is counted in tokens.
     """
+    found = _predicted(tables, wirings, described, targets, recipe, dims, sequences)
+    if found is None:
+        return
+    prediction, share = found
     summary = tables.summary.iloc[0]
-    parameters = tables.records[tables.records["kind"] == "weight"]
-    if not wirings or summary["step"] or not summary["n_embd"]:
-        return
-    if recipe is not None and dims is not None:
-        parameters = parameters.assign(dims=[dims.get(name) for name in parameters["module"]])
-    elif recipe is not None or not _finite(parameters) or not _fresh(parameters, wirings):
-        return
-    measured = _measured(tables, wirings, sequences)
-    if not all(measured.positions):
-        return
-    tokens = summary["block_size"] and summary["vocab_size"] > 1 and not math.isnan(described.get("sum_p2", math.nan))
-    text = TextStatistics.of_batch(described, summary, targets) if tokens else None
-    share = 0.0 if targets is None or summary["targets"] != "next-token" else float((targets >= 0).mean())
-    setting = setting_of(parameters, wirings, text, recipe, measured)
-    prediction = predict(setting, backward=share >= 1 - MOST_WITHOUT_TARGET, strict=True)
     tables.records, tables.summary = annotate(tables.records, tables.summary, prediction, with_target=share)
     hidden = _hidden(tables.records, wirings)
     tables.records["expected_var"] = tables.records["expected_var"].mask(hidden)
@@ -73,6 +62,74 @@ def expect(
         )
         said = {"run_id": summary["run_id"], "kind": "activation", "site": "model", "expected": 0, "fired": 0}
         tables.coverage = cast("coverage", pd.concat([tables.coverage, pd.DataFrame([said | {"note": note}])]))
+
+
+def implied(
+    tables: Tables,
+    wirings: Sequence[Wiring],
+    described: Mapping[str, Any],
+    targets: NDArray[np.int64] | None,
+    *,
+    recipe: Recipe | None = None,
+    dims: Mapping[str, Dims] | None = None,
+    sequences: int | None = None,
+) -> dict[str, float]:
+    """Say what the weights, or a recipe in their place, mean for the model by the closed form.
+
+    Keys: `growth` (variance of the stream after the last block ÷ the embedding's), `logit_std`, `loss` (nats above
+    ln V), `score_std` (of the attention logits, in the block where it is largest). What isn't known is left out;
+    nothing is there where no closed form covers the model.
+
+    Args:
+        tables: of one cell at one step, as `expect` takes them, and the other arguments.
+        wirings: of the model's stacks.
+        described: of the text.
+        targets: of the batch.
+        recipe: what the model should have been drawn from; None: its own weights.
+        dims: what the recipe is asked with, by parameter name.
+        sequences: in the batch, of a model that reads no tokens.
+    """
+    found = _predicted(tables, wirings, described, targets, recipe, dims, sequences)
+    if found is None:
+        return {}
+    prediction = found[0]
+    scores = [std for std in prediction.score_std if math.isfinite(std)]
+    values = {
+        "growth": prediction.growth if prediction.steep_from is None else math.nan,
+        "logit_std": prediction.logit_std,
+        "loss": prediction.loss - float(tables.summary.iloc[0]["ln_vocab"]),
+        "score_std": max(scores, default=math.nan),
+    }
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def _predicted(
+    tables: Tables,
+    wirings: Sequence[Wiring],
+    described: Mapping[str, Any],
+    targets: NDArray[np.int64] | None,
+    recipe: Recipe | None,
+    dims: Mapping[str, Dims] | None,
+    sequences: int | None,
+) -> tuple[Prediction, float] | None:
+    """What `expect` fills in, and the share of positions with a target; None where no closed form covers the model."""
+    summary = tables.summary.iloc[0]
+    parameters = tables.records[tables.records["kind"] == "weight"]
+    if not wirings or summary["step"] or not summary["n_embd"]:
+        return None
+    if recipe is not None and dims is not None:
+        parameters = parameters.assign(dims=[dims.get(name) for name in parameters["module"]])
+    elif recipe is not None or not _finite(parameters) or not _fresh(parameters, wirings):
+        return None
+    measured = _measured(tables, wirings, sequences)
+    if not all(measured.positions):
+        return None
+    tokens = summary["block_size"] and summary["vocab_size"] > 1 and not math.isnan(described.get("sum_p2", math.nan))
+    text = TextStatistics.of_batch(described, summary, targets) if tokens else None
+    share = 0.0 if targets is None or summary["targets"] != "next-token" else float((targets >= 0).mean())
+    setting = setting_of(parameters, wirings, text, recipe, measured)
+    prediction = predict(setting, backward=share >= 1 - MOST_WITHOUT_TARGET, strict=True)
+    return prediction, share
 
 
 def _measured(tables: Tables, wirings: Sequence[Wiring], sequences: int | None) -> Measured:
