@@ -100,13 +100,14 @@ def colours(theme: str) -> dict[str, str]:
 def style(theme: str) -> Iterator[dict[str, str]]:
     """Draw in a theme, leaving the user's matplotlib settings alone."""
     import matplotlib
-    import seaborn as sns
+
+    from initlab.report.importing import seaborn
 
     palette = colours(theme)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's matplotlibrc must not change a report
         # seaborn's colour codes («b» for its blue) would outlive the context
-        sns.set_theme("paper", "whitegrid", color_codes=False, rc=_rc(palette))
+        seaborn().set_theme("paper", "whitegrid", color_codes=False, rc=_rc(palette))
         yield palette
 
 
