@@ -9,9 +9,10 @@ from synthetic import synthetic_run
 from synthetic_training import trained_run
 
 import initlab
+from initlab.judge import judging
 from initlab.judge.rules import evaluate
 from initlab.results import Comparison, Confirmation
-from initlab.results import result as result_module
+from initlab.rundir import Run
 
 REPORTS = Path(__file__).parents[1] / "reports"
 
@@ -85,13 +86,26 @@ def test_a_run_is_judged_when_asked_and_once_for_each_choice(monkeypatch):
         judged.append(choice)
         return evaluate(run, **choice)
 
-    monkeypatch.setattr(result_module, "evaluate", counted)
+    monkeypatch.setattr(judging, "evaluate", counted)
     result = Comparison(synthetic_run(("nanogpt",), depths=(2,), seeds=1))
     assert not judged
     assert result.worst is None and repr(result) and result.findings is result.findings
     assert len(judged) == 1
     assert {finding.code for finding in result.judge(select=["NUM"])} == {f"NUM00{at}" for at in range(1, 5)}
     assert result.worst is None and len(judged) == 2
+
+
+def test_a_confirmation_is_judged_as_a_whole_once_and_once_at_each_depth(confirmation, monkeypatch):
+    judged = []
+
+    def counted(run, **choice):
+        judged.append(sorted(run.tables.summary["n_layer"].unique()))
+        return evaluate(run, **choice)
+
+    monkeypatch.setattr(judging, "evaluate", counted)
+    result = Confirmation(Run(confirmation.run.tables, confirmation.run.manifest))
+    assert len(result.findings) and len(result.outcomes) and len(result.rankings) and result.markdown()
+    assert sorted(judged) == [[2], [2, 3], [3]]
 
 
 def committed(name):

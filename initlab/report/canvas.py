@@ -10,12 +10,14 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.backend_bases import GraphicsContextBase
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.backends.backend_mixed import MixedModeRenderer
 from matplotlib.backends.backend_svg import RendererSVG
-from matplotlib.image import imsave
 from matplotlib.transforms import Affine2D, TransformedBbox, TransformedPath
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -39,7 +41,7 @@ def save_both(figure: Figure, dpi: int, above: Sequence[Artist], height: float, 
     """
     before, hidden = figure.dpi, [artist for artist in (figure.patch, *above) if artist.get_visible()]
     width, whole = figure.get_size_inches()
-    text, buffer = io.StringIO(), io.BytesIO()
+    text = io.StringIO()
     try:
         figure.set_dpi(dpi)
         pixels = RendererAgg(width * dpi, whole * dpi, dpi)
@@ -56,8 +58,17 @@ def save_both(figure: Figure, dpi: int, above: Sequence[Artist], height: float, 
         figure.set_dpi(before)
         for artist in hidden:
             artist.set_visible(True)
-    imsave(buffer, pixels.buffer_rgba(), format="png", origin="upper", dpi=dpi, metadata={"Description": description})
-    return text.getvalue(), buffer.getvalue()
+    return text.getvalue(), _png(pixels, dpi, description)
+
+
+def _png(pixels: RendererAgg, dpi: int, description: str) -> bytes:
+    """A file of what was drawn: without alpha where nothing shines through, and packed at half the default's time."""
+    info, file = PngInfo(), io.BytesIO()
+    info.add_text("Description", description)
+    drawn = Image.fromarray(np.asarray(pixels.buffer_rgba()))
+    opaque = drawn.getchannel("A").getextrema() == (255, 255)
+    (drawn.convert("RGB") if opaque else drawn).save(file, "png", pnginfo=info, dpi=(dpi, dpi), compress_level=3)
+    return file.getvalue()
 
 
 class _Both:

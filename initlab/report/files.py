@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from initlab.errors import RunError
@@ -33,10 +36,24 @@ def write_report(document: Document, out: Path) -> Path:
         raise RunError(f"report folder {out} can't be written: {error.strerror}; choose another with -o") from None
     for spec in figures.FIGURES:
         (pictures / f"{spec.name}.png").unlink(missing_ok=True)  # of an earlier report into the same folder
-    for drawing in document.drawings:
-        write_whole(pictures / f"{drawing.name}.png", drawing.png)
-    findings_text = json.dumps(judged(document), indent=1, ensure_ascii=False)
-    write_whole(out / "findings.json", f"{findings_text}\n".encode())
-    write_whole(out / "report.md", markdown.text(document).encode())
-    write_whole(out / "report.html", html.page(document).encode())
+    with _uncollected():
+        for drawing in document.drawings:
+            write_whole(pictures / f"{drawing.name}.png", drawing.png)
+        findings_text = json.dumps(judged(document), indent=1, ensure_ascii=False)
+        write_whole(out / "findings.json", f"{findings_text}\n".encode())
+        write_whole(out / "report.md", markdown.text(document).encode())
+        write_whole(out / "report.html", html.page(document).encode())
     return out / "report.html"
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no cycles meanwhile: figures are hundreds of thousands of objects that are all in use until they are
+    written, and to ask them again and again whether they are takes an eighth of a report."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -15,7 +15,8 @@ from initlab.errors import ConfigError, RunError
 from initlab.judge import Severity
 from initlab.judge.baseline import known_among
 from initlab.judge.differences import one_recipe
-from initlab.judge.rules import Finding, chosen, evaluate, worst
+from initlab.judge.judging import judged
+from initlab.judge.rules import Finding, chosen, worst
 from initlab.options import checked_path, shown, whole
 from initlab.recipes import Role
 from initlab.report import console, markdown, notebook
@@ -48,7 +49,7 @@ class Result:
     @cached_property
     def findings(self) -> Findings:
         """Verdict of every rule on every recipe, passed ones too, failures first; `failures` are what is wrong."""
-        return Findings(evaluate(self.run, **self.run.manifest.get("judging", {})))
+        return Findings(judged(self.run))
 
     @property
     def failures(self) -> Findings:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from initlab.judge.cache import kept
+from initlab.judge.judging import judged
 from initlab.judge.outcomes.measures import ESCAPE_MARGIN, losses, run_measures, whole
 from initlab.judge.outcomes.pairs import PAIRS_DEFINITION, Pair, pairs
-from initlab.judge.rules import Finding, evaluate
+from initlab.judge.rules import Finding
 from initlab.judge.rules.fresh import before_training
 from initlab.judge.students import Mean
 from initlab.judge.words import listed, plural
@@ -116,11 +117,10 @@ def at_depth(run: Run, n_layer: int, findings: Sequence[Finding]) -> list[Findin
 
 
 @kept
-def _alone(run: Run, n_layer: int) -> list[Finding]:
+def _alone(run: Run, n_layer: int) -> Sequence[Finding]:
     summary = run.tables.summary
     ids = set(summary.loc[summary["n_layer"] == n_layer, "run_id"])
-    tables = run.tables.of(*ids)
-    return evaluate(Run(tables, run.manifest), **run.manifest.get("judging", {}))
+    return judged(Run(run.tables.of(*ids), run.manifest))
 
 
 def _results(measured: pd.DataFrame) -> dict[str, tuple[str, str]]:

@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from initlab.judge.cache import kept
+from initlab.judge.judging import judged
 from initlab.judge.outcomes.grading import at_depth
 from initlab.judge.outcomes.measures import regrets
-from initlab.judge.rules import evaluate
 from initlab.judge.rules.counting import rows_of
 from initlab.judge.rules.fresh import before_training
 from initlab.judge.words import listed, plural
@@ -107,9 +107,8 @@ def behind(probe: pd.Series, metric: pd.Series, regret: pd.Series) -> tuple[floa
 
 def _correlations(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """Spearman's correlation of each row; 0 where one of the two is constant."""
-    from scipy.stats import rankdata
-
-    a, b = (rank - rank.mean(axis=1, keepdims=True) for rank in (rankdata(one, axis=1), rankdata(other, axis=1)))
+    ranks = (pd.DataFrame(values).rank(axis=1).to_numpy() for values in (one, other))
+    a, b = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
     spread = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
     found: NDArray[np.float64] = (a * b).sum(axis=1) / np.where(spread > 0, spread, 1.0)
     return found
@@ -219,7 +218,7 @@ def _entropy(run: Run) -> pd.Series:
 
 def _complaints(run: Run) -> pd.Series:
     """Errors and warnings on the cells of a depth, those of trends over the depths among them."""
-    counted, everywhere = [], evaluate(run, **run.manifest.get("judging", {}))
+    counted, everywhere = [], judged(run)
     for n_layer in run.tables.summary["n_layer"].unique():
         found = at_depth(run, int(n_layer), everywhere)
         for recipe in dict.fromkeys(each.recipe for each in found):
