@@ -18,6 +18,7 @@ import initlab
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _OWN = f"{Path(initlab.__file__).parent}{os.sep}"
 _MODELS = f"{_OWN}models{os.sep}"  # initlab's own model is code like any other
+_DRAWN = f"{_OWN}drawing{os.sep}apply.py"
 _PYTHON = sysconfig.get_path("stdlib") + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _DEFAULTS = ("__init__", "reset_parameters", "_reset_parameters")  # of torch's modules, where their own init is drawn
@@ -32,11 +33,13 @@ class Place:
         default: the init is that of a module of torch's, which the line made or reset.
         named: the function by which the line writes (`trunc_normal_`), with its arguments; None where that is an
             operation of torch alone.
+        anew: the line draws a recipe into a model (`apply_recipe`): what stood there is meant to go.
     """
 
     where: str
     default: bool
     named: FrameType | None
+    anew: bool
 
 
 def place(frame: FrameType | None, stop: FrameType | None) -> Place:
@@ -48,18 +51,19 @@ def place(frame: FrameType | None, stop: FrameType | None) -> Place:
         frame: from which to look outwards.
         stop: the frame in which the user's code was called.
     """
-    default, named, last = False, None, None
+    default, anew, named, last = False, False, None, None
     while frame is not None and frame is not stop:
         code = frame.f_code
         kind = _kind(code)
         if kind == "init" or (kind == "code" and _writes(code.co_name) and _takes_tensor(frame)):
             named = frame
         elif kind == "code":
-            return Place(_shown(code, frame.f_lineno), default, named)
+            return Place(_shown(code, frame.f_lineno), default, named, anew)
         default = default or kind == "default"
+        anew = anew or code.co_filename == _DRAWN
         last = frame if kind == "default" else last
         frame = frame.f_back
-    return Place(_shown(last.f_code, last.f_lineno) if last else "", default, named)
+    return Place(_shown(last.f_code, last.f_lineno) if last else "", default, named, anew)
 
 
 def arguments(frame: FrameType) -> str:

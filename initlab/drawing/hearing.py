@@ -49,7 +49,7 @@ class Write:
         factor: what every element was multiplied with, NaN where the write isn't that alone.
         share: of the memory, NaN where that isn't known.
         where: `file:line function`.
-        default: see `Place`.
+        default, anew: see `Place`.
         made: the memory was made with it (`torch.zeros`), not overwritten.
         left: what it left, where that was overwritten and no distribution says it: an orthogonal matrix, what was
             computed.
@@ -63,6 +63,7 @@ class Write:
     share: float
     where: str
     default: bool
+    anew: bool
     made: bool
     left: Tensor | None = None
 
@@ -201,7 +202,16 @@ class Hearing(TorchDispatchMode):
                 memory.dtype = tensor.dtype
         elif memory.parent is None:
             write = Write(
-                next(self._orders), name, _text(numbers), value, math.nan, 1.0, found.where, found.default, True
+                next(self._orders),
+                name,
+                _text(numbers),
+                value,
+                math.nan,
+                1.0,
+                found.where,
+                found.default,
+                found.anew,
+                True,
             )
             memory.writes.append(write)
         else:
@@ -234,6 +244,7 @@ class Hearing(TorchDispatchMode):
             min(share, 1.0) if name not in _PARTLY else math.nan,
             found.where,
             found.default,
+            found.anew,
             False,
         )
         self._append(memory, write, found.named, whole)

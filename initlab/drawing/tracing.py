@@ -132,6 +132,8 @@ def _rows(model: nn.Module, hearing: Hearing, left: dict[tuple[str, int], Tensor
             _VERSIONS: _version(tensor),
         }
         writes = sorted([(write, 0) for write in own] + [(write, 1) for write in lost], key=lambda each: each[0].order)
+        anew = max((place for place, (write, _) in enumerate(writes) if write.anew), default=0)
+        writes = writes[anew:]
         if not writes:
             yield common
         left |= {(first, write.order): write.left for write, _ in writes if write.left is not None}

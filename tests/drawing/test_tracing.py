@@ -500,3 +500,28 @@ def test_a_probe_of_a_function_names_the_lines(tmp_path: Path) -> None:
 def test_the_text_is_a_table_by_pattern() -> None:
     text = repr(initlab.trace_init(drawn))
     assert "blocks.*.down.weight" in text and "normal(0, 0.02)" in text and "Nothing was left out" in text
+
+
+def test_what_a_recipe_draws_anew_on_purpose_is_where_the_init_begins():
+    """A later line that draws over that is seen all the same."""
+
+    def make(after=lambda model: None):
+        model = initlab.NanoGPT(initlab.NanoGPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64))
+        initlab.apply_recipe(model, "nanogpt")
+        after(model)
+        return model
+
+    def over(model):
+        for block in model.transformer.h:
+            torch.nn.init.zeros_(block.attn.c_proj.weight)
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=0.05)
+
+    def codes(after):
+        return {found.code for found in initlab.probe(lambda: make(after)).failures}
+
+    assert "DRW003" not in codes(lambda model: None)
+    assert "DRW003" in codes(over)
+    rows = trace(make).rows
+    assert {row["operation"] for row in rows if row["parameter"] == "transformer.wpe.weight"} == {"copy_"}
