@@ -52,7 +52,8 @@ class Prediction:
 
 
 def _ratio(values: dict[Site, float], over: Site, under: Site) -> float:
-    return values[over] / values[under] if values[under] > 0 else math.nan
+    """NaN where one of them isn't known, as of an encoder's stack beside the decoder's."""
+    return values.get(over, math.nan) / values[under] if values.get(under, 0.0) > 0 else math.nan
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # weights beyond floats give NaN: no expectation
