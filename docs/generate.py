@@ -9,6 +9,7 @@ from pathlib import Path
 from initlab import cli
 from initlab.judge.rules import RULES
 from initlab.recipes import registry
+from initlab.recipes.profiled import PROFILED
 from initlab.report.glossary import WORDS
 from initlab.report.rules import sections
 from initlab.report.verdict import questions
@@ -39,6 +40,10 @@ def recipes() -> str:
         table = ["| recipe | what it draws | source |", "|---|---|---|"]
         table += [f"| `{recipe.id}` | {_cell(recipe.summary)} | {_cell(recipe.source)} |" for recipe in rows]
         parts += [f"## {family}", "\n".join(table)]
+    profiles = PROFILED.items().values()
+    table = ["| id | what it does | note | source |", "|---|---|---|---|"]
+    table += [f"| `{p.id}` | {_cell(p.summary)} | {_cell(p.note)} | {_cell(p.source)} |" for p in profiles]
+    parts += ["## Inits that look at a batch", f"`{next(iter(profiles)).usage}`", "\n".join(table)]
     return "\n\n".join(parts) + "\n"
 
 

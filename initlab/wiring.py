@@ -63,6 +63,8 @@ class Linear:
         fan_out: features that come out, of this part.
         start: first of the fused matrix's output features that are this part's.
         fused: output features of the whole parameter; `fan_out` where it isn't fused.
+        pieces: of the fused matrix's output features those that are this part's, (first, one past the last); several
+            where those of a head stand beside its other parts. Empty: they stand together.
         module: dotted name of the module that applies it, the nearest one where it is no module of its own.
         square: mean square of the matrix where it is computed from the parameter, as by weight norm; None where it is
             the parameter.
@@ -74,8 +76,14 @@ class Linear:
     bias: str | None = None
     start: int = 0
     fused: int = 0
+    pieces: tuple[tuple[int, int], ...] = ()
     module: str = ""
     square: float | None = None
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Output features that are this part's, (first, one past the last)."""
+        return self.pieces or ((self.start, self.start + self.fan_out),)
 
 
 @dataclass(frozen=True, kw_only=True)

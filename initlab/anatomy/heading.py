@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from initlab.anatomy.graph import Op, Value
 from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import words
+from initlab.anatomy.replaying import features, multiplied
 from initlab.anatomy.walking import COPYING, PARTING, Projected, copies, factor, origin, parameter_of, projected
 from initlab.wiring import Linear, Norm
 
@@ -18,13 +19,17 @@ _ROTATING = words(
 
 @dataclass(frozen=True, slots=True)
 class HeadSource:
-    """Where the heads of q, k or v come from: a matrix, the norm and factor after it, whether rotated or parted."""
+    """Where the heads of q, k or v come from: a matrix, the norm and factor after it, whether rotated or parted.
+
+    `pieces` are those of a larger matrix's features that they are made of, as `features` finds them.
+    """
 
     matrix: Projected
     norm: Norm | None
     scale: float
     rotated: bool
     parted: bool
+    pieces: tuple[tuple[int, int], ...] = ()
 
 
 def head_source(value: Value) -> HeadSource | None:
@@ -33,11 +38,13 @@ def head_source(value: Value) -> HeadSource | None:
     Args:
         value: what enters the attention.
     """
-    norm, scale, rotated, parted = None, 1.0, False, False
+    norm, scale, rotated, parted, first = None, 1.0, False, False, value
     for _ in range(64):
         found = projected(value)
         if found is not None:
-            return HeadSource(found, norm, scale, rotated, parted)
+            result = found.result
+            larger = result.numel > first.numel and result.shape[-1:] == (found.linear.fan_out,)
+            return HeadSource(found, norm, scale, rotated, parted, features(first, result) if larger else ())
         op = value.op
         if op is None:
             return None
@@ -52,7 +59,8 @@ def head_source(value: Value) -> HeadSource | None:
         if between is not None:
             if norm is not None:
                 return None
-            norm, value, scale = between.norm, between.source, scale
+            norm, value = between.norm, between.source
+            first = value
             continue
         if op.name in PARTING and projected(origin(op.inputs[0])) is not None:
             value, parted = op.inputs[0], True
@@ -72,7 +80,7 @@ def _rotation(value: Value) -> tuple[Value, float, bool] | None:
     None where two tensors, or something learned, had a part in it.
     """
     found: dict[Value, None] = {}
-    left, seen, turned = [value], {value}, False
+    left, seen, turned, times = [value], {value}, False, False
     repeated = (
         False  # what is fewer heads, repeated, may be as large as all that the matrix gave, of which it is a part
     )
@@ -92,6 +100,7 @@ def _rotation(value: Value) -> tuple[Value, float, bool] | None:
             if len(given) != 1:
                 return None
             turned = turned or (factor(op) is None and not _still(op))
+            times = times or factor(op) is not None
         for one in given:
             if one not in seen:
                 seen.add(one)
@@ -103,6 +112,11 @@ def _rotation(value: Value) -> tuple[Value, float, bool] | None:
     by = 1.0
     if source.numel == value.numel and not repeated and before > 0 and after > 0 and abs(after / before - 1) > 0.02:
         by = after / before
+    elif times and source.numel != value.numel:
+        own = multiplied(value, source)
+        if own is None:
+            return None
+        by = own
     return source, by, turned
 
 
@@ -123,8 +137,10 @@ def part_of(source: HeadSource, count: int, place: int) -> Linear:
     linear = source.matrix.linear
     if not source.parted and linear.fan_out <= count:
         return linear
-    start = 0 if place == 0 else linear.fan_out - (3 - place) * count
-    return replace(linear, start=max(start, 0), fan_out=count, fused=linear.fan_out)
+    start = max(0, 0 if place == 0 else linear.fan_out - (3 - place) * count)
+    pieces = source.pieces if sum(end - first for first, end in source.pieces) == count else ()
+    start = pieces[0][0] if pieces else start
+    return replace(linear, start=start, fan_out=count, fused=linear.fan_out, pieces=pieces if len(pieces) > 1 else ())
 
 
 def head_gain(value: Value) -> tuple[Value, str, int] | None:

@@ -92,13 +92,16 @@ def _attention(out: Wired, body: Attention, spot: Spot, named: Mapping[str, Tens
         if len(parts) == 1:
             _linear(out, parts[0][0], parts[0][1], spot, named)
             continue
-        parts.sort(key=lambda part: part[1].start)
         new = name not in out.roles
-        _linear(out, Role.ATTN_QKV, parts[0][1], spot, named)
-        ends = [linear.start + linear.fan_out for _, linear in parts]
-        tiled = [linear.start for _, linear in parts] == [0, *ends[:-1]] and parts[0][1].fused in (0, ends[-1])
+        _linear(out, Role.ATTN_QKV, min(parts, key=lambda part: part[1].start)[1], spot, named)
+        pieces = [(piece, role, linear) for role, linear in parts for piece in linear.places]
+        pieces.sort(key=lambda each: each[0])
+        ends = [piece[1] for piece, _, _ in pieces]
+        tiled = [piece[0] for piece, _, _ in pieces] == [0, *ends[:-1]] and parts[0][1].fused in (0, ends[-1])
         if new and tiled and name in named:
-            out.parts[name] = tuple((linear.fan_out, role, linear.fan_in, linear.fan_out) for role, linear in parts)
+            out.parts[name] = tuple(
+                (end - first, role, linear.fan_in, linear.fan_out) for (first, end), role, linear in pieces
+            )
     _set(out, body.head_gain, Role.GATE, spot, named)
     if body.out is not None:
         _linear(out, Role.ATTN_OUT, body.out, spot, named)

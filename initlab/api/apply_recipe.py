@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.gradients import with_gradients
@@ -10,11 +10,14 @@ from initlab.errors import ConfigError
 from initlab.options import Text, checked_seed
 from initlab.recipes import Base, Recipe, registry
 from initlab.recipes.base import Rule
+from initlab.recipes.profiled import PROFILED
+from initlab.report.waiting import drawn, heard
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@drawn
 @with_gradients()
 def apply_recipe(
     model: nn.Module,
@@ -36,8 +39,10 @@ def apply_recipe(
         model: torch.nn.Module on any device but meta, also compiled or wrapped; its parameters are overwritten.
         recipe: id, `file.py:name`, Recipe, or function `(role, dims) -> distribution`; or an init that looks at a
             batch: `lsuv` (every layer orthonormal, then at unit variance), `admin-profiled` (every branch of a
-            post-norm model ÷ Admin's ω, of the weights that are there).
-        batch: that these look at, as `probe` takes it; a few sequences will do. None with any other recipe.
+            post-norm model ÷ Admin's ω) and `gradinit` (every parameter × a scale that makes a first step of Adam
+            lower the loss most), both of the weights that are there. `initlab recipes gradinit` says more of one.
+        batch: that these look at, as `probe` takes it; a few sequences will do, for gradinit dozens. None with any
+            other recipe.
         base: depth and width that a recipe such as `mup` is relative to. Default: its own.
         seed: of the draw; a parameter's numbers depend on it and on the parameter's name alone.
         roles: what parameters are for, by pattern of their names, where that isn't found or found wrongly:
@@ -55,8 +60,9 @@ def apply_recipe(
     from initlab.anatomy.unwrapping import refuse_inference, whole
     from initlab.api.looking import anatomy_of, passed
     from initlab.drawing import apply
-    from initlab.drawing.profiled import PROFILED, apply_profiled
+    from initlab.drawing.profiled import apply_profiled
     from initlab.measure.batches import inputs_for
+    from initlab.measure.losses import loss_for
     from initlab.measure.probe import look
 
     model, seed = whole(model), checked_seed(seed)
@@ -70,8 +76,24 @@ def apply_recipe(
             )
         inputs, _ = inputs_for(model, batch, text=Text(), seed=seed)
         looked = look(model, inputs, seed=seed, said_roles=roles)
-        return apply_profiled(model, PROFILED.get(recipe), looked, inputs, seed)
+        return apply_profiled(model, PROFILED.get(recipe), looked, inputs, seed, loss_for(model, recipe), _told())
     if batch is not None:
         raise ConfigError(f"batch is given, and only {', '.join(PROFILED.items())} look at one; leave it out")
     anatomy, entry = anatomy_of(model, roles), registry.get(recipe).at(base)
     return apply.apply_recipe(model, entry, seed, anatomy=anatomy, look=passed)
+
+
+def _told() -> Callable[[int], None]:
+    """Of every step of an init that takes many: the bar of this call."""
+    bar, done = heard(None), 0
+
+    def told(steps: int) -> None:
+        nonlocal done
+        if bar is None:
+            return
+        if not done:
+            bar.start(float(steps), steps, 0.0)
+        done += 1
+        bar.advance(1.0, f"step {done} of {steps}")
+
+    return told

@@ -33,16 +33,26 @@ def add(commands: Commands) -> None:
 
 def _recipes(options: argparse.Namespace) -> int:
     from initlab.recipes import registry
+    from initlab.recipes.profiled import PROFILED
     from initlab.recipes.tabulating import evaluate
     from initlab.report import recipes as catalogue
 
     if options.name is None:
-        known = registry.all_recipes().values()
+        known, profiles = registry.all_recipes().values(), PROFILED.items().values()
         if options.format == "json":
             rows = [{"id": r.id, "family": r.family, "summary": r.summary, "source": r.source} for r in known]
+            rows += [{"id": p.id, "family": "profiled", "summary": p.summary, "source": p.source} for p in profiles]
             print(json.dumps(rows, ensure_ascii=False, indent=1))
         else:
-            print(catalogue.catalogue_text(list(known), color=use_color()), end="")
+            print(catalogue.catalogue_text(list(known), list(profiles), color=use_color()), end="")
+        return 0
+    if options.name in PROFILED:
+        found = PROFILED.get(options.name)
+        if options.format == "json":
+            row = {name: getattr(found, name) for name in ("id", "summary", "note", "source", "usage")}
+            print(json.dumps(row, ensure_ascii=False, indent=1))
+        else:
+            print(catalogue.profile_text(found), end="")
         return 0
     entry = registry.get(options.name)
     size = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from initlab.drawing.apply import draw, orthonormal
-from initlab.drawing.profiled import Subject, profiled
+from initlab.drawing.profiled import Subject
 from initlab.errors import RecipeError
 from initlab.recipes import Normal
 
@@ -19,16 +19,15 @@ NEAR = 0.1  # |std - 1| that is near enough
 TRIES = 10
 
 
-@profiled(
-    "lsuv",
-    source="Mishkin & Matas 2016, All you need is a good init, 1511.06422; ducha-aiki/LSUV-pytorch@60e9fee (2024) "
-    "LSUV.py: LSUVinit, std_tol 0.1, max_attempts 10",
-)
 def lsuv(subject: Subject) -> set[str]:
-    """Every linear and convolutional layer orthonormal, then ÷ the std of its output, in the order of a pass.
+    """Draw layers orthonormal and divide each by the std of its output; see `initlab.recipes.profiled`.
 
-    A fused matrix is one layer, as it is in the code; embeddings stay as they are, unless the head is one of them. The
-    code also takes the mean off by the bias, which the paper doesn't: biases are 0 here.
+    Args:
+        subject: the model, and the batch.
+
+    Raises:
+        RecipeError: there is no layer, or an output doesn't vary.
+        ConfigError: the forward raises.
     """
     model = subject.model
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from initlab.drawing.profiled import Subject, profiled
+from initlab.drawing.profiled import Subject
 from initlab.errors import RecipeError
 from initlab.wiring import MLP, Attention, Branch, Linear
 
 
-@profiled(
-    "admin-profiled",
-    source="Liu et al. 2020, Admin, 2004.08249; LiyuanLucasLiu/Transformer-Clinic@70f72b7 (2022) "
-    "fairseq/fairseq/modules/transformer_layer.py lines 18, 185-196, adaptive-profiling",
-)
 def admin_profiled(subject: Subject) -> set[str]:
-    """Every branch of a post-norm model ÷ its ω, with ω² = 1 at first, then var(ω·x) + var(f) of the branch before.
+    """Divide every branch of a post-norm model by its ω; see `initlab.recipes.profiled`.
 
     Norm(ω·x + f(x)) is norm(x + f(x)/ω), which is what can be given to a model that has no ω: its output matrices and
-    biases are divided. The same function at init; in training ω is learned there, and a matrix that was divided moves
-    ω times as far for its size. Draw the model before (Admin has Glorot's uniform): weights are taken as they are, so a
-    second time would divide again.
+    biases are divided.
+
+    Args:
+        subject: the model, and the batch.
+
+    Raises:
+        RecipeError: a block isn't post-norm, or what its branch reads or writes isn't known.
+        ConfigError: the forward raises.
     """
     branches = _branches(subject)
     named = dict(subject.model.named_parameters())

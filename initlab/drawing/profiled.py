@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from initlab.anatomy.inputs import Inputs
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.restoring import copied, untouched
 from initlab.anatomy.unwrapping import eagerly
 from initlab.errors import ConfigError, InitlabError, RecipeError
-from initlab.registry import Registry
+from initlab.recipes.profiled import Profiled
+
+Judge = Callable[[object, Inputs], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,19 +29,40 @@ class Subject:
         anatomy: of the model, from a pass over the batch.
         inputs: the batch, as one call of the model's forward.
         seed: of what it draws.
+        judge: takes the loss of what the forward returned, and says against what; raises where there is none.
+        told: of every step of a long one, with how many there are.
     """
 
     model: nn.Module
     anatomy: Anatomy
     inputs: Inputs
     seed: int
+    judge: Judge
+    told: Callable[[int], None] = lambda steps: None
 
     def run(self) -> object:
         """Call the forward on the batch, without a graph. Raises ConfigError where it raises."""
-        args, kwargs = copied((self.inputs.args, self.inputs.kwargs))
+        with torch.no_grad():
+            return self._called(self.inputs, None)
+
+    def loss(self, inputs: Inputs, parameters: dict[str, Tensor]) -> Tensor:
+        """Take the loss of a call, with other parameters (and buffers) in place of the model's.
+
+        Args:
+            inputs: of the call.
+            parameters: by name; of tied ones the first.
+
+        Raises:
+            ConfigError: the forward raises, or there is no loss.
+        """
+        return self.judge(self._called(inputs, parameters), inputs)
+
+    def _called(self, inputs: Inputs, parameters: dict[str, Tensor] | None) -> object:
+        args, kwargs = copied((inputs.args, inputs.kwargs))
         try:
-            with torch.no_grad():
-                return replace(self.inputs, args=args, kwargs=kwargs).call(self.model)
+            if parameters is None:
+                return replace(inputs, args=args, kwargs=kwargs).call(self.model)
+            return functional_call(self.model, parameters, args, kwargs)
         except InitlabError:
             raise
         except Exception as error:
@@ -46,42 +71,28 @@ class Subject:
             ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profiled:
-    """An init that looks at a batch.
-
-    Attributes:
-        id: by which it is found, as a recipe is.
-        source: where it was read.
-        summary: one sentence.
-        change: changes the parameters of a subject's model; gives the names of those that it changed.
-    """
-
-    id: str
-    source: str
-    summary: str
-    change: Callable[[Subject], set[str]]
-
-
-PROFILED: Registry[Profiled] = Registry("profile", ("initlab.drawing.lsuv", "initlab.drawing.omega"), RecipeError)
-
-
-def profiled(id: str, *, source: str) -> Callable[[Callable[[Subject], set[str]]], Profiled]:
-    """Register a function of a Subject as an init that looks at a batch; its docstring's first line is the summary.
+def change_of(entry: Profiled) -> Callable[[Subject], set[str]]:
+    """Find the function of an init that looks at a batch.
 
     Args:
-        id: by which it is found.
-        source: where it was read.
+        entry: the init.
     """
+    if not isinstance(entry.change, str):
+        return entry.change
+    module, _, name = entry.change.partition(":")
+    found: Callable[[Subject], set[str]] = getattr(import_module(module), name)
+    return found
 
-    def wrap(change: Callable[[Subject], set[str]]) -> Profiled:
-        summary = (change.__doc__ or "").split("\n")[0]
-        return PROFILED.add(id, Profiled(id=id, source=source, summary=summary, change=change))
 
-    return wrap
-
-
-def apply_profiled(model: nn.Module, entry: Profiled, anatomy: Anatomy, inputs: Inputs, seed: int) -> tuple[str, ...]:
+def apply_profiled(
+    model: nn.Module,
+    entry: Profiled,
+    anatomy: Anatomy,
+    inputs: Inputs,
+    seed: int,
+    judge: Judge,
+    told: Callable[[int], None] = lambda steps: None,
+) -> tuple[str, ...]:
     """Change a model's parameters as an init does that looks at a batch; mode, hooks and buffers stay as they are.
 
     Args:
@@ -90,6 +101,8 @@ def apply_profiled(model: nn.Module, entry: Profiled, anatomy: Anatomy, inputs: 
         anatomy: of the model.
         inputs: the batch, on any device.
         seed: of what is drawn, and of the passes.
+        judge: see `Subject`.
+        told: see `Subject`.
 
     Returns:
         names of the parameters that were left as they are.
@@ -100,7 +113,7 @@ def apply_profiled(model: nn.Module, entry: Profiled, anatomy: Anatomy, inputs: 
     inputs = inputs.to(next(model.parameters()).device)
     with untouched(model, seed), eagerly(model):
         model.eval()
-        changed = entry.change(Subject(model, anatomy, inputs, seed))
+        changed = change_of(entry)(Subject(model, anatomy, inputs, seed, judge, told))
         named = dict(model.named_parameters())
         values = {name: named[name].detach().clone() for name in named if name in changed}
     named = dict(model.named_parameters())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from initlab.anatomy.look import Anatomy
 from initlab.drawing.wired import (
+    Pieces,
     Place,
     Wanted,
     found_options,
@@ -42,10 +43,12 @@ class Multiplied:
     Attributes:
         factor: the number.
         learned: the module holds a parameter of this file's name to multiply with as well.
+        pieces: of the last dimension what is multiplied, (first, one past the last); empty: all of it.
     """
 
     factor: float = 1.0
     learned: bool = False
+    pieces: Pieces = ()
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, tuple):
@@ -55,7 +58,13 @@ class Multiplied:
     def _of(self, module: nn.Module, output: Tensor) -> Tensor:
         if self.learned:
             output = output * getattr(module, LEARNED)
-        return output if self.factor == 1 else output * self.factor
+        if self.factor == 1 or not self.pieces:
+            return output if self.factor == 1 else output * self.factor
+        parts, at = [], 0
+        for first, end in self.pieces:
+            parts += [output[..., at:first]] * (first > at) + [output[..., first:end] * self.factor]
+            at = end
+        return torch.cat([*parts, output[..., at:]] if at < output.shape[-1] else parts, -1)
 
 
 def wire(model: nn.Module, recipe: Recipe, dims: Dims, look: Look | None = None) -> None:
@@ -169,8 +178,12 @@ def _give(model: nn.Module, wiring: Wiring, options: dict[str, Any], look: Look)
     try:
         for place in places(wiring, wanted):
             made.append(_around(model, place))
-        for place in places(_only(look(model)), wanted):
+        again = _only(look(model))
+        for place in places(again, wanted):
             raise RecipeError(f"{place.what} isn't what {place.module or 'a module of its own'} gives alone")
+        for before, after in zip(wiring.branches(), again.branches(), strict=True):
+            if type(before.body) is not type(after.body):
+                raise RecipeError(f"what {before.module} computes isn't understood once it is multiplied")
     except BaseException:
         for module, handle in made:
             handle.remove()
@@ -189,7 +202,7 @@ def _around(model: nn.Module, place: Place) -> tuple[nn.Module, Any]:
         device = next(model.parameters()).device
         start = torch.full((place.width,) if place.width else (), float(place.start_of), device=device)
         module.register_parameter(LEARNED, nn.Parameter(start))
-    hook = Multiplied(place.factor, place.start_of is not None)
+    hook = Multiplied(place.factor, place.start_of is not None, place.pieces)
     return module, module.register_forward_hook(hook)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from initlab.errors import RecipeError
 from initlab.wiring import MLP, Attention, Block, Branch, Norm, Update, Wiring
 
+Pieces = tuple[tuple[int, int], ...]
 SAME = 1e-4  # numbers are read from float32 tensors and products of them
 
 
@@ -24,6 +25,7 @@ class Place:
         factor: the number.
         start_of: of a learned number, what it starts at; None: there is none.
         width: features of the learned number; 0: one for all.
+        pieces: of the output's features those that are multiplied, (first, one past the last); empty: all.
     """
 
     what: str
@@ -31,6 +33,7 @@ class Place:
     factor: float = 1.0
     start_of: float | None = None
     width: int = 0
+    pieces: Pieces = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +145,7 @@ def places(wiring: Wiring, wanted: Wanted) -> Iterator[Place]:
         for update in block.updates:
             for branch in update.branches:
                 yield from _of_branch(layer, update, branch, wiring.n_embd, wanted, at)
+                yield from _of_scores(branch.body, wanted.attention_multiplier, at)
     if wanted.embedding_multiplier is not None:
         yield from _of_embedding(wiring, wanted.embedding_multiplier)
     if wanted.logit_multiplier is not None:
@@ -173,22 +177,20 @@ def _of_branch(layer: int, update: Update, branch: Branch, n_embd: int, wanted: 
             raise RecipeError(f"norm_multiplier needs a norm in front of {branch.site} {at}")
         for each in branch.norms or (branch.norm,):
             yield from _needed(f"norm_multiplier: {each.module}", each.module, _ratio(each.module, norm, each.scale))
-    body = branch.body
-    if wanted.attention_multiplier is not None and isinstance(body, Attention):
-        yield from _of_scores(body, _ratio("q·k", wanted.attention_multiplier, body.score_scale), at)
     if wanted.layer_scale is not None and branch.gain is None:
         yield Place(what=f"layer_scale: {gives}", module=branch.module, start_of=wanted.layer_scale, width=n_embd)
 
 
-def _of_scores(body: Attention, factor: float, at: str) -> Iterator[Place]:
+def _of_scores(body: Any, wanted: float | None, at: str) -> Iterator[Place]:
+    if wanted is None or not isinstance(body, Attention):
+        return
+    factor = _ratio("q·k", wanted, body.score_scale)
     what = f"attention_multiplier: the queries {at}"
-    if body.query_norm is not None:
+    if body.query_norm is not None:  # what is in front of it has no effect
         yield from _needed(what, body.query_norm.module, factor)
         return
     for query in [apart[0] for apart in body.apart] or [body.query]:
-        if query.fused not in (0, query.fan_out) and not math.isclose(factor, 1.0, rel_tol=SAME):
-            raise RecipeError(f"{what} come out of {query.module} with the keys and values, in one tensor")
-        yield from _needed(what, query.module, factor)
+        yield from _needed(what, query.module, factor, () if query.fused in (0, query.fan_out) else query.places)
 
 
 def _of_embedding(wiring: Wiring, wanted: float) -> Iterator[Place]:
@@ -208,9 +210,9 @@ def _ratio(what: str, wanted: float, has: float) -> float:
     return wanted / has if has else 1.0
 
 
-def _needed(what: str, module: str, factor: float) -> Iterator[Place]:
+def _needed(what: str, module: str, factor: float, pieces: Pieces = ()) -> Iterator[Place]:
     if not math.isclose(factor, 1.0, rel_tol=SAME):
-        yield Place(what=what, module=module, factor=factor)
+        yield Place(what=what, module=module, factor=factor, pieces=pieces)
 
 
 def _positions(wiring: Wiring, attention: list[Attention]) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 from torch.nn import functional as F
 
 from initlab.anatomy.inputs import Inputs
+from initlab.anatomy.sizes import vocabulary
 from initlab.anatomy.tensors import floats
-from initlab.errors import ProbeError
+from initlab.errors import ConfigError, ProbeError
 from initlab.measure.moments import compiled_kernels
+
+SQUARE = "mean square of the output"  # what is taken for want of a loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,31 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
         raise ProbeError(
             f"the model returned {type(output).__name__} without a floating-point tensor; nothing to measure"
         )
-    return Judged(found[0].float().square().mean(), "mean square of the output", None)
+    return Judged(found[0].float().square().mean(), SQUARE, None)
+
+
+def loss_for(model: nn.Module, what: str) -> Callable[[object, Inputs], Tensor]:
+    """Make a function that takes the loss of what a model returned for a call, of a model that is trained on one.
+
+    Args:
+        model: unwrapped.
+        what: needs the loss, for the message.
+
+    Raises:
+        ConfigError: by the function: the output is neither logits of what the call has targets for, nor a loss.
+    """
+    known = vocabulary(model)
+
+    def loss(output: object, inputs: Inputs) -> Tensor:
+        judged = take_loss(output, inputs, known)
+        if judged.targets == SQUARE:
+            raise ConfigError(
+                f"{what} needs a loss, and {type(model).__name__} returned none on this batch, nor logits of targets; "
+                "give it a batch with targets, as (ids, targets), (images, labels) or a dict with labels"
+            )
+        return judged.loss
+
+    return loss
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from initlab.errors import ConfigError, RecipeError
 from initlab.recipes.base import Base, Optimizer, Recipe, Rule, Wire
+from initlab.recipes.profiled import refuse_profiled
 from initlab.registry import Registry
 
 _MODELS = ("open_models", "speedruns", "vision")
@@ -60,7 +61,8 @@ def get(name: str | Recipe | Rule) -> Recipe:
     """Get the recipe of this id, of the user's own `file.py:name`, or of a function `(role, dims) -> distribution`.
 
     Raises:
-        RecipeError: no such recipe (with the closest matches), or the file or name can't be used.
+        RecipeError: no such recipe (with the closest matches), one that looks at a batch, or the file or name can't be
+            used.
     """
     known = all_recipes()
     if isinstance(name, str) and ".py:" in name:
@@ -76,6 +78,7 @@ def get(name: str | Recipe | Rule) -> Recipe:
         raise RecipeError(f"recipe is {name!r}; expected an id, file.py:name, a Recipe, or a function (role, dims)")
     if name in known:
         return known[name]
+    refuse_profiled(name)
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise RecipeError(

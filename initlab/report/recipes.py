@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from initlab.recipes import Recipe
+from initlab.recipes.profiled import Profiled
 
 ADAM = {"lr": "rate", "weight_decay": "decay", "eps": "eps"}
 _FAMILIES = {
@@ -26,8 +27,11 @@ _FAMILIES = {
 }
 
 
-def catalogue_text(recipes: list[Recipe], *, color: bool = False) -> str:
-    """One line per recipe, by family: id and what it draws."""
+PROFILES = "that look at a batch"
+
+
+def catalogue_text(recipes: list[Recipe], profiles: list[Profiled], *, color: bool = False) -> str:
+    """One line per recipe, by family: id and what it draws; then the inits that look at a batch."""
     table = make_table("recipe", "draws")
     families = {recipe.family: [each for each in recipes if each.family == recipe.family] for recipe in recipes}
     for family, members in families.items():
@@ -36,7 +40,20 @@ def catalogue_text(recipes: list[Recipe], *, color: bool = False) -> str:
         for recipe in members:
             table.add_row(f"  {recipe.id}", recipe.summary)
     table.add_row("")
-    return print_table(table, color) + "initlab recipes NAME shows the std of every role, its formula and its source.\n"
+    table.add_row(PROFILES, style="bold")
+    for entry in profiles:
+        table.add_row(f"  {entry.id}", entry.summary)
+    table.add_row("")
+    said = "initlab recipes NAME shows the std of every role, its formula and its source, or how it is used.\n"
+    return print_table(table, color) + said
+
+
+def profile_text(entry: Profiled) -> str:
+    """What an init does that looks at a batch, what it needs, how it is used, and where it was read."""
+    lines = (f"{entry.id}: {entry.summary}", "", f"note: {entry.note}", f"source: {entry.source}", "")
+    width = shutil.get_terminal_size((100, 24)).columns
+    filled = [textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines]
+    return "".join(f"{line}\n" for line in filled) + f"    {entry.usage}\n"
 
 
 def recipe_text(id: str, evaluated: dict[str, Any], size: dict[str, int], *, color: bool = False) -> str:

@@ -155,6 +155,18 @@ def test_recipes_lists_and_shows(capsys):
     assert {row["role"]: row["std"] for row in json.loads(stdout)["rows"]}["mlp_out"] == 0.0
 
 
+def test_recipes_lists_and_shows_what_looks_at_a_batch(capsys):
+    lines = run(capsys, "recipes")[1].splitlines()
+    assert lines.index("that look at a batch") < next(n for n, line in enumerate(lines) if line.startswith("  lsuv "))
+    code, stdout, _ = run(capsys, "recipes", "lsuv")
+    assert code == 0
+    assert "Mishkin & Matas 2016" in stdout and "orthonormal" in stdout
+    assert stdout.splitlines()[-1] == '    initlab.apply_recipe(model, "lsuv", batch=ids)'
+    shown = json.loads(run(capsys, "recipes", "gradinit", "--format", "json")[1])
+    assert shown["id"] == "gradinit" and "one number each" in shown["note"]
+    assert "gradinit" in {row["id"] for row in json.loads(run(capsys, "recipes", "--format", "json")[1])}
+
+
 def test_rules_are_listed_and_explained(capsys, monkeypatch):
     from initlab.judge.rules import RULES
 
@@ -215,6 +227,11 @@ def test_rules_and_limits_are_chosen_on_the_command_line(compared, capsys):
         (["report", "/no/such/run"], "no run in /no/such/run"),
         (["report", "a", "b", "-o", "c"], "-o takes one run"),
         (["recipes", "nanogpt", "--n-layer", "0"], "n_layer is 0"),
+        (
+            ["compare", "nanogpt", "gradinit"],
+            "gradinit looks at what a model does with a batch, so that it isn't a rec",
+        ),
+        (["confirm", "lsuv"], 'apply it to a model, initlab.apply_recipe(model, "lsuv", batch=ids); commands take a'),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):

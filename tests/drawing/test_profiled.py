@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import initlab
-from initlab.drawing.profiled import PROFILED
 from initlab.errors import ConfigError, RecipeError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
+from initlab.recipes.profiled import PROFILED
 
 V, T, L, D = 96, 24, 3, 64
 IDS = torch.randint(V, (4, T), generator=torch.Generator().manual_seed(1))
@@ -189,5 +189,23 @@ def test_what_cant_be_scaled_changes_nothing() -> None:
     with pytest.raises(RecipeError, match="LSUV can't scale second: the std of its output on this batch is 0"):
         initlab.apply_recipe(model, "lsuv", batch=IDS)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ConfigError, match="batch is given, and only lsuv, admin-profiled look at one"):
+    with pytest.raises(ConfigError, match="batch is given, and only lsuv, admin-profiled, gradinit look at one"):
         initlab.apply_recipe(gpt(), "nanogpt", batch=IDS)
+
+
+def test_commands_take_one_in_a_function_that_makes_its_models() -> None:
+    def scaled(n_layer: int, n_embd: int) -> nn.Module:
+        model = gpt(n_layer=n_layer, n_embd=n_embd)
+        initlab.apply_recipe(model, "lsuv", batch=IDS, seed=torch.initial_seed())
+        return model
+
+    text = initlab.Text(data="uniform")
+    run = initlab.compare(["nanogpt", scaled], model=gpt_of, depths=[2], widths=[32], seeds=2, text=text).run
+    records = run.tables.records
+    own = records[(records["recipe"] == "scaled") & (records["site"] == "mlp_pre") & (records["kind"] == "activation")]
+    assert own["std"].tolist() == pytest.approx([1.0] * len(own), abs=0.3)
+    assert own["std"].nunique() == len(own)  # each seed is a draw of its own
+
+
+def gpt_of(n_layer: int, n_embd: int) -> nn.Module:
+    return gpt(n_layer=n_layer, n_embd=n_embd)

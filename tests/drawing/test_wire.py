@@ -118,10 +118,6 @@ def test_a_multiplier_is_given_and_read_again(
     options: dict[str, Any], read: Callable[[Wiring], list[float]], expected: list[float], fused: bool
 ) -> None:
     model = Own(fused=fused)
-    if fused and "attention_multiplier" in options:
-        with pytest.raises(RecipeError, match=r"the queries of layers.0 come out of layers.0.mix.read.0 with the keys"):
-            initlab.apply_recipe(model, recipe(**options))
-        return
     initlab.apply_recipe(model, recipe(**options))
     found = read(wiring_of(model))
     assert found[: len(expected)] == pytest.approx(expected, rel=1e-4)
@@ -143,6 +139,91 @@ def test_what_is_computed_is_what_was_written_out() -> None:
 
 def _plain(modules: nn.ModuleList) -> list[Callable[[Tensor], Tensor]]:
     return [lambda x, weight=each.weight: F.linear(x, weight) for each in modules]
+
+
+class Woven(Mixer):
+    """One matrix, whose output holds a head's query, key and value side by side, and a rotation behind it."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = self.read[0](x).view(B, T, 4, 3, -1).unbind(3)
+        q, k = turned(q), turned(k)
+        z = F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v)), is_causal=True)
+        return self.merge(z.transpose(1, 2).reshape(B, T, C))
+
+
+def turned(x: Tensor) -> Tensor:
+    angle = torch.arange(x.shape[1])[:, None, None] * torch.tensor([1.0, 0.3, 1.0, 0.3, 1.0, 0.3, 1.0, 0.3])
+    one, other = x.chunk(2, -1)
+    return x * angle.cos() + torch.cat([-other, one], -1) * angle.sin()
+
+
+class Normed(Mixer):
+    """Queries and keys have a norm each, behind one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+        self.norms = nn.ModuleList(nn.RMSNorm(8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (each.view(B, T, 4, -1) for each in self.read[0](x).chunk(3, -1))
+        q, k = self.norms[0](q), self.norms[1](k)
+        z = F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v)), is_causal=True)
+        return self.merge(z.transpose(1, 2).reshape(B, T, C))
+
+
+def of_mixers(make: Callable[[], nn.Module]) -> Own:
+    model = Own(2, fused=True)
+    for layer in model.layers:
+        layer.mix = make()
+    return model
+
+
+@pytest.mark.parametrize(("make", "at"), [(partial(Mixer, True), "read.0"), (Woven, "read.0"), (Normed, "norms.0")])
+def test_queries_that_share_a_matrix_are_multiplied_alone(make: Callable[[], nn.Module], at: str) -> None:
+    model, idx = of_mixers(make), torch.randint(V, (2, 16), generator=torch.Generator().manual_seed(1))
+    initlab.apply_recipe(model, recipe(attention_multiplier=0.1))
+    hooked = [name for name, module in model.named_modules() if module._forward_hooks]
+    assert hooked == [f"layers.{layer}.mix.{at}" for layer in range(2)]
+    found = [branch.body for branch in wiring_of(model).branches() if isinstance(branch.body, Attention)]
+    assert [body.score_scale for body in found] == pytest.approx([0.1] * 2)
+    assert all(body.rotary == (make is Woven) and body.value.fan_out == C for body in found)
+    plain = copy.deepcopy(model)
+    initlab.apply_recipe(plain, "nanogpt")
+    attend = F.scaled_dot_product_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: attend(*a, **k, scale=0.1))
+        expected = plain(idx)
+    torch.testing.assert_close(model(idx), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["GPT2", "GPTNeoX", "Falcon", "Bloom", "Phi3", "CodeGen"])
+def test_mups_attention_is_given_to_the_fused_matrices_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 96}
+    special = {f"{token}_token_id": 0 for token in ("bos", "eos", "pad")}
+    sizes |= {"Phi3": {"intermediate_size": 128}, "GPTNeoX": {"intermediate_size": 128}}.get(name, {})
+    sizes |= {"rotary_dim": 8} if name == "CodeGen" else {}
+    kind = "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
+    config = getattr(transformers, f"{name}Config")(**sizes, **special)
+    model = getattr(transformers, kind)(config).eval()
+    assert isinstance(model, nn.Module)
+    before = [b.body.score_scale for b in wiring_of(model).branches() if isinstance(b.body, Attention)]
+    initlab.apply_recipe(model, recipe(attention_multiplier=1 / 16))
+    after = [b.body.score_scale for b in wiring_of(model).branches() if isinstance(b.body, Attention)]
+    assert before and after[-1] == pytest.approx(1 / 16)
+    (pieces,) = {
+        hook.pieces for m in model.modules() for hook in m._forward_hooks.values() if isinstance(hook, Multiplied)
+    }
+    woven = name in ("GPTNeoX", "Bloom")
+    expected = [(48 * head, 48 * head + 16) for head in range(4)] if woven else [(0, 64)]
+    assert list(pieces) == expected or name == "CodeGen"
+    assert sum(end - first for first, end in pieces) == 64
 
 
 def test_learned_numbers_are_parameters_that_start_where_the_recipe_says() -> None:
