@@ -33,28 +33,37 @@ class Text:
     """The text that models read.
 
     Args:
-        data: `docstrings` (Python's own), `uniform` (random ids), a UTF-8 file, a folder of .txt and .md, or nanoGPT's
-            .bin; see `initlab.corpus.load_corpus`.
-        tokenizer: `bytes` (the default), `char`, or the name of a tiktoken encoding such as `gpt2`.
+        data: `english` (prose that initlab brings), `docstrings` (Python's own), `uniform` (random ids), a UTF-8 file,
+            a folder of .txt and .md, nanoGPT's .bin, or what a Hugging Face dataset's save_to_disk wrote; or rows of
+            text or ids: such a dataset, a torch DataLoader, another iterable of batches, of which the first 16 MiB of
+            text or 10 million ids are read, once. See `initlab.corpus.load_corpus`.
+        tokenizer: `bytes` (the default), `char`, the name of a tiktoken encoding such as `gpt2`, or a tokenizer.json;
+            or an object with `encode`, such as one of tokenizers' or transformers'.
         batch_size: sequences in a batch. Default: the command's own number for NanoGPTs, for other models about 1024
             tokens.
         block_size: tokens in a sequence. NanoGPTs that a command makes are made for it; other models read sequences of
             it. Default: the command's own number for NanoGPTs, for other models what they declare, at most 1024.
 
     Raises:
-        ConfigError: data is no path or empty, tokenizer is empty, or batch_size or block_size isn't a positive whole
-            number.
+        ConfigError: data is neither a path nor rows, tokenizer is empty or can't encode, or batch_size or block_size
+            isn't a positive whole number.
     """
 
-    data: str | Path = "docstrings"
-    tokenizer: str | None = None
+    data: Any = "english"
+    tokenizer: Any = None
     batch_size: int | None = None
     block_size: int | None = None
 
     def __post_init__(self) -> None:
-        checked_path("data", self.data)
-        if self.tokenizer is not None and (not isinstance(self.tokenizer, str) or not self.tokenizer.strip()):
-            raise ConfigError(f"tokenizer is {shown(self.tokenizer)}; expected a name, such as bytes or gpt2")
+        if not _rows(self.data):
+            checked_path("data", self.data)
+        name = self.tokenizer if isinstance(self.tokenizer, str | PathLike) else None
+        usable = callable(getattr(self.tokenizer, "encode", None)) if name is None else str(name).strip()
+        if self.tokenizer is not None and not usable:
+            raise ConfigError(
+                f"tokenizer is {shown(self.tokenizer)}; expected a name, such as bytes or gpt2, a tokenizer.json, or "
+                "an object with a method encode"
+            )
         _take_count(self, "batch_size")
         _take_count(self, "block_size")
 
@@ -210,6 +219,13 @@ def refuse_unknown(command: str, given: Iterable[str], own: Callable[..., Any], 
             close = get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ConfigError(f"{command} has no option {name!r}; {hint}known: {', '.join(known)}")
+
+
+def _rows(data: Any) -> bool:
+    """Whether data can be read row by row, or was: a Corpus has its tokens."""
+    if isinstance(data, str | bytes | PathLike):
+        return False
+    return any(hasattr(data, name) for name in ("__iter__", "__getitem__", "tokens"))
 
 
 def _refuse_no_name(name: str, value: Any, example: str) -> None:

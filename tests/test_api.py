@@ -230,7 +230,7 @@ def test_probe_needs_nothing_but_a_model(model):
     assert probe.summary["loss"].item() == pytest.approx(math.log(300), abs=0.2)
     # 0.02 is small for a width of 64, and nothing else is to be said
     assert [(f.code, f.severity) for f in probe.findings if f.status == "fail"] == [("ACT001", "info")]
-    assert "docstrings" in probe.run.manifest["data"]["label"]
+    assert "English prose" in probe.run.manifest["data"]["label"]
     assert probe.at("resid_post", layer=-1)["var"].item() > 0
 
 

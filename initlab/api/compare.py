@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from initlab import __version__
 from initlab.api.gradients import with_gradients
 from initlab.api.manifest import new_manifest
+from initlab.api.reading import text_of
 from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.models.config import NanoGPTConfig
@@ -82,7 +83,7 @@ def compare(
     from initlab.measure.sweep import SweepConfig, matmul_rate
 
     started = time.perf_counter()
-    text, run = checked("text", text, Text), checked("run", run, RunOptions)
+    text, run = text_of(text), checked("run", run, RunOptions)
     subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, WIDTHS))
     side = SideBySide(subject, text, batch=batch)
     subject.relative_to(base)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab.api.gradients import with_gradients
 from initlab.api.grids import trained_grid
-from initlab.api.reading import split_for
+from initlab.api.reading import split_for, text_of
 from initlab.errors import ConfigError, RecipeError
 from initlab.models.config import WIRING, NanoGPTConfig
 from initlab.options import RunOptions, Text, checked, checked_flag
@@ -95,7 +95,7 @@ def confirm(
     from initlab.training.protocol import GRIDS, GridConfig, grid_values
 
     started = time.perf_counter()
-    text, run = checked("text", text, Text), checked("run", run, RunOptions)
+    text, run = text_of(text), checked("run", run, RunOptions)
     lists = {"depths": depths, "lrs": lrs, "warmups": warmups}
     depths, lrs, warmups = (
         None if value is None else check_list(name, value, str(list(GRIDS["quick"][name])))

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.gradients import with_gradients
+from initlab.api.reading import text_of
 from initlab.errors import ConfigError
 from initlab.judge import rules
 from initlab.judge.differences import init_of, one_recipe
-from initlab.options import Text, checked, checked_count, checked_path, checked_seed, refuse_unknown, shown
+from initlab.options import Text, checked_count, checked_path, checked_seed, refuse_unknown, shown
 from initlab.report.waiting import drawn
 from initlab.results import Probe, load
 from initlab.results.difference import Difference
@@ -89,7 +90,7 @@ def diff(
         from initlab.api.probe import probe
 
         refuse_unknown("diff", options, diff, probe)
-    text, seed = checked("text", text, Text), checked_seed(seed)
+    text, seed = text_of(text), checked_seed(seed)
     seeds = checked_count("seeds", seeds)
     given = rules.chosen(select, ignore, limits).overrides
     sides = [_found(each, name) for each, name in ((a, "a"), (b, "b"))]

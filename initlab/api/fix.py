@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from initlab.api.gradients import with_gradients
 from initlab.api.mend import Look, Mended, mend
 from initlab.api.probe import made, probe
+from initlab.api.reading import text_of
 from initlab.errors import ConfigError, RecipeError
 from initlab.judge import rules
 from initlab.judge.mending import wired_wrongly
@@ -201,6 +202,8 @@ def fix(
     from initlab.anatomy.unwrapping import unwrap
 
     refuse_unknown("fix", options, fix, probe)
+    if "text" in options:
+        options["text"] = text_of(options["text"])
     seed, apply = checked_seed(seed), checked_flag("apply", apply)
     declared = registry.get(recipe) if recipe is not None else None
     counted = {rule.code for rule in rules.chosen(select, ignore, limits).rules}

@@ -18,6 +18,7 @@ from initlab.schema import RESIDUAL_SITES, Tables
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.amp import GradScaler
 
     from initlab.anatomy.look import Anatomy
     from initlab.measure.sweep import Cell, SweepConfig
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from initlab.training.data import Split
     from initlab.training.distributed import World
     from initlab.training.task import Task
-    from initlab.training.telling import LossScale, StepWatch, TrainResult
+    from initlab.training.telling import StepWatch, TrainResult
 
 PASSES = 1.5  # seconds of a step over those of its matrix products alone, at the rate of a bare one
 
@@ -184,14 +185,14 @@ class Job:
         """
         from initlab.training import trainer
 
-        def watched(model: nn.Module, scale: LossScale, start_step: int) -> StepWatch:
+        def watched(model: nn.Module, scaler: GradScaler, start_step: int) -> StepWatch:
             from initlab.api.watch import watch
 
             place = None if folder is None else folder / "watch"
             if place is not None and not start_step:
                 shutil.rmtree(place, ignore_errors=True)  # of a run that was killed before its first checkpoint
             return watch(
-                model, every=self.watch_every, out=place, start_step=start_step, stats="light", loss_scale=scale
+                model, every=self.watch_every, out=place, start_step=start_step, stats="light", loss_scale=scaler
             )
 
         return trainer.train(

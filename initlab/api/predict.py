@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 from initlab.errors import ConfigError
@@ -17,9 +18,10 @@ from initlab.recipes.base import Rule
 from initlab.results import Profile
 
 # vocabulary, chance that two tokens are equal, share of tokens equal to the one before: None is 1 / vocab_size.
-# docstrings: initlab.corpus.load_corpus("docstrings").statistics() on Python 3.11.
+# of its bytes: initlab.corpus.load_corpus(…).statistics(); docstrings as Python 3.11 has them.
 TEXTS: dict[str, tuple[int, float | None, float | None]] = {
     "uniform": (50304, None, None),
+    "english": (256, 0.0605, 0.0330),
     "docstrings": (256, 0.0553, 0.0330),
 }
 MOST_EXACT = 4096  # positions; the matrices of one block take 40 T^2 bytes
@@ -46,12 +48,13 @@ def predict(
     Args:
         recipe: id, `file.py:name`, Recipe, or function `(role, dims) -> distribution`.
         model: sizes and options; attention averages over up to block_size tokens. Default: GPT-2's. Without a
-            vocab_size the vocabulary is 50304 (GPT-2's, padded), 256 for docstrings.
+            vocab_size the vocabulary is 50304 (GPT-2's, padded), 256 for text.
         n_layer: blocks, in place of the model's.
         n_embd: width, in place of the model's; heads keep their size.
         activation: in place of the model's: also one that NanoGPT lacks (initlab.judge.activations.NAMES), or an
             elementwise function of a numpy array.
-        text: `uniform` random tokens, or `docstrings`: the bytes of Python's documentation, as `compare` reads them.
+        text: `uniform` random tokens; `english`, the bytes of the text that `compare` reads unless it is given
+            another; or `docstrings`, those of Python's documentation.
         sum_p2: of your text, in place of those: chance that two tokens are equal, as
             `initlab.corpus.load_corpus(...).statistics()` has it.
         repeat_rate: likewise, share of tokens equal to the one before.
@@ -71,13 +74,13 @@ def predict(
     """
     entry = registry.get(recipe)
     refuse_other_models(model, "predict expects")
-    data = str(checked("text", text, Text).data)
-    if data not in TEXTS:
+    data = checked("text", text, Text).data
+    if not isinstance(data, str | PathLike) or str(data) not in TEXTS:
         raise ConfigError(
-            f"no statistics of the text {data!r}; known: {', '.join(TEXTS)}; for another text give sum_p2 and "
+            f"no statistics of the text {shown(data)}; known: {', '.join(TEXTS)}; for another text give sum_p2 and "
             "repeat_rate"
         )
-    vocabulary, equal, repeated = TEXTS[data]
+    vocabulary, equal, repeated = TEXTS[str(data)]
     config = (model or NanoGPTConfig()).resized(n_layer=n_layer, n_embd=n_embd)
     V, block_size = vocabulary if config.vocab_size is None else config.vocab_size, text.block_size or config.block_size
     config = wired(config, entry)

@@ -13,9 +13,10 @@ from initlab import schema
 from initlab.api.gradients import with_gradients
 from initlab.api.manifest import in_words, new_manifest
 from initlab.api.probed import config_of, dtype_of, init_facts
+from initlab.api.reading import text_of
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity, reaches, rules, theory
-from initlab.options import Text, checked, checked_choice, checked_path, checked_seed, refuse_unknown
+from initlab.options import Text, checked_choice, checked_path, checked_seed, refuse_unknown
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
@@ -118,7 +119,7 @@ def probe(
     from initlab.measure.sweep import DTYPES
 
     started = time.perf_counter()
-    text, seed = checked("text", text, Text), checked_seed(seed)
+    text, seed = text_of(text), checked_seed(seed)
     checked_choice("stats", stats, PRESETS)
     checked_choice("dtype", dtype, DTYPES)
     statistics = choose(metrics, stats)
@@ -132,7 +133,8 @@ def probe(
         step = getattr(inside, "iter_num", 0)
         step = step if isinstance(step, int) else 0
         identity = Identity(run_id=f"{label}-s{seed}", recipe=label, seed=seed, step=step)
-        given: dict[str, Any] = {"stats": stats, "dtype": dtype, "seed": seed, "recipe": label, "text": text}
+        given: dict[str, Any] = {"stats": stats, "dtype": dtype, "seed": seed, "recipe": label}
+        given["text"] = getattr(text.data, "sha256", text)
         given |= {"batch": "none" if batch is None else "given", "metrics": [each.name for each in statistics]}
         ranks.same("arguments", given)
 

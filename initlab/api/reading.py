@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from initlab.errors import ConfigError, DataError
 from initlab.models.config import config_at
-from initlab.options import Text
+from initlab.options import Text, checked
 
 if TYPE_CHECKING:
     from initlab.drawing.subject import Subject
     from initlab.training.data import Split
+
+
+def text_of(given: Text) -> Text:
+    """Check a command's `text`, and read what can be read only once, or not by another process.
+
+    Args:
+        given: as the command was.
+
+    Returns:
+        the same, with a Corpus in place of rows and of a tokenizer that is an object.
+
+    Raises:
+        ConfigError: it is no Text.
+        DataError: it can't be read.
+    """
+    text = checked("text", given, Text)
+    if isinstance(text.data, str | PathLike) and isinstance(text.tokenizer, str | PathLike | None):
+        return text
+    from initlab.corpus import load_corpus
+
+    return replace(text, data=load_corpus(text.data, text.tokenizer), tokenizer=None)
 
 
 def split_for(subject: Subject, text: Text, otherwise: int) -> tuple[Split, int]:
@@ -56,12 +79,12 @@ def split_for(subject: Subject, text: Text, otherwise: int) -> tuple[Split, int]
     try:
         split = load_split(text.data, text.tokenizer, known.get(name))
     except DataError:
-        if not subject.makers or (whole := load_split(text.data, text.tokenizer).train).tokenizer == "stored":
+        if not subject.makers or (whole := load_split(text.data, text.tokenizer)).train.tokenizer == "stored":
             raise
         if (needed := whole.vocab_size) <= known[name]:
             raise
         raise ConfigError(
-            f"{text.data} has {needed} ids as {whole.tokenizer}, and the model of {name} knows "
+            f"{whole.described['label']} has {needed} ids as {whole.train.tokenizer}, and the model of {name} knows "
             f"{known[name]}; make it with vocab_size={needed}, or take another tokenizer (--tokenizer char)"
         ) from None
     subject.read(vocab_size=split.vocab_size)

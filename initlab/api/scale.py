@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from initlab import __version__
 from initlab.api.gradients import with_gradients
 from initlab.api.manifest import new_manifest
+from initlab.api.reading import text_of
 from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.errors import ConfigError
@@ -104,7 +105,7 @@ def scale(
     from initlab.measure.sweep import matmul_rate
 
     started = time.perf_counter()
-    text, run = checked("text", text, Text), checked("run", run, RunOptions)
+    text, run = text_of(text), checked("run", run, RunOptions)
     if isinstance(model, nn.Module):
         raise ConfigError(f"a {type(model).__name__} has one size; give a function of n_embd and n_layer that makes it")
     depths = None if depths is None else check_list("depths", depths)

@@ -11,7 +11,7 @@ from initlab import __version__
 from initlab.api.gradients import with_gradients
 from initlab.api.job import Job
 from initlab.api.manifest import new_manifest
-from initlab.api.reading import split_for
+from initlab.api.reading import split_for, text_of
 from initlab.api.run import BySteps, in_turn, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.errors import ConfigError
@@ -89,7 +89,7 @@ def train(
     from initlab.training.config import settings_of
 
     started = time.perf_counter()
-    text, run = checked("text", text, Text), checked("run", run, RunOptions)
+    text, run = text_of(text), checked("run", run, RunOptions)
     if run.jobs not in (None, 1) or run.engine not in ("auto", "here"):
         raise ConfigError("train makes one run after another, here; confirm takes jobs and an engine")
     watch_every = checked_count("watch_every", watch_every, 0, "a whole number of steps, 0 for never,")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from initlab.api.gradients import with_gradients
 from initlab.api.grids import trained_grid
-from initlab.api.reading import split_for
+from initlab.api.reading import split_for, text_of
 from initlab.models.config import NanoGPTConfig
 from initlab.options import RunOptions, Text, checked, checked_count, checked_flag, real
 from initlab.recipes import Base
@@ -80,7 +80,7 @@ def transfer(
     from initlab.training.transfer import GRIDS, TransferConfig
 
     started = time.perf_counter()
-    text, run = checked("text", text, Text), checked("run", run, RunOptions)
+    text, run = text_of(text), checked("run", run, RunOptions)
     lists = {"widths": widths, "depths": depths, "lrs": lrs}
     widths, depths, lrs = (None if value is None else check_list(name, value) for name, value in lists.items())
     if isinstance(model, NanoGPTConfig) and depths is None:

@@ -61,25 +61,26 @@ def watch(
                 w.step(loss=loss)
 
     or `w = initlab.watch(model)`, `w.step()` in the loop, `w.close()` after it. Call `step` once per update, after
-    `optimizer.step()`; before or after `zero_grad()` makes no difference. The records of step k are those of the pass
-    that is made with the weights after k updates (k = 0 is the init) and of the update that follows from it; a step is
+    `optimizer.step()`; before or after `zero_grad()` makes no difference. The records of step k are those of the passes
+    that are made with the weights after k updates (k = 0 is the init) and of the update that follows from it; a step is
     watched when k is a multiple of `every`.
 
-    On a watched step the loop's own forward and backward pass are recorded; none is added (but for the very first one
+    On a watched step the loop's own forward and backward passes are recorded; none is added (but for the very first one
     of a model whose residual stream has to be found, which runs once more, in eval mode and without gradients). The
-    weights are copied, on their own device, until `step()`: 4 bytes per float32 parameter. Other steps cost a counter;
-    nothing is attached to the model.
+    weights and their gradients are copied, on their own device, until `step()`: 8 bytes per float32 parameter. Other
+    steps cost a counter; nothing is attached to the model.
 
-    Which pass: the first forward pass of the step with gradients enabled (not one whose output was dropped before the
-    next began), and the first backward pass through it that adds to `.grad`. So
-    with gradient accumulation, the first micro-batch; its weight gradients are of this pass alone, before they are
-    accumulated, unscaled or clipped. Evaluation under `torch.no_grad()` is never recorded,
-    and checkpointed blocks are counted once. A compiled model runs eagerly on watched steps, with eager rounding, and
+    Which passes: the forward passes of the step with gradients enabled, each with the first backward pass through it
+    that adds to `.grad`. So with gradient accumulation all micro-batches, whose statistics are merged by their sums to
+    those of the whole batch: tokens are summed up, weight gradients are what the optimizer gets, before they are
+    unscaled or clipped; heads are of the first sequences of each, and statistics of your own, which have no sums, NaN
+    where they are of activations. Evaluation under `torch.no_grad()` is never recorded, and checkpointed blocks are
+    counted once. A compiled model runs eagerly on watched steps, with eager rounding, and
     compiled again on all others.
 
     Of several processes that train one model in DistributedDataParallel each calls `watch` and `step`, and records its
     own part of the batch; rank 0 gets the tables of the whole, with gradients averaged over the processes, as training
-    has them. Each keeps its gradients, too, until `step()`. Any other model's is recorded by rank 0 alone, from its
+    has them. Any other model's is recorded by rank 0 alone, from its
     own part; the other processes count. Of what `fully_shard` was applied to, `probe` measures any step instead.
 
     A watch never stops a training run: what can't be recorded, written or handed on is warned of once, and training
@@ -93,9 +94,9 @@ def watch(
         start_step: updates done before, when training is resumed from a checkpoint. The same `out` then goes on
             after this step; rows of later steps, made before the training was set back, are dropped.
         stats: `full`, or `light` for mean, var, rms and abs_max alone, without attention heads.
-        loss_scale: what the loss is multiplied with before `backward()`, by which gradients are divided: the
-            `torch.amp.GradScaler`, or a number (1/n where gradients of n micro-batches are summed up). Gradients that
-            overflow, as a GradScaler's first ones may, are recorded, and judged, as not finite.
+        loss_scale: what the loss is multiplied with before `backward()` and the optimizer doesn't see, by which
+            gradients are divided: the `torch.amp.GradScaler`, or a number. Gradients that overflow, as a GradScaler's
+            first ones may, are recorded, and judged, as not finite.
         sites: where the residual stream runs, for a model whose blocks aren't found, as `probe` takes it.
         modules: record these alone, as `probe` takes them; checks that need the others don't apply.
         metrics: statistics beside the usual ones, as `probe` takes them; one that fails is warned of once, and NaN.

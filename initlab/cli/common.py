@@ -148,11 +148,18 @@ def run_of(options: argparse.Namespace, progress: TerminalProgress) -> RunOption
 def add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
-        default="docstrings",
+        default="english",
         metavar="PATH",
-        help="text file, folder of .txt and .md, nanoGPT .bin, `uniform` (random ids), `docstrings` (Python's own)",
+        help="text file, folder of .txt and .md or of a dataset's save_to_disk, nanoGPT .bin, `uniform` (random ids), "
+        "`docstrings` (Python's own), `english` (the default, shipped with initlab)",
     )
-    parser.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
+    add_tokenizer(parser)
+
+
+def add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's, or a tokenizer.json"
+    )
 
 
 def add_measuring(parser: argparse.ArgumentParser, *, fail_on: str) -> None:

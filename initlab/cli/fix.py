@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import add_output, failing_severity, overrides, set_threads, text_of
+from initlab.cli.common import add_output, add_tokenizer, failing_severity, overrides, set_threads, text_of
 from initlab.cli.given import add_given, batch_given, model_given, read_files
 from initlab.errors import ConfigError
 from initlab.judge import reaches
@@ -38,8 +38,8 @@ def add(commands: Commands) -> None:
     fix.add_argument(
         "-o", "--out", metavar="DIR", help="write a report there: the model as found beside the changed copy"
     )
-    fix.add_argument("--data", default="docstrings", metavar="PATH", help="text to measure with, as for `probe`")
-    fix.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
+    fix.add_argument("--data", default="english", metavar="PATH", help="text to measure with, as for `probe`")
+    add_tokenizer(fix)
     add_given(fix)
     fix.add_argument("--seed", type=int, default=0, metavar="N", help="of the text and of what is drawn (0)")
     fix.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")

@@ -26,12 +26,15 @@ def add(commands: Commands) -> None:
     predict.add_argument("--n-embd", type=int, default=768, metavar="D", help="(768)")
     predict.add_argument("--n-head", type=int, metavar="N", help="heads of 64 unless given")
     predict.add_argument("--block-size", type=int, default=1024, metavar="T", help="tokens in a sequence (1024)")
-    predict.add_argument("--vocab-size", type=int, metavar="V", help="(50304; 256 for docstrings)")
+    predict.add_argument("--vocab-size", type=int, metavar="V", help="(50304; 256 for text)")
     predict.add_argument("--activation", default="gelu", help="gelu, gelu_tanh, relu, silu, tanh and others (gelu)")
     predict.add_argument("--no-bias", action="store_true", help="no bias in linear layers and norms")
     predict.add_argument("--untied", action="store_true", help="lm_head with weights of its own")
     predict.add_argument(
-        "--data", default="uniform", metavar="TEXT", help="uniform: random tokens; docstrings: bytes of text (uniform)"
+        "--data",
+        default="uniform",
+        metavar="TEXT",
+        help="uniform: random tokens; english, docstrings: bytes of text (uniform)",
     )
     predict.add_argument("--sum-p2", type=float, metavar="P", help="chance that two tokens of your text are equal")
     predict.add_argument("--repeat-rate", type=float, metavar="P", help="share of its tokens equal to the one before")

@@ -11,6 +11,7 @@ from initlab.cli.common import (
     TerminalProgress,
     add_model,
     add_output,
+    add_tokenizer,
     add_wiring,
     default_out,
     overrides,
@@ -51,12 +52,12 @@ def add(commands: Commands) -> None:
     )
     train.add_argument(
         "--data",
-        default="docstrings",
+        default="english",
         metavar="PATH",
-        help="nanoGPT data folder (train.bin, val.bin), text file, folder of .txt and .md, .bin, `uniform`, "
-        "`docstrings` (Python's own)",
+        help="nanoGPT data folder (train.bin, val.bin), text file, folder of .txt and .md or of a dataset's "
+        "save_to_disk, .bin, `uniform`, `docstrings` (Python's own), `english` (the default, shipped with initlab)",
     )
-    train.add_argument("--tokenizer", metavar="NAME", help="bytes (default), char, gpt2 or another of tiktoken's")
+    add_tokenizer(train)
     train.add_argument("--vocab-size", type=int, metavar="V", help="the tokenizer's, unless --data needs it")
     add_wiring(train)
     for name, kind, what in (

@@ -37,7 +37,7 @@ def load_model(
     *,
     recipe: str | None = None,
     seed: int = 0,
-    data: str = "docstrings",
+    data: str = "english",
     tokenizer: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, str | None]:

@@ -6,7 +6,7 @@ Where a loop is the user's own, `initlab.watch` needs no callback; with accelera
 
     accelerator = Accelerator(gradient_accumulation_steps=4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    with initlab.watch(model, every=100, loss_scale=1 / 4) as w:
+    with initlab.watch(model, every=100) as w:
         for x, y in loader:
             with accelerator.accumulate(model):
                 loss = model(x, y)[1]

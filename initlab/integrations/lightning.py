@@ -14,7 +14,7 @@ except ImportError:  # the package of the same classes under its older name
 
 from initlab.api.watch import Watcher, watch
 from initlab.errors import ConfigError, RunError
-from initlab.integrations.options import LossScale, refuse_others
+from initlab.integrations.options import refuse_others
 
 if TYPE_CHECKING:
     from initlab.results import Watch
@@ -29,8 +29,8 @@ class WatchCallback(Callback):
         L.Trainer(callbacks=[watched]).fit(module, loader)
         watched.result.report()
 
-    The loss is the mean over the update's micro-batches of what `training_step` returned; gradients are those of the
-    first micro-batch. Curves go to the Trainer's loggers, as those of Lightning's own monitors do.
+    The loss is the mean over the update's micro-batches of what `training_step` returned; gradients are those that
+    the optimizer gets, of all of them. Curves go to the Trainer's loggers, as those of Lightning's own monitors do.
 
     Args:
         every: updates from one watched to the next.
@@ -83,7 +83,7 @@ class WatchCallback(Callback):
             pl_module: that it trains.
         """
         model = _named(pl_module, self._module)
-        scale = LossScale(trainer.accumulate_grad_batches, getattr(trainer.precision_plugin, "scaler", None))
+        scale = getattr(trainer.precision_plugin, "scaler", None) or 1.0
         callback = self._options.get("callback")
         several = list(callback) if isinstance(callback, list | tuple) else [] if callback is None else [callback]
         several += list(trainer.loggers) if self._loggers else []

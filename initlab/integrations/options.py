@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from inspect import signature
-from typing import Any
 
 from initlab.api.watch import watch
 from initlab.errors import ConfigError
@@ -25,21 +23,3 @@ def refuse_others(given: Iterable[str]) -> None:
         if name not in known:
             why = "the trainer says that" if name in OF_TRAINER else "watch has no such option"
             raise ConfigError(f"WatchCallback: {name!r}: {why}; known: {', '.join(known)}")
-
-
-@dataclass(frozen=True, slots=True)
-class LossScale:
-    """Of accumulated micro-batches, under a GradScaler or without one; what `initlab.watch` takes as `loss_scale`.
-
-    Attributes:
-        micro_batches: whose gradients are summed up, each divided by their number.
-        scaler: the GradScaler, or None.
-    """
-
-    micro_batches: int
-    scaler: Any = None
-
-    def get_scale(self) -> float:
-        """Multiply both, as they are now."""
-        scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
-        return scale / self.micro_batches

@@ -11,7 +11,7 @@ from initlab.anatomy.restoring import depth
 from initlab.anatomy.unwrapping import unwrap
 from initlab.api.watch import Watcher, watch
 from initlab.errors import RunError
-from initlab.integrations.options import LossScale, refuse_others
+from initlab.integrations.options import refuse_others
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,7 +32,7 @@ class WatchCallback(TrainerCallback):
 
     The loss is the mean over the update's micro-batches of what the model returned, also where the Trainer normalises
     by the items of all of them; NaN where the Trainer takes its own (label smoothing, `compute_loss_func`). Gradients
-    are those of the first micro-batch, times their number; see `initlab.watch`. A training that is resumed from a
+    are those that the optimizer gets, of all of them; see `initlab.watch`. A training that is resumed from a
     checkpoint goes on in the same `out`.
 
     Args:
@@ -77,7 +77,7 @@ class WatchCallback(TrainerCallback):
         self._unhook()
         if self.watcher is not None:  # of a train() that raised, of which a callback isn't told
             self.watcher.__exit__(RuntimeError, None, None)
-        scale = LossScale(args.gradient_accumulation_steps, getattr(given.get("optimizer"), "scaler", None))
+        scale = getattr(given.get("optimizer"), "scaler", None) or 1.0
         self.watcher = watch(given["model"], start_step=state.global_step, loss_scale=scale, **self._options)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:

@@ -1,4 +1,4 @@
-"""Tables of several processes, each of its own part of a batch, to those of the whole batch.
+"""Tables of several processes or micro-batches, each of its own part of a batch, to those of the whole batch.
 
 Moments are merged by their sums (Chan, Golub and LeVeque 1979; third and fourth ones as in Pébay 2008, SAND2008-6212),
 means by what they are means of. What is neither, a statistic of a user's own, is NaN where it is of a tensor that
@@ -40,13 +40,14 @@ def _third(x: Tensor) -> Tensor:
 THIRD = Statistic(name="third_of_part", function=_third, of=_PARTS)
 
 
-def merged(parts: Sequence[Tables], counted: Sequence[int]) -> Tables:
-    """Merge the tables that several processes made of one model, each of its own part of a batch.
+def merged(parts: Sequence[Tables], counted: Sequence[int], of: tuple[str, str] = ("processes", "process")) -> Tables:
+    """Merge the tables that were made of one model, each of its own part of a batch.
 
     Args:
-        parts: by process, each with its share of the loss; with the column of `THIRD`, which is dropped, where there is
-            to be a kurtosis.
+        parts: by process or micro-batch, each with its share of the loss; with the column of `THIRD`, which is dropped,
+            where there is to be a kurtosis.
         counted: targets of each part.
+        of: what the parts are of, and one of these, for notes.
     """
     first = parts[0]
     total = sum(int(part.summary["n_tokens"].iloc[0]) for part in parts)
@@ -61,8 +62,8 @@ def merged(parts: Sequence[Tables], counted: Sequence[int]) -> Tables:
         for rows in _grouped([part.heads for part in parts], lambda row: (row["module"], row["layer"], row["head"]))
     ]
     coverage = [max(rows, key=lambda row: row["fired"]) for rows in _grouped([p.coverage for p in parts], _of_coverage)]
-    notes = [f"not merged over the processes, and NaN: {', '.join(own + own_heads)}"] if own + own_heads else []
-    notes += [f"attention heads are of the first {SEQUENCES} sequences of each process"] if heads else []
+    notes = [f"not merged over the {of[0]}, and NaN: {', '.join(own + own_heads)}"] if own + own_heads else []
+    notes += [f"attention heads are of the first {SEQUENCES} sequences of each {of[1]}"] if heads else []
     about = {"run_id": coverage[0]["run_id"], "kind": "activation", "site": "model", "expected": 0, "fired": 0}
     return Tables(
         records=schema.table("records", records, own),

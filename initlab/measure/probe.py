@@ -173,7 +173,7 @@ def measure_inputs(
         draws=schema.table("draws", [] if identity.step else draw_rows(keys, anatomy)),
         declared=schema.table("declared", [] if identity.step else declared_rows(keys, anatomy)),
     )
-    return ranks.merged(tables, inputs)
+    return ranks.merged((tables, inputs))
 
 
 def look(

@@ -193,12 +193,16 @@ class Ranks:
         dist.all_reduce(flat, group=self._group if total.device.type == "cpu" else None)
         return total.to(gradient.dtype)
 
-    def pool(self, recorder: Recorder) -> None:
+    def pool(self, recorder: Recorder, *others: Recorder) -> None:
         """Put together what has no mean: which units never fire, and how many tokens each expert gets.
 
         Args:
-            recorder: of this process's pass.
+            recorder: of this process's pass, which gets it.
+            others: of further passes of its step.
         """
+        for other in others:
+            for key, largest in other.dead.items():
+                recorder.dead[key] = torch.maximum(recorder.dead[key], largest) if key in recorder.dead else largest
         if self.size == 1:
             return
         own = {key: largest.cpu() for key, largest in recorder.dead.items()}
@@ -208,18 +212,18 @@ class Ranks:
         recorder.dead = own
         recorder.routers.count_instead(loads for _, loads in parts)
 
-    def merged(self, tables: Tables, inputs: Inputs) -> Tables:
+    def merged(self, *parts: tuple[Tables, Inputs]) -> Tables:
         """Merge the tables of all processes, each with its share of the loss, to those of the whole batch.
 
         Args:
-            tables: of this process.
-            inputs: of it.
+            parts: of this process, one or several: tables, and the inputs that they are of.
         """
-        if self.size == 1:
-            return tables
-        counted = 0 if inputs.targets is None else int((inputs.targets >= 0).sum())
-        found = self.gathered((tables, counted))
-        return merged([each for each, _ in found], [count for _, count in found])
+        if self.size == 1 and len(parts) == 1:
+            return parts[0][0]
+        own = [(each, 0 if of.targets is None else int((of.targets >= 0).sum())) for each, of in parts]
+        found = [part for several in self.gathered(own) for part in several]
+        of = ("processes", "process") if self.size > 1 else ("micro-batches", "micro-batch")
+        return merged([each for each, _ in found], [count for _, count in found], of)
 
 
 ALONE = Ranks()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def split(corpus: Corpus, val_share: float = 0.1) -> Split:
 
 
 def load_split(
-    data: str | Path = "docstrings", tokenizer: str | None = None, vocab_size: int | None = None, val_share: float = 0.1
+    data: Any = "english", tokenizer: Any = None, vocab_size: int | None = None, val_share: float = 0.1
 ) -> Split:
     """Load a corpus in two parts; a folder with nanoGPT's train.bin and val.bin has its own, which stay on disk.
 
@@ -148,9 +149,9 @@ def load_split(
     Raises:
         DataError: as load_corpus; also where one of the two files is missing.
     """
-    folder = Path(data)
-    there = [name for name in BIN_FILES if (folder / name).is_file()]
-    if not there:
+    folder = Path(data) if isinstance(data, str | PathLike) else None
+    there = [name for name in BIN_FILES if folder is not None and (folder / name).is_file()]
+    if folder is None or not there:
         return split(load_corpus(data, tokenizer, vocab_size), val_share)
     if len(there) == 1:
         (missing,) = set(BIN_FILES) - set(there)

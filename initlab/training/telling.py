@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-import torch
 from torch import Tensor
 
 TrainingRow = dict[str, Any]
@@ -19,16 +18,6 @@ class StepWatch(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
     def step(self, loss: Tensor) -> None: ...
-
-
-class LossScale:
-    """What a loss was multiplied with before `backward()`, asked for as from a GradScaler."""
-
-    def __init__(self, scaler: torch.amp.GradScaler, micros: int):
-        self._scaler, self._micros = scaler, micros
-
-    def get_scale(self) -> float:
-        return float(self._scaler.get_scale()) / self._micros
 
 
 @dataclass(frozen=True, slots=True)

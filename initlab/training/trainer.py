@@ -25,7 +25,7 @@ from initlab.training.config import TrainConfig
 from initlab.training.data import Split
 from initlab.training.speed import peak_flops, tf32_allowed
 from initlab.training.task import Task, task_of
-from initlab.training.telling import LossScale, StepWatch, TrainingRow, TrainResult
+from initlab.training.telling import StepWatch, TrainingRow, TrainResult
 
 # Settings that change how a run is computed, but not which run it is.
 _NOT_THE_RUN = ("device", "compile")
@@ -42,7 +42,7 @@ def train(
     on_row: Callable[[TrainingRow], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
-    watcher: Callable[[nn.Module, LossScale, int], StepWatch] | None = None,
+    watcher: Callable[[nn.Module, torch.amp.GradScaler, int], StepWatch] | None = None,
 ) -> TrainResult:
     """Train a model in place, in the current process group if one was joined.
 
@@ -158,7 +158,7 @@ class _Run:
         self,
         checkpoint: Path | None,
         checkpoint_every: int,
-        watcher: Callable[[nn.Module, LossScale, int], StepWatch] | None,
+        watcher: Callable[[nn.Module, torch.amp.GradScaler, int], StepWatch] | None,
     ) -> TrainResult:
         steps = self.config.steps
         started = time.perf_counter()
@@ -172,7 +172,7 @@ class _Run:
         done = first
         self.model.train()
         with contextlib.ExitStack() as stack:
-            watch = watcher(self.wrapped, LossScale(self.scaler, self.micros), first) if watcher else None
+            watch = watcher(self.wrapped, self.scaler, first) if watcher else None
             if watch is not None:
                 stack.enter_context(watch)
             for step in range(first, steps):

@@ -81,7 +81,8 @@ RUNS = ["out", None, 5]
 BASES = [5, "x", (2, 64)]
 CODES = [5, "NOPE", [5], None, [None]]
 LIMITS = [5, "EMB001=1", {"EMB001": "x"}, {"EMB001": NAN}, {"NOPE1": 1.0}, {5: 1.0}, [("EMB001", 1.0)], [5]]
-PATHS = [5, "", " ", b"out", NOT_UTF8, "a\0b", ["out"]]
+NO_PATH = [5, "", " ", b"out", NOT_UTF8, "a\0b"]
+PATHS = [*NO_PATH, ["out"]]
 RECIPES = ["nope", 5, [], None, ends, "nope.py:init", {"a": 1}, tiny]
 LISTED = ["nope", 5, [], None, ends, ["nanogpt", "nanogpt"], ["nanogpt", None], ""]
 BATCHES = {
@@ -280,7 +281,7 @@ TABLE: dict[Callable[..., Any], dict[str, list[Any]]] = {
     diff: {"a": [None, 5, "none", "", SHARED.state_dict(), initlab.NanoGPT, ends, dict, OTHER, NOT_UTF8, []]}
     | {"b": [None, 5, SHARED], "seeds": [*COUNT, 2], "seed": SEED, "text": TEXTS, "batch": ["x", 5], "nope": [1]}
     | JUDGING,
-    initlab.Text: {"data": [*PATHS, None], "tokenizer": [5, "", b"x"], "batch_size": COUNT, "block_size": COUNT},
+    initlab.Text: {"data": [*NO_PATH, None], "tokenizer": [5, "", b"x"], "batch_size": COUNT, "block_size": COUNT},
     initlab.RunOptions: {"device": [5, None, "", []], "jobs": COUNT, "engine": [5, None, "", []], "out": PATHS}
     | {"address": [5, ""], "progress": [5, "x", print]},
     initlab.Base: {"n_layer": COUNT, "n_embd": COUNT, "head_size": COUNT},

@@ -8,7 +8,7 @@ import torch
 from initlab.errors import ConfigError, RunError
 
 lightning = pytest.importorskip("lightning")
-from small_training import attached, batches, nano, rms_of  # noqa: E402
+from small_training import attached, batches, nano  # noqa: E402
 
 from initlab.integrations.lightning import WatchCallback  # noqa: E402
 
@@ -80,10 +80,17 @@ def test_accumulated_micro_batches_are_one_update(tmp_path):
     assert summary["step"].tolist() == [0, 1]
     assert summary["loss"].tolist() == pytest.approx([sum(module.losses[:3]) / 3, sum(module.losses[3:]) / 3], rel=1e-6)
     once = WatchCallback(every=1)
-    fitted(tmp_path, once, count=1)  # the same first micro-batch, alone
-    for kind in ("grad", "weight_grad"):
-        rows = [w.records.pipe(rms_of, kind) for w in (watched.result, once.result)]
-        assert rows[0] == pytest.approx(rows[1], rel=1e-4)
+    fitted(tmp_path, once, count=1)  # the first micro-batch, alone
+    numbers = [
+        w.records.query("kind == 'activation' and step == 0")["numel"].sum() for w in (watched.result, once.result)
+    ]
+    assert numbers[0] == 3 * numbers[1]
+    total = nano()
+    for x, y in batches(3):
+        (total(x, y)[1] / 3).backward()
+    expected = {name: p.grad.square().mean().sqrt().item() for name, p in total.named_parameters()}
+    found = watched.result.records.query("kind == 'weight_grad' and step == 0").set_index("module")["rms"]
+    assert found.to_dict() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_model_that_is_the_module_itself_is_watched(tmp_path):

@@ -24,13 +24,13 @@ def gpt2():
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **dropped, bos_token_id=0, eos_token_id=0))
 
 
-def trained(tmp_path, callback, *, steps=4, micro_batches=1, resume=None, model=None, **settings):
+def trained(tmp_path, callback, *, steps=4, micro_batches=1, rows_each=3, resume=None, model=None, **settings):
     model = gpt2() if model is None else model
-    data = [{"input_ids": x, "labels": x} for x, _ in rows(3 * micro_batches * 8)]
+    data = [{"input_ids": x, "labels": x} for x, _ in rows(rows_each * micro_batches * 8)]
     args = transformers.TrainingArguments(
         output_dir=str(tmp_path / "hf"),
         max_steps=steps,
-        per_device_train_batch_size=3,
+        per_device_train_batch_size=rows_each,
         gradient_accumulation_steps=micro_batches,
         report_to=[],
         use_cpu=True,
@@ -58,12 +58,14 @@ def test_updates_are_recorded_with_the_losses_that_the_trainer_logs(tmp_path, mi
     assert watched.result.run.manifest["finished"]
 
 
-def test_gradients_of_a_micro_batch_are_as_large_as_those_of_a_batch(tmp_path):
+def test_micro_batches_are_recorded_as_their_batch(tmp_path):
     one, three = WatchCallback(every=1), WatchCallback(every=1)
-    trained(tmp_path / "1", one, steps=1)
+    trained(tmp_path / "1", one, steps=1, rows_each=9)
     trained(tmp_path / "3", three, steps=1, micro_batches=3)
-    found = [w.result.at("resid_post", 0, "grad")["rms"].item() for w in (one, three)]
-    assert found[1] == pytest.approx(found[0], rel=0.5)  # of other examples; a factor of 3 were it not unscaled
+    for kind in ("activation", "grad"):
+        found = [w.result.at("resid_post", 0, kind).iloc[0] for w in (one, three)]
+        assert found[1]["numel"] == found[0]["numel"]
+        assert found[1]["rms"] == pytest.approx(found[0]["rms"], rel=1e-4)
 
 
 def test_training_is_as_without_it(tmp_path):

@@ -21,7 +21,7 @@ from initlab.models.wired import wired
 from initlab.recipes import registry
 from initlab.training.config import TrainConfig
 from initlab.training.data import Split, split
-from initlab.training.telling import LossScale, TrainResult
+from initlab.training.telling import TrainResult
 from initlab.training.trainer import train
 
 SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=16, bias=False)
@@ -277,7 +277,7 @@ def test_speed_is_of_training_alone(parts: Split, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_watcher_is_told_of_every_update_and_the_scale_of_the_loss(parts: Split, dtype: str) -> None:
     class Watch:
-        def __init__(self, model: torch.nn.Module, scale: LossScale, start: int):
+        def __init__(self, model: torch.nn.Module, scale: torch.amp.GradScaler, start: int):
             self.model, self.scale, self.start = model, scale, start
             self.losses: list[float] = []
             self.closed = False
@@ -293,7 +293,7 @@ def test_a_watcher_is_told_of_every_update_and_the_scale_of_the_loss(parts: Spli
 
     made: list[Watch] = []
 
-    def watcher(model: torch.nn.Module, scale: LossScale, start: int) -> Watch:
+    def watcher(model: torch.nn.Module, scale: torch.amp.GradScaler, start: int) -> Watch:
         made.append(Watch(model, scale, start))
         return made[0]
 
@@ -302,4 +302,4 @@ def test_a_watcher_is_told_of_every_update_and_the_scale_of_the_loss(parts: Spli
     (watch,) = made
     assert watch.losses == column(trained, "loss")[:-1]
     assert (watch.model, watch.start, watch.closed) == (model, 0, True)
-    assert watch.scale.get_scale() == (0.25 if dtype == "float32" else 65536 / 4)
+    assert watch.scale.get_scale() == (1.0 if dtype == "float32" else 65536)

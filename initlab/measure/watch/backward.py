@@ -1,4 +1,4 @@
-"""Which of a loop's backward passes belongs to the recorded forward pass."""
+"""Which of a loop's backward passes belong to the recorded forward passes, and what they add up to."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from initlab.anatomy.tensors import floats
 
 @dataclass(slots=True, eq=False)
 class Backward:
-    """Which backward pass is recorded: the first that goes through the recorded forward pass and accumulates gradients.
+    """Which backward pass is recorded: the first that goes through a recorded forward pass and accumulates gradients.
 
     It begins when a gradient arrives at a tensor of that forward pass. One that accumulates none (torch.autograd.grad,
     for a penalty) is forgotten when it ends.
     """
 
-    forget: Callable[[], None]
+    ended: Callable[[bool], None]  # told whether it accumulated
     depth: int = field(default_factory=depth)
     state: Literal["awaited", "running", "done"] = "awaited"
     accumulated: bool = False
-    elsewhere: bool = False  # parameters got gradients of other passes
     ends: list[weakref.ref[_Arrival]] = field(default_factory=list)
 
     def arrived(self) -> bool:
@@ -41,11 +40,8 @@ class Backward:
 
     def over(self) -> None:
         """The backward pass that was running has ended."""
-        if self.accumulated:
-            self.state = "done"
-        else:
-            self.forget()
-            self.state = "awaited"
+        self.state = "done" if self.accumulated else "awaited"
+        self.ended(self.accumulated)
 
     def watch(self, output: Any) -> None:
         """Wait at the ends of the graph, the tensors that the model returned."""
@@ -59,6 +55,55 @@ class Backward:
     def impossible(self) -> bool:
         """The graph is gone, since nobody kept what the model returned: no backward pass can come."""
         return self.state == "awaited" and bool(self.ends) and all(end() is None for end in self.ends)
+
+
+@dataclass(slots=True, eq=False)
+class Accumulated:
+    """The gradients of a step's recorded backward passes, summed up as the optimizer gets them, by parameter.
+
+    Attributes:
+        backwards: of the step's recorded forward passes.
+        total: sums so far, before they are averaged, unscaled or clipped.
+        elsewhere: parameters got gradients of other passes.
+    """
+
+    depth: int = field(default_factory=depth)
+    backwards: list[Backward] = field(default_factory=list)
+    total: dict[str, Tensor] = field(default_factory=dict)
+    elsewhere: bool = False
+    _arriving: dict[str, Tensor] = field(default_factory=dict)  # of the backward pass that is running
+
+    def take(self, name: str, gradient: Tensor) -> None:
+        """Take the gradient of a parameter on its way to `.grad`; one of another backward pass is none of the step's.
+
+        Args:
+            name: of the parameter.
+            gradient: what is added to its `.grad`, which may hold it and change it from then on.
+        """
+        if depth() != self.depth:
+            return
+        if not any(each.state == "running" for each in self.backwards):
+            self.elsewhere = True
+        elif name not in self._arriving:
+            dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
+            self._arriving[name] = dense.detach().clone()
+
+    def note(self, parameter: Tensor) -> None:
+        """After a gradient went into a parameter's `.grad`, as those of torch.autograd.grad don't."""
+        if depth() == self.depth:
+            for each in self.backwards:
+                each.accumulated = True
+
+    def ended(self, kept: bool) -> None:
+        """Keep, or drop, what arrived, after a backward pass.
+
+        Args:
+            kept: it accumulated.
+        """
+        arriving, self._arriving = self._arriving, {}
+        for name, gradient in arriving.items() if kept else ():
+            held = self.total.get(name)
+            self.total[name] = gradient if held is None else held.add_(gradient)
 
 
 class _Arrival:

@@ -1,6 +1,6 @@
 """Inside somebody's training loop: the passes of every N-th step, and the update that follows from them.
 
-Nothing is run for it: on a watched step the user's own forward and backward pass are recorded, by hooks that are
+Nothing is run for it: on a watched step the user's own forward and backward passes are recorded, by hooks that are
 attached when the step begins and gone when it ends. On the other steps nothing is attached at all. (Only a model whose
 residual stream has to be discovered is run once more, in eval mode and without gradients, at its first watched pass.)
 """
@@ -29,6 +29,7 @@ from initlab.anatomy.sizes import vocabulary
 from initlab.anatomy.unwrapping import eagerly, unwrap
 from initlab.errors import ConfigError, ProbeError
 from initlab.measure.losses import logits_in
+from initlab.measure.merging import THIRD
 from initlab.measure.moments import Preset
 from initlab.measure.probe import own_logit
 from initlab.measure.ranks import ALONE, Ranks
@@ -36,7 +37,7 @@ from initlab.measure.recorder import recording
 from initlab.measure.statistics import Statistic
 from initlab.measure.watch.backward import Backward
 from initlab.measure.watch.drift import Origin
-from initlab.measure.watch.tables import LABEL, Pass, tables_of, weights_of
+from initlab.measure.watch.tables import LABEL, Pass, Update, tables_of, weights_of
 from initlab.schema import Tables
 
 
@@ -50,9 +51,10 @@ class Scaler(Protocol):
 class StepRecorder:
     """Counts steps and records every N-th one.
 
-    The records of step k are of the first forward pass with gradients enabled that is made with the weights after k
-    updates, of the first backward pass through it that accumulates gradients, and of the update that follows. A pass
-    that was interrupted, or whose graph is gone before a backward pass, gives way to the next one.
+    The records of step k are of the forward passes with gradients enabled that are made with the weights after k
+    updates, each with the first backward pass through it that accumulates gradients, and of the update that follows.
+    Several are micro-batches of one batch. Passes that gradients don't go back through are left out, where they do
+    through others.
 
     Args:
         model: may be compiled or wrapped, as `unwrap` takes it.
@@ -89,7 +91,7 @@ class StepRecorder:
     ):
         self.done = start_step
         self.complaints: dict[str, ConfigError] = {}
-        self._statistics = (*statistics, *ranks.also(preset))
+        self._statistics = (*statistics, *((THIRD,) if preset == "full" else ()))  # there may be micro-batches
         self._ranks = ranks
         self._model = model
         self._every = every
@@ -99,7 +101,7 @@ class StepRecorder:
         self._modules = modules
         self._origin = origin
         self._armed: ExitStack | None = None
-        self._pass: Pass | None = None
+        self._update: Update | None = None
         self._error: Exception | None = None
         self._seen: tuple[tuple[list[str], list[tuple[str, torch.Size]]], Anatomy] | None = None
         self._chosen: set[str] | None = None  # names of the modules among `modules`
@@ -139,7 +141,7 @@ class StepRecorder:
 
     def close(self) -> None:
         """Take everything off the model; a step that is under way isn't recorded."""
-        armed, self._armed, self._pass, self._error = self._armed, None, None, None
+        armed, self._armed, self._update, self._error = self._armed, None, None, None
         if armed is not None:
             armed.close()
 
@@ -167,22 +169,17 @@ class StepRecorder:
         """Before a forward pass. What goes wrong here must not stop a training run: `step` raises it."""
         if not torch.is_grad_enabled() or depth() or self._armed is None or self._error is not None:
             return
-        if self._pass is not None and (self._pass.recorder.open or self._pass.backward.impossible):
-            # it was interrupted (a KeyboardInterrupt calls no hook), or no loss is taken of it: another one is
-            self._pass.detach()
-            self._pass = None
-        if self._pass is not None:
-            self._pass.again += 1
-            return
+        self._give_way()
         try:
-            self._pass = self._begin(model, args, kwargs)
+            self._begin(model, args, kwargs)
         except Exception as error:
             self._error = error
 
     def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After a forward pass, also one that raised: then the next one is recorded instead."""
-        made = self._pass
-        if made is None or not made.recorder.open:
+        update = self._update
+        made = None if update is None else next((each for each in update.passes if each.recorder.open), None)
+        if update is None or made is None:
             return
         try:
             made.backward.watch(output)
@@ -190,19 +187,62 @@ class StepRecorder:
             if logits is not None:
                 made.vocab_size = vocabulary(model) or logits.shape[-1]
                 made.own_logit = own_logit(logits, made.inputs.ids)
-                if made.owners is None and not any(tap.site == "logits" for tap in made.anatomy.sites.taps):
+                if update.owners is None and not any(tap.site == "logits" for tap in made.anatomy.sites.taps):
                     made.recorder.take(Tap("logits", "(output)", "out"), logits)
         except Exception as error:
             self._error = error
         made.hooks.close()
         made.recorder.close()
         if output is None and sys.exception() is not None:
-            made.detach()
-            self._pass = None
+            self._give_way(made)
 
-    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+    def _give_way(self, *dropped: Pass) -> None:
+        """Drop passes: also those that were interrupted (a KeyboardInterrupt calls no hook), or have no loss."""
+        update = self._update
+        if update is None:
+            return
+        for made in [
+            each for each in update.passes if each in dropped or each.recorder.open or each.backward.impossible
+        ]:
+            update.drop(made)
+        if not update.passes:
+            update.detach()
+            self._update = None
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record the forward pass that begins."""
         started = time.perf_counter()
         anatomy = self._look(model, args, kwargs)
+        if self._update is None:
+            self._update = self._begun(model)
+        update = self._update
+        gradients = update.gradients
+        with ExitStack() as stack:
+
+            def ended(kept: bool) -> None:
+                gradients.ended(kept)
+                if not kept:
+                    recorder.forget_gradients()
+
+            backward = Backward(ended)
+            recorder = stack.enter_context(
+                recording(model, anatomy.sites, self._preset, backward.arrived, self._statistics, update.scale)
+            )
+            made = Pass(
+                anatomy=anatomy,
+                recorder=recorder,
+                backward=backward,
+                inputs=of_call(model, args, kwargs),
+                started=started,
+                hooks=stack.pop_all(),
+                mode="train" if model.training else "eval",
+            )
+        update.passes.append(made)
+        gradients.backwards.append(backward)
+
+    def _begun(self, model: nn.Module) -> Update:
+        """The weights that the passes of this step are made with, of which gradients are heard from now on."""
+        assert self._armed is not None
         owners = self._chosen
         trained = {
             name: p
@@ -210,42 +250,20 @@ class StepRecorder:
             if p.requires_grad and (owners is None or name.rpartition(".")[0] in owners)
         }
         scale = float(self._loss_scale if isinstance(self._loss_scale, int | float) else self._loss_scale.get_scale())
-        scale *= self._ranks.size  # gradients are averaged over the processes
-        assert self._armed is not None
-        with ExitStack() as stack:
-            gradients: dict[str, int] = {}
-
-            def forget() -> None:
-                gradients.clear()
-                recorder.forget_gradients()
-
-            backward = Backward(forget)
-            recorder = stack.enter_context(
-                recording(model, anatomy.sites, self._preset, backward.arrived, self._statistics, scale)
-            )
-            made = Pass(
-                model=model,
-                anatomy=anatomy,
-                recorder=recorder,
-                backward=backward,
-                inputs=of_call(model, args, kwargs),
-                before={name: p.detach().clone() for name, p in trained.items()},
-                scale=scale,
-                ranks=self._ranks,
-                started=started,
-                hooks=ExitStack(),
-                on_parameters=ExitStack(),
-                mode="train" if model.training else "eval",
-                gradients=gradients,
-                owners=owners,
-                origin=self._origin,
-            )
-            self._armed.callback(made.detach)
-            for name, p in trained.items():
-                made.on_parameters.callback(p.register_hook(partial(made.take_gradient, name)).remove)
-                made.on_parameters.callback(p.register_post_accumulate_grad_hook(made.note_accumulation).remove)
-            made.hooks = stack.pop_all()
-            return made
+        update = Update(
+            model=model,
+            before={name: p.detach().clone() for name, p in trained.items()},
+            scale=scale * self._ranks.size,  # gradients are averaged over the processes
+            ranks=self._ranks,
+            owners=owners,
+            origin=self._origin,
+            notes=list(self._notes),
+        )
+        self._armed.callback(update.detach)
+        for name, p in trained.items():
+            update.on_parameters.callback(p.register_hook(partial(update.gradients.take, name)).remove)
+            update.on_parameters.callback(p.register_post_accumulate_grad_hook(update.gradients.note).remove)
+        return update
 
     def _look(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Anatomy:
         """The model's anatomy; looked at again only when it has other modules or parameters than the last time."""
@@ -265,16 +283,19 @@ class StepRecorder:
             raise ProbeError(
                 f"step {self.done} could not be recorded: {type(self._error).__name__}: {self._error}"
             ) from self._error
-        if self._pass is None:
+        update = self._update
+        if update is None or not update.passes:
             raise ProbeError(
                 f"step {self.done} was not recorded: the watched {type(self._model).__name__} wasn't called with "
                 "gradients enabled; watch the module that the loop itself calls"
             )
-        made = self._pass
-        weights = weights_of(made)
-        self.complaints = made.recorder.moments.errors
+        update.settle()
+        weights = weights_of(update)
+        self.complaints = {
+            name: error for made in update.passes for name, error in made.recorder.moments.errors.items()
+        }
         self.close()
-        return tables_of(made, weights, f"{LABEL}-step{self.done}", self.done, value, self._preset, self._notes)
+        return tables_of(update, weights, f"{LABEL}-step{self.done}", self.done, value, self._preset)
 
 
 class _Hook:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from initlab.anatomy.look import of
 from initlab.errors import ProbeError
 from initlab.measure.probe import Identity, measure
+from initlab.measure.statistics import choose
 from initlab.measure.watch.steps import StepRecorder
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 
@@ -47,7 +48,10 @@ def batch(step):
 
 
 def loss_of(model, step):
-    x, y = batch(step)
+    return loss_on(model, *batch(step))
+
+
+def loss_on(model, x, y):
     logits = model(x, y)[0] if "targets" in model.forward.__code__.co_varnames else model(x)
     return F.cross_entropy(logits.flatten(0, 1), y.flatten())
 
@@ -196,25 +200,69 @@ def test_a_model_of_another_layout_is_discovered_once_and_recorded():
     assert (found[2].records["site"] == "logits").sum() == 2  # the model has no lm_head: taken from what it returned
 
 
-def test_accumulated_micro_batches_record_the_first_and_say_so():
+MERGED = ("numel", "mean", "var", "std", "rms", "abs_mean", "abs_max", "kurtosis", "n_tokens", "together")
+
+
+@pytest.mark.parametrize("made", [nano, foreign])
+@pytest.mark.parametrize("preset", ["light", "full"])
+def test_micro_batches_are_recorded_as_the_whole_batch(made, preset):
+    found = []
+    x, y = (torch.cat(parts)[:8] for parts in zip(*(batch(step) for step in range(4)), strict=True))
+    for rows in (2, 8):
+        model = made().double()
+        recorder = StepRecorder(model, 1, preset=preset)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            for at in range(0, 8, rows):
+                loss = loss_on(model, x[at : at + rows], y[at : at + rows])
+                (loss * rows / 8).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            tables = recorder.step(loss)
+        found.append(tables)
+    for tables in found:  # heads are looked at in the first sequences of each batch alone
+        tables.records = tables.records[~tables.records["site"].isin(["attn_logits", "attn_pattern"])].reset_index()
+    micro, whole = found
+    keys = ["kind", "site", "module", "layer", "call"]
+    assert micro.records[keys].equals(whole.records[keys])
+    assert {"activation", "grad", "weight", "weight_grad", "update"} <= set(micro.records["kind"])
+    for name in (each for each in MERGED if each in whole.records):
+        one, other = (torch.tensor(tables.records[name].astype(float)) for tables in found)
+        size = torch.tensor(whole.records["rms"].to_numpy()) if name == "mean" else other.abs()
+        near = (one - other).abs() <= 1e-6 * size + (3e-6 if name == "kurtosis" else 1e-15)
+        far = whole.records[~(near | (one.isnan() & other.isnan())).numpy()]
+        assert far.empty, (name, far[keys])
+    for name in ("n_tokens", "loss", "own_logit", "token_cosine", "embed_together", "dead_frac", "logit_std"):
+        one, other = (tables.summary[name].item() for tables in found)
+        if name != "loss":  # each loop's own
+            assert one == pytest.approx(other, rel=1e-5, nan_ok=True), name
+    notes = set(micro.coverage["note"])
+    assert "of 4 micro-batches, merged by their sums" in notes
+    assert not any("third_of_part" in note for note in notes) and "third_of_part" not in micro.records
+    assert (micro.coverage["expected"] == micro.coverage["fired"]).all()
+
+
+def test_statistics_of_ones_own_cannot_be_merged_and_say_so():
+    own = choose({"p99": lambda x: x.abs().float().quantile(0.99)}, "full")
     model = nano()
-    recorder = StepRecorder(model, 1, loss_scale=1 / 4)
-    for micro in range(4):
-        (loss_of(model, micro) / 4).backward()
-    total = {name: p.grad.clone() for name, p in model.named_parameters()}
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    recorder = StepRecorder(model, 1, statistics=own)
+    for micro in range(2):
+        (loss_of(model, micro) / 2).backward()
     tables = recorder.step()
-    expected = measure(nano(), *batch(0), IDENTITY).records.set_index(["module", "kind", "site", "layer"])
-    found = tables.records.set_index(["module", "kind", "site", "layer"])
-    for kind in ("grad", "weight_grad", "activation"):
-        own = found[found.index.get_level_values("kind") == kind]["var"]
-        torch.testing.assert_close(
-            torch.tensor(own.to_numpy()), torch.tensor(expected.loc[own.index, "var"].to_numpy()), rtol=1e-4, atol=0
-        )
-    assert any(note.startswith("1 of 4 forward passes of a step was recorded") for note in tables.coverage["note"])
-    name = "transformer.h.0.attn.c_attn.weight"
-    update = tables.records.query("module == @name and kind == 'update'")["abs_max"].item()
-    assert update == pytest.approx(0.1 * total[name].abs().max().item(), rel=1e-4)  # of all four
+    known = tables.records.set_index("kind")["p99"]
+    assert known["weight"].notna().all() and known[["activation", "grad"]].isna().all()
+    assert "not merged over the micro-batches, and NaN: p99" in set(tables.coverage["note"])
+
+
+def test_two_passes_of_one_backward_are_parts_of_one_batch():
+    model, twin = nano(), nano()
+    recorder = StepRecorder(model, 1)
+    (loss_of(model, 0) + loss_of(model, 1)).backward()
+    (loss_of(twin, 0) + loss_of(twin, 1)).backward()
+    tables = recorder.step()
+    expected = {name: p.grad.abs().max().item() for name, p in twin.named_parameters()}
+    assert found_gradients(tables) == pytest.approx(expected, rel=1e-6)
+    assert tables.summary["n_tokens"].item() == 2 * B * T
 
 
 def test_gradients_are_divided_by_the_scalers_scale():
@@ -500,7 +548,7 @@ def test_a_probe_of_a_watched_model_is_not_recorded(before):
     assert found_gradients(recorder.step()) == own_gradients(nano(), 0)
 
 
-@pytest.mark.parametrize("through", ["the parameter alone", "the recorded pass", "another pass"])
+@pytest.mark.parametrize("through", ["the parameter alone", "the recorded pass", "another model"])
 def test_gradients_of_another_backward_pass_are_not_taken(through):
     model = nano()
     recorder = StepRecorder(model, 1)
@@ -512,7 +560,10 @@ def test_gradients_of_another_backward_pass_are_not_taken(through):
     elif through == "the recorded pass":
         torch.autograd.grad(loss * 7, weight, retain_graph=True)
     else:
-        (loss_of(model, 1) * 7).backward()
+        weights = dict(model.named_parameters())
+        shared = nn.Linear(1, 1).requires_grad_(False)
+        shared.weight = weights["transformer.wte.weight"]
+        (shared.weight.square().sum() * 7).backward()
     loss.backward()
     tables = recorder.step()
     assert found_gradients(tables) == own_gradients(nano(), 0)
@@ -534,15 +585,27 @@ def test_a_pass_of_which_no_loss_is_taken_gives_way_to_the_next():
     assert not tables.coverage["note"].str.contains("forward passes of a step").any()
 
 
-def test_a_pass_that_is_kept_without_a_loss_has_no_gradients_and_says_so():
+def test_a_pass_that_is_kept_without_a_loss_is_left_out_and_that_is_said():
     model = nano()
     recorder = StepRecorder(model, 1)
     kept = model(batch(1)[0])
     loss_of(model, 0).backward()
     tables = recorder.step()
     assert kept is not None
+    assert found_gradients(tables) == own_gradients(nano(), 0)
+    assert tables.summary["n_tokens"].item() == B * T
+    assert tables.coverage["note"].str.startswith("1 of 2 forward passes of a step was recorded: no backward").any()
+
+
+def test_gradients_of_other_passes_alone_are_none_and_that_is_said():
+    model = nano()
+    recorder = StepRecorder(model, 1)
+    kept = model(batch(1)[0])
+    model.lm_head.weight.square().sum().backward()
+    tables = recorder.step()
+    assert kept is not None
     assert set(tables.records["kind"]) == {"activation", "weight", "update"}
-    assert tables.coverage["note"].str.startswith("no gradients: the backward pass of this step didn't go").any()
+    assert tables.coverage["note"].str.startswith("no gradients: no backward pass of this step went through").any()
 
 
 def test_an_interrupted_forward_gives_way_to_the_next():

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import math
 import pickle
-import sysconfig
-import warnings
 from collections.abc import Iterator
 from fractions import Fraction
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +16,10 @@ import requests
 import tiktoken
 import torch
 
-from initlab import corpus
-from initlab.corpus import Corpus, byte_encoding, load_corpus
+from initlab.corpus import Corpus, byte_encoding, load_corpus, tokens
 from initlab.errors import ConfigError, DataError
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler, naïvely, in the mind to suffer ☃\n"
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def docstrings(cache: Path) -> Corpus:
-    """Extracted once: it takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        return load_corpus()
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -50,76 +29,23 @@ def text_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def small_stdlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    folder = tmp_path / "stdlib"
-    (folder / "package" / "tests").mkdir(parents=True)
-    (folder / "b.py").write_text('"""Module b.\n\n    Indented   line."""\ndef f():\n    "Function   f."\n', "utf-8")
-    (folder / "a.py").write_text(
-        'class A:\n    """Class A."""\n    async def g(self):\n        r"""Do\\d \\e."""\n', "utf-8"
-    )
-    (folder / "package" / "c.py").write_text('"""Surrogate \\udc80, escape \\d."""\n', "utf-8")
-    (folder / "package" / "broken.py").write_text('"""Python 2."""\nprint "hello"\n', "utf-8")
-    (folder / "package" / "tests" / "d.py").write_text('"""A test."""\n', "utf-8")
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder))
-    return folder
-
-
 def ids(loaded: Corpus) -> list[int]:
     assert loaded.tokens is not None
     return loaded.tokens.tolist()
 
 
-def test_docstring_statistics(docstrings: Corpus) -> None:
-    statistics = docstrings.statistics()
-    assert 3.2 < statistics["entropy_nats"] < 3.45
-    assert 0.05 < statistics["sum_p2"] < 0.063
-    assert 0.025 < statistics["repeat_rate"] < 0.045
-    assert docstrings.n_tokens is not None
-    assert 800_000 < docstrings.n_tokens < 4_000_000
-    assert docstrings.label.startswith("Python 3.")
-    assert docstrings.vocab_size == 256
-
-
-def test_docstrings_come_from_the_cache(docstrings: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setattr(corpus, "_extract", lambda stdlib: pytest.fail("extracted again"))
-    again = load_corpus("docstrings")
-    assert ids(again) == ids(docstrings)
-    assert again.sha256 == docstrings.sha256
-
-
-def test_extraction(small_stdlib: Path, tmp_path: Path) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        loaded = load_corpus()
-    assert not caught
-    assert gc.isenabled()
-    expected = "Class A.\n\nDo\\d \\e.\n\nModule b.\n\nIndented line.\n\nFunction f.\n\nSurrogate ?, escape \\d."
-    assert byte_encoding().decode(ids(loaded)) == expected
-    assert [path.suffix for path in (tmp_path / "cache" / "initlab").iterdir()] == [".txt"]
-
-
-@pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b.replace(b"Class", b"class"), lambda b: b""])
-def test_damaged_cache_is_rebuilt(small_stdlib: Path, tmp_path: Path, damage: Any) -> None:
-    first = load_corpus()
-    (file,) = (tmp_path / "cache" / "initlab").iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(damage(whole))
-    assert load_corpus().sha256 == first.sha256
-    assert file.read_bytes() == whole
-
-
-def test_cache_that_cannot_be_written(small_stdlib: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(text_file))  # a file where a folder is needed, for root too
-    assert load_corpus().n_tokens
-
-
-def test_stdlib_without_sources(small_stdlib: Path) -> None:
-    for file in small_stdlib.rglob("*.py"):
-        file.unlink()
-    with pytest.raises(DataError, match=r"no readable sources in .*stdlib.*--data PATH"):
-        load_corpus()
+def test_the_text_that_is_shipped() -> None:
+    english = load_corpus()
+    assert (english.n_tokens, english.vocab_size, english.tokenizer) == (299_834, 256, "bytes")
+    # the same on every machine, or runs that nobody gave a text couldn't be compared
+    assert english.sha256 == "bd82c2f4d41b8b2a2eb5265efaaafd213f1e0ab19d17b03f06fc3d2401a4c53f"
+    assert load_corpus(tokenizer="char").vocab_size == 83
+    text = byte_encoding().decode(ids(english))
+    assert text.isascii() and "gutenberg" not in text.lower()
+    assert "  " not in text and "\r" not in text and "\n\n\n\n" not in text
+    notice = (resources("initlab.corpus") / "english.md").read_text("utf-8")
+    assert "299,834 bytes" in notice and "public" in notice
+    assert text.index("WORKSHOP ON ELECTRONIC TEXTS") == 143_093 and "first 143,092 bytes" in notice
 
 
 def test_byte_encoding_round_trip(text_file: Path) -> None:
@@ -168,7 +94,7 @@ def test_gpt2_offline(text_file: Path, monkeypatch: pytest.MonkeyPatch, error: E
 
 
 def test_unknown_tokenizer(text_file: Path) -> None:
-    with pytest.raises(DataError, match=r"unknown tokenizer 'gpt9'; expected one of bytes, char, gpt2, "):
+    with pytest.raises(DataError, match=r"'gpt9'; expected one of bytes, char, gpt2, .* a tokenizer\.json$"):
         load_corpus(text_file, "gpt9")
 
 
@@ -211,7 +137,7 @@ def test_too_little_text(tmp_path: Path, content: bytes) -> None:
         load_corpus(tmp_path / "short.txt")
 
 
-@pytest.mark.parametrize("path", ["nowhere.txt", "./docstrings", "To be, or not to be " * 300])
+@pytest.mark.parametrize("path", ["nowhere.txt", "./docstrings", "./english", "To be, or not to be " * 300])
 def test_missing(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"no data at .*expected a text file, a folder"):
@@ -246,7 +172,7 @@ def test_bin_round_trip(tmp_path: Path) -> None:
 
 
 def test_bin_ids_beyond_those_checked_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "STATISTICS_TOKENS", 4)
+    monkeypatch.setattr(tokens, "STATISTICS_TOKENS", 4)
     loaded = load_corpus(write_bin(tmp_path, [1, 2, 3, 4, 90]), vocab_size=65)
     with pytest.raises(DataError, match="holds the id 90, outside a vocabulary of 65"):
         loaded.batch(1, 4, seed=0)
@@ -274,7 +200,7 @@ def test_meta_refused(tmp_path: Path, meta: object, message: str) -> None:
 
 
 def test_large_bin_is_hashed_at_its_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "HASH_EDGE", 8)
+    monkeypatch.setattr(tokens, "HASH_EDGE", 8)
     stored = np.arange(20)
     whole = load_corpus(write_bin(tmp_path, stored))
     assert whole.describe()["sha256_of"] == "number of bytes, first and last 16 MiB"
