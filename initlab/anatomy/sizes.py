@@ -108,11 +108,12 @@ def writes(model: nn.Module) -> bool:
 def token_tables(model: nn.Module) -> list[Table]:
     """Find tables that token ids are looked up in, the likeliest first: named so, or as long as the head is wide.
 
-    Tables of positions, segments, classes and time steps aren't among them.
+    Tables of positions, segments, classes and time steps aren't among them; but one that is called like these, where
+    there is no other and the head is as wide, is the tokens': many call it `t`.
     """
-    sizes = set(declared(model, _VOCABULARIES))
-    found = list(_tables(model, sizes))
     outputs = _head_sizes(model)
+    sizes = set(declared(model, _VOCABULARIES))
+    found = list(_tables(model, sizes)) or list(_tables(model, sizes | outputs))
     try:
         asked = getattr(model, "get_input_embeddings", lambda: None)()
     except Exception:  # Hugging Face raises where a model has none

@@ -138,3 +138,14 @@ def test_images_are_of_the_size_that_a_model_declares_or_its_positions_show():
     assert sizes.patch(holding(image_size=24, patch_size=6), 108) == (3, 24, 6)
     assert sizes.patch(holding(image_size=28), 49) == (1, 28, 7)
     assert sizes.patch(holding(), 108) is None
+
+
+@pytest.mark.parametrize(("rows", "outputs", "found"), [(40, 40, 40), (40, 8, None)])
+def test_a_table_called_like_time_steps_is_the_tokens_where_the_head_is_as_wide(rows, outputs, found):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.Embedding(rows, 16)
+            self.body, self.h = nn.Linear(16, 16), nn.Linear(16, outputs)
+
+    assert sizes.vocabulary(Model()) == found
