@@ -9,7 +9,7 @@ import initlab
 from initlab.corpus import load_corpus
 
 torch.manual_seed(0)
-text = load_corpus()  # the docstrings that every Python carries, as bytes
+text = load_corpus()  # the English that initlab brings, as bytes
 model = initlab.NanoGPT(initlab.NanoGPTConfig(n_layer=4, n_head=4, n_embd=64, block_size=64, vocab_size=256))
 initlab.apply_recipe(model, "nanogpt-width-matched")  # GPT-2's 0.02 is small at this width: a probe says so (ACT001)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

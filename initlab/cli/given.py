@@ -25,7 +25,8 @@ def add_given(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="load them into the model first: .safetensors, .pt, .pth, .bin, .ckpt (a state_dict, or a dict with one)",
+        help="load them into the model first: .safetensors or the .safetensors.index.json of several, .pt, "
+        ".pth, .bin, .ckpt (a state_dict, or a dict with one)",
     )
     parser.add_argument("--batch-size", type=int, metavar="B", help="sequences (about 1024 tokens)")
     parser.add_argument(
@@ -130,5 +131,10 @@ def said(options: argparse.Namespace) -> dict[str, Any]:
 def _hash(weights: str | None) -> str | None:
     if weights is None:
         return None
-    with Path(weights).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    from initlab.drawing.weights import files_of
+
+    hashed = hashlib.sha256()
+    for part in files_of(Path(weights)):
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: hashed)
+    return hashed.hexdigest()[:12]

@@ -21,6 +21,7 @@ from initlab.corpus import load_corpus
 from initlab.drawing.apply import apply_recipe
 from initlab.drawing.subject import seeded
 from initlab.drawing.tracing import trace
+from initlab.drawing.weights import INDEX
 from initlab.errors import ConfigError, ProbeError
 from initlab.models.config import PRESETS
 from initlab.models.nanogpt import NanoGPT
@@ -76,6 +77,8 @@ def load_model(
             return _from_factory(name, arguments or {}), None
     if name.endswith(".py"):
         raise ConfigError(f"{name} is a Python file; name the function that makes the model, as in {name}:make")
+    if name.endswith((".safetensors", INDEX)):
+        raise ConfigError(f"{name} holds weights alone; name what makes the model: file.py:make --weights {name}")
     if Path(name).exists() or name.endswith((".pt", ".pth", ".ckpt")):
         return NanoGPT.from_checkpoint(name), None
     raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from initlab.anatomy.unwrapping import bare
 from initlab.errors import CheckpointError
 from initlab.models import files
 
+INDEX = ".safetensors.index.json"  # which file of several holds which weight
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _HELD_UNDER = ("state_dict", "model", "model_state_dict", "module")  # where trainers keep it beside their own state
 _DEEPEST = 3  # dicts in dicts: a file can hold one that holds itself
@@ -24,8 +26,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Args:
         model: its parameters and buffers are overwritten, once all of them are known to fit.
-        path: .safetensors, or a file of torch.save's (.pt, .pth, .bin, .ckpt): a state_dict, or a dict that holds one
-            under state_dict, model, model_state_dict or module.
+        path: .safetensors, or the .safetensors.index.json of several; or a file of torch.save's (.pt, .pth, .bin,
+            .ckpt): a state_dict, or a dict that holds one under state_dict, model, model_state_dict or module.
 
     Raises:
         CheckpointError: the file can't be read, holds no weights, or its weights aren't this model's.
@@ -52,10 +54,14 @@ def _state(path: Path) -> dict[str, Tensor]:
     """The file's weights by name."""
     if path.suffix == ".safetensors":
         held: Any = _safetensors(path)
+    elif path.name.endswith(INDEX):
+        held = _sharded(path)
     elif path.suffix in _TORCH:
         held = files.read(path, f"weights to load ({', '.join(_TORCH)} or .safetensors)", "state_dict")
     else:
-        raise CheckpointError(f"{path} is no checkpoint by its name; expected .safetensors, {', '.join(_TORCH)}")
+        raise CheckpointError(
+            f"{path} is no checkpoint by its name; expected .safetensors, {INDEX}, {', '.join(_TORCH)}"
+        )
     state = held
     for _ in range(_DEEPEST):
         if isinstance(state, Mapping) and not any(isinstance(value, Tensor) for value in state.values()):
@@ -91,6 +97,50 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
             "isn't one"
         ) from None
     return loaded
+
+
+def files_of(path: Path) -> list[Path]:
+    """List a checkpoint's files: itself, and those that an index names.
+
+    Args:
+        path: of the checkpoint.
+
+    Raises:
+        CheckpointError: the index can't be read, or names files elsewhere.
+    """
+    if not path.name.endswith(INDEX):
+        return [path]
+    names = sorted(set(_places(path).values()))
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{path} names the file {name!r}; expected files beside it")
+    return [path, *(path.with_name(name) for name in names)]
+
+
+def _places(path: Path) -> dict[str, str]:
+    """Which file holds which weight, by an index."""
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; expected the index of weights to load")
+    try:
+        return {str(name): str(file) for name, file in json.loads(path.read_text("utf-8"))["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} can't be read as an index ({type(error).__name__}: {error}); expected weight_map, from names of "
+            "weights to files"
+        ) from None
+
+
+def _sharded(path: Path) -> dict[str, Tensor]:
+    """Of several files, as Hugging Face's libraries write large models."""
+    places = _places(path)
+    found: dict[str, Tensor] = {}
+    for file in files_of(path)[1:]:
+        found |= _safetensors(file)
+    if found.keys() != places.keys():
+        lacking, more = [name for name in places if name not in found], [name for name in found if name not in places]
+        what = f"its files lack {_some(lacking)}" if lacking else f"its files also hold {_some(more)}"
+        raise CheckpointError(f"{path} doesn't say what its files hold: {what}; save the model again")
+    return found
 
 
 def _unwrapped(found: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -271,3 +271,31 @@ def test_what_cannot_be_used_is_one_error(run, tmp_path, command, arguments, mes
     code, found, err = run(command, *arguments)
     assert code == 2 and found is None and message in err
     assert "Traceback" not in err and not (tmp_path / "initlab-runs").exists()
+
+
+def test_weights_in_several_files_are_told_apart(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    (tmp_path / "mine.py").write_text(MINE + "\n\ndef make():\n    return Model()\n")
+    space = {}
+    exec(MINE, space)
+    state = space["Model"]().state_dict()
+    names = {name: f"part{place % 2}.safetensors" for place, name in enumerate(state)}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    command = ["probe", f"{tmp_path / 'mine.py'}:make", "--weights", str(index), "--stats", "light", "--quiet"]
+    found = []
+    for factor in (1, 2):
+        for file in set(names.values()):
+            scale = factor if file == "part1.safetensors" else 1
+            save_file({name: state[name] * scale for name in names if names[name] == file}, tmp_path / file)
+        assert cli.main([*command, "-o", str(tmp_path / str(factor))]) in (0, 1)
+        found.append(initlab.load(tmp_path / str(factor)))
+    one, two = found
+    assert one.run.manifest["config"]["weights"] != two.run.manifest["config"]["weights"]
+    weights = [run.records[run.records["kind"] == "weight"].set_index("module")["abs_max"] for run in found]
+    for name in state:
+        before, after = (each[name] for each in weights)
+        assert after == pytest.approx((2 if names[name] == "part1.safetensors" else 1) * before, rel=1e-6)
+    assert cli.main(["probe", str(index)]) == 2
+    assert "holds weights alone; name what makes the model" in capsys.readouterr().err

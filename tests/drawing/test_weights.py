@@ -1,5 +1,6 @@
 """Checkpoints of other people's trainers, loaded into a model."""
 
+import json
 import pickle
 
 import pytest
@@ -68,6 +69,46 @@ def test_safetensors_hold_a_tied_matrix_once(tmp_path):
     assert loaded(tmp_path / "tied.safetensors", Net(tied=True)) == {4.0}
     with pytest.raises(CheckpointError, match=r"doesn't fit this Net: it lacks (embed|head)\.weight$"):
         load_weights(Net(), tmp_path / "tied.safetensors")
+
+
+def sharded(folder, **files):
+    """As Hugging Face's libraries write large models."""
+    from safetensors.torch import save_file
+
+    for file, state in files.items():
+        save_file(state, folder / f"{file}.safetensors")
+    places = {name: f"{file}.safetensors" for file, state in files.items() for name in state}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+def test_safetensors_in_several_files(tmp_path):
+    state = filled(5.0)
+    head = {"head.weight": state.pop("head.weight")}
+    index = sharded(tmp_path, one=state, two=head)
+    assert loaded(index, Net()) == {5.0}
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*two\.safetensors"):
+        load_weights(Net(), index)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "can't be read as an index"),
+        ("[]", "can't be read as an index"),
+        ('{"weight_map": {"head.weight": "../one.safetensors"}}', "expected files beside it"),
+        ('{"weight_map": {"other": "one.safetensors"}}', r"its files lack other; save the model again"),
+        ('{"weight_map": {"embed.weight": "one.safetensors"}}', "its files also hold head.weight, scale"),
+    ],
+)
+def test_an_index_that_cannot_be_used_is_one_error(tmp_path, content, message):
+    index = sharded(tmp_path, one=filled(5.0))
+    index.write_text(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_weights(Net(), index)
+    assert "\n" not in str(caught.value) and caught.value.__cause__ is None
 
 
 def test_safetensors_missing_says_what_to_install(tmp_path, monkeypatch):
