@@ -33,6 +33,7 @@ VARIANTS = ["nanogpt", "nanogpt-no-depth-scale", "out-x0.02", "out-xsqrt2overL",
 OTHERS = ["std-0.02-over-sqrt-d", "nanogpt-width-matched", "torch-default"]
 WIDE = ["nanogpt", "nanogpt-no-depth-scale", "out-x0.02", "zero-out", "torch-default"]
 GRID: dict[str, Any] = {"lrs": (1e-3, 3e-3), "warmups": (0, 40), "steps": 150}
+DATA = "docstrings"  # what the committed runs read
 NANOGPT = initlab.NanoGPTConfig(n_embd=128, n_head=2, block_size=128)
 TRAINED = initlab.NanoGPTConfig(n_embd=64, n_head=4, block_size=64)
 
@@ -41,7 +42,7 @@ def gather(out: Path, *, quick: bool) -> Evidence:
     """Measure and train everything that the claims are judged by."""
     depths, seeds = ((2, 4), 1) if quick else ((4, 12, 24, 48), 3)
     wide_depths, width = ((2, 4), 192) if quick else ((4, 12, 48), 768)
-    text = initlab.Text(batch_size=2)
+    text = initlab.Text(data=DATA, batch_size=2)
 
     def measured(name: str, recipes: list[str], **options: Any) -> initlab.Comparison:
         with TerminalProgress(out / name, name) as progress:
@@ -51,7 +52,7 @@ def gather(out: Path, *, quick: bool) -> Evidence:
     def trained(name: str, recipes: list[str], **options: Any) -> Confirmation:
         with TerminalProgress(out / name, name) as progress:
             run = initlab.RunOptions(out=out / name, progress=progress)
-            return initlab.confirm(recipes, run=run, **GRID, **options)
+            return initlab.confirm(recipes, text=initlab.Text(data=DATA), run=run, **GRID, **options)
 
     narrow = measured("narrow", VARIANTS + OTHERS, depths=depths, widths=(128,), seeds=seeds)
     wide = measured("wide", WIDE, depths=wide_depths, widths=(width,), seeds=min(seeds, 2))
