@@ -118,7 +118,7 @@ def _through_stack(stack: StackTrace, found: _Back, final: Gradient, *, embeds: 
     """From what reads a stack to its embedding."""
     grad, mean = found.grad, stack.grid.mean
     x = final.times(stack.final_back)
-    for block, updates in reversed(stack.blocks):
+    for block, updates in stack.back():
         layer = block.layer
         grad["resid_post", layer] = mean(x.g)
         for place in reversed(range(len(updates))):

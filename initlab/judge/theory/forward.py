@@ -5,9 +5,11 @@ What a branch writes goes through a random matrix of its own and is independent 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ Site = tuple[str, int | None]
 # std of attention logits. Up to 1, as xavier's, the recursion is right within 5 %; at kaiming's 2 the attention's write
 # is predicted at half, and the gradient's growth at twice of what is measured.
 STEEP = 1.2
+LONG = 256  # blocks, of more of which the backward pass has not everything kept: a tenth of a megabyte each
 # of scores that something was added to: so flat, whatever it is hardly moves an average over the keys
 FLAT = 0.5
 
@@ -78,6 +81,9 @@ class UpdateTrace:
     back: Array | float
 
 
+Traced = list[tuple[Block, list[UpdateTrace]]]
+
+
 @dataclass(slots=True)
 class StackTrace:
     """One stack: the last state, that behind the final norm, and what the backward pass needs."""
@@ -88,7 +94,12 @@ class StackTrace:
     final: State
     final_back: Array | float
     own: Array  # what a token's own row is multiplied with in the last state
-    blocks: list[tuple[Block, list[UpdateTrace]]] = field(default_factory=list)
+    parts: list[Traced | Callable[[], Traced]] = field(default_factory=list)  # of its blocks in order, or how to get it
+
+    def back(self) -> Iterator[tuple[Block, list[UpdateTrace]]]:
+        """Yield its blocks from the last to the first."""
+        for part in reversed(self.parts):
+            yield from reversed(part if isinstance(part, list) else part())
 
 
 @dataclass(slots=True)
@@ -111,7 +122,8 @@ def follow(
         setting: of the model.
         grids: positions of each stack.
         same: probability that two positions hold the same token, a number or one for each pair, (G, G).
-        backward: keep what `backward` needs: one (G, G) matrix in float32 for the MLP and one for q, of each block.
+        backward: keep what `backward` needs: one (G, G) matrix in float32 for the MLP and one for q, of each block; of
+            more than LONG blocks √n at a time, which are followed once more from the state that was kept before them.
         strict: nothing is known of what a steep attention gives; else a rough guess goes on.
     """
     return _Follower(setting, grids, backward=backward, strict=strict).follow(same)
@@ -133,8 +145,14 @@ class _Follower:
                 self.trace.var["embed", None] = x.var(grid)
             own = stack.token * np.sqrt(embed_back) * np.ones(len(grid.size))
             found = StackTrace(stack, grid, x, x, 1.0, own)
-            for block in stack.blocks:
-                x, own = self._block(number, grid, block, x, own, found, first=block is stack.blocks[0])
+            whole = len(stack.blocks)
+            size = whole if whole <= LONG else math.isqrt(whole)
+            for start in range(0, whole, max(size, 1)):
+                part = range(start, min(start + size, whole))
+                again = functools.partial(self._again, number, grid, part, x, own, found)
+                x, own, traced = self._part(number, grid, part, x, own, found)
+                if self.backward:
+                    found.parts.append(traced if size == whole else again)
             final, back = normalised(x, stack.final_norm)
             found.last, found.final, found.final_back, found.own = x, final, back, own
             self.trace.stacks.append(found)
@@ -143,9 +161,23 @@ class _Follower:
             self.trace.var["final_norm", None] = last.final.var(last.grid)
         return self.trace
 
+    def _part(
+        self, number: int, grid: Grid, part: range, x: State, own: Array, found: StackTrace
+    ) -> tuple[State, Array, Traced]:
+        """Follow blocks that come one after another."""
+        kept: Traced = []
+        for place in part:
+            block = found.stack.blocks[place]
+            x, own, updates = self._block(number, grid, block, x, own, found, first=not place)
+            kept.append((block, updates))
+        return x, own, kept
+
+    def _again(self, *asked: Any) -> Traced:
+        return self._part(*asked)[2]
+
     def _block(
         self, number: int, grid: Grid, block: Block, x: State, own: Array, found: StackTrace, *, first: bool
-    ) -> tuple[State, Array]:
+    ) -> tuple[State, Array, list[UpdateTrace]]:
         var, layer = self.trace.var, block.layer
         if not first or found.stack.terms is not None:  # what was measured is nothing to expect
             var["resid_pre", layer] = x.var(grid)
@@ -162,9 +194,7 @@ class _Follower:
             own = own * update.keep * np.sqrt(back)
             updates.append(UpdateTrace(update, tuple(traces), back))
         var["resid_post", layer] = x.var(grid)
-        if self.backward:
-            found.blocks.append((block, updates))
-        return x, own
+        return x, own, updates
 
     def _norm(self, x: State, norm: Norm | None, grid: Grid, layer: int) -> tuple[State, Array | float]:
         out, back = normalised(x, norm)
