@@ -211,7 +211,7 @@ class Recorder:
     def _slot(self, tensor: Tensor, tap: Tap) -> int:
         """Take the moments of a tensor, but of a view with all elements of one that was seen: gradients differ there,
         numbers don't."""
-        place = None if self.moments.statistics else _place(tensor)
+        place = None if self.moments.foreign else _place(tensor)
         if place is None:
             return self.moments.add(tensor, "activation", tap.module, tap.scale)
         owner, extent = place

@@ -31,6 +31,7 @@ class Statistic:
         function: takes a tensor, or an Attention, and returns a tensor.
         meaning: of the column, unit included.
         source: where the function is from, in words.
+        own: initlab's: of the elements in any order, it draws nothing, writes nothing and doesn't fail.
 
     Raises:
         ConfigError: a name that is no identifier or that a column of initlab has, an unknown kind, per or preset.
@@ -43,6 +44,7 @@ class Statistic:
     preset: Literal["light", "full"] | None = None
     meaning: str = ""
     source: str = ""
+    own: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z]\w*", self.name):

@@ -26,6 +26,7 @@ class Measurements:
         self.statistics = tuple(statistics)
         self.errors: dict[str, ConfigError] = {}
         self._moments = Moments(preset)
+        self.foreign = any(not entry.own for entry in self.statistics)
         self._of_tensors = [entry for entry in self.statistics if entry.per != "head"]
         self._of_heads = [entry for entry in self.statistics if entry.per == "head"]
         self._tried: set[str] = set()
@@ -117,6 +118,9 @@ class Measurements:
             size = x.shape[-1]
             value = self._call(entry, x, where, (size,), f"({size},), a number per channel")
             value = None if value is None else torch.stack([value.amin(), value.quantile(0.5), value.amax()])
+        elif entry.own:
+            with torch.no_grad():
+                value = entry.function(x)
         else:
             value = self._call(entry, x, where, (), "(), one number")
         if value is not None:

@@ -64,7 +64,7 @@ def by_block(role, dims):
 
 @pytest.mark.parametrize("recipe", ["torch-default", by_block], ids=["torch-default", "by-block"])
 def test_every_command_expects_the_same_of_a_model(recipe, monkeypatch):
-    corpus = load_corpus("docstrings")
+    corpus = load_corpus()
     # the training part is the whole text, so that the batches are those of the other commands
     monkeypatch.setattr(
         training_data, "load_split", lambda *args: training_data.Split(corpus, corpus, corpus.describe())

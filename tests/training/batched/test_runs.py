@@ -51,7 +51,7 @@ PLACES = [(1e-3, 0, 0), (1e-2, 3, 0), (1e-2, 0, 1), (3e-3, 2, 1)]  # rate, warmu
 
 @pytest.fixture(scope="module")
 def text() -> data.Split:
-    return data.split(load_corpus())
+    return data.split(load_corpus("docstrings"))
 
 
 def settings(lr: float = 1e-3, warmup: int = 0, seed: int = 0, **changes) -> TrainConfig:
