@@ -189,11 +189,11 @@ class SideBySide:
                                 f"{maker.name} returned the same model twice; expected a new one each time"
                             )
                     if maker is base and trained:
-                        self._leave_out(model, self._draw)
+                        self._leave_out(partial(self._draw, model))
                     elif maker is base and place == places[0]:
-                        self._leave_out(model, self._wire)
+                        self._leave_out(partial(self._wire, model))
             _check_growth(maker, places, seen.counts)
-        self.evaluated(sweep)
+        self._leave_out(lambda recipe: self._evaluated(recipe, sweep))
 
     def _draw(self, model: nn.Module, recipe: Recipe) -> None:
         """Draw a recipe into a model, and group its parameters. Raises RecipeError where that can't be done."""
@@ -214,12 +214,12 @@ class SideBySide:
         if recipe.wiring is not None:
             apply_recipe(model, recipe, 0, anatomy=self.subject.look(model), look=self.subject.passed)
 
-    def _leave_out(self, model: nn.Module, attempt: Callable[[nn.Module, Recipe], None]) -> None:
-        """Leave out the recipes for which an attempt on a model fails. Raises RecipeError: nothing is left."""
+    def _leave_out(self, attempt: Callable[[Recipe], Any]) -> None:
+        """Leave out the recipes for which an attempt fails. Raises RecipeError: nothing is left."""
         first: RecipeError | None = None
         for id, recipe in self.subject.recipes.items():
             try:
-                attempt(model, recipe)
+                attempt(recipe)
             except RecipeError as error:
                 first = first or error
                 self.refused[id] = str(error)
@@ -239,18 +239,14 @@ class SideBySide:
 
     def evaluated(self, sweep: SweepConfig) -> dict[str, Any]:
         """Evaluate every recipe for what it is drawn into, as run.json holds it."""
-        recipes = self.subject.recipes.items()
+        return {id: self._evaluated(entry, sweep) for id, entry in self.subject.recipes.items()}
+
+    def _evaluated(self, entry: Recipe, sweep: SweepConfig) -> dict[str, Any]:
         if self.subject.base is not None:
-            return {id: evaluate_places(entry, self.seen.asked) for id, entry in recipes}
+            return evaluate_places(entry, self.seen.asked)
         sizes = sweep.sizes()
-        if not sizes:
-            return {}
-        config = sweep.config(sizes[0]["n_layer"], sizes[0]["n_embd"])
-        found = {}
-        for id, entry in recipes:
-            own = wired(config, entry)
-            found[id] = evaluate(entry, sizes, bias=own.bias, tied=own.tie_weights)
-        return found
+        own = wired(sweep.config(sizes[0]["n_layer"], sizes[0]["n_embd"]), entry)
+        return evaluate(entry, sizes, bias=own.bias, tied=own.tie_weights)
 
     def as_dict(self, sweep: SweepConfig) -> dict[str, Any]:
         """The part of run.json that makes two runs the same."""

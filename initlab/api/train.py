@@ -143,7 +143,7 @@ def train(
             watch_every=watch_every,
             checkpoint_every=planned.eval_every if checkpoint_every is None else checkpoint_every,
         )
-        kept = job.as_dict() | {"trained_as": preset, "device": device}
+        kept = job.as_dict() | side.left_out | {"trained_as": preset, "device": device}
         kept |= {key: described.get(key) for key in ("label", "tokenizer", "sha256", "sha256_val")}
         kept["versions"] = f"initlab {__version__}, torch {torch.__version__}"
         cells = job.cells()
