@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from initlab.options import checked_number
@@ -20,6 +21,7 @@ def adam_groups(
     weight_decay: float = 0.0,
     eps: float = 1e-8,
     base: Base | None = None,
+    roles: Mapping[str, str | None] | None = None,
 ) -> list[dict[str, Any]]:
     """Group a model's parameters for torch.optim.AdamW, with what the recipe's optimizer part multiplies.
 
@@ -33,6 +35,7 @@ def adam_groups(
         weight_decay: likewise.
         eps: likewise.
         base: depth and width that they were tuned at. Default: the recipe's own.
+        roles: what parameters are for, as `apply_recipe` was told.
 
     Returns:
         groups with `params`, `lr`, `weight_decay`, `eps`, and `lr_multiplier`: a schedule sets a group's rate to its
@@ -52,5 +55,7 @@ def adam_groups(
     lr = checked_number("lr", lr, above_0=True)
     weight_decay, eps = checked_number("weight_decay", weight_decay), checked_number("eps", eps)
     inside, entry = bare(model)[0], registry.get(recipe).at(base)
-    made = groups.adam_groups(inside, entry, lr=lr, weight_decay=weight_decay, eps=eps, anatomy=anatomy_of(inside))
+    made = groups.adam_groups(
+        inside, entry, lr=lr, weight_decay=weight_decay, eps=eps, anatomy=anatomy_of(inside, roles)
+    )
     return [group for group in made if group["params"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ def compare(
     recipes: Any,
     *,
     model: Model | None = None,
+    roles: Mapping[str, str | None] | None = None,
     depths: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
     base: Base | None = None,
@@ -56,6 +57,8 @@ def compare(
             n_embd that returns a torch.nn.Module (or a NanoGPTConfig), called with those of the two that it takes; or
             a torch.nn.Module, which is copied. Default: NanoGPT with heads of 64, sequences of 256 tokens, and the
             text's vocabulary.
+        roles: what parameters of `model` are for, by pattern of their names, where that isn't found or found wrongly,
+            as `apply_recipe` takes it.
         depths: n_layer to sweep. Default: a config's and a module's own; else 4, 8, 16. A module, or a function that
             doesn't take it, has its own alone.
         widths: n_embd to sweep, likewise; else 384.
@@ -85,7 +88,7 @@ def compare(
     started = time.perf_counter()
     text, run = text_of(text), checked("run", run, RunOptions)
     subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, WIDTHS))
-    side = SideBySide(subject, text, batch=batch)
+    side = SideBySide(subject, text, batch=batch, roles=roles)
     subject.relative_to(base)
     sweep = SweepConfig(
         recipes=tuple(subject.items),

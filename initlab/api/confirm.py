@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ def confirm(
     recipes: Any,
     *,
     model: Model | None = None,
+    roles: Mapping[str, str | None] | None = None,
     depths: Sequence[int] | None = None,
     n_embd: int | None = None,
     base: Base | None = None,
@@ -64,6 +65,8 @@ def confirm(
             language model (torch.nn.Module), a NanoGPTConfig or a config of transformers; such a config; or a
             torch.nn.Module, which is copied. Default: the NanoGPT of `GRIDS["quick"]` of `initlab.training.protocol`,
             with thorough of `GRIDS["thorough"]`, and the text's vocabulary.
+        roles: what parameters of `model` are for, by pattern of their names, where that isn't found or found wrongly,
+            as `apply_recipe` takes it.
         depths: n_layer to sweep; default: a given config's and module's own, else the grid's.
         n_embd: width of the default's and of a function's models; default: the grid's.
         base: depth and width at which multipliers of recipes such as `mup` are 1. Default: the smallest model's.
@@ -136,7 +139,7 @@ def confirm(
         dtype=dtype,
         device=chosen,
     )
-    options: dict[str, Any] = {"base": base, "given": model is not None, "started": started}
+    options: dict[str, Any] = {"base": base, "roles": roles, "given": model is not None, "started": started}
     found, path = trained_grid("confirm", grid, subject, split, text, run, **options)
     return Confirmation(found, path)
 

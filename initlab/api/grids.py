@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ def trained_grid(
     run: RunOptions,
     *,
     base: Base | None,
+    roles: Mapping[str, str | None] | None,
     given: bool,
     started: float,
 ) -> tuple[Run, Path | None]:
@@ -47,6 +48,7 @@ def trained_grid(
         text: as it was given.
         run: device, jobs and engine, folder and progress.
         base: of recipes that are relative to one; None: the smallest model's.
+        roles: see `SideBySide`.
         given: a model was, so that recipes and functions may be of different architectures.
         started: time.perf_counter() at the start of the command.
 
@@ -62,7 +64,7 @@ def trained_grid(
 
     described = split.describe()
     read = replace(text, batch_size=grid.batch_size, block_size=grid.block_size)
-    side = SideBySide(subject, read, corpus=split.train, described=described)
+    side = SideBySide(subject, read, corpus=split.train, described=described, roles=roles)
     subject.relative_to(base)
     side.survey(grid, trained=True)
     if not given:

@@ -222,7 +222,7 @@ class Job:
         inputs = task.inputs(*self.split.batch(self.side.rows, task.block_size, self.config.seed, 0))
         identity = Identity(run_id=cell.run_id, recipe=cell.recipe, seed=cell.seed, step=step)
         options: dict[str, Any] = {"preset": "light", "autocast": DTYPES[self.config.dtype]}
-        anatomy = look(task.model, inputs)
+        anatomy = look(task.model, inputs, said_roles=self.side.said(cell.recipe))
         recipe = None if step else self.subject.recipes.get(cell.recipe)
         tables = measure_inputs(task.model, inputs, identity, recipe=recipe, anatomy=anatomy, **options)
         if step:

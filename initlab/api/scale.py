@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from initlab import __version__
@@ -45,6 +44,7 @@ def scale(
     recipes: Any,
     *,
     model: Model | None = None,
+    roles: Mapping[str, str | None] | None = None,
     widths: Sequence[int] | None = None,
     depths: Sequence[int] | None = None,
     base: Base | None = None,
@@ -71,6 +71,8 @@ def scale(
         recipes: one or several recipes, or functions that make models of their own, as `compare` takes them.
         model: what recipes are drawn into, as `compare` takes it, but for a torch.nn.Module, which has one size.
             Default: NanoGPT with heads of 64 and sequences of 64 tokens.
+        roles: what parameters of `model` are for, by pattern of their names, where that isn't found or found wrongly,
+            as `apply_recipe` takes it.
         widths: n_embd; two or more of these or of the depths. Default: 64, 128, 256, with several depths 64 alone.
         depths: n_layer. Default: a config's own, else 4.
         base: depth and width at which multipliers of recipes such as `mup` are 1. Default: the smallest model's.
@@ -112,7 +114,7 @@ def scale(
     usual = WIDTHS[:1] if depths is not None and len(depths) > 1 else WIDTHS
     widths = usual if widths is None and isinstance(model, NanoGPTConfig) else widths
     subject = subject_of(recipes, model, (depths, widths), MODEL, (DEPTHS, usual))
-    side = SideBySide(subject, text, batch=batch)
+    side = SideBySide(subject, text, batch=batch, roles=roles)
     subject.relative_to(base)
     own = optimizer if callable(optimizer) else None
     lr = (WIDTH_LR if len(subject.widths) > 1 else DEPTH_LR) if lr is None else lr
@@ -136,19 +138,27 @@ def scale(
     side.survey(config)
     config = replace(config, recipes=tuple(subject.items))
 
-    def make(cell: Cell) -> nn.Module:
-        return subject.make(cell.recipe, cell.n_layer, cell.n_embd, cell.seed, config.device)
-
     def measure(cell: Cell) -> Tables:
         read: list[tuple[Inputs, dict[str, Any]]] = []
         anatomies: list[Anatomy] = []
+        before: list[Anatomy | None] = []  # where roles had to be looked for
+
+        def make(cell: Cell) -> nn.Module:
+            model, seen = subject.drawn(cell.recipe, cell.n_layer, cell.n_embd, cell.seed, config.device)
+            before.append(seen)
+            return model
+
+        def stepped(model: nn.Module) -> Optimizer:
+            if own is not None:
+                return own(model)
+            return made_by(model, recipe=subject.recipes.get(cell.recipe), anatomy=before[0])
 
         def inputs(model: nn.Module, seed: int) -> Inputs:
             read.append(side.inputs(cell.recipe, model, seed))
             return read[0][0]
 
-        optimizer = own or partial(made_by, recipe=subject.recipes.get(cell.recipe))
-        tables = stepping.measure_steps(cell, config, make, inputs, optimizer, looked=anatomies.append)
+        options: dict[str, Any] = {"looked": anatomies.append, "said_roles": side.said(cell.recipe)}
+        tables = stepping.measure_steps(cell, config, make, inputs, stepped, **options)
         first = tables.at_step(0)
         ((made, described),) = read
         side.expect(cell.recipe, anatomies[0], first, made, described)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,10 @@ class SideBySide:
         batch: in place of a text, for models that aren't NanoGPTs of a config.
         corpus: in place of loading the text, for models that know its vocabulary.
         described: what a manifest says of the corpus.
+        roles: what parameters of the models that recipes are drawn into are for, see `initlab.apply_recipe`.
 
     Raises:
-        ConfigError, DataError: the text or the batch can't be used.
+        ConfigError, DataError: the text or the batch can't be used, or roles are given to NanoGPTs or functions.
     """
 
     def __init__(
@@ -68,7 +70,10 @@ class SideBySide:
         batch: Any = None,
         corpus: Corpus | None = None,
         described: dict[str, Any] | None = None,
+        roles: Mapping[str, str | None] | None = None,
     ):
+        if roles is not None and subject.base is None:
+            raise ConfigError("roles= is of the model that recipes are drawn into; give it by model=, or leave it out")
         if batch is not None and subject.config is not None:
             raise ConfigError("batch= is for models of functions; NanoGPTs drawn from recipes read `text`")
         self.subject = subject
@@ -78,7 +83,8 @@ class SideBySide:
         self.corpus = self._given = corpus
         self.refused: dict[str, str] = {}  # recipes that these models can't be given, and why
         self._loaded: dict[tuple[str, str | None, int | None], Corpus] = {}
-        subject.look, subject.passed = anatomy_of, self._passed
+        self.roles = roles
+        subject.look, subject.passed = partial(anatomy_of, roles=roles), self._passed
         self.seen = _Surveyed(described=described or {})
         if text.block_size is not None:
             subject.read(block_size=text.block_size)
@@ -136,7 +142,11 @@ class SideBySide:
     def _passed(self, model: nn.Module) -> Anatomy:
         from initlab.measure.probe import look
 
-        return look(model, self._made(model, 0)[0])
+        return look(model, self._made(model, 0)[0], said_roles=self.roles)
+
+    def said(self, name: str) -> Mapping[str, str | None] | None:
+        """What is said of the roles in the models of an item; of functions with an init of their own nothing."""
+        return self.roles if name in self.subject.recipes else None
 
     def survey(self, sweep: SweepConfig, *, trained: bool = False) -> None:
         """Make every size of every function once.
@@ -179,11 +189,11 @@ class SideBySide:
                                 f"{maker.name} returned the same model twice; expected a new one each time"
                             )
                     if maker is base and trained:
-                        self._leave_out(model, self._draw)
+                        self._leave_out(partial(self._draw, model))
                     elif maker is base and place == places[0]:
-                        self._leave_out(model, self._wire)
+                        self._leave_out(partial(self._wire, model))
             _check_growth(maker, places, seen.counts)
-        self.evaluated(sweep)
+        self._leave_out(lambda recipe: self._evaluated(recipe, sweep))
 
     def _draw(self, model: nn.Module, recipe: Recipe) -> None:
         """Draw a recipe into a model, and group its parameters. Raises RecipeError where that can't be done."""
@@ -204,12 +214,12 @@ class SideBySide:
         if recipe.wiring is not None:
             apply_recipe(model, recipe, 0, anatomy=self.subject.look(model), look=self.subject.passed)
 
-    def _leave_out(self, model: nn.Module, attempt: Callable[[nn.Module, Recipe], None]) -> None:
-        """Leave out the recipes for which an attempt on a model fails. Raises RecipeError: nothing is left."""
+    def _leave_out(self, attempt: Callable[[Recipe], Any]) -> None:
+        """Leave out the recipes for which an attempt fails. Raises RecipeError: nothing is left."""
         first: RecipeError | None = None
         for id, recipe in self.subject.recipes.items():
             try:
-                attempt(model, recipe)
+                attempt(recipe)
             except RecipeError as error:
                 first = first or error
                 self.refused[id] = str(error)
@@ -229,18 +239,14 @@ class SideBySide:
 
     def evaluated(self, sweep: SweepConfig) -> dict[str, Any]:
         """Evaluate every recipe for what it is drawn into, as run.json holds it."""
-        recipes = self.subject.recipes.items()
+        return {id: self._evaluated(entry, sweep) for id, entry in self.subject.recipes.items()}
+
+    def _evaluated(self, entry: Recipe, sweep: SweepConfig) -> dict[str, Any]:
         if self.subject.base is not None:
-            return {id: evaluate_places(entry, self.seen.asked) for id, entry in recipes}
+            return evaluate_places(entry, self.seen.asked)
         sizes = sweep.sizes()
-        if not sizes:
-            return {}
-        config = sweep.config(sizes[0]["n_layer"], sizes[0]["n_embd"])
-        found = {}
-        for id, entry in recipes:
-            own = wired(config, entry)
-            found[id] = evaluate(entry, sizes, bias=own.bias, tied=own.tie_weights)
-        return found
+        own = wired(sweep.config(sizes[0]["n_layer"], sizes[0]["n_embd"]), entry)
+        return evaluate(entry, sizes, bias=own.bias, tied=own.tie_weights)
 
     def as_dict(self, sweep: SweepConfig) -> dict[str, Any]:
         """The part of run.json that makes two runs the same."""
@@ -250,6 +256,7 @@ class SideBySide:
             classes = ["NanoGPT"] * (self.subject.config is not None) + self.seen.classes
             kept |= {"model": ", ".join(dict.fromkeys(classes)), "sources": [maker.source for maker in makers]}
             kept |= {} if self.subject.config is not None else self.seen.batch
+        kept |= {"roles": dict(self.roles)} if self.roles else {}
         return kept | {key: self.described.get(key) for key in ("label", "tokenizer", "sha256")}
 
     def work(self, cell: Cell, sweep: SweepConfig) -> float:
@@ -273,7 +280,7 @@ class SideBySide:
         with seeded(cell.seed, sweep.device):
             model = self.subject.make(name, cell.n_layer, cell.n_embd, cell.seed, sweep.device)
             inputs, described = self.inputs(name, model, cell.seed)
-            anatomy = look(model, inputs, seed=cell.seed, autocast=autocast)
+            anatomy = look(model, inputs, seed=cell.seed, autocast=autocast, said_roles=self.said(name))
             tables = measure_inputs(model, inputs, identity, anatomy=anatomy, autocast=autocast, **options)
             self.expect(name, anatomy, tables, inputs, described)
         fill_sizes(tables, cell)

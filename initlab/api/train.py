@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ def train(
     *,
     preset: str = "shakespeare-cpu",
     model: Model | None = None,
+    roles: Mapping[str, str | None] | None = None,
     n_layer: int | None = None,
     n_embd: int | None = None,
     text: Text = Text(),
@@ -57,6 +59,8 @@ def train(
         preset: `shakespeare-cpu`, `shakespeare` or `gpt2`: sizes and training settings of nanoGPT.
         model: what recipes are drawn into, as `confirm` takes it, instead of the preset's; a NanoGPTConfig without a
             vocab_size has the text's.
+        roles: what parameters of `model` are for, by pattern of their names, where that isn't found or found wrongly,
+            as `apply_recipe` takes it.
         n_layer: of a function's models; default the preset's, or a config's or module's own.
         n_embd: likewise.
         text: the last tenth is for evaluation; a folder with nanoGPT's train.bin and val.bin is used as it is. Its
@@ -118,7 +122,7 @@ def train(
         rows = max(1, min(planned.batch_size, MEASURED_TOKENS // block_size))
         described = split.describe()
         read = Text(text.data, text.tokenizer, rows, block_size)
-        side = SideBySide(subject, read, corpus=split.train, described=described)
+        side = SideBySide(subject, read, corpus=split.train, described=described, roles=roles)
         sweep = SweepConfig(
             recipes=tuple(subject.items),
             model=subject.config,
@@ -139,7 +143,7 @@ def train(
             watch_every=watch_every,
             checkpoint_every=planned.eval_every if checkpoint_every is None else checkpoint_every,
         )
-        kept = job.as_dict() | {"trained_as": preset, "device": device}
+        kept = job.as_dict() | side.left_out | {"trained_as": preset, "device": device}
         kept |= {key: described.get(key) for key in ("label", "tokenizer", "sha256", "sha256_val")}
         kept["versions"] = f"initlab {__version__}, torch {torch.__version__}"
         cells = job.cells()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from initlab.api.gradients import with_gradients
@@ -25,6 +25,7 @@ def transfer(
     recipes: Any,
     *,
     model: Model | None = None,
+    roles: Mapping[str, str | None] | None = None,
     widths: Sequence[int] | None = None,
     depths: Sequence[int] | None = None,
     lrs: Sequence[float] | None = None,
@@ -52,6 +53,8 @@ def transfer(
         model: what recipes are drawn into, as `confirm` takes it, but for a torch.nn.Module, which has one size.
             Default: NanoGPTs of `GRIDS["quick"]` of `initlab.training.transfer`, with thorough of `GRIDS["thorough"]`,
             whose heads keep their size.
+        roles: what parameters of `model` are for, by pattern of their names, where that isn't found or found wrongly,
+            as `apply_recipe` takes it.
         widths: n_embd to sweep.
         depths: n_layer to sweep.
         lrs: peak learning rates of AdamW, three or more; an octave apart by default.
@@ -118,6 +121,6 @@ def transfer(
         dtype=dtype,
         device=chosen,
     )
-    options: dict[str, Any] = {"base": base, "given": model is not None, "started": started}
+    options: dict[str, Any] = {"base": base, "roles": roles, "given": model is not None, "started": started}
     found, path = trained_grid("transfer", grid, subject, split, text, run, **options)
     return Transfer(found, path)

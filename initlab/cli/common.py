@@ -52,6 +52,21 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="draw recipes into it: file.py:function or package.module:function, of n_layer and n_embd, that returns a "
         "torch.nn.Module; a preset (shakespeare, shakespeare-cpu, gpt2); ckpt.pt (NanoGPT)",
     )
+    parser.add_argument(
+        "--roles",
+        metavar="NAME=ROLE,…",
+        help="what parameters of --model are for, where that isn't found: '*.merge=attn_out,*.decay=none' (found)",
+    )
+
+
+def roles_of(options: argparse.Namespace) -> dict[str, str | None] | None:
+    """Read `--roles`. Raises ConfigError."""
+    if options.roles is None:
+        return None
+    pairs = [each.partition("=") for each in options.roles.split(",")]
+    if wrong := [name for name, equals, role in pairs if not (name and equals and role)]:
+        raise ConfigError(f"--roles: {wrong[0]!r} has no role; expected NAME=ROLE,…, as in '*.merge=attn_out'")
+    return {name: None if role == "none" else role for name, _, role in pairs}
 
 
 def add_wiring(parser: argparse.ArgumentParser) -> None:

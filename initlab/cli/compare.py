@@ -18,6 +18,7 @@ from initlab.cli.common import (
     model_of,
     numbers,
     overrides,
+    roles_of,
     run_of,
     set_threads,
     show,
@@ -74,6 +75,7 @@ def _compare(options: argparse.Namespace) -> int:
         result = compare(
             options.recipes,
             model=model,
+            roles=roles_of(options),
             depths=options.depths or usual,
             widths=options.n_embd,
             base=base_of(options),

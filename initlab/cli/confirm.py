@@ -19,6 +19,7 @@ from initlab.cli.common import (
     numbers,
     overrides,
     rates,
+    roles_of,
     run_of,
     show,
     text_of,
@@ -83,6 +84,7 @@ def _confirm(options: argparse.Namespace) -> int:
         result = confirm(
             options.recipes,
             model=model,
+            roles=roles_of(options),
             depths=options.depths or usual,
             n_embd=None if options.model is None else options.n_embd,
             base=base_of(options),

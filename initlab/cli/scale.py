@@ -19,6 +19,7 @@ from initlab.cli.common import (
     model_of,
     numbers,
     overrides,
+    roles_of,
     run_of,
     set_threads,
     show,
@@ -79,6 +80,7 @@ def _scale(options: argparse.Namespace) -> int:
         result = scale(
             options.subjects,
             model=model,
+            roles=roles_of(options),
             widths=options.widths,
             depths=options.depths,
             base=base_of(options),

@@ -19,6 +19,7 @@ from initlab.cli.common import (
     numbers,
     overrides,
     rates,
+    roles_of,
     run_of,
     show,
     text_of,
@@ -79,6 +80,7 @@ def _transfer(options: argparse.Namespace) -> int:
         result = transfer(
             options.recipes,
             model=model,
+            roles=roles_of(options),
             widths=options.widths,
             depths=options.depths,
             base=base_of(options),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from initlab import schema
 from initlab.anatomy.inputs import Inputs
 from initlab.anatomy.look import Anatomy
+from initlab.anatomy.saying import Said
 from initlab.anatomy.sizes import vocabulary
 from initlab.anatomy.tensors import floats
 from initlab.anatomy.unwrapping import eagerly
@@ -72,7 +73,7 @@ class ScaleConfig(SweepConfig):
 
 
 def own_optimizer(name: str, lr: float) -> Callable[..., torch.optim.Optimizer]:
-    """AdamW or SGD without weight decay, so that a step is the gradient's alone: of a model, and of its recipe.
+    """AdamW or SGD without weight decay, so that a step is the gradient's alone: of a model, its recipe and anatomy.
 
     eps is 1e-12 (as in CompleteP's depth checks, arXiv 2505.01618): a gradient of a deep or wide model may come near
     the default 1e-8, and its update would then seem to fade with size.
@@ -87,12 +88,16 @@ def own_optimizer(name: str, lr: float) -> Callable[..., torch.optim.Optimizer]:
     raise ConfigError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}, or a function of the model")
 
 
-def _sgd(lr: float, model: nn.Module, recipe: Recipe | None = None) -> torch.optim.Optimizer:
+def _sgd(
+    lr: float, model: nn.Module, recipe: Recipe | None = None, anatomy: Anatomy | None = None
+) -> torch.optim.Optimizer:
     return torch.optim.SGD(_trained(model), lr=lr)
 
 
-def _adamw(lr: float, model: nn.Module, recipe: Recipe | None = None) -> torch.optim.Optimizer:
-    groups = adam_groups(model, recipe, lr=lr, eps=1e-12) if _trained(model) else []
+def _adamw(
+    lr: float, model: nn.Module, recipe: Recipe | None = None, anatomy: Anatomy | None = None
+) -> torch.optim.Optimizer:
+    groups = adam_groups(model, recipe, lr=lr, eps=1e-12, anatomy=anatomy) if _trained(model) else []
     return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.95))
 
 
@@ -104,6 +109,7 @@ def measure_steps(
     make_optimizer: MakeOptimizer,
     *,
     looked: Callable[[Anatomy], None] = lambda _: None,
+    said_roles: Said | None = None,
 ) -> Tables:
     """Measure one model at steps 0 to `steps`, trained on the batch that it is measured on.
 
@@ -114,6 +120,7 @@ def measure_steps(
         make_inputs: of the model and a seed, what it is measured and trained on.
         make_optimizer: of the model.
         looked: gets what was seen of the model before the first step.
+        said_roles: roles by the caller's own word, see `initlab.anatomy.saying`.
 
     Returns:
         records: activations and gradients at every step, weights at step 0 alone, and rows of kind `change`: the last
@@ -131,7 +138,7 @@ def measure_steps(
         optimizer = _optimizer(make_optimizer, model) if config.steps else None
         parts: list[Tables] = []
         before: list[_Followed] = []
-        anatomy = look(model, inputs, seed=cell.seed, autocast=DTYPES[config.dtype])
+        anatomy = look(model, inputs, seed=cell.seed, autocast=DTYPES[config.dtype], said_roles=said_roles)
         looked(anatomy)
         refined = Refined(model, anatomy, _sample)
         for step in range(config.steps + 1):
