@@ -83,7 +83,7 @@ class Job:
             found |= {name: value for name, value in sizes.items() if name not in ("n_layer", "n_embd")}
         if self.subject.makers:
             found |= {name: side.as_dict(sweep)[name] for name in ("model", "sources")}
-            found |= {"block_size": self.block_size} | side.left_out
+            found |= {"block_size": self.block_size}
         return {**found, "optimizer": "adamw", **self.config.as_dict(), "watch_every": self.watch_every}
 
     def seconds(self) -> float:
