@@ -56,10 +56,13 @@ def features(value: Value, source: Value) -> tuple[tuple[int, int], ...]:
     size = source.shape[-1]
     there = torch.zeros(size + 1, dtype=torch.bool)
     for either in (torch.minimum, torch.maximum):  # of the two that a rotation mixes
-        found = _Again(source, torch.arange(float(size)), either, numbers=False).of(value)
+        again = _Again(source, torch.arange(float(size)), either, numbers=False)
+        found = again.of(value)
         if found is None:
             return ()
         there[found.flatten().long()] = True
+        if not again.mixed:
+            break
     edges = torch.nonzero(there[1:] != there[:-1]).flatten() + 1
     ends = ([0] if there[0] else []) + [int(edge) for edge in edges]
     return tuple(zip(ends[::2], ends[1::2], strict=True))
@@ -78,6 +81,7 @@ class _Again:
     def __init__(self, source: Value, elements: Tensor, added: Callable[[Tensor, Tensor], Tensor], *, numbers: bool):
         self._known = {source: elements.expand(source.shape)}
         self._added, self._numbers = added, numbers
+        self.mixed = False  # something was added up
 
     def of(self, value: Value) -> Tensor | None:
         """What a value would be; None where something else was done."""
@@ -103,6 +107,7 @@ class _Again:
             number = 1.0 if op.name == "neg" or times is None or times.vector is not None else times.number
             found = self._done(data[0]) * number if self._numbers and number != 1 else self._done(data[0])
         elif op.name in ("add", "sub") and len(data) == 2 and "alpha" not in op.kwargs:
+            self.mixed = True
             found = self._added(self._done(data[0]), self._done(data[1]))
         else:
             raise _OtherError
