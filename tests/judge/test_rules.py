@@ -917,9 +917,17 @@ CASES = {
         [wired((None, "attention", {"score_scale": 1.0, "qk_norm": "n"})), run_of(summary=summary())],
     ),
     "WIR008": (
-        [(wired(NOWHERE), "warning"), (wired(NOWHERE, UNMASKED), "warning")],
+        [
+            (wired(NOWHERE), "warning"),
+            (wired(NOWHERE, UNMASKED), "warning"),
+            (wired(NOWHERE, (1, "mlp", {"kind": "unknown"})), "warning"),
+        ],
         [wired(), wired(NOWHERE, terms="token position"), wired(NOWHERE, (None, "attention", {"bias": 1}))],
-        [wired(NOWHERE, terms=""), wired(NOWHERE, (1, "mlp", {"kind": "unknown", "site": "mixer_out"}))],
+        [
+            wired(NOWHERE, terms=""),
+            wired(NOWHERE, (1, "mlp", {"kind": "unknown", "site": "mixer_out"})),
+            wired(NOWHERE, (1, "attention", {"kind": "unknown", "site": "mlp_out"})),  # a convolution with a gate
+        ],
     ),
     "WIR009": (
         [

@@ -198,9 +198,11 @@ def told_apart(stack: pd.DataFrame) -> bool | None:
     Args:
         stack: its rows of the table `wiring`.
     """
-    other = ~stack["kind"].isin(["attention", "mlp"]) & (stack["site"].astype(str) != "mlp_out")
     own = stack[(stack["kind"] == "attention") & stack["cross"].isna()]
-    if other.any() or own.empty:
+    other = ~stack["kind"].isin(["attention", "mlp"])
+    # beside attention it is an MLP or a mixture; without, it may mix positions: a convolution, a state space
+    mixing = (stack["site"].astype(str) != "mlp_out") | ~stack["layer"].isin(own["layer"])
+    if (other & mixing).any() or own.empty:
         return None
     return "position" in stack["terms"].iloc[0] or bool((own["rotary"] == 1).any() or (own["bias"] == 1).any())
 
