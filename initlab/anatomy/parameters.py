@@ -73,6 +73,6 @@ def check_covered(model: nn.Module, parameters: Sequence[Parameter]) -> None:
     roles = ", ".join(role for role in Role if role not in (Role.MLP_IN, Role.OTHER))
     raise RecipeError(
         f"{kind}: what {shown} {'is' if one else 'are'} for isn't known, so no recipe says how to draw "
-        f"{'it' if one else 'them'}; say it by role to apply_recipe, as in roles={{{like!r}: 'mlp_in'}} (or {roles}), "
-        f"or None to leave {'it' if one else 'them'} as {'it is' if one else 'they are'}"
+        f"{'it' if one else 'them'}; say it by role, as in roles={{{like!r}: 'mlp_in'}}, in a shell --roles "
+        f"'{like}=mlp_in' (or {roles}), or None to leave {'it' if one else 'them'} as {'it is' if one else 'they are'}"
     )
