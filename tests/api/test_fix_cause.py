@@ -174,7 +174,7 @@ def test_rows_of_one_head_are_brought_back_and_the_other_rows_stay() -> None:
 def test_a_final_gain_of_20_is_set_to_the_others_and_the_head_stays() -> None:
     proposal, off = mended(Llama(), lambda m: m.norm.weight.fill_(20))
     assert not off
-    assert [(row["role"], row["how"], row["code"]) for row in proposal.rows] == [("norm_gain", "set to 1", "LOG001")]
+    assert [(row["role"], row["how"], row["code"]) for row in proposal.rows] == [("norm_gain", "set to 1", "INI004")]
 
 
 def test_numbers_that_arent_finite_are_drawn_and_the_finite_ones_beside_them_stay() -> None:

@@ -50,7 +50,9 @@ def make(n_layer: int, n_embd: int) -> nn.Module:
 
 
 TEXT = initlab.Text(block_size=16, batch_size=2)
-TRAINED: dict[str, Any] = {"steps": 4, "seeds": 2, "lrs": [1e-3, 2e-3, 4e-3], "text": TEXT}
+# here: a worker can't import this file by its name
+HERE = initlab.RunOptions(jobs=1)
+TRAINED: dict[str, Any] = {"steps": 4, "seeds": 2, "lrs": [1e-3, 2e-3, 4e-3], "text": TEXT, "run": HERE}
 
 
 def test_compare_draws_by_them() -> None:

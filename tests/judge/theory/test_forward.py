@@ -12,7 +12,7 @@ def test_a_long_stack_is_followed_once_more_in_parts_and_gives_the_same(monkeypa
     for long in (10**6, 16):
         monkeypatch.setattr(forward, "LONG", long)
         tracemalloc.start()
-        found.append(initlab.predict("nanogpt", n_layer=150, n_embd=768).expected)
+        found.append(initlab.predict("nanogpt", n_layer=400, n_embd=768).expected)
         found.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     whole, much, parts, less = found
