@@ -54,7 +54,7 @@ def _run(owner: type, module: nn.Module) -> Iterator[tuple[str, ast.AST]]:
     """The `__init__` of a class, and the methods that it calls, in turn."""
     trees = {}
     for name, value in vars(owner).items():
-        if inspect.isfunction(inspect.unwrap(value)) if callable(value) else False:
+        if callable(value) and inspect.isfunction(inspect.unwrap(value)):
             try:
                 trees[name] = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(value))))
             except (OSError, TypeError, SyntaxError):  # typed into a prompt, or made elsewhere

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -73,7 +72,7 @@ def slopes(records: pd.DataFrame, *, flat: float = FLAT) -> pd.DataFrame:
             finite = group[np.isfinite(group["log_var"])]
             sizes, seeds = finite[axis].nunique(), finite["seed"].nunique()
             row = (recipe, axis, kind, site, module, step, *fit[:2], low, high, len(finite), sizes, seeds)
-            curve = _fit(group, axis, "log_var", _parabola)
+            curve = _fit(group, axis, "log_var", degree=2)
             least, most = _interval(*curve)
             bend, bent = curve[0], abs(curve[0]) > flat and (least > 0 or most < 0)
             rows.append((*row, expected, verdict(low, high, flat), bend, bent))
@@ -121,29 +120,16 @@ def _starred(module: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", module, count=1)
 
 
-def _line(x: np.ndarray) -> np.ndarray:
-    """By which logs of a variance are multiplied to give the slope over logs of sizes: (n,) -> (n,)."""
-    centred: np.ndarray = x - x.mean()
-    return centred / (centred @ centred)
+def _fit(group: pd.DataFrame, axis: str, column: str, degree: int = 1) -> tuple[float, float, int]:
+    """Slope, its standard error, and the error's degrees of freedom; NaN where they can't be estimated.
 
-
-def _parabola(x: np.ndarray) -> np.ndarray:
-    """The same for the change of the slope from the smallest size to the largest."""
-    bowl = np.polynomial.polynomial.polyvander(x - x.mean(), 2)
-    weights: np.ndarray = np.linalg.pinv(bowl)[2] * 2 * np.ptp(x)
-    return weights
-
-
-def _fit(
-    group: pd.DataFrame, axis: str, column: str, weights: Callable[[np.ndarray], np.ndarray] = _line
-) -> tuple[float, float, int]:
-    """Slope (or bend), its standard error, and the error's degrees of freedom; NaN where they can't be estimated."""
+    Of degree 2 the bend: by how much the slope changes from the smallest size to the largest.
+    """
     usable = group[np.isfinite(group[column])]
-    order = 2 if weights is _line else 3
     fits = [
-        _one_fit(np.log(rows[axis].to_numpy(float)), rows[column].to_numpy(float), weights, order)
+        _one_fit(np.log(rows[axis].to_numpy(float)), rows[column].to_numpy(float), degree)
         for _, rows in usable.groupby("seed")
-        if rows[axis].nunique() >= order
+        if rows[axis].nunique() > degree
     ]
     if not fits:
         return math.nan, math.nan, 0
@@ -153,16 +139,15 @@ def _fit(
     return float(each.mean()), float(each.std(ddof=1) / math.sqrt(len(each))), len(each) - 1
 
 
-def _one_fit(
-    x: np.ndarray, logs: np.ndarray, weights: Callable[[np.ndarray], np.ndarray], order: int
-) -> tuple[float, float, int]:
+def _one_fit(x: np.ndarray, logs: np.ndarray, degree: int) -> tuple[float, float, int]:
     """Of a single seed: the error is that of the residuals."""
-    by = weights(x)
-    value, freedom = float(by @ logs), len(x) - order
+    powers = np.vander(x - x.mean(), degree + 1)
+    solved = np.linalg.pinv(powers)
+    by = solved[0] * (1.0 if degree == 1 else 2 * np.ptp(x))  # the highest power's
+    value, freedom = float(by @ logs), len(x) - degree - 1
     if freedom < 1:
         return value, math.nan, freedom
-    columns = np.polynomial.polynomial.polyvander(x - x.mean(), order - 1)
-    rest = logs - columns @ np.linalg.lstsq(columns, logs, rcond=None)[0]
+    rest = logs - powers @ (solved @ logs)
     return value, math.sqrt(float(rest @ rest) / freedom * float(by @ by)), freedom
 
 

@@ -112,19 +112,15 @@ def csv_bytes(frame: pd.DataFrame, *, header: bool) -> bytes:
         frame: of a table.
         header: with a line of column names, or without.
     """
-    quoted = {name: _renamed(column, _FORMULA, "'{}".format) for name, column in frame.items() if _is_text(column)}
-    frame = frame.assign(**{str(name): column for name, column in quoted.items() if column is not None})
+    texts = [str(name) for name, column in frame.items() if not pd.api.types.is_numeric_dtype(column.dtype)]
+    frame = frame.assign(**{name: _renamed(frame[name], _FORMULA, "'{}".format) for name in texts})
     return frame.to_csv(index=False, header=header, float_format="%.9g", lineterminator="\n").encode()
 
 
-def _is_text(column: pd.Series) -> bool:
-    return not pd.api.types.is_numeric_dtype(column.dtype)
-
-
-def _renamed(column: pd.Series, which: re.Pattern[str], new: Callable[[str], str]) -> pd.Series | None:
-    """The column with some of its texts written otherwise; None where it has none of them."""
+def _renamed(column: pd.Series, which: re.Pattern[str], new: Callable[[str], str]) -> pd.Series:
+    """The column with some of its texts written otherwise; the very same where it has none of them."""
     found = [text for text in column.dropna().unique() if isinstance(text, str) and which.match(text)]
-    return column.astype(object).replace({text: new(text) for text in found}) if found else None
+    return column.astype(object).replace({text: new(text) for text in found}) if found else column
 
 
 def parse(name: str, data: bytes, source: Path) -> pd.DataFrame:
@@ -148,4 +144,4 @@ def parse(name: str, data: bytes, source: Path) -> pd.DataFrame:
     except ValueError as error:
         raise RunError(f"{source} is damaged: {error}") from None
     plain = {column: _renamed(frame[column], _QUOTED, lambda cell: cell[1:]) for column in text if column in frame}
-    return schema.cast(name, frame.assign(**{name: column for name, column in plain.items() if column is not None}))
+    return schema.cast(name, frame.assign(**plain))
