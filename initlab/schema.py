@@ -357,7 +357,8 @@ DECLARED: dict[str, Column] = {
     **{name: column for name, column in _KEYS.items() if name != "step"},
     "kind": Column(
         "category",
-        "std, other std (that some weights may have), tied, embed scale, layer scale, zero, least step, most step",
+        "std, other std (that some weights may have), tied, embed scale, layer scale, zero, constant, least step, "
+        "most step",
         key=True,
     ),
     "name": Column("string", "where the model says so, as config.initializer_range; empty: it has a config without"),

@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import nn
 
+from initlab.anatomy.constants import constants
 from initlab.anatomy.holding import holders
 from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.source import forward_reads
@@ -21,7 +22,7 @@ from initlab.anatomy.special import time_steps, zeroed
 from initlab.recipes import Role
 from initlab.wiring import Wiring
 
-Kind = Literal["std", "other std", "tied", "embed scale", "layer scale", "zero", "least step", "most step"]
+Kind = Literal["std", "other std", "tied", "embed scale", "layer scale", "zero", "constant", "least step", "most step"]
 
 _STD = re.compile(
     r"initializer_(range|std)|init_(std|range|sigma)|(weights?_)?(init_)?std(_init)?|weight_init_(std|range)"
@@ -39,7 +40,8 @@ class Declaration:
 
     Attributes:
         kind: of what; `other std`: a further number that some weights may have been drawn with; `zero`: a parameter
-            that the code sets to 0 by name; `least step`, `most step`: the ends of the range of a state's steps in
+            that the code sets to 0 by name; `constant`: one that its class makes of one number, found: the
+            value that is farthest from it; `least step`, `most step`: the ends of the range of a state's steps in
             time.
         name: where it says so, as `config.initializer_range`; empty: a config that says nothing of the kind.
         said: its value; 1 and 0 for yes and no.
@@ -80,6 +82,11 @@ def declarations(model: nn.Module, parameters: tuple[Parameter, ...], wirings: t
     for name, function in zeroed(model).items():
         if own[name].dim() > 1 and not own[name].is_meta:
             found.append(Declaration("zero", function, 0.0, float(own[name].detach().abs().max()), name))
+    for name, (function, value) in constants(model).items():
+        now = own[name].detach()
+        if own[name].requires_grad and not now.is_meta and now.numel():
+            flat = now.flatten().float()
+            found.append(Declaration("constant", function, value, float(flat[(flat - value).abs().argmax()]), name))
     for name, place, least, most, step in time_steps(model):
         found += [
             Declaration("least step", place, least, step, name),

@@ -44,7 +44,7 @@ def depth_code(model: nn.Module, outputs: Collection[str] = ()) -> str:
     others = {_holder(name) for name, _ in model.named_parameters()} - mine
     counts = _depths(model)
     for owner, module in owners(model).items():
-        for name, root in _trees(owner):
+        for name, root in init_trees(owner):
             named = _words(root)
             if mine and named & others and not named & mine:
                 continue
@@ -70,7 +70,7 @@ def written_stds(model: nn.Module) -> dict[float, str]:
     found: dict[float, str] = {}
     counts = _depths(model)
     for owner, module in owners(model).items():
-        for name, root in _trees(owner):
+        for name, root in init_trees(owner):
             known = _here(root, counts)
             for node, path in conditioned(root, ()):
                 if not isinstance(node, ast.Call) or not _DRAWS.fullmatch(called(node)) or not _ran(path, module):
@@ -115,7 +115,7 @@ def _numbers(
         sides = [node.left, node.right]
         inner = [a for a, b in (sides, sides[::-1]) if _divides(b, depth)]
     elif isinstance(node, ast.Name):
-        inner = list(_assigned(node.id, root))
+        inner = list(assigned(node.id, root))
     value = value_of(node, module) if not inner else None
     if isinstance(value, int | float) and not isinstance(value, bool):
         yield float(value)
@@ -123,7 +123,7 @@ def _numbers(
         yield from _numbers(each, root, module, depth, level + 1)
 
 
-def _assigned(name: str, root: ast.AST) -> Iterator[ast.expr]:
+def assigned(name: str, root: ast.AST) -> Iterator[ast.expr]:
     """What a function assigns to a name, or has as the default of an argument."""
     for node in ast.walk(root):
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
@@ -187,7 +187,7 @@ def _words(tree: ast.AST) -> frozenset[str]:
 
 
 @functools.cache
-def _trees(owner: type) -> tuple[tuple[str, ast.AST], ...]:
+def init_trees(owner: type) -> tuple[tuple[str, ast.AST], ...]:
     """The functions of a class that set up its weights and those beside it that they name, by name, parsed."""
     found = {}
     functions = [inspect.unwrap(value) if callable(value) else value for value in vars(owner).values()]

@@ -97,6 +97,8 @@ class Look:
     def described(self) -> Described:
         """The model as remedies are given it."""
         reference = self.declared.id if self.declared else matching.reference_of(self.rows, self.closest)
+        declared = self.probe.run.tables.declared
+        made = declared[declared["kind"] == "constant"]
         return Described(
             self.rows,
             reference,
@@ -104,6 +106,7 @@ class Look:
             self.entries,
             self.stds,
             self.lost.changes,
+            dict(zip(made["about"].astype(str), made["said"].astype(float), strict=True)),
             strict=self.declared is not None,
         )
 

@@ -242,7 +242,7 @@ def _drawn(row: dict[str, Any], finding: Finding, model: Described) -> Iterator[
 def _meant(change: Change, findings: Sequence[Finding], model: Described, code: str = "") -> bool:
     """Whether what would change is so on purpose: frozen, made so by its own module, zero by design, declared."""
     counted = [entry for entry in model.counted if entry["name"] in change.names]
-    if not counted or model.strict:
+    if not counted or model.strict or change.evidence == lost.INIT_CODE:  # the code says what was meant
         return False
     if any(not entry["trains"] or entry["role"] == "gate" for entry in counted):
         return True

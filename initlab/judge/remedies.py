@@ -7,8 +7,8 @@ several rules share is here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from initlab.judge.matching import TOLERANCE, unscaled
@@ -59,6 +59,7 @@ class Described:
         counted: of `drawing.census`.
         declared: std that the model's config names.
         restored: changes that give parameters the draws back which the init code overwrote.
+        meant: the number that each parameter is made of by its class, of those that are made of one.
         strict: the reference is what the user says was meant, its distributions included.
     """
 
@@ -68,6 +69,7 @@ class Described:
     counted: Sequence[dict[str, Any]] = ()
     declared: Sequence[float] = ()
     restored: Sequence[Change] = ()
+    meant: Mapping[str, float] = field(default_factory=dict)
     strict: bool = False  # the reference was declared, its distributions too
 
     def of(self, *roles: Role) -> list[dict[str, Any]]:

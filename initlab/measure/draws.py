@@ -89,7 +89,7 @@ def declared_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]
     keys = {name: value for name, value in keys.items() if name != "step"}
     found = declarations(anatomy.model, anatomy.parameters, anatomy.wirings)
     if was_applied(anatomy.model):  # from another init on purpose
-        found = [each for each in found if each.kind not in ("std", "zero", "least step", "most step")]
+        found = [each for each in found if each.kind not in ("std", "zero", "constant", "least step", "most step")]
     said = any(each.kind == "std" and each.said > 0 for each in found)
     written = None if said else written_std(anatomy.model)
     if written is not None:

@@ -219,6 +219,14 @@ def zeroed(most, **drawn):
     return run_of([row], summary(), declared=[said])
 
 
+def made_of(said, found, std=0.0, gains=0.0):
+    """A gate that its class makes of one number, and how the norms' gains are spread."""
+    row = {"kind": "weight", "site": "gate", "role": "gate", "module": "blocks.0.gate", "numel": 1, "std": std}
+    made = {"kind": "constant", "name": "Net.__init__", "said": said, "found": found, "about": "blocks.0.gate"}
+    norm = {"role": "norm_gain", "columns": 1, "mean": 1.0, "spread": gains, "module": "norm.weight"}
+    return run_of([row], summary(), declared=[made], draws=[norm])
+
+
 def steps(found, least=0.001, most=0.1):
     """The median step in time, and the range that the config declares."""
     row = {"name": "config.dt_min and dt_max", "found": found, "about": "layers.0.dt_proj.bias"}
@@ -737,6 +745,16 @@ CASES = {
         [steps(0.01), steps(0.15), steps(0.001)],
         [run_of(summary=summary())],
     ),
+    "INI014": (
+        [
+            (made_of(0.2, 0.0), "warning"),
+            (made_of(0.0, 1.0), "warning"),
+            (made_of(1.0, 1.05, std=0.02), "warning"),
+            (made_of(0.2, math.nan), "warning"),
+        ],
+        [made_of(0.2, 0.2), made_of(0.2, 0.2001), made_of(0.0, 0.0)],
+        [run_of(summary=summary()), made_of(0.0, 0.3, gains=0.1)],  # trained: so are the norms
+    ),
     "RES003": (
         [
             (branch_writes([1.0, 1.0, 3.0], [1.0] * 3), "warning"),
@@ -1106,7 +1124,7 @@ def test_every_rule_has_cases_and_a_text():
         assert all(f"{{{name}}}" in rule.limit for name in rule.limits), rule.code
 
 
-LAST_NUMBER = {"ACT": 3, "ATT": 2, "BEH": 8, "DRW": 8, "EMB": 1, "GRD": 2, "INI": 13, "LOG": 2, "NUM": 4, "RES": 7}
+LAST_NUMBER = {"ACT": 3, "ATT": 2, "BEH": 8, "DRW": 8, "EMB": 1, "GRD": 2, "INI": 14, "LOG": 2, "NUM": 4, "RES": 7}
 LAST_NUMBER |= {"SCL": 2, "WIR": 9}
 CODES_EVER = {f"{family}{number:03}" for family, last in LAST_NUMBER.items() for number in range(1, last + 1)}
 
@@ -1123,6 +1141,17 @@ def test_fails(code):
         assert (finding.status, finding.severity) == ("fail", severity), finding.message
         assert finding.advice and finding.message and finding.limit and finding.unit
         assert finding.seeds_failing == finding.seeds_total == (2 if code.startswith("SCL") else 1)
+
+
+def test_positions_alike_name_the_norms_behind_the_sum():
+    rows = summary(token_cosine=0.97)
+    wiring = [{"stack": 0, "layer": 0, "sum_norm": "LayerNorm"}]
+    (plain,), (post,) = (
+        verdicts(run_of(summary=rows), "RES007"),
+        verdicts(run_of(summary=rows, wiring=wiring), "RES007"),
+    )
+    assert "post-norm" not in plain.message + plain.advice
+    assert "post-norm" in post.message and "norm_first=True" in post.advice
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -273,7 +273,10 @@ def _advice(worst: pd.Series, *, drowned: bool, unscaled: bool) -> str:
 def measure_collapse(run: Run) -> pd.DataFrame:
     """Mean cosine between positions in the last stream, and its closed form where there is one."""
     columns = [*CELL, "token_cosine", "expected_token_cosine"]
-    return run.tables.summary[columns][run.tables.summary["token_cosine"].notna()]
+    rows = run.tables.summary[columns][run.tables.summary["token_cosine"].notna()]
+    wiring = run.tables.wiring
+    after = wiring.loc[wiring["sum_norm"].fillna("") != "", "run_id"]
+    return rows.assign(post_norm=rows["run_id"].isin(after))
 
 
 @rule(
@@ -305,6 +308,12 @@ def rank_collapse(case: Case, rows: pd.DataFrame) -> Finding:
     common = {"measured": value, "site": "resid_post"}
     if not bad.any():
         return case.passed(text, **common)
+    if bool(worst["post_norm"]):
+        text += "; its norms stand behind the sum (post-norm), which shrinks what is older at every branch"
+        common["advice"] = (
+            "put the norms before the branches (pre-norm, norm_first=True); or keep them and weigh the stream by "
+            "depth, as DeepNet does (initlab recipes deepnorm)"
+        )
     return case.failed(
         f"{text}: the model hardly tells its tokens apart",
         severity="warning",

@@ -1,0 +1,99 @@
+"""What a class makes of one number, gates, multipliers and gains, and whether it still is that number."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from initlab.judge.lost import INIT_CODE
+from initlab.judge.remedies import Change, Described
+from initlab.judge.rules.base import Case, Finding, rule
+from initlab.judge.rules.counting import family, rows_of, seeds
+from initlab.judge.rules.drawn import patterns
+from initlab.judge.words import trimmed
+from initlab.recipes import Constant, Role
+from initlab.rundir import Run
+
+
+def measure_constants(run: Run) -> pd.DataFrame:
+    """Per parameter that its class makes of one number: that number, the value farthest from it, its std now."""
+    said = run.tables.declared
+    said = said[said["kind"] == "constant"].rename(columns={"about": "parameter"})
+    gains = run.tables.draws
+    gains = gains[(gains["role"] == Role.NORM_GAIN) & ~(gains["spread"] == 0)]
+    said = said[~said["run_id"].isin(gains["run_id"])]  # trained, or what INI011 judges
+    if said.empty:
+        return pd.DataFrame()
+    rows = rows_of(run, "weight")[["run_id", "module", "std"]].drop_duplicates(["run_id", "module"])
+    found = said.merge(rows, left_on=["run_id", "parameter"], right_on=["run_id", "module"], how="left")
+    return found.assign(pattern=family(found["parameter"].astype(str)))
+
+
+def as_its_class_makes_it(finding: Finding, model: Described) -> list[Change]:
+    """Give each parameter the number that its class makes it of."""
+    named = finding.site.split(" ")
+    found: dict[tuple[str, str, float], list[str]] = {}
+    for entry in model.counted:
+        name = str(entry["name"])
+        if name in named and name in model.meant and entry["trains"]:
+            found.setdefault((str(entry["role"]), str(entry["stack"]), model.meant[name]), []).append(name)
+    return [
+        Change(
+            role,
+            stack,
+            tuple(names),
+            0.0,
+            abs(value),
+            finding.code,
+            f"its class makes it {trimmed(value)}",
+            f"set to {trimmed(value)}",
+            drawn=Constant(value),
+            evidence=INIT_CODE,
+        )
+        for (role, stack, value), names in found.items()
+    ]
+
+
+@rule(
+    code="INI014",
+    question="Init",
+    measures="parameters that the `__init__` of their class makes of one number (torch.zeros, torch.ones, torch.full), "
+    "and that have another value",
+    needs="a probed model with such parameters, which no later init code of its classes names",
+    limits={"slack": 0.01},
+    unit="parameters",
+    limit="0 parameters farther than {slack} of the number from it",
+    basis="reference-code",
+    why="A gate of 0 makes its branch the identity, a multiplier of 0.2 is a design. `to_empty` after construction on "
+    "the meta device leaves memory in its place, 0 by luck, and a blanket init over all parameters a draw: the model "
+    "is another one than its class says, and nothing else shows it.",
+    advice="Give the parameter its number in the init that runs last.",
+    false_alarms="A script that sets single gates or gains otherwise than their class does, on purpose.",
+    source="karpathy/nanochat#686, mosaicml/llm-foundry#1745",
+    since="0.1.0",
+    remedy=as_its_class_makes_it,
+    measure=measure_constants,
+)
+def constants_lost(case: Case, rows: pd.DataFrame) -> Finding:
+    """Judge whether any is another number."""
+    slack = case.limits["slack"]
+    off = ~((rows["found"] - rows["said"]).abs() <= slack * rows["said"].abs() + 1e-6)  # NaN is off
+    bad = rows[off]
+    if bad.empty:
+        return case.passed(f"All {len(rows)} parameters that classes make of one number have it", measured=0.0)
+    first = bad.iloc[0]
+    each = bad.drop_duplicates("parameter")
+    now = f"has std {trimmed(first['std'])}" if first["std"] > 0 else f"is {trimmed(first['found'])}"
+    if math.isnan(first["found"]):
+        now = "holds NaN"
+    return case.failed(
+        f"{first['name']} makes {first['parameter']} {trimmed(first['said'])}, but it {now}; in all {patterns(each)}",
+        severity="warning",
+        site=" ".join(each["parameter"].astype(str)),
+        measured=float(len(each)),
+        effect=float(len(each)),
+        advice=f"set {patterns(each)} in the init that runs last (to_empty keeps nothing of what {first['name']} "
+        "wrote, a blanket init draws over it), or change what the class says",
+        **seeds(off, rows["seed"]),
+    )
