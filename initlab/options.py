@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from functools import wraps
 from inspect import signature
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeGuard, TypeVar
 
 from initlab.errors import ConfigError
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Name = TypeVar("_Name", bound=str)
 
@@ -30,7 +32,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The text that models read.
+    """The text that models read. Commands take its fields as keywords of their own, too: `compare(…, batch_size=4)`.
 
     Args:
         data: `english` (prose that initlab brings), `docstrings` (Python's own), `uniform` (random ids), a UTF-8 file,
@@ -43,16 +45,19 @@ class Text:
             tokens.
         block_size: tokens in a sequence. NanoGPTs that a command makes are made for it; other models read sequences of
             it. Default: the command's own number for NanoGPTs, for other models what they declare, at most 1024.
+        vocab_size: ids are below it, those of `uniform` drawn so; a text that needs more is refused. NanoGPTs that a
+            command makes have it. Default: the text's for those, else the model's.
 
     Raises:
-        ConfigError: data is neither a path nor rows, tokenizer is empty or can't encode, or batch_size or block_size
-            isn't a positive whole number.
+        ConfigError: data is neither a path nor rows, tokenizer is empty or can't encode, or batch_size, block_size or
+            vocab_size isn't a whole number from 1 (2) on.
     """
 
     data: Any = "english"
     tokenizer: Any = None
     batch_size: int | None = None
     block_size: int | None = None
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         if not _rows(self.data):
@@ -66,11 +71,12 @@ class Text:
             )
         _take_count(self, "batch_size")
         _take_count(self, "block_size")
+        _take_count(self, "vocab_size", least=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
-    """Where and how a run is made.
+    """Where and how a run is made. Commands take its fields as keywords of their own, too: `compare(…, out="runs/a")`.
 
     Args:
         device: `auto` is CUDA where there is a GPU, else the CPU.
@@ -113,6 +119,32 @@ class RunOptions:
             raise ConfigError(
                 f"progress is {shown(told)}; expected False, None, or an object with methods start and advance"
             )
+
+
+def with_fields(call: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Take the fields of a command's `text` and `run` as keywords beside its own; they come before those of an object.
+
+    Args:
+        call: the command. One that passes keywords on takes those of a text.
+    """
+    own = signature(call).parameters
+    passed_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
+    kinds: dict[str, Any] = {"text": Text, "run": RunOptions}
+    taken = [name for name in kinds if name in own or (passed_on and name == "text")]
+    of = {each.name: name for name in taken for each in fields(kinds[name]) if each.name not in own}
+
+    @wraps(call)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        __tracebackhide__ = True  # as in assert_healthy
+        given: dict[str, dict[str, Any]] = {}
+        for key in [key for key in kwargs if key in of]:
+            given.setdefault(of[key], {})[key] = kwargs.pop(key)
+        for name, values in given.items():
+            whole = kwargs.get(name, own[name].default if name in own else kinds[name]())
+            kwargs[name] = replace(checked(name, whole, kinds[name]), **values)
+        return call(*args, **kwargs)
+
+    return wrapped
 
 
 def checked(name: str, value: Any, kind: type[_T]) -> _T:
@@ -233,9 +265,9 @@ def _refuse_no_name(name: str, value: Any, example: str) -> None:
         raise ConfigError(f"{name} is {shown(value)}; expected a name, such as {example}")
 
 
-def _take_count(options: Any, name: str) -> None:
+def _take_count(options: Any, name: str, least: int = 1) -> None:
     """Keep a count as an int; numpy's integers count as well."""
     value = getattr(options, name)
     if value is None:
         return
-    object.__setattr__(options, name, checked_count(name, value))
+    object.__setattr__(options, name, checked_count(name, value, least))

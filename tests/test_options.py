@@ -1,12 +1,13 @@
 """What commands are told beside their model."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import initlab
-from initlab.errors import ConfigError
+from initlab.errors import ConfigError, DataError
 from initlab.options import RunOptions, Text, checked
 
 
@@ -49,3 +50,40 @@ def test_numbers_of_numpy_are_counts():
     for wrong in (True, 1.5, "x", 0, np.float64(2.0)):
         with pytest.raises(ConfigError, match="batch_size is"):
             Text(batch_size=wrong)
+
+
+def test_fields_of_text_and_run_are_keywords_too(tmp_path):
+    sizes = {"depths": [1], "widths": [8], "seeds": 1}
+    said = initlab.compare("nanogpt", **sizes, text=initlab.Text(batch_size=2, block_size=8))
+    plain = initlab.compare("nanogpt", **sizes, batch_size=2, block_size=8, out=tmp_path / "run", progress=False)
+    pd.testing.assert_frame_equal(plain.records, said.records)
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+def test_they_come_before_those_of_the_object():
+    model = initlab.NanoGPT(initlab.NanoGPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=256))
+    text = initlab.Text("uniform", batch_size=2)
+    found = initlab.probe(model, text=text, batch_size=3, vocab_size=10)
+    assert found.run.manifest["data"]["label"] == initlab.probe(model, text=text).run.manifest["data"]["label"]
+    initlab.assert_healthy(model, batch_size=2, block_size=8)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"vocab_size": 1}, "vocab_size is 1"),
+        ({"batch_size": 2, "text": "my.txt"}, "text is 'my.txt'"),
+    ],
+)
+def test_they_are_refused_alike(given, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        initlab.compare("nanogpt", depths=[1], widths=[8], seeds=1, **given)
+
+
+def test_a_text_is_refused_that_needs_more_ids_than_it_may_have():
+    config = initlab.NanoGPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8)
+    with pytest.raises(DataError, match="256 ids, more than vocab_size 100"):
+        initlab.train("nanogpt", model=config, steps=1, vocab_size=100)
+    with pytest.raises(ConfigError, match="vocab_size 300, the text 256"):
+        initlab.compare("nanogpt", model=replace(config, vocab_size=300), seeds=1, vocab_size=256)

@@ -15,7 +15,7 @@ from initlab.api.reading import text_of
 from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.models.config import NanoGPTConfig
-from initlab.options import RunOptions, Text, checked
+from initlab.options import RunOptions, Text, checked, with_fields
 from initlab.report.waiting import drawn
 from initlab.results import Comparison
 
@@ -28,6 +28,7 @@ MODEL = NanoGPTConfig(n_embd=384, n_head=6, block_size=256)
 DEPTHS, WIDTHS = (4, 8, 16), (384,)
 
 
+@with_fields
 @drawn
 @with_gradients()
 def compare(

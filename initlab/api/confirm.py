@@ -12,7 +12,7 @@ from initlab.api.grids import trained_grid
 from initlab.api.reading import split_for, text_of
 from initlab.errors import ConfigError, RecipeError
 from initlab.models.config import WIRING, NanoGPTConfig
-from initlab.options import RunOptions, Text, checked, checked_flag
+from initlab.options import RunOptions, Text, checked, checked_flag, with_fields
 from initlab.recipes import Base, Recipe, registry
 from initlab.report.waiting import drawn
 from initlab.results import Comparison, Confirmation
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _SHARED = ("bias", "activation", "tie_weights", *WIRING)  # of a comparison's NanoGPTs
 
 
+@with_fields
 @drawn
 @with_gradients()
 def confirm(

@@ -12,7 +12,7 @@ from initlab.api.reading import text_of
 from initlab.errors import ConfigError
 from initlab.judge import rules
 from initlab.judge.differences import init_of, one_recipe
-from initlab.options import Text, checked_count, checked_path, checked_seed, refuse_unknown, shown
+from initlab.options import Text, checked_count, checked_path, checked_seed, refuse_unknown, shown, with_fields
 from initlab.report.waiting import drawn
 from initlab.results import Probe, load
 from initlab.results.difference import Difference
@@ -39,6 +39,7 @@ class Drawn:
     make: Callable[[int], nn.Module]
 
 
+@with_fields
 @drawn
 @with_gradients()
 def diff(

@@ -17,7 +17,7 @@ from initlab.judge.mending import wired_wrongly
 from initlab.judge.remedies import Change
 from initlab.judge.rules import Finding
 from initlab.judge.rules.fresh import TRAINED_BELOW
-from initlab.options import checked_flag, checked_path, checked_seed, refuse_unknown
+from initlab.options import checked_flag, checked_path, checked_seed, refuse_unknown, with_fields
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.report import notebook
@@ -149,6 +149,7 @@ def _row(change: Change) -> dict[str, Any]:
     }
 
 
+@with_fields
 @drawn
 @with_gradients()
 def fix(

@@ -12,7 +12,7 @@ from initlab.judge.activations import Activation
 from initlab.models.config import NanoGPTConfig, refuse_other_models
 from initlab.models.wired import wired
 from initlab.models.wiring import nanogpt_wiring
-from initlab.options import Text, checked, checked_flag, real, shown
+from initlab.options import Text, checked, checked_flag, real, shown, with_fields
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.results import Profile
@@ -27,6 +27,7 @@ TEXTS: dict[str, tuple[int, float | None, float | None]] = {
 MOST_EXACT = 4096  # positions; the matrices of one block take 40 T^2 bytes
 
 
+@with_fields
 def predict(
     recipe: str | Recipe | Rule = "nanogpt",
     *,
@@ -82,7 +83,9 @@ def predict(
         )
     vocabulary, equal, repeated = TEXTS[str(data)]
     config = (model or NanoGPTConfig()).resized(n_layer=n_layer, n_embd=n_embd)
-    V, block_size = vocabulary if config.vocab_size is None else config.vocab_size, text.block_size or config.block_size
+    V, block_size = config.vocab_size, text.block_size or config.block_size
+    if V is None:
+        V = text.vocab_size or vocabulary
     config = wired(config, entry)
     if not config.plain:
         raise ConfigError(

@@ -16,7 +16,7 @@ from initlab.api.probed import config_of, dtype_of, init_facts
 from initlab.api.reading import text_of
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity, reaches, rules, theory
-from initlab.options import Text, checked_choice, checked_path, checked_seed, refuse_unknown
+from initlab.options import Text, checked_choice, checked_path, checked_seed, refuse_unknown, with_fields
 from initlab.recipes import Recipe, registry
 from initlab.recipes.base import Rule
 from initlab.recipes.tabulating import evaluate
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from initlab.measure.statistics import Metrics
 
 
+@with_fields
 @drawn
 @with_gradients()
 def probe(
@@ -192,6 +193,7 @@ def probe(
         return Probe(Run(tables, manifest))
 
 
+@with_fields
 def assert_healthy(
     model: nn.Module | Callable[[], nn.Module],
     batch: Any = None,

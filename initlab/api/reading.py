@@ -75,11 +75,17 @@ def split_for(subject: Subject, text: Text, otherwise: int) -> tuple[Split, int]
             refuse_what_sees_ahead(task)
         windows.append(task.block_size)
         known[maker.name] = task.vocab_size
+    if text.vocab_size is not None:
+        known["the text"] = text.vocab_size
     name = min(known, key=known.__getitem__, default="")
     try:
         split = load_split(text.data, text.tokenizer, known.get(name))
     except DataError:
-        if not subject.makers or (whole := load_split(text.data, text.tokenizer)).train.tokenizer == "stored":
+        if (
+            not subject.makers
+            or name == "the text"
+            or (whole := load_split(text.data, text.tokenizer)).train.tokenizer == "stored"
+        ):
             raise
         if (needed := whole.vocab_size) <= known[name]:
             raise

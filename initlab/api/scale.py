@@ -15,7 +15,7 @@ from initlab.api.run import estimate, measuring, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.errors import ConfigError
 from initlab.models.config import NanoGPTConfig
-from initlab.options import RunOptions, Text, checked
+from initlab.options import RunOptions, Text, checked, with_fields
 from initlab.report.waiting import drawn
 from initlab.results import Scaling
 from initlab.schema import Tables
@@ -38,6 +38,7 @@ DEPTH_LR = 1e-3  # of CompleteP's depth checks
 _OVERHEAD = 0.012
 
 
+@with_fields
 @drawn
 @with_gradients()
 def scale(

@@ -90,7 +90,9 @@ class SideBySide:
             subject.read(block_size=text.block_size)
         if subject.config is not None and corpus is None:
             config = config_at(subject.config, min(subject.depths), min(subject.widths))
-            self.corpus = self.load(text.data, text.tokenizer, config.vocab_size)
+            if None not in (config.vocab_size, text.vocab_size) and config.vocab_size != text.vocab_size:
+                raise ConfigError(f"the model has vocab_size {config.vocab_size}, the text {text.vocab_size}")
+            self.corpus = self.load(text.data, text.tokenizer, config.vocab_size or text.vocab_size)
             subject.read(vocab_size=self.corpus.vocab_size)
             self.corpus.batch(self.rows, config.block_size, 0)  # refuses a text that is too short
             self.seen.described = self.corpus.describe()

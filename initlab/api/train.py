@@ -17,7 +17,7 @@ from initlab.api.run import BySteps, in_turn, run_cells
 from initlab.api.side_by_side import SideBySide
 from initlab.errors import ConfigError
 from initlab.models.config import PRESETS
-from initlab.options import RunOptions, Text, checked, checked_choice, checked_count
+from initlab.options import RunOptions, Text, checked, checked_choice, checked_count, with_fields
 from initlab.report.waiting import drawn, heard
 from initlab.results import Training
 from initlab.rundir import Run
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MEASURED_TOKENS = 4096  # of the batch that the model is measured on, before and after
 
 
+@with_fields
 @drawn
 @with_gradients()
 def train(

@@ -10,7 +10,7 @@ from initlab.api.gradients import with_gradients
 from initlab.api.grids import trained_grid
 from initlab.api.reading import split_for, text_of
 from initlab.models.config import NanoGPTConfig
-from initlab.options import RunOptions, Text, checked, checked_count, checked_flag, real
+from initlab.options import RunOptions, Text, checked, checked_count, checked_flag, real, with_fields
 from initlab.recipes import Base
 from initlab.report.waiting import drawn
 from initlab.results.trained import Transfer
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from initlab.drawing.subject import Model
 
 
+@with_fields
 @drawn
 @with_gradients()
 def transfer(

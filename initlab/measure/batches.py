@@ -61,6 +61,7 @@ def inputs_for(
     if vocab_size is None:
         return _drawn(model, seed)
     chosen = text.data != Text().data or text.tokenizer is not None
+    vocab_size = min(vocab_size, text.vocab_size or vocab_size)
     corpus = load(text.data, text.tokenizer, max(vocab_size, 2) if text.data == "uniform" else None)
     if corpus.vocab_size > vocab_size and chosen and not (text.data == "uniform" and vocab_size == 1):
         raise DataError(

@@ -249,7 +249,12 @@ TABLE: dict[Callable[..., Any], dict[str, list[Any]]] = {
     train: {"recipes": LISTED, "model": NETS, "preset": CHOICE, "n_layer": COUNT, "n_embd": COUNT, "text": TEXTS}
     | {"run": RUNS, "seed": SEED_OR_NONE, "watch_every": [*FROM_0, 1]}
     | {"checkpoint_every": FROM_0, "steps": COUNT, "lr": RATE, "warmup": FROM_0, "min_lr": [-1, 2, "x"]}
-    | {"grad_accum": COUNT, "betas": [5, "x", (0.9,), (0.9, 1.0), ("a", "b"), (NAN, 0.9)], "batch_size": [4]}
+    | {
+        "grad_accum": COUNT,
+        "betas": [5, "x", (0.9,), (0.9, 1.0), ("a", "b"), (NAN, 0.9)],
+        "batch_size": [0],
+        "vocab_size": [1, 2.5],
+    }
     | {"eval_every": FROM_0, "eval_batches": COUNT, "log_every": COUNT, "compile": ["x", 5], "nope": [1]}
     | TRAINED,
     watch: {"model": MEASURED_NEVER, "every": [*COUNT, None], "out": PATHS, "start_step": [*FROM_0, None]}
@@ -281,7 +286,13 @@ TABLE: dict[Callable[..., Any], dict[str, list[Any]]] = {
     diff: {"a": [None, 5, "none", "", SHARED.state_dict(), initlab.NanoGPT, ends, dict, OTHER, NOT_UTF8, []]}
     | {"b": [None, 5, SHARED], "seeds": [*COUNT, 2], "seed": SEED, "text": TEXTS, "batch": ["x", 5], "nope": [1]}
     | JUDGING,
-    initlab.Text: {"data": [*NO_PATH, None], "tokenizer": [5, "", b"x"], "batch_size": COUNT, "block_size": COUNT},
+    initlab.Text: {
+        "data": [*NO_PATH, None],
+        "tokenizer": [5, "", b"x"],
+        "batch_size": COUNT,
+        "block_size": COUNT,
+        "vocab_size": COUNT,
+    },
     initlab.RunOptions: {"device": [5, None, "", []], "jobs": COUNT, "engine": [5, None, "", []], "out": PATHS}
     | {"address": [5, ""], "progress": [5, "x", print]},
     initlab.Base: {"n_layer": COUNT, "n_embd": COUNT, "head_size": COUNT},
