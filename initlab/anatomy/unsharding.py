@@ -49,20 +49,15 @@ def unsharded(model: nn.Module) -> nn.Module:
         ProbeError: something in it can't be copied.
     """
     model = _uncompiled(model)
-    kind = _fsdp_module()
-    for module in model.modules():
-        if isinstance(module, kind):
-            module.reshard()  # after a forward pass alone the whole weights stand there, in the dtype of `mp_policy`
+    resharded(model)
     memo: dict[int, Any] = {}
     with torch.no_grad():
         parameters: list[Any] = list(model.parameters())
         for parameter in parameters:
-            whole = parameter.full_tensor() if _is_sharded(parameter) else parameter.detach().clone()
-            memo[id(parameter)] = nn.Parameter(whole, parameter.requires_grad)
+            values = whole(parameter) if _is_sharded(parameter) else parameter.detach().clone()
+            memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
     for module in model.modules():
-        mro = type(module).__mro__
-        base = mro[mro.index(kind) + 1] if kind in mro else type(module)
-        memo[id(module)] = object.__new__(base)
+        memo[id(module)] = object.__new__(own_class(module))
     for path, module in model.named_modules():
         try:
             memo[id(module)].__dict__.update(copy.deepcopy(_own_state(module), memo))
@@ -74,6 +69,37 @@ def unsharded(model: nn.Module) -> nn.Module:
             ) from error
     found: nn.Module = memo[id(model)]
     return found
+
+
+def resharded(model: nn.Module) -> None:
+    """Free what FSDP has gathered: after a forward pass alone whole weights stand there, in the dtype of `mp_policy`.
+
+    Args:
+        model: with `fully_shard` applied, or any other, of which nothing is gathered.
+    """
+    kind = _fsdp_module()
+    for module in model.modules() if kind is not None else ():
+        if isinstance(module, kind):
+            module.reshard()
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, without what `fully_shard` puts before it.
+
+    Args:
+        module: of any kind.
+    """
+    kind, mro = _fsdp_module(), type(module).__mro__
+    return mro[mro.index(kind) + 1] if kind in mro else type(module)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a tensor of which each process has a shard, which all of them do in one order; any other is returned.
+
+    Args:
+        tensor: a parameter, or what belongs to one.
+    """
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def check_shards(model: nn.Module) -> None:

@@ -14,8 +14,12 @@ from initlab.options import shown
 _SHARDED = "give it before it is sharded, or initlab.probe, on every process, one that fully_shard was applied to"
 
 
-def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
+def unwrap(model: nn.Module, *, shards: bool = False) -> tuple[nn.Module, list[str]]:
     """Take torch.compile, DataParallel and DistributedDataParallel off a module, and say what was taken.
+
+    Args:
+        model: as the training loop calls it.
+        shards: weights may be in part on other processes.
 
     Raises:
         ConfigError: not a model.
@@ -25,7 +29,8 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
     model, notes = bare(model)
     if any(module._compiled_call_impl is not None for module in model.modules()):
         notes.append("compiled in place: measured eagerly")
-    refuse_shards(model)
+    if not shards:
+        refuse_shards(model)
     _refuse(model)
     return model, notes
 

@@ -78,10 +78,11 @@ def watch(
     counted once. A compiled model runs eagerly on watched steps, with eager rounding, and
     compiled again on all others.
 
-    Of several processes that train one model in DistributedDataParallel each calls `watch` and `step`, and records its
-    own part of the batch; rank 0 gets the tables of the whole, with gradients averaged over the processes, as training
-    has them. Any other model's is recorded by rank 0 alone, from its
-    own part; the other processes count. Of what `fully_shard` was applied to, `probe` measures any step instead.
+    Of several processes that train one model in DistributedDataParallel, or with `fully_shard` applied, each calls
+    `watch` and `step`, and records its own part of the batch; rank 0 gets the tables of the whole, with gradients
+    averaged over the processes, as training has them. Shards are gathered one weight after another when a watched step
+    ends, and all of them once, for the first look. Any other model's is recorded by rank 0 alone, from its own part;
+    the other processes count.
 
     A watch never stops a training run: what can't be recorded, written or handed on is warned of once, and training
     goes on, with the same weights, bit for bit, as without a watch.
@@ -114,11 +115,13 @@ def watch(
     Raises:
         ConfigError: an argument can't be used.
         SiteError: `sites` names what the model doesn't have.
-        ProbeError: the model can't be measured (meta device, several devices, sharded, quantised); replicas differ.
+        ProbeError: the model can't be measured (meta device, several devices, sharded otherwise, quantised); replicas
+            differ.
         RunError: `out` can't be written, holds another run, or holds steps of this one and start_step is 0.
     """
     from initlab.anatomy.declared import declared_blocks
     from initlab.anatomy.filters import refuse_unknown_modules
+    from initlab.anatomy.unsharding import fully_sharded, own_class
     from initlab.anatomy.unwrapping import unwrap
     from initlab.measure.across import alongside
     from initlab.measure.moments import PRESETS
@@ -136,7 +139,7 @@ def watch(
     loss_scale = float(loss_scale) if real(loss_scale) else loss_scale
     callbacks, alerts = as_callbacks(callback), Alerts(on_failure)
     statistics = choose(metrics, stats)
-    inside, _ = unwrap(model)
+    inside, _ = unwrap(model, shards=fully_sharded(model))
     sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
     modules = list(modules) if isinstance(modules, Iterator) else modules
     if sites is not None:
@@ -144,7 +147,7 @@ def watch(
     refuse_unknown_modules(inside, modules)
     weight = next(inside.parameters())
     config = {
-        "model": type(inside).__name__,
+        "model": own_class(inside).__name__,
         "recipes": [LABEL],
         "every": every,
         "n_params": sum(p.numel() for p in inside.parameters()),
@@ -167,7 +170,6 @@ def watch(
         return Watcher(None, manifest, None, [], alerts)
     folder: RunDir | None = None
     try:
-        origin = None if drift is False else Origin(model, drift)
         folder = open_folder(out, manifest, start_step) if out is not None and first else None
         ranks.same(
             "arguments",
@@ -181,6 +183,7 @@ def watch(
                 "modules": modules is not None,
             },
         )
+        origin = None if drift is False else Origin(model, drift)  # of shards all processes gather it
         options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
         options |= {"declared": sites, "modules": modules, "origin": origin, "ranks": ranks}
         recorder = StepRecorder(model, every, preset=preset, **options)

@@ -58,24 +58,32 @@ def across(model: nn.Module) -> Iterator[tuple[nn.Module, Ranks]]:
 
 
 def alongside(model: nn.Module) -> Ranks:
-    """Open what the processes that train a replicated model say to each other while it is watched.
+    """Open what the processes that train a model together say to each other while it is watched.
 
     Args:
-        model: as the training loop calls it; every process comes here, where it is in DistributedDataParallel.
+        model: as the training loop calls it; every process comes here, where it is in DistributedDataParallel or has
+            `fully_shard` applied.
 
     Returns:
-        to be closed; one process alone where the model is no replica.
+        to be closed; one process alone where the model is neither.
 
     Raises:
-        ProbeError: replicas differ, or a process didn't come.
+        ProbeError: replicas differ, shards can't be gathered, or a process didn't come.
     """
-    wrapper = _replicated(model)
-    if wrapper is None:
+    wrapper, sharded = _replicated(model), fully_sharded(model)
+    if wrapper is None and not sharded:
         return ALONE
+    if sharded and not dist.is_initialized():
+        raise ProbeError(f"{type(model).__name__} is sharded, but there is no process group any more to gather it from")
     ranks = opened()
     try:
         each = f"on {ranks.size} processes, each with its own batch, and merged"
-        ranks.notes = (f"{_INSIDE} {each}", *_unlike(wrapper.module, ranks))
+        if sharded:
+            check_shards(model)
+            ranks.same("parameters", {name: tuple(p.shape) for name, p in model.named_parameters()})
+            ranks.notes = (f"fully_shard: recorded {each}; weights and gradients are gathered for it, one by one",)
+        else:
+            ranks.notes = (f"{_INSIDE} {each}", *_unlike(wrapper.module, ranks))
     except Exception as error:
         ranks.tell(error)
         ranks.close()

@@ -89,7 +89,7 @@ def test_what_cannot_be_copied_is_said(alone):
 
 @pytest.mark.parametrize(
     "command",
-    [initlab.describe_init, initlab.fix, initlab.watch, lambda made: initlab.apply_recipe(made, "xavier")],
+    [initlab.describe_init, initlab.fix, lambda made: initlab.apply_recipe(made, "xavier")],
 )
 def test_what_needs_more_than_a_copy_refuses_shards(alone, command):
     with pytest.raises(ProbeError, match=r"is sharded \(DTensor\); give it before it is sharded, or initlab.probe"):

@@ -23,6 +23,7 @@ class Backward:
     """
 
     ended: Callable[[bool], None]  # told whether it accumulated
+    unheard: bool = False  # gradients that wait to be reduced come to no hook: every pass is taken to accumulate
     depth: int = field(default_factory=depth)
     state: Literal["awaited", "running", "done"] = "awaited"
     accumulated: bool = False
@@ -40,8 +41,9 @@ class Backward:
 
     def over(self) -> None:
         """The backward pass that was running has ended."""
-        self.state = "done" if self.accumulated else "awaited"
-        self.ended(self.accumulated)
+        kept = self.accumulated or self.unheard
+        self.state = "done" if kept else "awaited"
+        self.ended(kept)
 
     def watch(self, output: Any) -> None:
         """Wait at the ends of the graph, the tensors that the model returned."""
@@ -93,6 +95,19 @@ class Accumulated:
         if depth() == self.depth:
             for each in self.backwards:
                 each.accumulated = True
+
+    def reduced(self, name: str, before: Tensor | None, parameter: Tensor) -> None:
+        """After `fully_shard` put a shard of the gradient, averaged over the processes, into a parameter's `.grad`.
+
+        Args:
+            name: of the parameter.
+            before: what `.grad` was when the step began.
+            parameter: the shard; torch calls hooks on it itself, as autograd doesn't.
+        """
+        self.note(parameter)
+        if parameter.grad is not None:
+            now = parameter.grad.detach()
+            self.total[name] = now.clone() if before is None else now - before
 
     def ended(self, kept: bool) -> None:
         """Keep, or drop, what arrived, after a backward pass.

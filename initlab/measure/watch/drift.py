@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from initlab.anatomy.unsharding import fully_sharded, resharded, whole
 from initlab.anatomy.unwrapping import unwrap
 from initlab.errors import ConfigError
 
@@ -22,11 +23,15 @@ class Origin:
     """
 
     def __init__(self, model: nn.Module, given: bool | Mapping[str, Tensor] | nn.Module):
-        found = unwrap(given)[0] if isinstance(given, nn.Module) else unwrap(model)[0] if given is True else None
+        inside, _ = unwrap(model, shards=fully_sharded(model))
+        resharded(inside)
+        found = inside if given is True else None
+        if isinstance(given, nn.Module):
+            found, _ = unwrap(given, shards=fully_sharded(given))
         weights = given if isinstance(given, Mapping) else dict(found.named_parameters()) if found is not None else None
         if weights is None:
             raise ConfigError(f"drift is {given!r:.80}; expected True, a model, or a state dict of one")
-        own = dict(unwrap(model)[0].named_parameters())
+        own = dict(inside.named_parameters())
         shared = {
             name: value
             for name, value in weights.items()
@@ -34,7 +39,7 @@ class Origin:
         }
         if not shared:
             raise ConfigError(f"drift: no weight of {type(model).__name__} is among the {len(weights)} given, by name")
-        self._weights = {name: value.detach().to("cpu", copy=True) for name, value in shared.items()}
+        self._weights = {name: whole(value.detach()).to("cpu", copy=True) for name, value in shared.items()}
 
     def of(self, name: str, now: Tensor) -> Tensor | None:
         """The weight as it was, where and as wide as it is now.

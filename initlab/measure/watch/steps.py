@@ -26,6 +26,7 @@ from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.restoring import copied, depth, untouched
 from initlab.anatomy.sites import Tap
 from initlab.anatomy.sizes import vocabulary
+from initlab.anatomy.unsharding import fully_sharded, resharded, unsharded
 from initlab.anatomy.unwrapping import eagerly, unwrap
 from initlab.errors import ConfigError, ProbeError
 from initlab.measure.losses import logits_in
@@ -106,7 +107,8 @@ class StepRecorder:
         self._seen: tuple[tuple[list[str], list[tuple[str, torch.Size]]], Anatomy] | None = None
         self._chosen: set[str] | None = None  # names of the modules among `modules`
         self._notes: list[str] = []
-        unwrap(model)
+        self._sharded = fully_sharded(model)
+        unwrap(model, shards=self._sharded)
         if self.done % every == 0:
             self._arm()
 
@@ -147,7 +149,7 @@ class StepRecorder:
 
     def _arm(self) -> None:
         """Wait for the forward pass: two hooks on the model itself, and nothing compiled until the step is over."""
-        inside, notes = unwrap(self._model)
+        inside, notes = unwrap(self._model, shards=self._sharded)
         self._notes = [
             "compiled: watched steps run eagerly, as does whatever else is compiled; the others run compiled"
             if note.startswith("compiled")
@@ -159,7 +161,8 @@ class StepRecorder:
         with ExitStack() as stack:
             stack.enter_context(eagerly(inside))
             for handle in (
-                inside.register_forward_pre_hook(_Hook(self._enter), with_kwargs=True),
+                # before that of fully_shard, which puts whole weights in the place of shards
+                inside.register_forward_pre_hook(_Hook(self._enter), with_kwargs=True, prepend=self._sharded),
                 inside.register_forward_hook(_Hook(self._leave), always_call=True),
             ):
                 stack.callback(handle.remove)
@@ -224,7 +227,7 @@ class StepRecorder:
                 if not kept:
                     recorder.forget_gradients()
 
-            backward = Backward(ended)
+            backward = Backward(ended, unheard=self._sharded)
             recorder = stack.enter_context(
                 recording(model, anatomy.sites, self._preset, backward.arrived, self._statistics, update.scale)
             )
@@ -244,6 +247,7 @@ class StepRecorder:
         """The weights that the passes of this step are made with, of which gradients are heard from now on."""
         assert self._armed is not None
         owners = self._chosen
+        resharded(model)
         trained = {
             name: p
             for name, p in model.named_parameters()
@@ -260,9 +264,12 @@ class StepRecorder:
             notes=list(self._notes),
         )
         self._armed.callback(update.detach)
-        for name, p in trained.items():
+        for name, p in trained.items() if not self._sharded else ():
             update.on_parameters.callback(p.register_hook(partial(update.gradients.take, name)).remove)
             update.on_parameters.callback(p.register_post_accumulate_grad_hook(update.gradients.note).remove)
+        for name, p in trained.items() if self._sharded else ():
+            reduced = partial(update.gradients.reduced, name, None if p.grad is None else p.grad.detach().clone())
+            update.on_parameters.callback(p.register_post_accumulate_grad_hook(reduced).remove)
         return update
 
     def _look(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Anatomy:
@@ -270,7 +277,8 @@ class StepRecorder:
         names = [name for name, _ in model.named_modules()]
         shapes = [(name, p.shape) for name, p in model.named_parameters()]
         if self._seen is None or self._seen[0] != (names, shapes):
-            anatomy = _looked_at(model, args, kwargs, self._declared)
+            looked = unsharded(model) if self._sharded else model
+            anatomy = replace(_looked_at(looked, args, kwargs, self._declared), model=model)
             if self._modules is not None:
                 self._chosen = chosen_modules(anatomy, self._modules)
                 anatomy = replace(anatomy, sites=filtered(anatomy, self._chosen))

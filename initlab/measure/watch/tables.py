@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from initlab import schema
 from initlab.anatomy.inputs import Inputs
 from initlab.anatomy.look import Anatomy
+from initlab.anatomy.unsharding import fully_sharded, resharded, whole
 from initlab.measure.merging import THIRD
 from initlab.measure.moments import Preset
 from initlab.measure.ranks import Ranks
@@ -112,16 +113,22 @@ def weights_of(step: Update) -> list[dict[str, Any]]:
     first, ranks = step.passes[0], step.ranks
     moments = first.recorder.moments
     gradients = step.gradients.total
+    sharded = fully_sharded(step.model)
+    resharded(step.model)
     held = set().union(*ranks.gathered(list(gradients)))  # where some processes have none for a parameter
     for name, parameter in step.model.named_parameters():
         total = None
         if name in held:
             part = gradients.pop(name, None)
-            total = ranks.summed(torch.zeros_like(parameter.detach()) if part is None else part)
+            if part is None:
+                part = torch.zeros_like(parameter.detach())
+            # what fully_shard has reduced is their mean already
+            total = whole(part) * ranks.size if sharded else ranks.summed(part)
         if not step.records(name):
             continue
-        now = parameter.detach()
+        now = whole(parameter.detach())
         before = step.before.pop(name, None)
+        before = None if before is None else whole(before)
         if before is not None and (before.shape, before.dtype, before.device) != (now.shape, now.dtype, now.device):
             before = None  # another parameter has taken its place
         kinds = {"weight": moments.add(now if before is None else before, "weight", name)}

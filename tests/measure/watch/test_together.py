@@ -50,7 +50,7 @@ import torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 import initlab
-from test_together import model, trained
+from test_together import batch, model, trained
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -106,7 +106,33 @@ found["options"] = told(lambda: initlab.watch(made, every=1 + rank))
 with torch.no_grad():
     made.module.lm_head.weight[0, 0] += rank
 found["replicas"] = told(lambda: initlab.watch(made))
-found["sharded"] = told(lambda: initlab.watch(fully_shard(model())))
+
+def sharded(blocks=True):
+    made = model()
+    for block in made.transformer.h if blocks else ():
+        fully_shard(block)
+    return fully_shard(made)
+
+found["plain sharded"] = trained(sharded(), mine, Without())[0]
+for how, blocks in (("sharded", True), ("sharded as one", False)):
+    made = sharded(blocks)
+    found[how + " losses"], w = trained(made, mine, initlab.watch(made, every=2, drift=True))
+    found[how] = told(lambda: tables(w))
+
+made = sharded()
+optimizer = torch.optim.AdamW(made.parameters(), lr=1e-3)
+with initlab.watch(made) as w, warnings.catch_warnings():
+    warnings.simplefilter("error")
+    for part in (slice(2 * rank, 2 * rank + 1), slice(2 * rank + 1, 2 * rank + 2)):
+        made.set_requires_gradient_sync(part.stop % 2 == 0)
+        with torch.no_grad():
+            made(batch(0)[0])  # leaves whole weights in the root
+        loss = made(*(x[part] for x in batch(0)))[1]
+        (loss / 2).backward()
+    optimizer.step()
+    w.step(loss)
+found["micro-batches"] = told(lambda: tables(w))
+found["name"] = w.result.run.manifest["config"]["model"] if rank == 0 else ""
 with open(f"{sys.argv[1]}/{rank}.pkl", "wb") as file:
     pickle.dump(found, file)
 dist.barrier()
@@ -133,11 +159,12 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["full", "light", "scaled"])
+@pytest.mark.parametrize("how", ["full", "light", "scaled", "sharded", "sharded as one"])
 def test_the_first_gets_the_tables_of_one_process_on_the_whole_batch(found, how):
     made = model()
     stats, scale = ("light" if how == "light" else "full"), (8.0 if how == "scaled" else 1.0)
-    _, w = trained(made, slice(None), initlab.watch(made, every=2, stats=stats, loss_scale=scale), scale)
+    watching = initlab.watch(made, every=2, stats=stats, loss_scale=scale, drift=how.startswith("sharded"))
+    _, w = trained(made, slice(None), watching, scale)
     expected = w.result.run.tables
     for name, frame in expected.items():
         if name == "coverage":
@@ -159,8 +186,20 @@ def test_the_first_gets_the_tables_of_one_process_on_the_whole_batch(found, how)
 
 
 @pytest.mark.slow
+def test_shards_of_a_step_of_micro_batches_are_merged(found):
+    step = found[0]["micro-batches"]["records"]
+    whole = found[0]["sharded"]["records"]
+    whole = whole[whole["step"] == 0]
+    for kind in ("weight", "weight_grad", "activation"):
+        one, two = (each[each["kind"] == kind].set_index(["site", "module"])["rms"] for each in (step, whole))
+        assert len(one) == len(two) > 4 and (one.sub(two).abs() <= 1e-4 * two).all(), kind
+    assert found[0]["name"] == "NanoGPT"
+
+
+@pytest.mark.slow
 def test_training_is_the_same_with_a_watch_and_goes_on_after_an_error(found):
     for each in found:
+        assert each["sharded losses"] == each["sharded as one losses"] == each["plain sharded"]
         assert each["full losses"] == each["light losses"] == each["failing losses"] == each["plain"]
         assert len(each["warnings"]) == 1 and "out of the blue" in each["warnings"][0]
     assert found[0]["failing"]["summary"]["step"].tolist() == [2]
@@ -173,4 +212,3 @@ def test_all_say_what_is_wrong_with_one(found):
             "ConfigError: arguments differ between the processes: every is 1 on process 0"
         )
         assert each["replicas"].startswith("ProbeError: replicas differ: process 1 holds other numbers than process 0")
-        assert "is sharded (DTensor)" in each["sharded"]
