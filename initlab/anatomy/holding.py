@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 _CONFIG = re.compile(r"config|conf$|cfg|args|params|options", re.I)  # of an attribute, or of its value's class
+_PLAIN = (bool, int, float, str)
+_NO_CONFIG = (nn.Module, Tensor, type, *_PLAIN)
 _OF_TEXT = ("text_config", "decoder", "llm_config", "language_config")  # where a config holds another for its text
 
 
@@ -22,10 +24,10 @@ def holders(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     Args:
         model: read, never called.
     """
-    own = vars(model)
+    own = {name: value for name, value in vars(model).items() if not name.startswith("_")}
     for name in sorted(own, key=lambda each: each != "config"):
         value = own[name]
-        if name.startswith("_") or isinstance(value, nn.Module | Tensor | type) or callable(value):
+        if isinstance(value, _NO_CONFIG) or callable(value):
             continue
         values = values_of(value) if _CONFIG.search(name) or _CONFIG.search(type(value).__name__) else {}
         if not values:
@@ -34,8 +36,8 @@ def holders(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
         for inner in _OF_TEXT:
             if held := values_of(values.get(inner)):
                 yield f"{name}.{inner}", held
-    plain = {name: value for name, value in own.items() if isinstance(value, bool | int | float | str)}
-    yield "self", {name: value for name, value in plain.items() if not name.startswith("_") and name != "training"}
+    plain = {name: value for name, value in own.items() if isinstance(value, _PLAIN)}
+    yield "self", {name: value for name, value in plain.items() if name != "training"}
 
 
 def values_of(value: Any) -> dict[str, Any]:

@@ -144,7 +144,10 @@ def of(
     else:
         followed = [block.name for stack in stacks for block in stack.blocks]
     # a container that holds stream blocks, or is inside one, is numbered by them
-    blocks = tuple(followed + [name for name in roles.blocks if not any(_related(name, other) for other in followed)])
+    of_stream = set(followed)
+    holding = {prefix for name in followed for prefix in _prefixes(name)}
+    apart = [name for name in roles.blocks if name not in holding and _prefixes(name).isdisjoint(of_stream)]
+    blocks = (*followed, *apart)
     layers = _Layers(blocks)
     parameters = tuple(replace(parameter, layer=layers.of(parameter.name)) for parameter in roles.parameters)
     if sites is None:
@@ -203,8 +206,10 @@ def _is_nanogpt(model: nn.Module) -> bool:
     return not any("forward" in vars(module) or isinstance(module, nn.Identity) for module in model.modules())
 
 
-def _related(name: str, other: str) -> bool:
-    return name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.")
+def _prefixes(name: str) -> set[str]:
+    """Itself, and the modules that it is in."""
+    steps = name.split(".")
+    return {".".join(steps[:count]) for count in range(1, len(steps) + 1)}
 
 
 class _Layers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,9 +111,10 @@ def token_tables(model: nn.Module) -> list[Table]:
     Tables of positions, segments, classes and time steps aren't among them; but one that is called like these, where
     there is no other and the head is as wide, is the tokens': many call it `t`.
     """
-    outputs = _head_sizes(model)
+    modules = list(model.named_modules())
+    outputs = _head_sizes(modules)
     sizes = set(declared(model, _VOCABULARIES))
-    found = list(_tables(model, sizes)) or list(_tables(model, sizes | outputs))
+    found = list(_tables(modules, sizes)) or list(_tables(modules, sizes | outputs))
     try:
         asked = getattr(model, "get_input_embeddings", lambda: None)()
     except Exception:  # Hugging Face raises where a model has none
@@ -271,10 +272,10 @@ def _read(holder: Any, name: str) -> Any:
         return None
 
 
-def _tables(model: nn.Module, declared_sizes: set[int]) -> Iterator[tuple[Table, Tensor]]:
+def _tables(modules: Sequence[tuple[str, nn.Module]], declared_sizes: set[int]) -> Iterator[tuple[Table, Tensor]]:
     """Every table that may hold tokens, once."""
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in modules:
         for own, parameter in module._parameters.items():
             if parameter is None or parameter.dim() != 2:
                 continue
@@ -293,10 +294,10 @@ def _tables(model: nn.Module, declared_sizes: set[int]) -> Iterator[tuple[Table,
             yield Table(name, *parameter.shape), parameter
 
 
-def _head_sizes(model: nn.Module) -> set[int]:
+def _head_sizes(modules: Sequence[tuple[str, nn.Module]]) -> set[int]:
     """Outputs of what may be the head: the last linear layer, and those named so."""
     sizes, last = set(), True
-    for name, module in reversed(list(model.named_modules())):
+    for name, module in reversed(modules):
         if (last or _HEAD.search(name.lower())) and (fans := linear_fans(module)):
             sizes.add(fans[1])
             last = False

@@ -7,7 +7,8 @@ import inspect
 import math
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from initlab.anatomy.source import UNKNOWN, called, conditioned, owners, value_o
 
 _LAST = "[-1]"
 _INIT = "__init__"
+_ZEROING = {"zeros_", "constant_", "zero_", "fill_"}
 _RANGE = re.compile(r"(?:^|_)(?:dt|delta|time_?step)_(min|max)$")
 _STEP = re.compile(r"(?:^|[._])(?:dt|delta|time_?step)(?:_proj(?:ection)?)?[._]bias$")
 
@@ -38,8 +40,15 @@ def zeroed(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     names = [name for name, _ in model.named_parameters()]
     for owner, module in owners(model).items():
+        functions = {
+            name: whole
+            for name, value in vars(owner).items()
+            if callable(value) and inspect.isfunction(whole := inspect.unwrap(value))
+        }
+        if not any(_ZEROING & set(_named(function.__code__)) for function in functions.values()):
+            continue  # to read its source takes a hundred times as long
         holds = [path for path, each in model.named_modules() if isinstance(each, owner)]
-        for function, tree in _run(owner, module):
+        for function, tree in _run(owner, functions, module):
             for target in _zeros(tree, module):
                 rooted, parts = _parts(target)
                 if len(parts) < 2 and not (rooted and parts):
@@ -50,24 +59,29 @@ def zeroed(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _run(owner: type, module: nn.Module) -> Iterator[tuple[str, ast.AST]]:
+def _named(code: CodeType) -> Iterator[str]:
+    """The names that a function's code uses, and those inside it."""
+    yield from (*code.co_names, *code.co_varnames, *code.co_freevars)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _named(inner)
+
+
+def _run(owner: type, functions: Mapping[str, FunctionType], module: nn.Module) -> Iterator[tuple[str, ast.AST]]:
     """The `__init__` of a class, and the methods that it calls, in turn."""
-    trees = {}
-    for name, value in vars(owner).items():
-        if callable(value) and inspect.isfunction(inspect.unwrap(value)):
-            try:
-                trees[name] = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(value))))
-            except (OSError, TypeError, SyntaxError):  # typed into a prompt, or made elsewhere
-                continue
     wanted, seen = [_INIT], set[str]()
     while wanted:
         name = wanted.pop()
-        if name in seen or name not in trees:
+        if name in seen or name not in functions:
             continue
         seen.add(name)
-        yield f"{owner.__name__}.{name}", trees[name]
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(functions[name])))
+        except (OSError, TypeError, SyntaxError):  # typed into a prompt, or made elsewhere
+            continue
+        yield f"{owner.__name__}.{name}", tree
         sure: dict[str, int] = {}
-        for node, path in conditioned(trees[name], ()):
+        for node, path in conditioned(tree, ()):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is_self(node.func.value):
                 known = [value_of(test, module) for test, _ in path]
                 if all(v is UNKNOWN or bool(v) == want for v, (_, want) in zip(known, path, strict=True)):

@@ -211,7 +211,8 @@ def _expected(
     values = [answers.of(found.place, recipe) for found in group]
     if not all(values):
         return {}
-    alike = {id(each): tuple((one.kind, float(one.std), float(one.mean)) for one in each) for each in values}
+    told = {id(each): each for each in values}  # a recipe that doesn't ask for the block has one answer for all
+    alike = {at: tuple((one.kind, float(one.std), float(one.mean)) for one in each) for at, each in told.items()}
     key = tuple(alike[id(each)] for each in values)
     if key not in known:
         known[key] = _beside(group, values, distribution)

@@ -164,7 +164,7 @@ def _chosen(model: nn.Module, found: Ways, seed: int) -> Inputs:
     """
     if len(list(islice(found(slice(0, 2)), 2))) < 2:
         return next(found(slice(None)))
-    sample, complete = _trial(model, found)
+    sample, complete = _trial(model, found, several=True)
     works = False
 
     def works_whole(output: Any, inputs: Inputs) -> bool:
@@ -182,10 +182,10 @@ def _first(model: nn.Module, found: Ways, seed: int) -> int | Exception | System
     return first_that_runs(model, found(sample), seed, complete)
 
 
-def _trial(model: nn.Module, found: Ways) -> tuple[slice, Callable[[Any, Inputs], bool]]:
+def _trial(model: nn.Module, found: Ways, *, several: bool = False) -> tuple[slice, Callable[[Any, Inputs], bool]]:
     """The rows to try, and whether what a forward returned is all that is wanted."""
     sample = slice(0, 1 if len(required(model)) < 2 else 2)
-    several = len(list(islice(found(sample), 2))) > 1
+    several = several or len(list(islice(found(sample), 2))) > 1
     vocab_size = vocabulary(model)
 
     def complete(output: Any, inputs: Inputs) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from initlab.judge.grouping import places
+from initlab.judge.rows import Rows
 from initlab.rundir import Run
 
 NAME, ROLE, PART = "name", "role and block", "part of a fused matrix"
@@ -91,7 +91,7 @@ def held(run: Run) -> list[Held]:
     for row in run.tables.draws[[*_STRUCTURE, "module"]].to_dict("records"):
         structures.setdefault(str(row["module"]), []).append(row)
     found = []
-    for at in places(rows.assign(module=rows["module"].astype(str)), ["module"], sort=False):
+    for at in Rows.of(rows).groups("module", sort=False):
         own = rows.iloc[at]
         first = own.iloc[0]
         mean = own["mean"].to_numpy(float)

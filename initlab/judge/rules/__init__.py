@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 
+import numpy as np
+
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, Severity
 from initlab.judge.rules.base import RULES, Case, Finding, Rule, Status, rule
@@ -63,9 +65,9 @@ def evaluate(
         later = kind not in _OVER_STEPS or kind in each.later
         case = partial(Case, rule=each, limits=choice.limits[each.code])
         try:
-            measured = each.measure(inits if each.about_init else run if later else start)
-            groups = parts(measured, each.by, sort=True)
-            found = [each.judge(case(recipe=str(keys[0])), rows) for keys, rows in groups]
+            with np.errstate(all="ignore"):  # as pandas does it: 0 divided by 0 is NaN
+                measured = each.measure(inits if each.about_init else run if later else start)
+                found = [each.judge(case(recipe=str(keys[0])), rows) for keys, rows in parts(measured, each.by)]
         except Exception as error:
             raise ConfigError(
                 f"rule {each.code} ({each.name}) raised {type(error).__name__}: {error}; --ignore {each.code} leaves "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import pandas as pd
+import numpy as np
 
 from initlab.judge.matching import TOLERANCE
 from initlab.judge.remedies import Change, Described, rescaled
+from initlab.judge.rows import Row, Rows, largest, smallest
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, seeds, size
+from initlab.judge.rules.counting import CELL, seeds, size, table_of
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.rundir import Run
@@ -18,10 +19,11 @@ _NOWHERE = "Attention is finite in no block"
 _NEEDS = "attention that was found, and --stats full"
 
 
-def measure_heads(run: Run) -> pd.DataFrame:
+def measure_heads(run: Run) -> Rows:
     """Mean over the heads of every block: entropy as a share of its largest, and std of the attention logits."""
-    columns = ["entropy_frac", "logit_std"]
-    return run.tables.heads.groupby([*CELL, "layer"], observed=True)[columns].mean().reset_index()
+    return table_of(run, "heads").grouped(
+        [*CELL, "layer"], entropy_frac=("entropy_frac", "mean"), logit_std=("logit_std", "mean")
+    )
 
 
 def calm_attention(finding: Finding, model: Described) -> list[Change]:
@@ -56,9 +58,9 @@ def calm_attention(finding: Finding, model: Described) -> list[Change]:
     roles=(Role.ATTN_QKV, Role.ATTN_Q, Role.ATTN_K),
     measure=measure_heads,
 )
-def attention_collapse(case: Case, rows: pd.DataFrame) -> Finding:
+def attention_collapse(case: Case, rows: Rows) -> Finding:
     """Judge the block, of the means over seeds, that looks most narrowly."""
-    rows = rows[rows["entropy_frac"].notna()]
+    rows = rows[~np.isnan(rows["entropy_frac"])]
     if rows.empty:
         return case.not_applicable(_NOWHERE)
     worst, value = _extreme(rows, "entropy_frac", lowest=True)
@@ -96,9 +98,9 @@ def attention_collapse(case: Case, rows: pd.DataFrame) -> Finding:
     roles=(Role.ATTN_QKV, Role.ATTN_Q, Role.ATTN_K),
     measure=measure_heads,
 )
-def attention_logit_scale(case: Case, rows: pd.DataFrame) -> Finding:
+def attention_logit_scale(case: Case, rows: Rows) -> Finding:
     """Judge the block, of the means over seeds, with the largest logits."""
-    rows = rows[rows["logit_std"].notna()]
+    rows = rows[~np.isnan(rows["logit_std"])]
     if rows.empty:
         return case.not_applicable(_NOWHERE)
     worst, value = _extreme(rows, "logit_std", lowest=False)
@@ -116,8 +118,8 @@ def attention_logit_scale(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
-def _extreme(rows: pd.DataFrame, column: str, *, lowest: bool) -> tuple[pd.Series, float]:
-    place = rows.groupby(["n_layer", "n_embd", "layer"])[column].mean()
-    n_layer, n_embd, layer = tuple(place.idxmin() if lowest else place.idxmax())
-    at = (rows["n_layer"] == n_layer) & (rows["n_embd"] == n_embd) & (rows["layer"] == layer)
-    return rows[at].iloc[0], float(place.loc[n_layer, n_embd, layer])
+def _extreme(rows: Rows, column: str, *, lowest: bool) -> tuple[Row, float]:
+    keys = ("n_layer", "n_embd", "layer")
+    values = rows.grouped(keys, value=(column, "mean"))["value"]
+    place = (smallest if lowest else largest)(values)
+    return rows[int(rows.groups(*keys)[place][0])], float(values[place])

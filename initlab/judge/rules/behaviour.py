@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from initlab.judge import Severity
 from initlab.judge.remedies import leave
+from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.faults import Fault, verdict
 from initlab.judge.rules.moving import measured_by, moves, percent, ratio, untold
@@ -43,7 +42,7 @@ _TOLD = 500.0  # times the noise that what should move has to move, before that 
     remedy=leave,
     measure=measured_by("later", "What moves before a changed token; attentions without a mask are left to WIR005."),
 )
-def reads_later_tokens(case: Case, rows: pd.DataFrame) -> Finding:
+def reads_later_tokens(case: Case, rows: Rows) -> Finding:
     """Judge models that are measured on next tokens, but those whose class says that they are trained on others."""
     own = rows[((rows["targets"] == "next-token") | (rows["aim"] == "next-token")) & (rows["aim"] != "else")]
     if own.empty:
@@ -54,7 +53,7 @@ def reads_later_tokens(case: Case, rows: pd.DataFrame) -> Finding:
     if unknown := untold(case, own):
         return unknown
     faults = []
-    for _, row in own.iterrows():
+    for row in own:
         if not moves(row, case.limits["most"]):
             continue
         sure = row["aim"] == "next-token" or row["masked"] > 0 or row["share"] < 1
@@ -90,9 +89,9 @@ def reads_later_tokens(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measured_by("order", "What the last position makes of those before it in another order."),
 )
-def order_without_effect(case: Case, rows: pd.DataFrame) -> Finding:
+def order_without_effect(case: Case, rows: Rows) -> Finding:
     """Judge models whose last position reads other tokens at all."""
-    own = rows[rows["placed"].astype(bool)]
+    own = rows[rows["placed"]]
     if own.empty:
         return case.not_applicable("Nothing tells positions apart in the wiring: WIR008 judges that")
     if unknown := untold(case, own):
@@ -103,7 +102,7 @@ def order_without_effect(case: Case, rows: pd.DataFrame) -> Finding:
     text = "The output of the last position is the same in whichever order the tokens before it stand"
     faults = [
         Fault(str(row["run_id"]), text, case.rule.advice, "warning", site="embed", measured=ratio(row))
-        for _, row in told.iterrows()
+        for row in told
         if not moves(row, case.limits["most"])
     ]
     return verdict(case, told, faults, "The order of what is read has an effect")
@@ -129,12 +128,12 @@ def order_without_effect(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measured_by("samples", "What moves in one sample when a token of another changes."),
 )
-def samples_not_independent(case: Case, rows: pd.DataFrame) -> Finding:
+def samples_not_independent(case: Case, rows: Rows) -> Finding:
     """Judge every model that was run on two samples."""
     if unknown := untold(case, rows):
         return unknown
     faults = []
-    for _, row in rows.iterrows():
+    for row in rows:
         where = row["where"]
         over = where not in ("", FIRST_AXIS, BATCH_AXIS)
         if not moves(row, case.limits["most"]) or (over and row["targets"] != "next-token"):
@@ -175,17 +174,17 @@ def samples_not_independent(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measured_by("targets", "Which shift of the ids gives the model's own loss, to 2e-6 of it."),
 )
-def target_not_next_token(case: Case, rows: pd.DataFrame) -> Finding:
+def target_not_next_token(case: Case, rows: Rows) -> Finding:
     """Judge models whose loss is that of one shift and no other; labels of the probe's say nothing of the user's."""
     if unknown := untold(case, rows):
         return unknown
-    told = rows[(rows["value"] == 0) | ~rows["where"].isin([LABELS_MADE, LABELS_IDS])]
+    told = rows[(rows["value"] == 0) | ~rows.among("where", (LABELS_MADE, LABELS_IDS))]
     if told.empty:
-        does = "shifts" if (rows["value"] > (rows["where"] == LABELS_MADE).astype(float)).any() else "doesn't shift"
+        does = "shifts" if (rows["value"] > (rows["where"] == LABELS_MADE)).any() else "doesn't shift"
         text = f"Labels were made by the probe: whether yours are shifted can't be seen; the model {does} them itself"
         return case.not_applicable(text)
     faults = []
-    for _, row in told.iterrows():
+    for row in told:
         if row["value"] == 1 or (row["value"] > 1 and "caller" not in row["where"]):
             continue
         by = f" (with {row['where']})" if row["where"] else ""
@@ -219,12 +218,12 @@ def target_not_next_token(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measured_by("random", "What moves in eval between two passes from other seeds."),
 )
-def random_in_eval(case: Case, rows: pd.DataFrame) -> Finding:
+def random_in_eval(case: Case, rows: Rows) -> Finding:
     """Judge every model that was run."""
     if unknown := untold(case, rows):
         return unknown
     faults = []
-    for _, row in rows.iterrows():
+    for row in rows:
         if not moves(row, case.limits["most"]):
             continue
         text = f"Two passes in eval differ by {percent(row['value'])}"
@@ -255,7 +254,7 @@ def random_in_eval(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measured_by("padding", "What moves behind the first quarter of a sequence when it is hidden, and changed."),
 )
-def padding_mask_ignored(case: Case, rows: pd.DataFrame) -> Finding:
+def padding_mask_ignored(case: Case, rows: Rows) -> Finding:
     """Judge models whose open positions read the tokens that are hidden here, where nothing hides them."""
     if unknown := untold(case, rows):
         return unknown
@@ -263,7 +262,7 @@ def padding_mask_ignored(case: Case, rows: pd.DataFrame) -> Finding:
     if told.empty:
         return case.not_applicable("It couldn't be told: positions don't read each other")
     faults = []
-    for _, row in told.iterrows():
+    for row in told:
         share = float(row["value"] / row["scale"])
         if not moves(row, 1.0) or share <= case.limits["most"]:
             continue
@@ -293,7 +292,7 @@ def padding_mask_ignored(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measured_by("context", "What moves behind a changed token."),
 )
-def context_not_read(case: Case, rows: pd.DataFrame) -> Finding:
+def context_not_read(case: Case, rows: Rows) -> Finding:
     """Judge models of tokens; those that read the first axis as the sequence are BEH003's."""
     if unknown := untold(case, rows):
         return unknown
@@ -310,7 +309,7 @@ def context_not_read(case: Case, rows: pd.DataFrame) -> Finding:
     own = own[own["scale"] > _TOLD * own["noise"]]
     if own.empty:
         return case.not_applicable("It couldn't be told: a token hardly moves its own output")
-    for _, row in own.iterrows():
+    for row in own:
         if moves(row, case.limits["most"]):
             continue
         faults.append(Fault(str(row["run_id"]), text, case.rule.advice, "error", site="logits", measured=ratio(row)))
@@ -336,12 +335,12 @@ def context_not_read(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measured_by("rows", "How far two equal sequences of one batch differ."),
 )
-def rows_told_apart(case: Case, rows: pd.DataFrame) -> Finding:
+def rows_told_apart(case: Case, rows: Rows) -> Finding:
     """Judge models that were run on the same sequence twice in one batch."""
     if unknown := untold(case, rows):
         return unknown
     faults = []
-    for _, row in rows.iterrows():
+    for row in rows:
         if not moves(row, case.limits["most"]):
             continue
         text = f"The same sequence twice in a batch gives outputs that differ by {percent(row['value'])}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import pandas as pd
+import numpy as np
 
 from initlab.judge import Severity
 from initlab.judge.remedies import leave
+from initlab.judge.rows import Rows, largest
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import rows_of
+from initlab.judge.rules.counting import recorded, table_of
 from initlab.judge.rules.faults import Fault, anywhere, inside, measure_wiring, stacks, verdict
 from initlab.judge.words import listed, plural, trimmed
 from initlab.rundir import Run
@@ -17,13 +18,13 @@ from initlab.rundir import Run
 _ATTENTION = "an attention that was understood"
 
 
-def _modules(rows: pd.DataFrame) -> str:
+def _modules(rows: Rows) -> str:
     """`layers.N.attention` of the attentions of all blocks, or the names of a few."""
     names = list(dict.fromkeys(rows["inside"]))
     return names[0] if len(names) == 1 else listed(list(dict.fromkeys(anywhere(name) for name in names)))
 
 
-def _layers(rows: pd.DataFrame) -> tuple[int, ...]:
+def _layers(rows: Rows) -> tuple[int, ...]:
     return tuple(int(layer) for layer in rows["layer"])
 
 
@@ -46,10 +47,9 @@ def _layers(rows: pd.DataFrame) -> tuple[int, ...]:
     remedy=leave,
     measure=measure_wiring,
 )
-def sees_later_positions(case: Case, rows: pd.DataFrame) -> Finding:
+def sees_later_positions(case: Case, rows: Rows) -> Finding:
     """Judge the last stack of each model, unless its class says that it is trained on something else."""
-    last = rows[rows["stack"] == rows.groupby("run_id", observed=True)["stack"].transform("max")]
-    own = last[(last["kind"] == "attention") & last["cross"].isna()]
+    own = own_attentions(last_stacks(rows))
     own = own[((own["targets"] == "next-token") | (own["aim"] == "next-token")) & (own["aim"] != "else")]
     if own.empty:
         return case.not_applicable(f"Needs {case.rule.needs}")
@@ -61,7 +61,7 @@ def sees_later_positions(case: Case, rows: pd.DataFrame) -> Finding:
         declared = (stack["aim"] == "next-token").any()
         severity: Severity = "error" if declared or len(open_ones) < len(stack) else "warning"
         name = _modules(open_ones)
-        where = plural(open_ones["layer"].nunique(), "block")
+        where = plural(len(set(open_ones["layer"])), "block")
         text = f"Attention sees later positions in {where} ({name}): among what it reads is the token to predict"
         advice = f"give {name} a causal mask: is_causal=True, or -inf for the scores of later positions"
         advice += "" if severity == "error" else "; a model that is trained on masked tokens is right as it is"
@@ -88,17 +88,17 @@ def sees_later_positions(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measure_wiring,
 )
-def linear_mlp(case: Case, rows: pd.DataFrame) -> Finding:
+def linear_mlp(case: Case, rows: Rows) -> Finding:
     """Judge every MLP of every stack."""
     own = rows[(rows["kind"] == "mlp") | ((rows["kind"] == "experts") & (rows["activation"] != ""))]
     if own.empty:
         return case.not_applicable(f"Needs {case.rule.needs}")
     faults = []
     for run_id, stack in stacks(own[own["activation"] == "identity"]):
-        for gated, some in stack.groupby("gated"):
-            name, where = _modules(some), plural(some["layer"].nunique(), "block")
+        for some in stack.parts("gated", sort=True):
+            name, where = _modules(some), plural(len(set(some["layer"])), "block")
             it = "An expert" if (some["kind"] == "experts").all() else "The MLP"
-            if gated:
+            if some["gated"][0]:
                 text = f"{it} has a gate and no activation in {where} ({name}): a bilinear one"
                 advice = f"put the activation (SiLU, GELU) on the gate of {name}, unless it is meant to be bilinear: "
                 advice += "then ignore WIR006"
@@ -109,33 +109,32 @@ def linear_mlp(case: Case, rows: pd.DataFrame) -> Finding:
     return verdict(case, own, faults, "Every MLP that was understood has a nonlinearity")
 
 
-def measure_scores(run: Run) -> pd.DataFrame:
+def measure_scores(run: Run) -> Rows:
     """Per attention without QK-norm and soft cap: its scale × √head_size, std of its logits, rms of queries ÷ keys.
 
     Not of recipes whose own wiring has a factor for it.
     """
-    rows = run.tables.wiring
-    rows = rows[(rows["kind"] == "attention") & (rows["qk_norm"] == "") & rows["soft_cap"].isna()]
+    rows = table_of(run, "wiring")
+    rows = rows[(rows["kind"] == "attention") & (rows["qk_norm"] == "") & np.isnan(rows["soft_cap"])]
     meant = [
         recipe
         for recipe, told in (run.manifest.get("recipes") or {}).items()
         if any("attention_multiplier" in each.get("options", {}) for each in told.get("wiring") or ())
     ]
-    rows = rows[~rows["recipe"].isin(meant)]
-    weights = rows_of(run, "weight")
-    rms = dict(zip(zip(weights["run_id"].astype(str), weights["module"], strict=True), weights["rms"], strict=True))
-    heads = run.tables.heads.groupby(["run_id", "layer"], observed=True)["logit_std"].max()
-    std = {(str(run_id), int(layer)): float(value) for (run_id, layer), value in heads.items()}
-    cells = rows["run_id"].astype(str)
+    rows = rows[~rows.among("recipe", meant)]
+    weights = recorded(run, "weight")
+    rms = dict(zip(zip(weights["run_id"], weights["module"], strict=True), weights["rms"].tolist(), strict=True))
+    heads = table_of(run, "heads").grouped(["run_id", "layer"], std=("logit_std", "max"))
+    std = dict(zip(zip(heads["run_id"], heads["layer"], strict=True), heads["std"].tolist(), strict=True))
     share = [
         rms.get((cell, query), math.nan) / (rms.get((cell, key)) or math.nan) if query != key else 1.0
-        for cell, query, key in zip(cells, rows["query"], rows["key"], strict=True)
+        for cell, query, key in zip(rows["run_id"], rows["query"], rows["key"], strict=True)
     ]
     return rows.assign(
         inside=inside(rows),
-        relative=rows["score_scale"] * rows["head_size"].astype(float) ** 0.5,
+        relative=rows["score_scale"] * rows["head_size"] ** 0.5,
         share=share,
-        std=[std.get((cell, int(layer)), math.nan) for cell, layer in zip(cells, rows["layer"], strict=True)],
+        std=[std.get(place, math.nan) for place in zip(rows["run_id"], rows["layer"], strict=True)],
     )
 
 
@@ -162,18 +161,18 @@ def measure_scores(run: Run) -> pd.DataFrame:
     remedy=leave,
     measure=measure_scores,
 )
-def unusual_score_scale(case: Case, rows: pd.DataFrame) -> Finding:
+def unusual_score_scale(case: Case, rows: Rows) -> Finding:
     """Judge the attentions of each model together, by the one whose scale is farthest off."""
     off, steep, drawn = (math.log(case.limits[name]) for name in ("off", "std", "drawn"))
     faults = []
     for run_id, stack in stacks(rows[rows["relative"] > 0]):
-        away = stack["relative"].map(math.log)
-        folded = (away + stack["share"].map(lambda x: math.log(x) if x > 0 else math.inf)).abs() <= drawn
-        odd = stack[(away.abs() > off) & ~(folded & (away.abs() > drawn))]
+        away = np.log(stack["relative"])
+        folded = np.abs(away + np.where(stack["share"] > 0, np.log(stack["share"]), math.inf)) <= drawn
+        odd = stack[(np.abs(away) > off) & ~(folded & (np.abs(away) > drawn))]
         if odd.empty:
             continue
-        worst = odd.loc[odd["relative"].map(math.log).abs().idxmax()]
-        size, scale, std = int(worst["head_size"]), float(worst["score_scale"]), float(odd["std"].max())
+        worst = odd[largest(np.abs(np.log(odd["relative"])))]
+        size, scale, std = int(worst["head_size"]), float(worst["score_scale"]), float(np.fmax.reduce(odd["std"]))
         large = worst["relative"] > 1
         name = _modules(odd)
         usual = f"1/√head_size = {trimmed(size**-0.5)}"
@@ -192,19 +191,38 @@ def unusual_score_scale(case: Case, rows: pd.DataFrame) -> Finding:
     return verdict(case, rows, faults, "The scores are scaled by 1/√head_size, or drawn as if they were")
 
 
-def told_apart(stack: pd.DataFrame) -> bool | None:
+def last_stacks(rows: Rows) -> Rows:
+    """Pick the last stack of each model.
+
+    Args:
+        rows: of the table `wiring`.
+    """
+    last = rows.grouped(["run_id"], stack=("stack", "max"))
+    return rows[rows.matching(last, "run_id", "stack")[0]]
+
+
+def own_attentions(rows: Rows) -> Rows:
+    """Pick the attentions that read what they write to.
+
+    Args:
+        rows: of the table `wiring`.
+    """
+    return rows[(rows["kind"] == "attention") & np.isnan(rows["cross"])]
+
+
+def told_apart(stack: Rows) -> bool | None:
     """Tell whether anything tells the positions of a stack apart; None where a branch isn't understood.
 
     Args:
         stack: its rows of the table `wiring`.
     """
-    own = stack[(stack["kind"] == "attention") & stack["cross"].isna()]
-    other = ~stack["kind"].isin(["attention", "mlp"])
+    own = own_attentions(stack)
+    other = ~stack.among("kind", ("attention", "mlp"))
     # beside attention it is an MLP or a mixture; without, it may mix positions: a convolution, a state space
-    mixing = (stack["site"].astype(str) != "mlp_out") | ~stack["layer"].isin(own["layer"])
+    mixing = (stack["site"] != "mlp_out") | ~stack.among("layer", own["layer"])
     if (other & mixing).any() or own.empty:
         return None
-    return "position" in stack["terms"].iloc[0] or bool((own["rotary"] == 1).any() or (own["bias"] == 1).any())
+    return "position" in stack["terms"][0] or bool((own["rotary"] == 1).any() or (own["bias"] == 1).any())
 
 
 @rule(
@@ -225,11 +243,11 @@ def told_apart(stack: pd.DataFrame) -> bool | None:
     remedy=leave,
     measure=measure_wiring,
 )
-def no_positions(case: Case, rows: pd.DataFrame) -> Finding:
+def no_positions(case: Case, rows: Rows) -> Finding:
     """Judge the stacks that read tokens, of which every branch but experts is understood."""
     faults, judged = [], False
-    for run_id, stack in stacks(rows[rows["terms"].str.contains("token")]):
-        own = stack[(stack["kind"] == "attention") & stack["cross"].isna()]
+    for run_id, stack in stacks(rows[["token" in terms for terms in rows["terms"]]]):
+        own = own_attentions(stack)
         placed = told_apart(stack)
         judged = judged or placed is not None
         if placed is not False:
@@ -279,15 +297,15 @@ _CUT = (
     remedy=leave,
     measure=measure_wiring,
 )
-def positions_crossed(case: Case, rows: pd.DataFrame) -> Finding:
+def positions_crossed(case: Case, rows: Rows) -> Finding:
     """Judge every attention of two heads or more."""
-    own = rows[(rows["kind"] == "attention") & (rows["n_head"] > 1) & rows["crossed"].notna()]
+    own = rows[(rows["kind"] == "attention") & (rows["n_head"] > 1)]
     if own.empty:
         return case.not_applicable(f"Needs {case.rule.needs}")
     faults = []
     for run_id, stack in stacks(own):
-        for crossed, odd in stack[stack["crossed"] != ""].groupby("crossed", sort=False):
-            parts = str(crossed).split()
+        for odd in stack[stack["crossed"] != ""].parts("crossed"):
+            parts = odd["crossed"][0].split()
             name, cut = _modules(odd), [part for part in parts if part not in ("output", "positions")]
             said = [_AXES] if "positions" in parts else []
             said += [(_CUT[0].format(listed(cut).capitalize(), "{}"), _CUT[1])] if cut else []

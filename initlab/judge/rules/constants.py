@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from initlab.judge.lost import INIT_CODE
 from initlab.judge.remedies import Change, Described
+from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import family, rows_of, seeds
+from initlab.judge.rules.counting import family, recorded, seeds, table_of
 from initlab.judge.rules.drawn import patterns
 from initlab.judge.words import trimmed
 from initlab.recipes import Constant, Role
 from initlab.rundir import Run
 
 
-def measure_constants(run: Run) -> pd.DataFrame:
+def measure_constants(run: Run) -> Rows:
     """Per parameter that its class makes of one number: that number, the value farthest from it, its std now."""
-    said = run.tables.declared
-    said = said[said["kind"] == "constant"].rename(columns={"about": "parameter"})
-    gains = run.tables.draws
+    said, gains, rows = table_of(run, "declared"), table_of(run, "draws"), recorded(run, "weight")
+    said = said[said["kind"] == "constant"]
     gains = gains[(gains["role"] == Role.NORM_GAIN) & ~(gains["spread"] == 0)]
-    said = said[~said["run_id"].isin(gains["run_id"])]  # trained, or what INI011 judges
-    if said.empty:
-        return pd.DataFrame()
-    rows = rows_of(run, "weight")[["run_id", "module", "std"]].drop_duplicates(["run_id", "module"])
-    found = said.merge(rows, left_on=["run_id", "parameter"], right_on=["run_id", "module"], how="left")
-    return found.assign(pattern=family(found["parameter"].astype(str)))
+    said = said[~said.among("run_id", set(gains["run_id"]))]  # trained, or what INI011 judges
+    stds = dict(zip(zip(rows["run_id"], rows["module"], strict=True), rows["std"], strict=True))
+    std = [stds.get(key, math.nan) for key in zip(said["run_id"], said["about"], strict=True)]
+    return said.assign(std=std, parameter=said["about"], pattern=family(said["about"]))
 
 
 def as_its_class_makes_it(finding: Finding, model: Described) -> list[Change]:
@@ -75,25 +74,24 @@ def as_its_class_makes_it(finding: Finding, model: Described) -> list[Change]:
     remedy=as_its_class_makes_it,
     measure=measure_constants,
 )
-def constants_lost(case: Case, rows: pd.DataFrame) -> Finding:
+def constants_lost(case: Case, rows: Rows) -> Finding:
     """Judge whether any is another number."""
-    slack = case.limits["slack"]
-    off = ~((rows["found"] - rows["said"]).abs() <= slack * rows["said"].abs() + 1e-6)  # NaN is off
-    bad = rows[off]
-    if bad.empty:
+    off = ~(np.abs(rows["found"] - rows["said"]) <= case.limits["slack"] * np.abs(rows["said"]) + 1e-6)  # NaN is off
+    if not off.any():
         return case.passed(f"All {len(rows)} parameters that classes make of one number have it", measured=0.0)
-    first = bad.iloc[0]
-    each = bad.drop_duplicates("parameter")
+    bad = rows[off]
+    first, name = bad[0], str(bad[0]["name"])
+    each = pd.DataFrame({key: bad[key] for key in ("parameter", "pattern")}).drop_duplicates("parameter")
     now = f"has std {trimmed(first['std'])}" if first["std"] > 0 else f"is {trimmed(first['found'])}"
     if math.isnan(first["found"]):
         now = "holds NaN"
     return case.failed(
-        f"{first['name']} makes {first['parameter']} {trimmed(first['said'])}, but it {now}; in all {patterns(each)}",
+        f"{name} makes {first['parameter']} {trimmed(first['said'])}, but it {now}; in all {patterns(each)}",
         severity="warning",
-        site=" ".join(each["parameter"].astype(str)),
+        site=" ".join(each["parameter"]),
         measured=float(len(each)),
         effect=float(len(each)),
-        advice=f"set {patterns(each)} in the init that runs last (to_empty keeps nothing of what {first['name']} "
-        "wrote, a blanket init draws over it), or change what the class says",
+        advice=f"set {patterns(each)} in the init that runs last (to_empty keeps nothing of what {name} wrote, a "
+        "blanket init draws over it), or change what the class says",
         **seeds(off, rows["seed"]),
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from initlab.judge.cache import kept
+from initlab.judge.rows import Array, Row, Rows
 from initlab.judge.words import listed, trimmed
 from initlab.rundir import Run
 
@@ -26,43 +29,59 @@ def rows_of(run: Run, kind: str, *sites: str) -> pd.DataFrame:
     return run.tables.records[run.tables.records["kind"] == kind]
 
 
-def normed_writes(run: Run) -> pd.DataFrame:
+@kept
+def table_of(run: Run, name: str) -> Rows:
+    """A table of a run, by its name."""
+    return Rows.of(getattr(run.tables, name))
+
+
+@kept
+def recorded(run: Run, kind: str, *sites: str) -> Rows:
+    """`rows_of`, as arrays."""
+    rows = recorded(run, kind) if sites else table_of(run, "records")
+    return rows[rows.among("site", sites) if sites else rows["kind"] == kind]
+
+
+def normed_writes(run: Run) -> Rows:
     """Pick the branches, of table `wiring`, with a norm behind them: it takes the scale of what they write away.
 
     Args:
         run: of any kind.
     """
-    wiring = run.tables.wiring
-    return wiring[(wiring["post_norm"].fillna("") != "") | (wiring["sum_norm"].fillna("") != "")]
+    wiring = table_of(run, "wiring")
+    return wiring[wiring["post_norm"].astype(bool) | wiring["sum_norm"].astype(bool)]
 
 
-def parts(frame: pd.DataFrame, by: Sequence[str], *, sort: bool = False) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """Yield the keys and the rows of every group, as groupby does.
+def parts(frame: pd.DataFrame | Rows, by: Sequence[str]) -> Iterator[tuple[Any, pd.DataFrame | Rows]]:
+    """Yield the keys and the rows of every group, in the order of their keys.
 
-    A probe is of one recipe, one cell and mostly one stack, so that all rows are one group: that is seen at once, where
-    to group costs as much as to judge.
+    A probe is of one recipe, so that all rows are one group: that is seen at once, where to group costs as much as to
+    judge.
     """
     if frame.empty:
+        return
+    if isinstance(frame, Rows):
+        for own in frame.parts(*by, sort=True):
+            yield tuple(own[0][column] for column in by), own
         return
     keys = [frame[column].unique() for column in by]
     if all(len(values) == 1 and not pd.isna(values[0]) for values in keys):
         yield tuple(values[0] for values in keys), frame
     else:
-        yield from frame.groupby(list(by), observed=True, sort=sort)
+        yield from frame.groupby(list(by), observed=True, sort=True)
 
 
-def large_rows(rows: pd.DataFrame, factor: float = LARGE) -> pd.Series:
+def large_rows(rows: Rows, factor: float = LARGE) -> Array:
     """Tell which tables have rows that are drawn much larger than the others.
 
     Args:
         rows: of the table `draws`.
         factor: times the others.
     """
-    large: pd.Series = rows["odd_rms"] > factor * rows["odd_rest"]
-    return large
+    return np.asarray(rows["odd_rms"] > factor * rows["odd_rest"])
 
 
-def large_text(row: pd.Series) -> str:
+def large_text(row: Row) -> str:
     """Say which rows are: `rows 240–255 of tok.weight have std 0.99, the others 0.02`.
 
     Args:
@@ -72,10 +91,14 @@ def large_text(row: pd.Series) -> str:
     return f"{row['odd']} {have} std {trimmed(row['odd_rms'], 2)}, the others {trimmed(row['odd_rest'], 2)}"
 
 
-def family(modules: pd.Series) -> pd.Series:
+def family(modules: Iterable[Any]) -> Array:
     """`h.*.mlp.c_fc` of `h.3.mlp.c_fc`: the same module of every block."""
-    named: pd.Series = modules.astype(str).str.replace(r"\.\d+(?=\.|$)", ".*", regex=True)
-    return named
+    return np.array([_family(str(name)) for name in modules], dtype=object)
+
+
+@lru_cache(4096)
+def _family(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
 def in_block(parameter: str) -> str:
@@ -83,37 +106,43 @@ def in_block(parameter: str) -> str:
     return re.sub(r"^(.*?\.)?\d+\.", "", parameter)
 
 
-def called(run: Run, cells: pd.DataFrame, otherwise: str, *roles: str, by: str = "run_id") -> list[str]:
+def called(run: Run, cells: pd.DataFrame | Rows, otherwise: str, *roles: str, by: str = "run_id") -> list[str]:
     """How the model of each cell names its weights of some roles: `attn.c_proj.weight and mlp.c_proj.weight`.
 
     `otherwise` where it has none on record; `by` is what tells one model from another.
     """
-    rows = rows_of(run, "weight", *roles)
-    names: dict[str, list[str]] = {}
-    for model, name in zip(rows[by].astype(str), rows["module"].astype(str), strict=True):
-        names.setdefault(model, []).append(in_block(name))
-    found = {model: listed(list(dict.fromkeys(own))) for model, own in names.items()}
-    return [found.get(model, otherwise) for model in cells[by].astype(str)]
+    found = _names(run, by, *roles)
+    return [found.get(str(model), otherwise) for model in cells[by]]
 
 
-def seeds(bad: pd.Series, seed: pd.Series) -> dict[str, int]:
+@kept
+def _names(run: Run, by: str, *roles: str) -> dict[str, str]:
+    rows = recorded(run, "weight", *roles)
+    names: dict[str, dict[str, None]] = {}
+    for model, name in zip(rows[by], rows["module"], strict=True):
+        names.setdefault(str(model), {})[in_block(str(name))] = None
+    return {model: listed(list(own)) for model, own in names.items()}
+
+
+def seeds(bad: Iterable[Any], seed: Iterable[Any]) -> dict[str, int]:
     """How many seeds have a bad row, of how many; a verdict that only their mean fails counts as one."""
-    failing = bad.groupby(seed).any()
-    return {"seeds_failing": max(int(failing.sum()), 1), "seeds_total": len(failing)}
+    found: dict[Any, bool] = {}
+    for each, wrong in zip(seed, bad, strict=True):
+        found[each] = found.get(each, False) or (wrong is not pd.NA and bool(wrong))
+    return {"seeds_failing": max(sum(found.values()), 1), "seeds_total": len(found)}
 
 
-def blocks(layers: pd.Series) -> dict[str, int | None]:
+def blocks(layers: Iterable[Any]) -> dict[str, int | None]:
     """First and last block among rows; None where they are outside the blocks."""
-    known = layers.dropna()
-    ends = (int(known.min()), int(known.max())) if len(known) else (None, None)
-    return {"layer_first": ends[0], "layer_last": ends[1]}
+    known = [int(layer) for layer in layers if not pd.isna(layer)]
+    return {"layer_first": min(known, default=None), "layer_last": max(known, default=None)}
 
 
-def size(row: Any, frame: pd.DataFrame) -> str:
+def size(row: Any, frame: pd.DataFrame | Rows) -> str:
     """` at 12 layers, n_embd 384`: what tells the cell of a row from the frame's others; empty where all are alike."""
     parts = []
-    if frame["n_layer"].nunique() > 1:
+    if len(set(frame["n_layer"])) > 1:
         parts.append(f"{int(row['n_layer'])} layers")
-    if frame["n_embd"].nunique() > 1:
+    if len(set(frame["n_embd"])) > 1:
         parts.append(f"n_embd {int(row['n_embd'])}")
     return f" at {', '.join(parts)}" if parts else ""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import pandas as pd
 
-from initlab.judge.grouping import grouped
 from initlab.judge.remedies import Change, Described, leave, towards
+from initlab.judge.rows import Array, Row, Rows
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, family, rows_of, seeds
+from initlab.judge.rules.counting import CELL, family, recorded, seeds, table_of
 from initlab.judge.words import listed, trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import INNER, OUTPUTS
@@ -28,66 +27,42 @@ _NORMAL = 0.7  # of a normal 0; a table of positions beyond it, or with a mean, 
 _CENTRED = 0.2
 
 
-def measure_declared_std(run: Run) -> pd.DataFrame:
+def measure_declared_std(run: Run) -> Rows:
     """Per kind of matrix under a config that declares a std: its median std, and the factor that the config explains.
 
     `fits` is 1 where the std is the declared one (cut at two or three of it, scaled by depth, or another number of the
     same config), and where it is a table's 1/√width.
     """
-    declared = run.tables.declared
-    if declared.empty or not (declared["kind"] == "std").any():
-        return pd.DataFrame()
-    rows = rows_of(run, "weight")
-    rows = rows[rows["role"].isin(_DRAWN) & (rows["std"] > 0) & np.isfinite(rows["std"])]
-    parts = []
-    for run_id, own in rows.groupby("run_id", observed=True):
-        said = declared[declared["run_id"] == run_id]
-        if (said["kind"] == "std").any() and len(own):
-            own = own.assign(width=own["module"].map(_widths(run, str(run_id))).fillna(own["n_embd"]))
-            parts.append(_beside(own, said))
-    return pd.concat(parts) if parts else pd.DataFrame()
-
-
-def _widths(run: Run, run_id: str) -> dict[str, float]:
-    """Columns of each matrix: a table's rows may be of another width than the stream."""
-    rows = run.tables.draws[run.tables.draws["run_id"] == run_id]
-    return dict(zip(rows["module"].astype(str), rows["columns"].astype(float), strict=True))
-
-
-def _beside(own: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
-    names = own["module"].astype(str)
-    owner = pd.Series("", index=own.index)
-    stds, others = said[said["kind"] == "std"], said[said["kind"] == "other std"]
-    for path in sorted(stds["about"].astype(str), key=len):
-        owner = owner.mask(names.str.startswith(f"{path}." if path else ""), path)
-    by = stds.drop_duplicates("about").set_index("about")
-    own = own.assign(family=family(names), owner=owner)
-    own = own.assign(said=owner.map(by["said"]).astype(float), name=owner.map(by["name"]).fillna("").astype(str))
-    own = own[own["said"] > 0]
-    columns = ("std", "said", "layer", "n_layer", "numel", "kurtosis", "width", "mean")
-    std, meant, layer, n, numel, kurtosis, width, mean = (
-        own[name].to_numpy(dtype=float, na_value=math.nan) for name in columns
+    declared, draws = table_of(run, "declared"), table_of(run, "draws")
+    stds, others = (declared[declared["kind"] == kind] for kind in ("std", "other std"))
+    if stds.empty:
+        return stds
+    rows = recorded(run, "weight")
+    rows = rows[rows.among("role", _DRAWN) & (rows["std"] > 0) & np.isfinite(rows["std"])]
+    known: dict[str, dict[str, tuple[float, str]]] = {}
+    for each in stds:
+        known.setdefault(each["run_id"], {}).setdefault(each["about"], (each["said"], each["name"]))
+    owners = [_owner(name, known.get(run_id, ())) for run_id, name in zip(rows["run_id"], rows["module"], strict=True)]
+    rows = rows.assign(owner=owners)[[owner is not None for owner in owners]]
+    rows = rows[[place for own in rows.groups("run_id") for place in own]]
+    said = [known[run_id][owner] for run_id, owner in zip(rows["run_id"], rows["owner"], strict=True)]
+    also: dict[str, dict[tuple[str, str], float]] = {}
+    for each in others:
+        also.setdefault(each["name"], {})[each["run_id"], each["about"]] = each["said"]
+    places = list(zip(rows["run_id"], rows["owner"], strict=True))
+    # a table's rows may be of another width than the stream
+    columns = dict(zip(zip(draws["run_id"], draws["module"], strict=True), draws["columns"], strict=True))
+    named = zip(rows["run_id"], rows["module"], rows["n_embd"], strict=True)
+    rows = rows.assign(
+        said=[value for value, _ in said],
+        name=[name for _, name in said],
+        family=family(rows["module"]),
+        width=[float(columns.get((run_id, module), n_embd)) for run_id, module, n_embd in named],
     )
-    role = own["role"].astype(str).to_numpy(dtype=object)
-    out, table = np.isin(role, OUTPUTS), np.isin(role, (Role.TOKEN_EMBED, Role.POS_EMBED))
-    also = [own["owner"].map(each.set_index("about")["said"]) for _, each in others.groupby("name")]
-    by_depth = [np.where(out, meant / np.sqrt(each), math.nan) for each in (2 * n, n, 2 * (layer + 1), layer + 1)]
-    wanted = [meant, *by_depth, *[value.to_numpy(float) for value in also]]
-    error = _NEAR + 4 / np.sqrt(2.0 * numel)
-    fits = np.zeros(len(own), dtype=bool)
-    for value in wanted:
-        for cut in _CUT:
-            fits |= np.abs(std - cut * value) < error * cut * value
-    uniform = (kurtosis >= _UNIFORM[0]) & (kurtosis <= _UNIFORM[1])  # what is said may be its bound
-    fits |= uniform & (np.abs(std * math.sqrt(3) / meant - 1) < error)
-    fits |= table & (np.abs(std * np.sqrt(width) - 1) < error)
-    drawn = (np.abs(kurtosis) < _NORMAL) & (np.abs(mean) < _CENTRED * std)
-    fits |= (role == Role.POS_EMBED) & ~drawn
-    own = own.assign(fits=fits.astype(float), ratio=std / meant)
-    keys = [*CELL, "owner", "family", "role", "name"]
-    return grouped(
-        own,
-        keys,
+    fits = _fits(rows, [np.array([each.get(place, math.nan) for place in places]) for each in also.values()])
+    rows = rows.assign(fits=fits.astype(float), ratio=rows["std"] / rows["said"])[rows["said"] > 0]
+    return rows.grouped(
+        [*CELL, "owner", "family", "role", "name"],
         sort=False,
         said=("said", "first"),
         std=("std", "median"),
@@ -96,6 +71,28 @@ def _beside(own: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
         kurtosis=("kurtosis", "median"),
         module=("module", "first"),
     )
+
+
+def _owner(module: str, paths: Iterable[str]) -> str | None:
+    """The innermost part of the model that holds a parameter, among those with a config of their own."""
+    return max((path for path in paths if module.startswith(f"{path}." if path else "")), key=len, default=None)
+
+
+def _fits(rows: Rows, also: Sequence[Array]) -> Array:
+    columns = ("std", "said", "layer", "n_layer", "numel", "kurtosis", "width", "mean")
+    std, meant, layer, n, numel, kurtosis, width, mean = (rows[name] for name in columns)
+    out, table = rows.among("role", OUTPUTS), rows.among("role", (Role.TOKEN_EMBED, Role.POS_EMBED))
+    by_depth = [np.where(out, meant / np.sqrt(each), math.nan) for each in (2 * n, n, 2 * (layer + 1), layer + 1)]
+    error = _NEAR + 4 / np.sqrt(2.0 * numel)
+    fits = np.zeros(len(rows), dtype=bool)
+    for value in (meant, *by_depth, *also):
+        for cut in _CUT:
+            fits |= np.abs(std - cut * value) < error * cut * value
+    uniform = (kurtosis >= _UNIFORM[0]) & (kurtosis <= _UNIFORM[1])  # what is said may be its bound
+    fits |= uniform & (np.abs(std * math.sqrt(3) / meant - 1) < error)
+    fits |= table & (np.abs(std * np.sqrt(width) - 1) < error)
+    drawn = (np.abs(kurtosis) < _NORMAL) & (np.abs(mean) < _CENTRED * std)
+    return fits | ((rows["role"] == Role.POS_EMBED) & ~drawn)
 
 
 def bring_to_the_declared(finding: Finding, model: Described) -> list[Change]:
@@ -134,84 +131,81 @@ def bring_to_the_declared(finding: Finding, model: Described) -> list[Change]:
     remedy=bring_to_the_declared,
     measure=measure_declared_std,
 )
-def declared_std_not_found(case: Case, rows: pd.DataFrame) -> Finding:
+def declared_std_not_found(case: Case, rows: Rows) -> Finding:
     """Judge each part of the model by its own config."""
     off = math.log(case.limits["factor"])
-    faults: list[tuple[pd.DataFrame, str]] = []
-    for _, part in rows.groupby(["run_id", "owner"], observed=True, sort=False):
-        inner = part[part["role"].isin(_BLOCKS)]
-        wrong = part[(part["fits"] < 0.5) & (np.log(part["ratio"]).abs() > off)]
-        if part["name"].str.contains(" ").any():  # read from code, which may draw some weights and leave others
-            inner, wrong = inner.iloc[:0], wrong[wrong["role"].isin(_BLOCKS)]
+    faults: list[tuple[Rows, str]] = []
+    for part in rows.parts("run_id", "owner"):
+        inner = part[part.among("role", _BLOCKS)]
+        wrong = part[(part["fits"] < 0.5) & (np.abs(np.log(part["ratio"])) > off)]
+        if any(" " in name for name in part["name"]):  # read from code, which may draw some weights and leave others
+            inner, wrong = inner[:0], wrong[wrong.among("role", _BLOCKS)]
         follow = float((part["fits"] >= 0.5).mean())
         if follow > _MOST and len(wrong):
             faults.append((wrong, _some(wrong)))
         elif len(inner) >= _FEW and (inner["fits"] < 0.5).all() and (text := _all(inner)):
             faults.append((inner, text))
-    name, said = str(rows["name"].iloc[0]), float(rows["said"].iloc[0])
+    name, said = str(rows["name"][0]), float(rows["said"][0])
     if not faults:
         return case.passed(f"The weights are drawn as {name} = {said:g} declares, or by another formula")
     bad, text = faults[0]
-    name, said = str(bad["name"].iloc[0]), float(bad["said"].iloc[0])
-    bad = bad.iloc[np.argsort(-np.log(bad["ratio"]).abs())]
-    worst = bad.iloc[0]
+    name, said = str(bad["name"][0]), float(bad["said"][0])
+    bad = bad[np.argsort(-np.abs(np.log(bad["ratio"])))]
+    worst = bad[0]
     n = int(worst["n_layer"])
-    writes = bad["role"].isin(OUTPUTS).all() and n > 1
+    writes = bad.among("role", OUTPUTS).all() and n > 1
     scaled = (
         f", or {trimmed(said / math.sqrt(2 * n))} = {said:g}/√(2·{n}) where outputs are depth-scaled" if writes else ""
     )
     return case.failed(
         f"{name} is {said:g}, but {text}",
         severity="warning",
-        site=" ".join(dict.fromkeys(bad["role"].astype(str))),
+        site=" ".join(dict.fromkeys(bad["role"])),
         measured=float(worst["ratio"]),
         effect=abs(math.log(float(worst["ratio"]))),
         advice=f"draw {listed([str(each) for each in bad['module']])} with std {said:g}{scaled}, as {name} declares "
         "(find the draw that comes later, or the init that never ran), or declare the std that is meant",
-        **seeds(rows["run_id"].isin(bad["run_id"]), rows["seed"]),
+        **seeds(rows.among("run_id", bad["run_id"]), rows["seed"]),
     )
 
 
-def _some(wrong: pd.DataFrame) -> str:
-    texts = [f"{row.module} has std {trimmed(row.std)}" for row in wrong.itertuples()]
+def _some(wrong: Rows) -> str:
+    texts = [f"{row['module']} has std {trimmed(row['std'])}" for row in wrong]
     return f"{listed(texts)}; the other matrices follow it"
 
 
-def _all(inner: pd.DataFrame) -> str:
+def _all(inner: Rows) -> str:
     """What is so of all matrices of the blocks, of which none has the declared std; empty where nothing can be said."""
     low, high = float(inner["std"].min()), float(inner["std"].max())
     some = trimmed(low) if high < 1.1 * low else f"{trimmed(low)} to {trimmed(high)}"
-    uniform = inner["kurtosis"].between(*_UNIFORM).all()
-    if uniform:
+    if ((inner["kurtosis"] >= _UNIFORM[0]) & (inner["kurtosis"] <= _UNIFORM[1])).all():
         return f"no matrix of the blocks has it: they are uniform, std {some}, as torch's defaults are"
-    by_depth = np.sqrt(2.0 * inner["n_layer"]).where(inner["role"].isin(OUTPUTS), 1.0)
+    by_depth = np.where(inner.among("role", OUTPUTS), np.sqrt(2.0 * inner["n_layer"]), 1.0)
     for std, scaled in (
         (inner["std"], ""),
         (inner["std"] * by_depth, ", those that write to the stream by depth less"),
     ):
-        usual, said = float(std.median()), float(inner["said"].iloc[0])
+        usual, said = float(np.median(std)), float(inner["said"][0])
         if std.max() < 1.1 * std.min() and max(usual / said, said / usual) > 3:
             return f"all matrices of the blocks have std {trimmed(usual)}{scaled}"
     return ""
 
 
-def measure_declared(run: Run) -> pd.DataFrame:
+def measure_declared(run: Run) -> Rows:
     """What the config says of the head's tie and of multipliers, and what the model has."""
-    declared = run.tables.declared
-    found = declared[declared["kind"].isin(["tied", "embed scale", "layer scale"])]
+    declared = table_of(run, "declared")
+    found = declared[declared.among("kind", ("tied", "embed scale", "layer scale"))]
     if found.empty:
         return found
-    means = rows_of(run, "weight").groupby(["run_id", "module"], observed=True)["mean"].first()
+    means = recorded(run, "weight").grouped(["run_id", "module"], mean=("mean", "first"))
+    known = dict(zip(zip(means["run_id"], means["module"], strict=True), means["mean"].tolist(), strict=True))
 
-    def gains(row: pd.Series) -> float:
-        values = [means.get((row["run_id"], name), math.nan) for name in str(row["about"]).split()]
-        known = pd.Series(values, dtype=float).dropna()
-        return float(known.iloc[(known - row["said"]).abs().to_numpy().argmax()]) if len(known) else math.nan
+    def gains(row: Row) -> float:
+        values = [known.get((row["run_id"], name), math.nan) for name in row["about"].split()]
+        values = [value for value in values if not math.isnan(value)]
+        return max(values, key=lambda value: abs(value - row["said"]), default=math.nan)
 
-    read: Sequence[float] = [
-        gains(row) if row["kind"] == "layer scale" else float(row["found"]) for _, row in found.iterrows()
-    ]
-    return found.assign(found=read)
+    return found.assign(found=[gains(row) if row["kind"] == "layer scale" else row["found"] for row in found])
 
 
 @rule(
@@ -236,31 +230,31 @@ def measure_declared(run: Run) -> pd.DataFrame:
     remedy=leave,
     measure=measure_declared,
 )
-def not_as_declared(case: Case, rows: pd.DataFrame) -> Finding:
+def not_as_declared(case: Case, rows: Rows) -> Finding:
     """Judge every declaration by itself."""
-    known = rows[rows["found"].notna()]
+    known = rows[~np.isnan(rows["found"])]
     if known.empty:
         return case.not_applicable(f"Needs {case.rule.needs}")
     tied = known["kind"] == "tied"
-    far = (known["found"] / known["said"].where(known["said"] != 0) - 1).abs() > case.limits["slack"]
+    far = np.abs(known["found"] / known["said"] - 1) > case.limits["slack"]
     far |= (known["said"] == 0) & (known["found"] != 0)
     bad = known[(tied & (known["found"] != known["said"])) | (~tied & far)]
-    names = listed(list(dict.fromkeys(known["name"].astype(str))))
+    names = listed(list(dict.fromkeys(known["name"])))
     if bad.empty:
         return case.passed(f"The model is as {names} says")
-    said = [_unlike(row) for _, row in bad.drop_duplicates(["kind", "about"]).iterrows()]
+    said = [_unlike(each[0]) for each in bad.parts("kind", "about")]
     return case.failed(
         "; ".join(text for text, _ in said),
         severity="warning",
-        site={"tied": "unembed", "embed scale": "embed", "layer scale": "gate"}[str(bad["kind"].iloc[0])],
-        measured=float(bad["found"].iloc[0]),
+        site={"tied": "unembed", "embed scale": "embed", "layer scale": "gate"}[str(bad["kind"][0])],
+        measured=float(bad["found"][0]),
         effect=float(len(bad)),
         advice="; ".join(advice for _, advice in said),
-        **seeds(known["run_id"].isin(bad["run_id"]), known["seed"]),
+        **seeds(known.among("run_id", bad["run_id"]), known["seed"]),
     )
 
 
-def _unlike(row: pd.Series) -> tuple[str, str]:
+def _unlike(row: Row) -> tuple[str, str]:
     name, said, found, about = (row[column] for column in ("name", "said", "found", "about"))
     first, _, second = str(about).partition(" ")
     if row["kind"] == "tied" and said:

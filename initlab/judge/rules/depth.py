@@ -12,7 +12,7 @@ import pandas as pd
 from initlab.judge.matching import REFERENCES, best_recipes, narrowed, unscaled
 from initlab.judge.remedies import scale_outputs
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import in_block, normed_writes
+from initlab.judge.rules.counting import in_block, normed_writes, table_of
 from initlab.judge.words import listed, trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import OUTPUTS, VECTORS
@@ -94,10 +94,12 @@ def _slope(group: pd.DataFrame, column: str) -> tuple[float, float]:
 
 def measure_unscaled(run: Run) -> pd.DataFrame:
     """`writes`, with the embedding's variance and the projections' std at each size, and the branches' fits."""
-    records = run.tables.records
-    records = records[~records["recipe"].isin(set(normed_writes(run)["recipe"]))]
-    if len(records[["n_layer", "n_embd"]].drop_duplicates()) < 2:  # no exponent of one depth
+    normed, rows = set(normed_writes(run)["recipe"]), table_of(run, "records")
+    rows = rows[~rows.among("recipe", normed)]
+    if len(set(zip(rows["n_layer"].tolist(), rows["n_embd"].tolist(), strict=True))) < 2:  # no exponent of one depth
         return pd.DataFrame()
+    records = run.tables.records
+    records = records[~records["recipe"].isin(normed)]
     found = writes(records)
     sizes = ["recipe", "n_embd", "n_layer"]
     embed = records[(records["site"] == "embed") & (records["kind"] == "activation")]

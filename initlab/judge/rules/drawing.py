@@ -24,6 +24,8 @@ _ALIKE = 0.01  # relative, of two stds
 def measure_unset(run: Run) -> pd.DataFrame:
     """Per parameter and buffer: the share that nothing wrote, whether it is on meta, and what was lost before."""
     rows = writes_of(run)
+    if rows.empty:
+        return rows
     rows = rows[rows["state"] != "unheard"]
     if rows.empty:
         return pd.DataFrame()
@@ -91,6 +93,8 @@ def never_drawn(case: Case, rows: pd.DataFrame) -> Finding:
 def measure_left(run: Run) -> pd.DataFrame:
     """Per matrix: its last draw, whether the code made it or torch, and how many of its class the code drew."""
     written = writes_of(run)
+    if written.empty:
+        return written
     rows, again = last_draws(written), in_parts(written)
     rows = rows[(rows["ndim"] >= 2) & ~rows["distribution"].isin(["given"])]
     if rows.empty:

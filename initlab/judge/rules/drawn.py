@@ -36,6 +36,8 @@ _ROLES: dict[str, tuple[str, ...]] = {
 def writes_of(run: Run) -> pd.DataFrame:
     """The table `writes` with recipe and pattern (`h.*.mlp.c_fc.weight`), in the order in which things were written."""
     rows = run.tables.writes
+    if rows.empty:  # as of every model that no function made
+        return rows.assign(recipe="", pattern="")
     recipes = dict(zip(run.tables.summary["run_id"].astype(str), run.tables.summary["recipe"].astype(str), strict=True))
     made = rows.assign(
         recipe=[recipes.get(run_id, AS_FOUND) for run_id in rows["run_id"].astype(str)],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import pandas as pd
+import math
+
+import numpy as np
 
 from initlab.judge import Severity
 from initlab.judge.remedies import Change, Described, drawn, leave
+from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import LARGE, blocks, family, large_rows, large_text, seeds
+from initlab.judge.rules.counting import LARGE, blocks, family, large_rows, large_text, seeds, table_of
 from initlab.judge.words import listed, plural, trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import INNER, OUTPUTS
@@ -20,9 +23,9 @@ _SEEN = 4.0  # stable rank of independent entries from which one direction can b
 _ROLES = (*INNER, *OUTPUTS, Role.ROUTER)
 
 
-def measure_draws(run: Run) -> pd.DataFrame:
+def measure_draws(run: Run) -> Rows:
     """Every matrix that is drawn at random, as the table `draws` has it."""
-    rows = run.tables.draws
+    rows = table_of(run, "draws")
     return rows[rows["role"] != Role.NORM_GAIN]
 
 
@@ -55,28 +58,28 @@ def draw_again(finding: Finding, model: Described) -> list[Change]:
     remedy=draw_again,
     measure=measure_draws,
 )
-def same_draw_twice(case: Case, rows: pd.DataFrame) -> Finding:
+def same_draw_twice(case: Case, rows: Rows) -> Finding:
     """Judge every pair of matrices, and every matrix by itself."""
     least, share = case.limits["likeness"], case.limits["share"]
-    alike = rows[rows["likeness"] >= least]
-    limit = rows["role"].astype(str).isin(_TABLES).map({True: max(_HALF, share), False: share})
-    copied = rows[["row_copies", "column_copies"]].max(axis=1).fillna(0.0)
-    inside = rows[copied >= limit]
+    like = rows["likeness"] >= least
+    limit = np.where(rows.among("role", _TABLES), max(_HALF, share), share)
+    copied = np.nan_to_num(np.fmax(rows["row_copies"], rows["column_copies"]))
+    alike, inside = rows[like], rows[copied >= limit]
     if alike.empty and inside.empty:
         return case.passed(f"Each of {_matrices(len(rows))} is a draw of its own")
-    said = [_between(group, rows) for _, group in alike.groupby(_kind(alike), sort=False)] if len(alike) else []
+    said = [_between(group, rows) for group in alike.assign(kind=_kind(alike)).parts("kind")]
     said += _within(inside)
-    bad = pd.concat([alike, inside])
-    names = list(dict.fromkeys(bad["module"].astype(str)))
+    bad = rows[[*np.flatnonzero(like), *np.flatnonzero(copied >= limit)]]
+    names = list(dict.fromkeys(bad["module"]))
     return case.failed(
         "; ".join(said[:3]),
         severity="warning",
-        site=str(bad["role"].iloc[0]),
+        site=str(bad["role"][0]),
         measured=float(alike["likeness"].max()) if len(alike) else float(copied.max()),
         effect=float(len(names)),
         advice=_advice(alike, inside),
         **blocks(bad["layer"]),
-        **seeds(rows.index.to_series().isin(bad.index), rows["seed"]),
+        **seeds(like | (copied >= limit), rows["seed"]),
     )
 
 
@@ -84,27 +87,29 @@ def _matrices(count: int) -> str:
     return "1 matrix" if count == 1 else f"{count} matrices"
 
 
-def _kind(alike: pd.DataFrame) -> pd.Series:
+def _kind(alike: Rows) -> list[str]:
     """What a matrix and the one it is like are to each other: blocks, experts of one tensor, or two others."""
-    own, other = alike["module"].astype(str), alike["like"].astype(str)
-    stacked = own.str.partition("[")[0] == other.str.partition("[")[0]
-    block = (family(own) == family(other)) & ~stacked
-    return pd.Series("others", index=alike.index).mask(block, "blocks").mask(stacked, "experts")
+    return [
+        "experts" if own.partition("[")[0] == other.partition("[")[0] else "blocks" if same else "others"
+        for own, other, same in zip(
+            alike["module"], alike["like"], family(alike["module"]) == family(alike["like"]), strict=True
+        )
+    ]
 
 
-def _between(group: pd.DataFrame, rows: pd.DataFrame) -> str:
-    first = group.iloc[0]
-    count, total = group["module"].nunique(), rows["module"].nunique()
+def _between(group: Rows, rows: Rows) -> str:
+    first = group[0]
+    count, total = len(set(group["module"])), len(set(rows["module"]))
     text = f"{first['module']} is the same draw as {first['like']} (correlation {first['likeness']:.2f})"
     return text + (f", and so are {count - 1} more of {total} matrices copies of others" if count > 1 else "")
 
 
-def _within(inside: pd.DataFrame) -> list[str]:
+def _within(inside: Rows) -> list[str]:
     texts = []
-    for _, each in inside.groupby(family(inside["module"]), sort=False):
-        row, more = each.iloc[0], each["module"].nunique() - 1
+    for each in inside.assign(family=family(inside["module"])).parts("family"):
+        row, more = each[0], len(set(each["module"])) - 1
         what = "row" if row["row_copies"] >= row["column_copies"] else "column"
-        count, share = row[f"{what}_blocks"], row[f"{what}_copies"]
+        count, share = int(row[f"{what}_blocks"]), row[f"{what}_copies"]
         if count > 1:
             size = row[f"{what}s"] // count
             text = (
@@ -117,10 +122,10 @@ def _within(inside: pd.DataFrame) -> list[str]:
     return texts
 
 
-def _advice(alike: pd.DataFrame, inside: pd.DataFrame) -> str:
+def _advice(alike: Rows, inside: Rows) -> str:
     parts = []
     if len(alike):
-        kind, name, like = _kind(alike).iloc[0], alike["module"].iloc[0], alike["like"].iloc[0]
+        kind, name, like = _kind(alike)[0], alike["module"][0], alike["like"][0]
         how = {
             "blocks": "build and initialise every block by itself (no copy.deepcopy of one that is drawn already)",
             "experts": "draw every expert by itself",
@@ -128,7 +133,7 @@ def _advice(alike: pd.DataFrame, inside: pd.DataFrame) -> str:
         }[kind]
         parts.append(f"{how}, so that {name} and {like} are independent draws")
     if len(inside):
-        name = inside["module"].iloc[0]
+        name = inside["module"][0]
         parts.append(
             f"draw {name} as a whole, or its heads and shards from different seeds (the rank among them): these are "
             "copied, or seeded alike"
@@ -159,40 +164,41 @@ def _advice(alike: pd.DataFrame, inside: pd.DataFrame) -> str:
     remedy=draw_again,
     measure=measure_draws,
 )
-def one_direction(case: Case, rows: pd.DataFrame) -> Finding:
+def one_direction(case: Case, rows: Rows) -> Finding:
     """Judge the matrix with the least rank beside what its size gives."""
-    constant = rows["value"].notna() & (rows["value"] != 0)
+    constant = ~np.isnan(rows["value"]) & (rows["value"] != 0)
     large = large_rows(rows, case.limits["rows"])
     low = (rows["stable_rank"] * case.limits["factor"] < rows["usual_rank"]) & (rows["usual_rank"] >= _SEEN)
-    bad = rows[constant | low | large]
+    odd = constant | low | large
+    bad = rows.assign(large=large, family=family(rows["module"]))[odd]
     if bad.empty:
         return case.passed(f"{_matrices(len(rows))} have the rank that independent entries give")
     said = []
-    for _, each in bad.groupby(family(bad["module"]), sort=False):
-        row, more = each.iloc[0], each["module"].nunique() - 1
-        if pd.notna(row["value"]):
+    for each in bad.parts("family"):
+        row, more = each[0], len(set(each["module"])) - 1
+        if not math.isnan(row["value"]):
             text = f"every entry of {row['module']} is {trimmed(row['value'])}: rank 1, all its units are the same"
-        elif large[row.name]:
+        elif row["large"]:
             text = large_text(row)
         else:
             rank, usual = trimmed(row["stable_rank"], 2), trimmed(row["usual_rank"], 2)
             text = f"{row['module']} has stable rank {rank}, independent entries give {usual}"
         said.append(text + (f" (and {more} like it)" if more > 0 else ""))
-    first = bad.iloc[0]
+    first = bad[0]
     text = "; ".join(said[:3]) + (f"; and {len(said) - 3} more kinds" if len(said) > 3 else "")
-    advice = f"draw {listed([str(each) for each in bad['module'].iloc[:2]])} entry by entry with mean 0 "
+    advice = f"draw {listed([str(each) for each in bad['module'][:2]])} entry by entry with mean 0 "
     advice += "(nn.init.normal_), not as a constant, a product of two vectors or torch.rand"
-    if large[first.name]:
+    if first["large"]:
         advice = f"draw {first['odd']} as the others, with std {trimmed(first['odd_rest'], 2)}"
     return case.failed(
-        text[0].upper() + text[1:] if large[first.name] else text,
+        text[0].upper() + text[1:] if first["large"] else text,
         severity="warning",
         site=str(first["role"]),
-        measured=1.0 if pd.notna(first["value"]) else float(first["stable_rank"]),
+        measured=1.0 if not math.isnan(first["value"]) else float(first["stable_rank"]),
         effect=float(len(bad)),
         advice=advice,
         **blocks(bad["layer"]),
-        **seeds(rows.index.to_series().isin(bad.index), rows["seed"]),
+        **seeds(odd, rows["seed"]),
     )
 
 
@@ -215,16 +221,17 @@ def one_direction(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measure_draws,
 )
-def one_module_in_several_blocks(case: Case, rows: pd.DataFrame) -> Finding:
+def one_module_in_several_blocks(case: Case, rows: Rows) -> Finding:
     """Judge every parameter that stands in more than one block."""
-    bad = rows[rows["shared"].fillna(1) > 1]
+    shared = rows["shared"] > 1
+    bad = rows[shared]
     if bad.empty:
         return case.passed("No block holds a parameter of another")
-    first = bad.iloc[0]
+    first = bad[0]
     count, by = int(first["shared"]), str(first["shared_by"])
     owner, other = (str(first[name]).partition("[")[0].rpartition(".")[0] for name in ("module", "shared_as"))
     severity: Severity = "info" if by else "warning"
-    more = bad["module"].nunique() - 1
+    more = len(set(bad["module"])) - 1
     return case.failed(
         f"{count} blocks share one {owner}: {other} is the same module"
         + (f", and {more} more matrices are shared" if more else "")
@@ -236,5 +243,5 @@ def one_module_in_several_blocks(case: Case, rows: pd.DataFrame) -> Finding:
         advice=f"make a module for every block ([Block() for _ in range({count})], not [block] * {count}), so that "
         f"{owner} and {other} are two" + (f"; {by} says that it is meant" if by else ""),
         **blocks(bad["layer"]),
-        **seeds(rows.index.to_series().isin(bad.index), rows["seed"]),
+        **seeds(shared, rows["seed"]),
     )

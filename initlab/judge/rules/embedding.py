@@ -5,27 +5,29 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
+import numpy as np
 
 from initlab.judge.remedies import Change, Described, towards
+from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, called, rows_of, seeds
+from initlab.judge.rules.counting import called, recorded, seeds, table_of
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.rundir import Run
 
 
-def measure_drowned(run: Run) -> pd.DataFrame:
+def measure_drowned(run: Run) -> Rows:
     """Token / position ratio per cell, whether positions are fixed (a sinusoid, or frozen), and what both are called.
 
     Positions that aren't a table count as fixed: only a trained one has a gradient.
     """
-    found = run.tables.summary[[*CELL, "token_position_ratio"]].rename(columns={"token_position_ratio": "ratio"})
-    trains_it = set(rows_of(run, "weight_grad", "pos_embed")["run_id"])
-    trains = set(rows_of(run, "weight_grad")["run_id"])
-    found = found[found["ratio"].notna()]
+    summary = table_of(run, "summary")
+    trains_it = set(recorded(run, "weight_grad", "pos_embed")["run_id"])
+    trains = set(recorded(run, "weight_grad")["run_id"])
+    found = summary[~np.isnan(summary["token_position_ratio"])]
     return found.assign(
-        fixed=found["run_id"].isin(trains - trains_it),
+        ratio=found["token_position_ratio"],
+        fixed=found.among("run_id", trains - trains_it),
         token=called(run, found, "the token embedding", "token_embed"),
         position=called(run, found, "the position embedding", "pos_embed"),
     )
@@ -79,10 +81,10 @@ def match_embeddings(finding: Finding, model: Described) -> list[Change]:
     roles=(Role.TOKEN_EMBED, Role.POS_EMBED),
     measure=measure_drowned,
 )
-def token_drowned_by_position(case: Case, rows: pd.DataFrame) -> Finding:
+def token_drowned_by_position(case: Case, rows: Rows) -> Finding:
     """Judge the median over seeds, depths and widths."""
-    ratio, fixed = float(rows["ratio"].median()), bool(rows["fixed"].all())
-    token, position = str(rows["token"].iloc[0]), str(rows["position"].iloc[0])
+    ratio, fixed = float(np.median(rows["ratio"])), bool(rows["fixed"].all())
+    token, position = str(rows["token"][0]), str(rows["position"][0])
     common = {"site": "embed", "measured": ratio}
     warning, error = case.limits["warning"], case.limits["error"]
     if ratio >= warning:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from initlab.judge import SEVERITIES, Severity
 from initlab.judge.cache import kept
+from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding
-from initlab.judge.rules.counting import parts, seeds
+from initlab.judge.rules.counting import seeds, table_of
 from initlab.rundir import Run
 
 _SHOWN = 3  # faults, in a message
@@ -41,36 +40,44 @@ class Fault:
 
 
 @kept
-def measure_wiring(run: Run) -> pd.DataFrame:
+def measure_wiring(run: Run) -> Rows:
     """Every branch of every block, as the table `wiring` has it, its own module, and what the loss is taken against."""
-    rows = run.tables.wiring
-    # as plain objects texts are one array, and to choose rows of many arrays is most of what these rules cost
-    rows = rows.astype(dict.fromkeys(rows.columns[rows.dtypes == "string"], object))
-    targets = run.tables.summary.drop_duplicates("run_id").set_index("run_id")["targets"]
-    return rows.assign(targets=rows["run_id"].astype(str).map(targets.astype(str).to_dict()), inside=inside(rows))
+    rows, targets = table_of(run, "wiring"), targets_of(run)
+    return rows.assign(targets=[targets.get(run_id) for run_id in rows["run_id"]], inside=inside(rows))
 
 
-def inside(rows: pd.DataFrame) -> list[str]:
+def targets_of(run: Run) -> dict[str, str]:
+    """Read what the loss of each cell was taken against first.
+
+    Args:
+        run: of any kind.
+    """
+    summary = table_of(run, "summary").grouped(["run_id"], targets=("targets", "first"))
+    return dict(zip(summary["run_id"], summary["targets"], strict=True))
+
+
+def inside(rows: Rows) -> list[str]:
     """Name the attention or MLP of each branch: of one with a norm after it, what holds its weights.
 
     Args:
         rows: of the table `wiring`.
     """
     names = []
-    for row in rows[["block", "module", "post_norm", "up", "query"]].itertuples(index=False):
-        owner = (row.up or row.query).rpartition(".")[0].rpartition(".")[0]
-        names.append(owner if row.post_norm and owner.startswith(f"{row.block}.") else row.module)
+    columns = (rows[name] for name in ("block", "module", "post_norm", "up", "query"))
+    for block, module, post_norm, up, query in zip(*columns, strict=True):
+        owner = (up or query).rpartition(".")[0].rpartition(".")[0]
+        names.append(owner if post_norm and owner.startswith(f"{block}.") else module)
     return names
 
 
-def stacks(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+def stacks(rows: Rows) -> Iterator[tuple[str, Rows]]:
     """List the stacks of every cell: (run_id, rows).
 
     Args:
         rows: of the table `wiring`, of one recipe.
     """
-    for (run_id, _), group in parts(rows, ["run_id", "stack"]):
-        yield str(run_id), group
+    for group in rows.parts("run_id", "stack"):
+        yield group["run_id"][0], group
 
 
 def unexplained(odd: Collection[int], count: int) -> bool:
@@ -100,7 +107,7 @@ def anywhere(name: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".N", name)
 
 
-def verdict(case: Case, rows: pd.DataFrame, faults: Sequence[Fault], passed: str) -> Finding:
+def verdict(case: Case, rows: Rows, faults: Sequence[Fault], passed: str) -> Finding:
     """Make one finding of the faults of all cells: of the worst severity, said of the first cell that has it.
 
     Args:
@@ -117,7 +124,7 @@ def verdict(case: Case, rows: pd.DataFrame, faults: Sequence[Fault], passed: str
     texts = list(dict.fromkeys(fault.text for fault in said))
     more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
     layers = [layer for fault in said for layer in fault.layers]
-    cells = rows.drop_duplicates("run_id")
+    cells = rows.grouped(["run_id"], seed=("seed", "first"))
     return case.failed(
         "; ".join(texts[:_SHOWN]) + more,
         severity=severity,
@@ -127,5 +134,5 @@ def verdict(case: Case, rows: pd.DataFrame, faults: Sequence[Fault], passed: str
         layer_first=min(layers, default=None),
         layer_last=max(layers, default=None),
         effect=float(len(texts)),
-        **seeds(cells["run_id"].isin({fault.run_id for fault in worst}), cells["seed"]),
+        **seeds(cells.among("run_id", {fault.run_id for fault in worst}), cells["seed"]),
     )

@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 
+from initlab.judge.rows import Array, Rows, largest, middle, smallest
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, rows_of, seeds
+from initlab.judge.rules.counting import CELL, recorded, seeds, table_of
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 _HALF = np.finfo(np.float16)
+_LARGEST = float(_HALF.max)
 _FEW_BITS = ("bfloat16", "float16")
 
 
-def measure_overflow(run: Run) -> pd.DataFrame:
+def measure_overflow(run: Run) -> Rows:
     """Largest |x| of every tensor that is float16, and of activations in any wider type."""
-    records = run.tables.records
+    records = table_of(run, "records")
     half = records["dtype"] == "float16"
     keep = (
         (half | (records["kind"] == "activation")) & (records["dtype"] != "bfloat16") & np.isfinite(records["abs_max"])
     )
-    return records[keep][["recipe", "seed", "kind", "site", "layer", "module", "abs_max"]].assign(half=half[keep])
+    return records.assign(half=half)[keep]
 
 
 @rule(
@@ -43,19 +44,18 @@ def measure_overflow(run: Run) -> pd.DataFrame:
     since="0.1.0",
     measure=measure_overflow,
 )
-def float16_overflow(case: Case, rows: pd.DataFrame) -> Finding:
+def float16_overflow(case: Case, rows: Rows) -> Finding:
     """Judge float16 tensors by their headroom, others by whether they would overflow."""
-    largest = float(_HALF.max)
-    reach = (rows["abs_max"] / largest).where(~rows["half"], rows["abs_max"] * case.limits["headroom"] / largest)
-    worst = rows.loc[reach.idxmax()]
-    headroom = largest / float(worst["abs_max"]) if worst["abs_max"] else math.inf
+    reach = rows["abs_max"] * np.where(rows["half"], case.limits["headroom"], 1.0) / _LARGEST
+    worst = rows[largest(reach)]
+    headroom = _LARGEST / worst["abs_max"] if worst["abs_max"] else math.inf
     text = f"The largest value, {trimmed(worst['abs_max'])} at {worst['module']}, is {trimmed(headroom)}× below "
     text += "float16's largest"
     common = {"measured": headroom, "site": str(worst["site"])}
     if reach.max() <= 1:
         return case.passed(text, **common)
     half = bool(worst["half"])
-    layer = None if pd.isna(worst["layer"]) else int(worst["layer"])
+    layer = None if math.isnan(worst["layer"]) else int(worst["layer"])
     return case.failed(
         text if half else f"{worst['module']} reaches {trimmed(worst['abs_max'])}, which float16 can't hold",
         severity="warning" if half else "info",
@@ -67,35 +67,36 @@ def float16_overflow(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
-def measure_underflow(run: Run) -> pd.DataFrame:
+def measure_underflow(run: Run) -> Rows:
     """Per cell, share of the gradients' elements below float16's smallest normal number, and not 0.
 
     Column `half`: some gradient is float16 itself; then the share is of those alone. `e4m3`: the same share of the
     activations in that float8 format.
     """
-    records = run.tables.records
-    forward = rows_of(run, "activation")
-    forward = forward[forward["frac_under_e4m3"].notna()]
-    rows = records[records["kind"].isin(["grad", "weight_grad"]) & records["frac_under_fp16"].notna()]
-    parts = []
-    for cell, group in rows.groupby(CELL, observed=True):
+    records = table_of(run, "records")
+    forward = recorded(run, "activation")
+    forward = forward[~np.isnan(forward["frac_under_e4m3"])]
+    rows = records[~np.isnan(records["frac_under_fp16"])]
+    rows = rows[rows.among("kind", ("grad", "weight_grad"))]
+    found = []
+    for group in rows.parts(*CELL, sort=True):
         own = group[group["dtype"] == "float16"]
         judged = own if len(own) else group
-        outputs = forward[forward["run_id"] == cell[1]]
-        found = {
+        outputs = forward[forward["run_id"] == group["run_id"][0]]
+        summed = {
             "half": len(own) > 0,
             "share": float(np.average(judged["frac_under_fp16"], weights=judged["numel"])),
             "typical": _weighted_median(judged["rms"], judged["numel"]),
             "e4m3": float(np.average(outputs["frac_under_e4m3"], weights=outputs["numel"])) if len(outputs) else 0.0,
         }
-        parts.append(dict(zip(CELL, cell, strict=True)) | found)
-    return pd.DataFrame(parts)
+        found.append({key: group[0][key] for key in CELL} | summed)
+    return Rows({name: [each[name] for each in found] for name in found[0]} if found else {})
 
 
-def _weighted_median(values: pd.Series, weights: pd.Series) -> float:
-    ordered = values.sort_values()
-    below = weights.loc[ordered.index].cumsum()
-    return float(ordered[below >= below.iloc[-1] / 2].iloc[0])
+def _weighted_median(values: Array, weights: Array) -> float:
+    order = np.argsort(values)
+    below = np.cumsum(weights[order])
+    return float(values[order][below >= below[-1] / 2][0])
 
 
 @rule(
@@ -116,9 +117,9 @@ def _weighted_median(values: pd.Series, weights: pd.Series) -> float:
     since="0.1.0",
     measure=measure_underflow,
 )
-def float16_gradient_underflow(case: Case, rows: pd.DataFrame) -> Finding:
+def float16_gradient_underflow(case: Case, rows: Rows) -> Finding:
     """Warn of gradients that are float16; of others say what they would lose."""
-    worst = rows.loc[rows["share"].idxmax()]
+    worst = rows[largest(rows["share"])]
     share, half = float(worst["share"]), bool(worst["half"])
     limit = case.limits["share"]
     common = {"measured": share}
@@ -148,20 +149,16 @@ def float16_gradient_underflow(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
-def measure_absorbed(run: Run) -> pd.DataFrame:
+def measure_absorbed(run: Run) -> Rows:
     """rms of each parameter's update ÷ rms of the parameter, with its dtype; embeddings left out.
 
     Rows of an embedding that no token of the batch used don't move, which says nothing of rounding.
     """
-    updates = rows_of(run, "update")
-    updates = updates[~updates["role"].isin(["token_embed", "pos_embed"])]
-    weights = rows_of(run, "weight")[["run_id", "step", "module", "rms", "dtype"]]
-    keys = ["run_id", "step", "module"]
-    pairs = updates[[*CELL, "step", "layer", "site", "module", "rms", "frac_zero"]].merge(
-        weights, on=keys, suffixes=("", "_weight")
-    )
-    pairs = pairs[pairs["rms_weight"] > 0]
-    return pairs.assign(ratio=pairs["rms"] / pairs["rms_weight"])
+    updates, weights = recorded(run, "update"), recorded(run, "weight")
+    updates, weights = updates[~updates.among("role", ("token_embed", "pos_embed"))], weights[weights["rms"] > 0]
+    own, beside = updates.matching(weights, "run_id", "step", "module")
+    ratio = updates["rms"][own] / weights["rms"][beside]
+    return updates[own].assign(ratio=ratio, dtype=weights["dtype"][beside])
 
 
 @rule(
@@ -183,21 +180,21 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     later=("watch", "train"),
     measure=measure_absorbed,
 )
-def absorbed_update(case: Case, rows: pd.DataFrame) -> Finding:
+def absorbed_update(case: Case, rows: Rows) -> Finding:
     """Judge the share of parameters, weighed alike, whose update is mostly rounded away."""
-    ratio = float(rows["ratio"].median())
-    short = rows["dtype"].isin(_FEW_BITS)
-    limit = rows["dtype"].astype(str).map(dict(case.limits)).fillna(case.limits["bfloat16"]).astype(float)
+    ratio = middle(rows["ratio"])
+    short = rows.among("dtype", _FEW_BITS)
+    limit = np.array([case.limits.get(dtype, case.limits["bfloat16"]) for dtype in rows["dtype"]])
     lost = (rows["ratio"] < limit) | (rows["frac_zero"] > 0.5)
     text = f"The median update is {trimmed(ratio, 2)}× its weight, in rms"
     common = {"measured": ratio}
     if not short.any():
         small = "; bfloat16 weights would lose most of it" if ratio < case.limits["bfloat16"] else ""
-        return case.passed(f"{text}, in {rows['dtype'].iloc[0]}{small}", **common)
+        return case.passed(f"{text}, in {rows['dtype'][0]}{small}", **common)
     bad = short & lost
     if bad.sum() <= short.sum() / 2:
         return case.passed(f"{text}, of 16 bits", **common)
-    worst = rows.loc[rows["ratio"].where(bad).idxmin()]
+    worst = rows[smallest(np.where(bad, rows["ratio"], math.nan))]
     return case.failed(
         f"{int(bad.sum())} of {int(short.sum())} updates of 16-bit weights are mostly rounded away, as of "
         f"{worst['module']} ({trimmed(worst['ratio'], 1)}× the weight, step {int(worst['step'])})",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import pandas as pd
+import numpy as np
 
 from initlab.judge.remedies import Change, Described, drawn
+from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import blocks, seeds
+from initlab.judge.rules.counting import blocks, seeds, table_of
 from initlab.judge.words import listed, trimmed
 from initlab.recipes import Role
 from initlab.rundir import Run
 
 
-def measure_gains(run: Run) -> pd.DataFrame:
+def measure_gains(run: Run) -> Rows:
     """Mean of each norm's gain, and its std over the channels."""
-    rows = run.tables.draws
+    rows = table_of(run, "draws")
     return rows[rows["role"] == Role.NORM_GAIN]
 
 
@@ -45,23 +46,24 @@ def set_to_one(finding: Finding, model: Described) -> list[Change]:
     remedy=set_to_one,
     measure=measure_gains,
 )
-def uneven_gains(case: Case, rows: pd.DataFrame) -> Finding:
+def uneven_gains(case: Case, rows: Rows) -> Finding:
     """Judge the norm whose gains differ most."""
-    spread = rows["spread"] / rows["mean"].abs().where(rows["mean"] != 0, 1e-30)
-    bad = rows[(spread > case.limits["spread"]) | ~(rows["spread"] < float("inf"))]
+    spread = rows["spread"] / np.where(rows["mean"] != 0, np.abs(rows["mean"]), 1e-30)
+    uneven = (spread > case.limits["spread"]) | ~(rows["spread"] < float("inf"))
+    bad = rows[uneven]
     if bad.empty:
-        return case.passed(f"The gains of {rows['module'].nunique()} norms are one number each")
-    first = bad.iloc[0]
+        return case.passed(f"The gains of {len(set(rows['module']))} norms are one number each")
+    first = bad[0]
     names = [str(each) for each in bad["module"]]
     return case.failed(
         f"The gains of {len(bad)} of {len(rows)} norms differ from channel to channel: {first['module']} has mean "
         f"{trimmed(first['mean'])} and std {trimmed(first['spread'])}",
         severity="warning",
         site="norm_gain",
-        measured=float(spread[bad.index].iloc[0]),
+        measured=float(spread[uneven][0]),
         effect=float(len(bad)),
         advice=f"set {listed(names)} to 1 (nn.init.ones_; zeros where the norm adds 1 to it), and keep the draw of the "
         "matrices away from them",
         **blocks(bad["layer"]),
-        **seeds(rows.index.to_series().isin(bad.index), rows["seed"]),
+        **seeds(uneven, rows["seed"]),
     )

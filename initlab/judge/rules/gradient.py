@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pandas as pd
 
-from initlab.judge.grouping import grouped
 from initlab.judge.remedies import Change, Described, drawn
+from initlab.judge.rows import Rows, largest, smallest
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, MATRICES, blocks, rows_of, seeds, size
+from initlab.judge.rules.counting import CELL, MATRICES, blocks, recorded, rows_of, seeds, size
 from initlab.judge.words import listed, plural, trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import QKV
@@ -19,9 +19,10 @@ from initlab.rundir import Run
 from initlab.schema import UNASKED
 
 _NO_GATES = ("bias", "norm_bias")  # zeros that are added shut nothing
+_WHY = ("waits", "unasked", "ran", "aside", "shuts")
 
 
-def measure_zero(run: Run) -> pd.DataFrame:
+def measure_zero(run: Run) -> Rows:
     """Every parameter that has a gradient row: is it 0 throughout, and what explains that?
 
     Columns zero; waits (a further pass gave it a gradient, once zeros before it had moved, or with other branches
@@ -29,11 +30,17 @@ def measure_zero(run: Run) -> pd.DataFrame:
     (its role is unknown, or it belongs to a whole sub-module of a branch that gets no gradient while the branch does,
     as top-k indexers don't); shuts (the gain of a norm that hands nothing but zeros to what reads it).
     """
+    gradients = recorded(run, "weight_grad")
+    zero = gradients["abs_max"] == 0
+    if zero.any():
+        return Rows.of(_explained(run))
+    return gradients.assign(zero=zero, **dict.fromkeys(_WHY, False))
+
+
+def _explained(run: Run) -> pd.DataFrame:
     gradients = rows_of(run, "weight_grad")
-    if gradients.empty:
-        return pd.DataFrame()
     kept = gradients[["recipe", "run_id", "step", "seed", "layer", "site", "role", "module", "reached"]]
-    found = kept.assign(zero=gradients["abs_max"] == 0, waits=False, unasked=False, ran=False, aside=False, shuts=False)
+    found = kept.assign(zero=gradients["abs_max"] == 0, **dict.fromkeys(_WHY, False))
     weights, records = rows_of(run, "weight"), run.tables.records
     empty = weights[weights["abs_max"] == 0]
     outputs = records[records["kind"].isin(["activation", "grad"]) & (records["numel"] > 0)]
@@ -151,21 +158,21 @@ def redraw_zeros(finding: Finding, model: Described) -> list[Change]:
     remedy=redraw_zeros,
     measure=measure_zero,
 )
-def zero_gradient_parameter(case: Case, rows: pd.DataFrame) -> Finding:
+def zero_gradient_parameter(case: Case, rows: Rows) -> Finding:
     """Name all parameters without gradient that nothing explains, and norms that shut off what reads them."""
     zero, shut = rows[rows["zero"]], rows[rows["shuts"]]
     dead = rows["zero"] & ~rows["waits"] & ~rows["unasked"]
     bad, failing = rows[dead], seeds(dead | rows["shuts"], rows["seed"])
     unasked = zero[zero["unasked"]]
     if zero.empty:
-        return case.passed(f"A gradient reaches every one of {rows['module'].nunique()} parameters", measured=0.0)
+        return case.passed(f"A gradient reaches every one of {len(set(rows['module']))} parameters", measured=0.0)
     if bad.empty and shut.empty and len(unasked):
         names = list(dict.fromkeys(unasked["module"]))
         return case.failed(
             f"This batch, or this loss, doesn't ask for what {listed(names, 3)} {'is' if len(names) == 1 else 'are'} "
             "in, which so has no gradient; nothing is said of that part",
             severity="info",
-            site=str(unasked["site"].iloc[0]),
+            site=str(unasked["site"][0]),
             measured=float(len(names)),
             effect=math.log(len(names)),
             advice="pass batch= with the arguments that it is for, to see it; freeze it (requires_grad=False) if it is "
@@ -174,20 +181,21 @@ def zero_gradient_parameter(case: Case, rows: pd.DataFrame) -> Finding:
             **seeds(rows["unasked"], rows["seed"]),
         )
     if bad.empty and shut.empty:
-        count = zero["module"].nunique()
+        count = len(set(zero["module"]))
         return case.passed(
             f"{plural(count, 'parameter')} without a gradient {'waits' if count == 1 else 'wait'} for a zero to move, "
             "or for a branch that was dropped by chance; a gradient reaches every other one",
             measured=0.0,
         )
     if len(shut):
+        starved = len(set(zero["module"]))
         gains = list(dict.fromkeys(shut["module"]))
         return case.failed(
             f"{listed(gains)} {'is' if len(gains) == 1 else 'are'} 0 throughout: what reads such a norm gets no input, "
-            f"and {plural(zero['module'].nunique(), 'parameter')} no gradient",
+            f"and {plural(starved, 'parameter')} no gradient",
             severity="error",
-            site=str(shut["site"].iloc[0]),
-            measured=float(zero["module"].nunique()),
+            site=str(shut["site"][0]),
+            measured=float(starved),
             effect=math.log(len(gains)),
             advice=f"set {listed(gains)} to what makes the norm a plain one: 1, or 0 in a norm that adds 1 itself",
             **blocks(shut["layer"]),
@@ -199,7 +207,7 @@ def zero_gradient_parameter(case: Case, rows: pd.DataFrame) -> Finding:
     return case.failed(
         f"No gradient reaches {listed(names, 4)}",
         severity="error" if cut["ran"].any() else "warning",
-        site=str(first["site"].iloc[0]),
+        site=str(first["site"][0]),
         measured=float(len(names)),
         effect=math.log(len(names)),
         advice=f"check that {names[0]} is used in the forward pass and not detached; if it is unused on purpose, "
@@ -209,18 +217,18 @@ def zero_gradient_parameter(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
-def measure_imbalance(run: Run) -> pd.DataFrame:
+def measure_imbalance(run: Run) -> Rows:
     """Per cell and role of a matrix inside the blocks: rms of the gradient ÷ rms of the weight, over all blocks.
 
     Queries, keys and values count as one, as in a fused matrix: near-uniform attention hardly depends on the first two.
     """
-    weights = rows_of(run, "weight", *MATRICES)[[*CELL, "role", "module", "rms"]]
-    gradients = rows_of(run, "weight_grad", *MATRICES)[["run_id", "module", "rms"]]
-    pairs = weights.merge(gradients, on=["run_id", "module"], suffixes=("", "_grad"))
+    weights, gradients = recorded(run, "weight", *MATRICES), recorded(run, "weight_grad", *MATRICES)
+    own, beside = weights.matching(gradients, "run_id", "module")
+    pairs = weights[own].assign(rms_grad=gradients["rms"][beside])
     pairs = pairs[(pairs["rms"] > 0) & (pairs["rms_grad"] > 0)]
-    role = pairs["role"].astype(str).where(~pairs["role"].isin(QKV), Role.ATTN_QKV.value)
+    role = np.where(pairs.among("role", QKV), Role.ATTN_QKV.value, pairs["role"])
     pairs = pairs.assign(role=role, square=(pairs["rms_grad"] / pairs["rms"]) ** 2)
-    found = grouped(pairs, [*CELL, "role"], square=("square", "mean"))
+    found = pairs.grouped([*CELL, "role"], square=("square", "mean"))
     return found.assign(relative=np.sqrt(found["square"]))
 
 
@@ -244,21 +252,21 @@ def measure_imbalance(run: Run) -> pd.DataFrame:
     evidence="gradient-roles",
     measure=measure_imbalance,
 )
-def role_gradient_imbalance(case: Case, rows: pd.DataFrame) -> Finding:
+def role_gradient_imbalance(case: Case, rows: Rows) -> Finding:
     """Judge the cell with the largest ratio between two roles."""
-    grouped = rows.groupby("run_id", observed=True)["relative"]
-    ratio = grouped.max() / grouped.min()
-    run_id, value, limit = ratio.idxmax(), float(ratio.max()), case.limits["ratio"]
-    own = rows[rows["run_id"] == run_id].set_index("role")["relative"]
-    text = f"Relative to their weights, gradients of {own.idxmax()} are {trimmed(value)}× those of {own.idxmin()}"
+    cells = rows.grouped(["run_id"], most=("relative", "max"), least=("relative", "min"))
+    ratio = cells["most"] / cells["least"]
+    worst, limit = largest(ratio), case.limits["ratio"]
+    value, own = float(ratio[worst]), rows[rows["run_id"] == cells["run_id"][worst]]
+    most, least = (own["role"][find(own["relative"])] for find in (largest, smallest))
+    text = f"Relative to their weights, gradients of {most} are {trimmed(value)}× those of {least}"
     if value <= limit:
         return case.passed(text, measured=value)
-    first = rows[rows["run_id"] == run_id].iloc[0]
     return case.failed(
-        f"{text}{size(first, rows)}",
+        f"{text}{size(own[0], rows)}",
         severity="info",
         measured=value,
-        site=str(own.idxmin()),
+        site=str(least),
         effect=math.log(value / limit),
-        **seeds(rows["run_id"].map(ratio).astype(float) > limit, rows["seed"]),
+        **seeds(rows.among("run_id", cells["run_id"][ratio > limit]), rows["seed"]),
     )

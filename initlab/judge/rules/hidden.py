@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from initlab.judge.remedies import GPT2_STD, Change, Described, rescaled
+from initlab.judge.rows import Array, Rows, largest, smallest
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, called, rows_of, seeds, size
+from initlab.judge.rules.counting import CELL, called, recorded, seeds, size, table_of
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import INNER, OUTPUTS
@@ -19,24 +20,35 @@ _ENTERING = ("mlp_in", "mlp_gate")
 _HIDDEN = (*INNER, *OUTPUTS)
 
 
-def measure_small(run: Run) -> pd.DataFrame:
+def measure_small(run: Run) -> Rows:
     """Per cell, the median over blocks of a pre-activation's mean square.
 
     Measured (`mlp_pre`) where the layout shows it, else n_embd · std² of the matrices that enter the MLP, which is
     that of an input of rms 1, as norms give it; with the std that would make it 768 · 0.02².
     """
-    measured = rows_of(run, "activation", "mlp_pre")
-    square = (measured["rms"] ** 2).groupby([measured[key] for key in CELL], observed=True).median()
-    weights = rows_of(run, "weight", *_ENTERING)
+    entering = recorded(run, "activation", "mlp_pre")
+    weights = recorded(run, "weight", *_ENTERING)
     weights = weights[(weights["rms"] > 0) & (weights["n_embd"] > 0)]
-    drawn = weights.groupby(CELL, observed=True)["rms"].median()
-    stream = rows_of(run, "activation", "resid_post")
-    width = (stream["numel"] / stream["n_tokens"]).groupby(stream["run_id"], observed=True).median()
-    out = pd.DataFrame({"std": drawn, "measured": square}).reset_index()
-    out["width"] = out["run_id"].map(width).astype(float).fillna(out["n_embd"])
-    out["square"] = out["measured"].fillna(out["width"] * out["std"] ** 2)
-    out["wanted"] = 0.02 * np.sqrt(768 / out["width"])
-    return out[out["square"] > 0]
+    stream = recorded(run, "activation", "resid_post")
+    measured = _medians(entering, entering["rms"] ** 2)
+    drawn = _medians(weights, weights["rms"])
+    widths = _medians(stream, stream["numel"] / stream["n_tokens"])
+    cells = sorted({*measured, *drawn})
+    if not cells:
+        return Rows({})
+    std, square, width = (
+        np.array([known.get(cell, math.nan) for cell in cells]) for known in (drawn, measured, widths)
+    )
+    found = Rows(dict(zip(CELL, zip(*cells, strict=True), strict=True)))
+    width = np.where(np.isnan(width), found["n_embd"], width)
+    square = np.where(np.isnan(square), width * std**2, square)
+    return found.assign(std=std, width=width, square=square, wanted=0.02 * np.sqrt(768 / width))[square > 0]
+
+
+def _medians(rows: Rows, values: Array) -> dict[tuple[Any, ...], float]:
+    """By cell, in the order of CELL."""
+    found = rows.assign(value=values).grouped(CELL, value=("value", "median"))
+    return {tuple(row[key] for key in CELL): row["value"] for row in found}
 
 
 def widen_hidden(finding: Finding, model: Described) -> list[Change]:
@@ -77,11 +89,12 @@ def widen_hidden(finding: Finding, model: Described) -> list[Change]:
     roles=_HIDDEN,
     measure=measure_small,
 )
-def hidden_std_too_small(case: Case, rows: pd.DataFrame) -> Finding:
+def hidden_std_too_small(case: Case, rows: Rows) -> Finding:
     """Judge the width with the smallest."""
-    by_size = rows.groupby("width")["square"].median()
-    worst = rows[rows["width"] == by_size.idxmin()].iloc[0]
-    value, warning, note = float(by_size.min()), case.limits["warning"], case.limits["info"]
+    by_size = rows.grouped(["width"], square=("square", "median"))
+    least = by_size[smallest(by_size["square"])]
+    worst = rows[rows["width"] == least["width"]][0]
+    value, warning, note = least["square"], case.limits["warning"], case.limits["info"]
     common = {"measured": value, "site": "mlp_pre"}
     text = f"The MLP's pre-activations have a mean square of {trimmed(value, 2)} at n_embd {int(worst['width'])}"
     if value >= note:
@@ -98,13 +111,16 @@ def hidden_std_too_small(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
-def measure_dead(run: Run) -> pd.DataFrame:
+def measure_dead(run: Run) -> Rows:
     """Per cell, the share of units ≤ 0 on every token, the largest share of zeros in a block's units; names."""
-    units = rows_of(run, "activation", "mlp_act")
-    zeros = units.groupby(["run_id", "step"], observed=True)["frac_zero"].max().rename("zeros")
-    found = run.tables.summary[[*CELL, "step", "dead_frac"]].join(zeros, on=["run_id", "step"])
-    found = found.assign(entering=called(run, found, "the MLP's input matrix", "mlp_in", "mlp_gate"))
-    return found[found["dead_frac"].notna() | found["zeros"].notna()]
+    units = recorded(run, "activation", "mlp_act").grouped(["run_id", "step"], zeros=("frac_zero", "max"))
+    most = dict(zip(zip(units["run_id"], units["step"], strict=True), units["zeros"], strict=True))
+    found = table_of(run, "summary")
+    found = found.assign(
+        zeros=[float(most.get(cell, math.nan)) for cell in zip(found["run_id"], found["step"], strict=True)],
+        entering=called(run, found, "the MLP's input matrix", "mlp_in", "mlp_gate"),
+    )
+    return found[~(np.isnan(found["dead_frac"]) & np.isnan(found["zeros"]))]
 
 
 @rule(
@@ -125,13 +141,13 @@ def measure_dead(run: Run) -> pd.DataFrame:
     about_init=False,
     measure=measure_dead,
 )
-def dead_units(case: Case, rows: pd.DataFrame) -> Finding:
+def dead_units(case: Case, rows: Rows) -> Finding:
     """Judge the cell with most of either."""
-    dead, zeros = rows["dead_frac"].fillna(0.0), rows["zeros"].fillna(0.0)
+    dead, zeros = np.nan_to_num(rows["dead_frac"]), np.nan_to_num(rows["zeros"])
     bad = (dead > case.limits["dead"]) | (zeros > case.limits["zeros"])
-    worst = rows.loc[(dead / case.limits["dead"]).combine(zeros / case.limits["zeros"], max).idxmax()]
-    share = float(dead[worst.name])
-    text = f"{share:.1%} of the MLP's units are ≤ 0 on every token, {zeros[worst.name]:.1%} of a block's values are 0"
+    place = largest(np.maximum(dead / case.limits["dead"], zeros / case.limits["zeros"]))
+    worst, share = rows[place], float(dead[place])
+    text = f"{share:.1%} of the MLP's units are ≤ 0 on every token, {zeros[place]:.1%} of a block's values are 0"
     common = {"measured": share, "site": "mlp_act"}
     if not bad.any():
         return case.passed(text, **common)

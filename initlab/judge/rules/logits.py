@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
+import numpy as np
 
 from initlab.judge.matching import TOLERANCE
 from initlab.judge.remedies import GPT2_STD, Change, Described, rescaled, towards
+from initlab.judge.rows import Array, Rows, largest, middle
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, called, large_rows, large_text, seeds
+from initlab.judge.rules.counting import called, large_rows, large_text, seeds, table_of
 from initlab.judge.theory import first_loss
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
@@ -24,46 +25,41 @@ _WIDE = 20.0  # std of logits that cost far more than any luck
 _HEAD = 0.6  # std of the logits that a head makes of an input of rms 1: GPT-2's 0.55 and nn.Linear's 0.58 are usual
 
 
-def measure_start(run: Run) -> pd.DataFrame:
+def measure_start(run: Run) -> Rows:
     """First loss above ln V, own-token logit, logit std, and names, per cell that has a loss over a vocabulary.
 
     A batch of few different tokens loses more or less by the luck of what their logits are: `excess` is what logits of
     that std cost on average, unless the loss is farther from it than three of its standard errors; `seen` is the loss.
     """
-    found = run.tables.summary
-    found = found[found["ln_vocab"].notna()]
-    table = called(run, found, "the token embedding", "token_embed")
-    columns = ["ln_vocab", "logit_std", "own_logit", "repeat_rate"]
-    usual = found["ln_vocab"] + [_usual(*row) for row in found[columns].astype(float).itertuples(index=False)]
+    found = table_of(run, "summary")
+    found = found[~np.isnan(found["ln_vocab"])]
+    columns = ("ln_vocab", "logit_std", "own_logit", "repeat_rate")
+    costs = [_usual(*row) for row in zip(*(found[name].tolist() for name in columns), strict=True)]
+    usual = found["ln_vocab"] + np.array(costs)
     luck = found["logit_std"] * math.sqrt(float(run.manifest["data"].get("sum_p2") or 0.0))
-    lucky = (found["loss"] - usual).abs() <= _ERRORS * luck
-    found = found.assign(
+    lucky = np.abs(found["loss"] - usual) <= _ERRORS * luck
+    draws = table_of(run, "draws")
+    draws = draws[draws.among("role", ("token_embed", "unembed")) & large_rows(draws)]
+    large = {draws["run_id"][place]: draws[place] for place in reversed(range(len(draws)))}
+    cells = [large.get(cell) for cell in found["run_id"]]
+    return found.assign(
         seen=found["loss"] - found["ln_vocab"],
-        excess=usual.where(lucky, found["loss"]) - found["ln_vocab"],
-        table=table,
+        excess=np.where(lucky, usual, found["loss"]) - found["ln_vocab"],
+        table=called(run, found, "the token embedding", "token_embed"),
         head=called(run, found, "", "unembed"),
         where=_applied_by(run, found["run_id"]),
         outputs=called(run, found, "output projections", *OUTPUTS),
-    )
-    draws = run.tables.draws
-    draws = draws[draws["role"].isin(["token_embed", "unembed"]) & large_rows(draws)]
-    large = {str(row["run_id"]): row for _, row in draws.iloc[::-1].iterrows()}
-    cells = [large.get(cell) for cell in found["run_id"].astype(str)]
-    found = found.assign(
         rows=["" if row is None else large_text(row) for row in cells],
         rest=[math.nan if row is None else row["odd_rest"] for row in cells],
     )
-    return found[
-        [*CELL, "excess", "seen", "own_logit", "logit_std", "table", "head", "where", "outputs", "rows", "rest"]
-    ]
 
 
-def _applied_by(run: Run, cells: pd.Series) -> list[str]:
+def _applied_by(run: Run, cells: Array) -> list[str]:
     """Name the module that applies each cell's head; empty where none of its own does, or it isn't known."""
-    rows = run.tables.wiring
+    rows = table_of(run, "wiring")
     rows = rows[rows["head"] != ""]
-    names = dict(zip(rows["run_id"].astype(str), rows["head_module"].astype(str), strict=True))
-    return [names.get(str(cell), "") for cell in cells]
+    names = dict(zip(rows["run_id"], rows["head_module"], strict=True))
+    return [names.get(cell, "") for cell in cells]
 
 
 def _usual(ln_vocab: float, std: float, own: float, repeat_rate: float) -> float:
@@ -137,23 +133,23 @@ def calm_head(finding: Finding, model: Described) -> list[Change]:
     roles=(Role.TOKEN_EMBED, Role.UNEMBED),
     measure=measure_start,
 )
-def overconfident_start(case: Case, rows: pd.DataFrame) -> Finding:
+def overconfident_start(case: Case, rows: Rows) -> Finding:
     """Judge the depth and width where it starts worst."""
-    by_size = rows.groupby(["n_layer", "n_embd"])["excess"].median()
-    if by_size.isna().any():
+    by_size = rows.grouped(["n_layer", "n_embd"], excess=("excess", "median"))
+    if np.isnan(by_size["excess"]).any():
         return case.not_applicable("Needs a finite loss", site="logits")
-    (n_layer, n_embd), value = tuple(by_size.idxmax()), float(by_size.max())
+    n_layer, n_embd, value = by_size[largest(by_size["excess"])].values()
     common: dict[str, Any] = {"site": "logits", "measured": value}
     worst = rows[(rows["n_layer"] == n_layer) & (rows["n_embd"] == n_embd)]
-    own, std = float(worst["own_logit"].median()), float(worst["logit_std"].median())
+    own, std = middle(worst["own_logit"]), middle(worst["logit_std"])
     own_token = own > 2 * std
     warning = case.limits["own_warning" if own_token else "warning"]
     if value <= warning:
         return case.passed(f"The first loss is ln V {value:+.2f} nats at its worst ({n_layer} layers)", **common)
-    table, head, where, outputs = (str(worst[name].iloc[0]) for name in ("table", "head", "where", "outputs"))
+    table, head, where, outputs = (str(worst[name][0]) for name in ("table", "head", "where", "outputs"))
     tied = f"{where}, which is tied to {table}," if where else "the tied head"
     error = case.limits["own_token" if own_token else "error"]
-    seen = float(worst["seen"].median())
+    seen = middle(worst["seen"])
     beside = "" if abs(seen - value) < _TOLD else f" on average ({_nats(seen)} in this batch)"
     cause = (
         f"{tied} gives the token just read a logit of {own:.1f}"
@@ -166,9 +162,9 @@ def overconfident_start(case: Case, rows: pd.DataFrame) -> Finding:
         if own_token
         else f"draw {head or f'{table}, which the head is tied to,'} with a smaller std"
     )
-    if worst["rows"].iloc[0]:  # whatever the logits are, it is these rows that make them
-        cause = str(worst["rows"].iloc[0])
-        advice = f"draw these rows as the others, with std {trimmed(float(worst['rest'].iloc[0]), 2)}"
+    if worst["rows"][0]:  # whatever the logits are, it is these rows that make them
+        cause = str(worst["rows"][0])
+        advice = f"draw these rows as the others, with std {trimmed(float(worst['rest'][0]), 2)}"
     return case.failed(
         f"The first loss is {_nats(value)} nats above ln V{beside} at {n_layer} layers: {cause}",
         severity="error" if value > error else "warning",
@@ -183,17 +179,16 @@ def _nats(value: float) -> str:
     return f"{value:.2f}" if value < 1e5 else trimmed(value)
 
 
-def measure_prediction(run: Run) -> pd.DataFrame:
+def measure_prediction(run: Run) -> Rows:
     """First loss minus its closed form, per cell that has one; and the std of a batch's mean target logit.
 
     Targets repeat, so that std is logit_std·√Σp², however many tokens the batch has.
     """
-    found = run.tables.summary
+    found = table_of(run, "summary")
     sum_p2 = float(run.manifest["data"].get("sum_p2") or 0.0)
-    off = found.assign(
-        off=found["loss"] - found["expected_loss"], error=found["logit_std"].fillna(0.0) * math.sqrt(sum_p2)
-    )
-    return off[off["off"].notna()][[*CELL, "off", "error"]]
+    off = found["loss"] - found["expected_loss"]
+    std = np.where(np.isnan(found["logit_std"]), 0.0, found["logit_std"])
+    return found.assign(off=off, error=std * math.sqrt(sum_p2))[~np.isnan(off)]
 
 
 @rule(
@@ -214,14 +209,13 @@ def measure_prediction(run: Run) -> pd.DataFrame:
     evidence="first-loss",
     measure=measure_prediction,
 )
-def first_loss_off_prediction(case: Case, rows: pd.DataFrame) -> Finding:
+def first_loss_off_prediction(case: Case, rows: Rows) -> Finding:
     """Judge the depth and width farthest from the closed form."""
-    by_size = rows.groupby(["n_layer", "n_embd"])["off"].mean()
-    (n_layer, n_embd) = tuple(by_size.abs().idxmax())
-    value = float(by_size.loc[n_layer, n_embd])
+    by_size = rows.grouped(["n_layer", "n_embd"], off=("off", "mean"))
+    n_layer, n_embd, value = by_size[largest(np.abs(by_size["off"]))].values()
     judged = rows[(rows["n_layer"] == n_layer) & (rows["n_embd"] == n_embd)]
-    count = int(judged["seed"].nunique())
-    slack, error = case.limits["slack"], float(judged["error"].median())
+    count = len(set(judged["seed"]))
+    slack, error = case.limits["slack"], middle(judged["error"])
     limit = slack + 3 * error / math.sqrt(count)
     common = {"site": "logits", "measured": value, "limit": f"|loss − closed form| ≤ {limit:.2f} nats"}
     text = f"The first loss is {value:+.2f} nats off its closed form at {n_layer} layers"
@@ -233,6 +227,6 @@ def first_loss_off_prediction(case: Case, rows: pd.DataFrame) -> Finding:
         effect=math.log(abs(value) / limit) if limit > 0 else abs(value),
         advice="compare the weight rows' std with the recipe's table: a matrix is drawn differently, tied differently, "
         "or scaled in the forward pass",
-        **seeds(judged["off"].abs() > slack + 3 * error, judged["seed"]),
+        **seeds(np.abs(judged["off"]) > slack + 3 * error, judged["seed"]),
         **common,
     )

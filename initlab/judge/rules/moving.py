@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pandas as pd
+import numpy as np
 
 from initlab.judge.cache import kept
+from initlab.judge.rows import Row, Rows
 from initlab.judge.rules.base import Case, Finding
-from initlab.judge.rules.bodies import told_apart
+from initlab.judge.rules.bodies import last_stacks, own_attentions, told_apart
+from initlab.judge.rules.counting import table_of
+from initlab.judge.rules.faults import targets_of
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
 
-def measured_by(check: str, meaning: str) -> Callable[[Run], pd.DataFrame]:
+def measured_by(check: str, meaning: str) -> Callable[[Run], Rows]:
     """Make a rule's measure: the rows of one check, with what its stack's wiring and the loss say.
 
     Args:
@@ -21,57 +24,46 @@ def measured_by(check: str, meaning: str) -> Callable[[Run], pd.DataFrame]:
         meaning: what `initlab rules` shows.
     """
 
-    def measure(run: Run) -> pd.DataFrame:
+    def measure(run: Run) -> Rows:
         rows = _checks(run)
-        return rows[rows["check"] == check] if len(rows) else rows
+        return rows[rows["check"] == check]
 
     measure.__doc__ = meaning
     return measure
 
 
 @kept
-def _checks(run: Run) -> pd.DataFrame:
+def _checks(run: Run) -> Rows:
     """The table `behaviour`, each row with what its stack's wiring and the loss say."""
-    rows = run.tables.behaviour
+    rows, targets = table_of(run, "behaviour"), targets_of(run)
     if rows.empty:
         return rows
-    cells = rows["run_id"].astype(str)
-    targets = run.tables.summary.drop_duplicates("run_id").set_index("run_id")["targets"]
-    facts = {str(run_id): _facts(own) for run_id, own in run.tables.wiring.groupby("run_id", observed=True)}
-    unread = _facts(run.tables.wiring[:0])
-    wired = pd.DataFrame([facts.get(cell, unread) for cell in cells], index=rows.index)
-    return rows.assign(
-        targets=cells.map(targets.astype(str).to_dict()),
-        aim=rows["aim"].astype("string").fillna(""),
-        routed=rows["routed"].fillna(0),
-    ).join(wired)
+    facts = {own["run_id"][0]: _facts(own) for own in last_stacks(table_of(run, "wiring")).parts("run_id")}
+    found = [facts.get(run_id, (0, 0, True)) for run_id in rows["run_id"]]
+    wired = dict(zip(("open", "masked", "placed"), zip(*found, strict=True), strict=True))
+    return rows.assign(targets=[targets.get(run_id) for run_id in rows["run_id"]], **wired)
 
 
-def _facts(rows: pd.DataFrame) -> dict[str, object]:
-    """What was read of the wiring of the last stack: attentions that see all or those before, and positions."""
-    last = rows[rows["stack"] == rows["stack"].max()]
-    own = last[(last["kind"] == "attention") & last["cross"].isna()]
-    return {
-        "open": int((own["causal"] == 0).sum()),
-        "masked": int((own["causal"] == 1).sum()),
-        "placed": told_apart(last) is not False if len(last) else True,
-    }
+def _facts(last: Rows) -> tuple[int, int, bool]:
+    """How many attentions of the last stack see all, and those before; whether positions are told apart."""
+    own = own_attentions(last)
+    return int((own["causal"] == 0).sum()), int((own["causal"] == 1).sum()), told_apart(last) is not False
 
 
-def untold(case: Case, rows: pd.DataFrame) -> Finding | None:
+def untold(case: Case, rows: Rows) -> Finding | None:
     """Give the reason where there is no number to judge.
 
     Args:
         case: the recipe before the rule.
         rows: of it.
     """
-    if rows["value"].notna().any():
+    if not np.isnan(rows["value"]).all():
         return None
     notes = [note for note in rows["note"] if note]
     return case.not_applicable(f"It couldn't be told: {notes[0]}" if notes else f"Needs {case.rule.needs}")
 
 
-def moves(row: pd.Series, limit: float) -> bool:
+def moves(row: Row, limit: float) -> bool:
     """Tell whether more moves than rounding does.
 
     Args:
@@ -90,7 +82,7 @@ def percent(value: float) -> str:
     return f"{trimmed(100 * value, 2)} %"
 
 
-def ratio(row: pd.Series) -> float:
+def ratio(row: Row) -> float:
     """Divide what moves by what rounding does.
 
     Args:

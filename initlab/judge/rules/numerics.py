@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 
 from initlab.judge.remedies import Change, Described, drawn, redraw_what_is_off
+from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import seeds
+from initlab.judge.rules.counting import recorded, seeds, table_of
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
@@ -24,21 +24,20 @@ _BACKWARD = ("grad", "weight_grad")  # the last module of the pass has its gradi
 _SQUARES = math.sqrt(np.finfo(np.float32).max)  # beyond, a norm's or an attention's products are infinite
 
 
-def measure_non_finite(run: Run) -> pd.DataFrame:
+def measure_non_finite(run: Run) -> Rows:
     """Every record, with its largest value and the share that is no finite number.
 
     -infinity in a module's output, or in a parameter that isn't trained, hides keys from a softmax: no fault, as long
     as nothing else isn't finite.
     """
-    records = run.tables.records
-    masks = records["kind"] == "activation"
-    if (weights := records["kind"] == "weight").any():
-        trained = records.loc[records["kind"] == "weight_grad", "module"]
-        masks |= weights & ~records["module"].isin(set(trained))
-    hidden = records["frac_minus_inf"].fillna(0.0)
-    bad = (records["frac_nonfinite"] - hidden).where(masks, records["frac_nonfinite"])
-    kept = records[["recipe", "run_id", "seed", "layer", "kind", "site", "module", "position", "step", "abs_max"]]
-    return kept.assign(bad=bad)
+    records = table_of(run, "records")
+    bad = records["frac_nonfinite"]
+    if (hidden := records["frac_minus_inf"] > 0).any():
+        trained = set(recorded(run, "weight_grad")["module"])
+        weights = (records["kind"] == "weight") & ~records.among("module", trained)
+        masks = hidden & ((records["kind"] == "activation") | weights)
+        bad = np.where(masks, bad - records["frac_minus_inf"], bad)
+    return records.assign(bad=bad)
 
 
 def redraw_non_finite(finding: Finding, model: Described) -> list[Change]:
@@ -70,26 +69,25 @@ def redraw_non_finite(finding: Finding, model: Described) -> list[Change]:
     remedy=redraw_non_finite,
     measure=measure_non_finite,
 )
-def non_finite_value(case: Case, rows: pd.DataFrame) -> Finding:
+def non_finite_value(case: Case, rows: Rows) -> Finding:
     """Name the first place in the order of computation."""
     bad = rows[rows["bad"] > 0]
     if bad.empty:
         return case.passed(f"All {len(rows)} measured tensors are finite", measured=0.0)
-    backward = rows["kind"].isin(_BACKWARD)
-    ordered = rows.assign(
-        order=rows["kind"].map(_FORWARD_FIRST).astype(int), at=rows["position"].where(~backward, -rows["position"])
-    ).sort_values(["step", "order", "at"])
-    first = ordered[ordered["bad"] > 0].iloc[0]
-    layer = None if pd.isna(first["layer"]) else int(first["layer"])
+    at = np.where(rows.among("kind", _BACKWARD), -rows["position"], rows["position"])
+    order = np.array([_FORWARD_FIRST[kind] for kind in rows["kind"]])
+    ordered = rows[np.lexsort((at, order, rows["step"]))]
+    first = ordered[ordered["bad"] > 0][0]
+    layer = None if math.isnan(first["layer"]) else int(first["layer"])
     place = f"{first['kind']} at {first['site']}" + (f", layer {layer}" if layer is not None else "")
-    place += f", step {first['step']}" if rows["step"].nunique() > 1 else ""
+    place += f", step {first['step']}" if len(set(rows["step"])) > 1 else ""
     own = ordered[(ordered["run_id"] == first["run_id"]) & (ordered["step"] == first["step"])]
-    large = own[own["kind"].isin(["weight", "activation"]) & (own["bad"] == 0) & np.isfinite(own["abs_max"])]
+    large = own[own.among("kind", ("weight", "activation")) & (own["bad"] == 0) & np.isfinite(own["abs_max"])]
     large = large[large["abs_max"] > _SQUARES]
     cause, beside = str(first["module"]), ""
     if len(large) and first["kind"] != "weight":
-        cause = str(large["module"].iloc[0])
-        beside = f"; {cause} is finite but too large for its squares in float32, {trimmed(large['abs_max'].iloc[0], 2)}"
+        cause = str(large["module"][0])
+        beside = f"; {cause} is finite but too large for its squares in float32, {trimmed(large['abs_max'][0], 2)}"
     return case.failed(
         f"{len(bad)} tensors hold NaN or infinity, first {first['module']} ({place}){beside}",
         severity="error",

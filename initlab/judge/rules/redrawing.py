@@ -22,6 +22,8 @@ _TOGETHER = ("normal", "cut normal", "uniform")
 def measure_scaled(run: Run) -> pd.DataFrame:
     """Per matrix: its scalings after the last draw, and why they count twice."""
     rows = writes_of(run)
+    if rows.empty:
+        return rows
     last = last_draws(rows)
     last = last[(last["ndim"] >= 2) & (last["held"] == "parameter")]
     if last.empty:
@@ -93,6 +95,8 @@ def scaled_twice(case: Case, rows: pd.DataFrame) -> Finding:
 def measure_tied(run: Run) -> pd.DataFrame:
     """Per matrix: the name that it was tied to while the model was made, and different draws of a tied one."""
     rows = writes_of(run)
+    if rows.empty:
+        return rows
     rows = rows[(rows["held"] == "parameter") & (rows["ndim"] >= 2) & (rows["state"] != "unheard")]
     if rows.empty:
         return pd.DataFrame()
@@ -154,6 +158,8 @@ def tie_broken(case: Case, rows: pd.DataFrame) -> Finding:
 def measure_rows(run: Run) -> pd.DataFrame:
     """Per write of a part of a matrix after its last draw: std ÷ std of the rest."""
     rows = writes_of(run)
+    if rows.empty:
+        return rows
     last = last_draws(rows)
     last = last[(last["ndim"] >= 2) & last["distribution"].isin(_TOGETHER) & (last["std"] > 0)]
     if last.empty:
@@ -211,6 +217,8 @@ def rows_drawn_otherwise(case: Case, rows: pd.DataFrame) -> Finding:
 def measure_depth_on_all(run: Run) -> pd.DataFrame:
     """Per pattern of matrices in the blocks that one line draws with others outside: ln(std ratio · √(c·n_layer))."""
     last = last_draws(writes_of(run))
+    if last.empty:
+        return last
     last = last[(last["ndim"] == 2) & (last["by"] == "code") & last["distribution"].isin(_TOGETHER) & (last["std"] > 0)]
     if last.empty:
         return pd.DataFrame()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
-import pandas as pd
 
 from initlab.judge.remedies import leave
+from initlab.judge.rows import Rows, smallest
 from initlab.judge.rules.base import Case, Finding, rule
+from initlab.judge.rules.counting import table_of
 from initlab.judge.rules.faults import Fault, verdict
 from initlab.judge.words import plural, trimmed
 from initlab.rundir import Run
 
 
-def measure_routing(run: Run) -> pd.DataFrame:
+def measure_routing(run: Run) -> Rows:
     """Per router, its loads beside those of random routers on the same tokens.
 
     `rare`: how probable it is that at least so many experts stay without a token, times the number of routers. An
@@ -20,21 +23,24 @@ def measure_routing(run: Run) -> pd.DataFrame:
     which alike tokens make wider than Poisson's; where those left more experts without, as many as they did. `off`: by
     how many standard deviations of a random router's the evenness lies below their mean.
     """
-    rows = run.tables.routing
+    rows = table_of(run, "routing")
     if rows.empty:
-        return pd.DataFrame()
-    from scipy.stats import nbinom, poisson  # slow to import, and most models have no router
+        return rows
+    from scipy.special import pdtrc  # slow to import, and most models have no router
 
     mean = rows["n_tokens"] * rows["chosen"] / rows["experts"]
     wider = np.maximum(rows["load_var_by_chance"], mean * (1 + 1e-9))
-    none = nbinom.pmf(0, mean**2 / (wider - mean), mean / wider)
+    none = (mean / wider) ** (mean**2 / (wider - mean))
     expected = np.maximum(none * rows["experts"], rows["never_by_chance"])
-    routers = rows.groupby("run_id", observed=True)["module"].transform("size")
+    count = Counter(rows["run_id"])
+    routers = np.array([count[run_id] for run_id in rows["run_id"]])
+    # how probable as many as these are under Poisson's law
+    tail = np.where(rows["never"] > 0, pdtrc(np.maximum(rows["never"] - 1, 0), expected), 1.0)
     spread = np.maximum(rows["evenness_std_by_chance"], 1e-6)
     return rows.assign(
-        rare=np.minimum(1, poisson.sf(rows["never"] - 1, expected) * routers),
+        rare=np.minimum(1, tail * routers),
         off=(rows["evenness_by_chance"] - rows["evenness"]) / spread,
-        ratio=rows["evenness"] / rows["evenness_by_chance"].where(rows["evenness_by_chance"] > 0),
+        ratio=np.where(rows["evenness_by_chance"] > 0, rows["evenness"] / rows["evenness_by_chance"], np.nan),
     )
 
 
@@ -60,14 +66,15 @@ def measure_routing(run: Run) -> pd.DataFrame:
     remedy=leave,
     measure=measure_routing,
 )
-def lopsided_router(case: Case, rows: pd.DataFrame) -> Finding:
+def lopsided_router(case: Case, rows: Rows) -> Finding:
     """Judge every router by itself."""
     starved = (rows["never"] > 0) & (rows["rare"] < case.limits["rare"])
     uneven = (rows["ratio"] < case.limits["ratio"]) & (rows["off"] > case.limits["off"])
     odd = rows[starved | uneven]
     faults = []
-    for run_id, some in odd.groupby("run_id", observed=True):
-        worst = some.loc[some["ratio"].fillna(1).idxmin()]
+    for some in odd.parts("run_id", sort=True):
+        run_id = some["run_id"][0]
+        worst = some[smallest(np.where(np.isnan(some["ratio"]), 1, some["ratio"]))]
         name, layers = str(worst["module"]), tuple(int(layer) for layer in some["layer"])
         all_of, never = int((rows["run_id"] == run_id).sum()), int(worst["never"])
         text = f"{len(some)} of {plural(all_of, 'router')} choose lopsidedly, most so {name}: "
@@ -82,5 +89,5 @@ def lopsided_router(case: Case, rows: pd.DataFrame) -> Finding:
             f"draw {name} at random, every expert's row with the same std, and let nothing else favour an expert: "
             "biases of the router at 0, no constant added to its scores"
         )
-        faults.append(Fault(str(run_id), text, advice, "warning", layers, "router", float(worst["ratio"])))
+        faults.append(Fault(run_id, text, advice, "warning", layers, "router", float(worst["ratio"])))
     return verdict(case, rows, faults, "Every router spreads tokens as a random one does")

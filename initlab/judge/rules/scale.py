@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import called
+from initlab.judge.rules.counting import called, table_of
 from initlab.judge.slopes import FLAT, along, diverged, slopes, verdict
 from initlab.judge.words import plural, trimmed
 from initlab.recipes.base import OUTPUTS
@@ -234,6 +234,8 @@ def _measured(run: Run, axis: str, kind: str) -> pd.DataFrame:
     """
     config = run.manifest.get("config", {})
     parts = []
+    if not (table_of(run, "records")["step"] > 0).any():
+        return pd.DataFrame()
     for recipe, own in run.tables.records.groupby("recipe", observed=True):
         if own[axis].nunique() < 2 or own["step"].min() != 0 or not (own["step"] > 0).any():
             continue

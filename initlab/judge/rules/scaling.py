@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
-import pandas as pd
 
 from initlab.judge import Severity
-from initlab.judge.grouping import grouped
 from initlab.judge.matching import TOLERANCE
 from initlab.judge.remedies import Change, Described, rescaled
+from initlab.judge.rows import Array, Rows, middle
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, family, rows_of, seeds
+from initlab.judge.rules.counting import CELL, family, recorded, seeds, table_of
 from initlab.judge.words import listed, trimmed
 from initlab.recipes import Role
 from initlab.recipes.base import INNER, OUTPUTS
@@ -24,21 +24,20 @@ _EVEN = 1.15  # largest over smallest std of a matrix over the blocks; scaled bl
 _NEAR = 0.04  # relative: "is smaller by just this factor"
 _CUT = 0.9866  # std of a normal that is cut at three of it
 _BLOCKS = (*INNER, *OUTPUTS)
+_STACK = re.compile(r"(.*?)(?:^|\.)\d+\.")
 
 
-def measure_scaled(run: Run) -> pd.DataFrame:
+def measure_scaled(run: Run) -> Rows:
     """Per stack and kind of matrix: its std, that times √fan_in, and √(2·n) of its n blocks."""
-    weights = rows_of(run, "weight")
-    weights = weights[weights["role"].isin((*_BLOCKS, Role.TOKEN_EMBED)) & (weights["std"] > 0)]
-    sizes = run.tables.draws[["run_id", "module", "rows", "columns"]].astype({"run_id": str, "module": str})
-    weights = weights.astype({"run_id": str, "module": str, "role": str}).merge(sizes, on=["run_id", "module"])
-    if weights.empty:
-        return pd.DataFrame()
-    stack = weights["module"].str.extract(r"^(.*?)(?:^|\.)\d+\.", expand=False).fillna("")
-    inside = weights["layer"].notna()
-    weights = weights.assign(family=family(weights["module"]), stack=stack.where(inside, ""))
-    found = grouped(
-        weights,
+    weights, draws = recorded(run, "weight"), table_of(run, "draws")
+    weights = weights[weights.among("role", (*_BLOCKS, Role.TOKEN_EMBED)) & (weights["std"] > 0)]
+    own, drawn = weights.matching(draws, "run_id", "module")
+    weights = weights[own].assign(**{name: draws[name][drawn] for name in ("rows", "columns")})
+    stacks = [_STACK.match(name) for name in weights["module"]]
+    inside = [stack[1] if stack else "" for stack in stacks]
+    found = weights.assign(
+        family=family(weights["module"]), stack=np.where(np.isnan(weights["layer"]), "", np.array(inside, dtype=object))
+    ).grouped(
         [*CELL, "stack", "family", "role"],
         sort=False,
         std=("std", "median"),
@@ -50,9 +49,9 @@ def measure_scaled(run: Run) -> pd.DataFrame:
         module=("module", "first"),
         layers=("layer", "nunique"),
     )
-    side = found["columns"].where(found["rows"] == found["n_embd"], found["rows"])
-    fan_in = side.where(found["role"].isin(OUTPUTS), found["n_embd"])
-    found = found.assign(wide=found["std"] * np.sqrt(fan_in.astype(float)))
+    side = np.where(found["rows"] == found["n_embd"], found["columns"], found["rows"])
+    fan_in = np.where(found.among("role", OUTPUTS), side, found["n_embd"])
+    found = found.assign(wide=found["std"] * np.sqrt(fan_in))
     return found[(found["layers"] != 1) & (found["high"] < _EVEN * found["low"])]
 
 
@@ -65,7 +64,7 @@ class _Slip:
     role: str
 
 
-def _slips(part: pd.DataFrame, tables: pd.DataFrame) -> list[_Slip]:
+def _slips(part: Rows, tables: Rows) -> list[_Slip]:
     """What is wrong in one stack: by std, then by std·√fan_in, the two ways in which unscaled matrices are alike."""
     n = int(part["layers"].max())
     factor = math.sqrt(2 * n)
@@ -74,25 +73,24 @@ def _slips(part: pd.DataFrame, tables: pd.DataFrame) -> list[_Slip]:
     if any(_right(part[column], part, factor) for column in ("std", "wide")):
         return []  # at two blocks and a hidden layer of 4·n_embd, what is right by the one looks wrong by the other
     for column in ("std", "wide"):
-        inner = part[part["role"].isin(INNER)]
-        base = _usual(inner[column])
+        base = _usual(part[column][part.among("role", INNER)])
         if not base:
             continue
         full, less, twice = (_near(part[column] * times / base, part) for times in (1.0, factor, factor**2))
-        out = part["role"].isin(OUTPUTS)
+        out = part.among("role", OUTPUTS)
         if out.sum() >= 2 and (out & less).any() and (out & full).any():
-            return [_lost(part, part[out & less], part[out & full], part[~out & less], n)]
+            return [_lost(part[out & less], part[out & full], part[~out & less], n)]
         if out.sum() >= 2 and twice[out].all() and n > 2:
-            names = listed(list(part.loc[out, "module"]))
+            names = listed(list(part["module"][out]))
             text = f"{names} are smaller by 2·{n} than the matrices that read the stream: by √(2·{n}) twice"
             return [_Slip(text, f"scale {names} by 1/√(2·n_layer) once", "info", factor, "attn_out")]
     return []
 
 
-def _lost(part: pd.DataFrame, scaled: pd.DataFrame, lost: pd.DataFrame, instead: pd.DataFrame, n: int) -> _Slip:
+def _lost(scaled: Rows, lost: Rows, instead: Rows, n: int) -> _Slip:
     done, left, wrong = (list(each["module"]) for each in (scaled, lost, instead))
     more = f", and {listed(wrong)}, which only reads the stream, is" if wrong else ""
-    std, wanted = float(lost["std"].iloc[0]), float(lost["std"].iloc[0]) / math.sqrt(2 * n)
+    std, wanted = float(lost["std"][0]), float(lost["std"][0]) / math.sqrt(2 * n)
     text = (
         f"{listed(left)} (std {trimmed(std)}) isn't depth-scaled, though {listed(done)} is, by 1/√(2·{n}){more}: what "
         "the blocks write by it grows with depth"
@@ -100,51 +98,50 @@ def _lost(part: pd.DataFrame, scaled: pd.DataFrame, lost: pd.DataFrame, instead:
     move = f", and give {listed(wrong)} the std of the other matrices" if wrong else ""
     advice = f"draw {listed(left)} with std {trimmed(wanted)} = {trimmed(std)}/√(2·{n}){move}; "
     advice += "the condition on names misses it"
-    return _Slip(text, advice, "warning", 1 / math.sqrt(2 * n), str(lost["role"].iloc[0]))
+    return _Slip(text, advice, "warning", 1 / math.sqrt(2 * n), str(lost["role"][0]))
 
 
-def _everything(part: pd.DataFrame, tables: pd.DataFrame, n: int, factor: float) -> list[_Slip]:
+def _everything(part: Rows, tables: Rows, n: int, factor: float) -> list[_Slip]:
     """All matrices of the blocks alike: smaller by √(2·n) than 1/√fan_in, or than the token table."""
-    if n < 2 or not part["role"].isin(INNER).any() or not part["role"].isin(OUTPUTS).any():
+    inner, out = part.among("role", INNER), part.among("role", OUTPUTS)
+    if n < 2 or not inner.any() or not out.any():
         return []
     fans = part["wide"] / part["std"]
     if fans.max() < 1.2 * fans.min():
         return []  # of one fan_in a std by fan_in and one for all can't be told apart, nor a factor from chance
     wide = any(_near(part["wide"] * factor / cut, part).all() for cut in (1.0, _CUT))
-    table = float(tables["std"].iloc[0]) if len(tables) == 1 else math.nan
+    table = float(tables["std"][0]) if len(tables) == 1 else math.nan
     flat = _alike(part["std"], part) and bool(_near(part["std"] * factor / table, part).all())
     if not (wide or flat):
         return []
-    what = "1/√fan_in" if wide else f"the std of {tables['module'].iloc[0]}, {trimmed(table)}"
-    readers = list(part.loc[part["role"].isin(INNER), "module"])
+    what = "1/√fan_in" if wide else f"the std of {tables['module'][0]}, {trimmed(table)}"
+    readers = list(part["module"][inner])
     text = f"Every matrix of the blocks is {what} divided by √(2·{n}), not only those that write to the stream"
     advice = f"divide the output projections alone by √(2·n_layer): draw {listed(readers)} √(2·{n}) times larger"
     return [_Slip(text, advice, "warning", factor, "inner")]
 
 
-def _usual(values: pd.Series) -> float:
+def _usual(values: Array) -> float:
     """The value that most of them share, 0 where they share none."""
-    if values.empty:
+    if not len(values):
         return 0.0
-    votes = [int((values / each - 1).abs().lt(_NEAR).sum()) for each in values]
+    votes = [int((np.abs(values / each - 1) < _NEAR).sum()) for each in values]
     best = int(np.argmax(votes))
-    return float(values.iloc[best]) if 2 * votes[best] > len(values) or votes[best] >= 2 else 0.0
+    return float(values[best]) if 2 * votes[best] > len(values) or votes[best] >= 2 else 0.0
 
 
-def _near(ratio: pd.Series, part: pd.DataFrame) -> pd.Series:
-    near: pd.Series = (ratio - 1).abs() < _NEAR + 4 / np.sqrt(2.0 * part["numel"])
-    return near
+def _near(ratio: Array, part: Rows) -> Array:
+    return np.asarray(np.abs(ratio - 1) < _NEAR + 4 / np.sqrt(2.0 * part["numel"]))
 
 
-def _alike(values: pd.Series, part: pd.DataFrame) -> bool:
-    return bool(_near(values / values.median(), part).all())
+def _alike(values: Array, part: Rows) -> bool:
+    return bool(_near(values / middle(values), part).all())
 
 
-def _right(values: pd.Series, part: pd.DataFrame, factor: float) -> bool:
+def _right(values: Array, part: Rows, factor: float) -> bool:
     """All matrices that read the stream alike, and all that write to it smaller by the factor."""
-    out = part["role"].isin(OUTPUTS)
-    base = values[~out].median()
-    return bool(_near(values.where(~out, values * factor) / base, part).all())
+    out = part.among("role", OUTPUTS)
+    return bool(_near(np.where(out, values * factor, values) / middle(values[~out]), part).all())
 
 
 def scale_the_rest(finding: Finding, model: Described) -> list[Change]:
@@ -182,13 +179,13 @@ def scale_the_rest(finding: Finding, model: Described) -> list[Change]:
     remedy=scale_the_rest,
     measure=measure_scaled,
 )
-def depth_factor_misplaced(case: Case, rows: pd.DataFrame) -> Finding:
+def depth_factor_misplaced(case: Case, rows: Rows) -> Finding:
     """Judge every stack by itself."""
     found: list[tuple[str, _Slip]] = []
-    for run_id, own in rows.groupby("run_id", observed=True, sort=False):
-        blocks, tables = own[own["role"].isin(_BLOCKS)], own[own["role"] == Role.TOKEN_EMBED]
-        for _, part in blocks.groupby("stack", sort=False):
-            found += [(str(run_id), slip) for slip in _slips(part, tables)]
+    for own in rows.parts("run_id"):
+        blocks, tables = own[own.among("role", _BLOCKS)], own[own["role"] == Role.TOKEN_EMBED]
+        for part in blocks.parts("stack"):
+            found += [(own["run_id"][0], slip) for slip in _slips(part, tables)]
     if not found:
         return case.passed("No matrix has a depth factor that belongs elsewhere")
     slip = next((each for _, each in found if each.severity == "warning"), found[0][1])
@@ -199,5 +196,5 @@ def depth_factor_misplaced(case: Case, rows: pd.DataFrame) -> Finding:
         measured=slip.factor,
         effect=abs(math.log(slip.factor)),
         advice=slip.advice,
-        **seeds(rows["run_id"].isin([run_id for run_id, _ in found]), rows["seed"]),
+        **seeds(rows.among("run_id", [run_id for run_id, _ in found]), rows["seed"]),
     )

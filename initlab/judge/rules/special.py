@@ -10,7 +10,7 @@ import pandas as pd
 from initlab.judge.lost import INIT_CODE
 from initlab.judge.remedies import Change, Described
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import family, rows_of, seeds
+from initlab.judge.rules.counting import family, rows_of, seeds, table_of
 from initlab.judge.rules.drawn import patterns
 from initlab.judge.words import trimmed
 from initlab.recipes import Constant
@@ -22,10 +22,10 @@ _SIGMAS = 5.0
 
 def measure_zeroed(run: Run) -> pd.DataFrame:
     """Per matrix that the model's code sets to 0 by name: its largest value, and whether it is a plain draw."""
+    if not (table_of(run, "declared")["kind"] == "zero").any():
+        return pd.DataFrame()
     said = run.tables.declared
     said = said[said["kind"] == "zero"].rename(columns={"about": "parameter", "found": "most"})
-    if said.empty:
-        return pd.DataFrame()
     rows = rows_of(run, "weight")
     rows = rows[["run_id", "module", "mean", "std", "kurtosis", "numel"]].drop_duplicates(["run_id", "module"])
     found = said.merge(rows, left_on=["run_id", "parameter"], right_on=["run_id", "module"], how="left")
@@ -100,10 +100,10 @@ def zeros_drawn_over(case: Case, rows: pd.DataFrame) -> Finding:
 
 def measure_steps(run: Run) -> pd.DataFrame:
     """Per bias of a state's steps in time: the median step, and the range that is declared."""
+    if not {"least step", "most step"} <= set(table_of(run, "declared")["kind"]):
+        return pd.DataFrame()
     said = run.tables.declared
     least, most = said[said["kind"] == "least step"], said[said["kind"] == "most step"]
-    if least.empty or most.empty:
-        return pd.DataFrame()
     ends = most[["run_id", "about", "said"]].rename(columns={"said": "most"})
     found = least.merge(ends, on=["run_id", "about"]).rename(
         columns={"said": "least", "found": "step", "about": "parameter"}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 
-from initlab.judge.grouping import grouped, places
+from initlab.judge.rows import Row, Rows, largest, smallest
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, called, family, in_block, normed_writes, rows_of, seeds, size
+from initlab.judge.rules.counting import CELL, called, family, in_block, normed_writes, recorded, seeds, size, table_of
 from initlab.judge.rules.trends import off_trend
 from initlab.judge.words import listed, trimmed
 from initlab.recipes import Role
@@ -22,20 +21,17 @@ _ENTERED = {"attn_out": "resid_pre", "mlp_out": "resid_mid"}  # the stream that 
 _ABSORBED = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
-def measure_spike(run: Run) -> pd.DataFrame:
+def measure_spike(run: Run) -> Rows:
     """ln(variance of a block's write / trend over the blocks), relative to the closed form where there is one.
 
     Modules that write at one site are judged by themselves: a trend is over the same module of every block.
     """
-    rows = rows_of(run, "activation", *_WRITES)
-    rows = rows[rows["layer"].notna()]
+    rows = recorded(run, "activation", *_WRITES)
     keys = [*CELL, "site", "module", "layer"]
-    rows = grouped(rows, keys, var=("var", "mean"), expected_var=("expected_var", "mean"))
-    if rows.empty:
-        return rows
-    layers, variances, expected = (rows[name].to_numpy(float) for name in ("layer", "var", "expected_var"))
+    rows = rows.grouped(keys, var=("var", "mean"), expected_var=("expected_var", "mean"))
+    layers, variances, expected = (rows[name] for name in ("layer", "var", "expected_var"))
     rows = rows.assign(family=family(rows["module"]))
-    alike = list(places(rows, ["run_id", "site", "family"]))
+    alike = rows.groups("run_id", "site", "family")
     offs, blocks = np.zeros(len(rows)), np.zeros(len(rows))
     for at in alike:
         known = bool((expected[at] > 0).all())
@@ -45,8 +41,7 @@ def measure_spike(run: Run) -> pd.DataFrame:
             early = (layers[at] == layers[at].min()) & np.isfinite(off)
             off = np.where(early, np.maximum(off, 0.0), off)
         offs[at], blocks[at] = off, len(at)
-    found = rows.assign(off=offs).take([place for at in alike for place in at])
-    return found[blocks[found.index] > 3]
+    return rows.assign(off=offs)[[place for at in alike for place in at if blocks[place] > 3]]
 
 
 @rule(
@@ -69,10 +64,10 @@ def measure_spike(run: Run) -> pd.DataFrame:
     evidence="branches",
     measure=measure_spike,
 )
-def single_layer_spike(case: Case, rows: pd.DataFrame) -> Finding:
+def single_layer_spike(case: Case, rows: Rows) -> Finding:
     """Judge the write farthest from its trend; 0 counts as one when the others write."""
-    beyond = rows["off"].abs() > math.log(case.limits["factor"])
-    worst = rows.loc[rows["off"].abs().idxmax()]
+    beyond = np.abs(rows["off"]) > math.log(case.limits["factor"])
+    worst = rows[largest(np.abs(rows["off"]))]
     factor = math.exp(float(worst["off"]))
     common = {"measured": factor, "site": str(worst["site"])}
     if not beyond.any():
@@ -91,24 +86,21 @@ def single_layer_spike(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
-def measure_absorbed(run: Run) -> pd.DataFrame:
+def measure_absorbed(run: Run) -> Rows:
     """rms of every write that isn't exactly 0 ÷ rms of the stream it is added to, and the stream's dtype."""
-    keys = [*CELL, "layer"]
-    stream = rows_of(run, "activation", *_ENTERED.values())
+    stream = recorded(run, "activation", *_ENTERED.values())
     stream = stream[(stream["rms"] > 0) & np.isfinite(stream["rms"])]
-    level = grouped(stream, [*keys, "site"], level=("rms", "mean"), dtype=("dtype", "first"))
-    at = zip(*(level[name].tolist() for name in ("run_id", "layer", "site")), strict=True)
-    entered = dict(zip(at, zip(level["level"], level["dtype"], strict=True), strict=True))
-    seen = {site for *_, site in entered}
+    stream = stream.grouped([*CELL, "layer", "site"], level=("rms", "mean"), dtype=("dtype", "first"))
+    seen = set(stream["site"])
     if "resid_pre" not in seen:
-        return pd.DataFrame()
-    writes = rows_of(run, "activation", *_ENTERED)
-    writes = writes[(writes["rms"] > 0) & np.isfinite(writes["rms"]) & writes["layer"].notna()][[*keys, "site", "rms"]]
+        return Rows({})
+    writes = recorded(run, "activation", *_ENTERED)
+    writes = writes[(writes["rms"] > 0) & np.isfinite(writes["rms"])]
     of = {site: own if own in seen else "resid_pre" for site, own in _ENTERED.items()}
-    named = zip(*(writes[name].tolist() for name in ("run_id", "layer", "site")), strict=True)
-    beside = [entered.get((run_id, layer, of[site]), (math.nan, "")) for run_id, layer, site in named]
-    levels, dtypes = (list(each) for each in zip(*beside, strict=True)) if beside else ([], [])
-    return writes.assign(ratio=writes["rms"] / np.array(levels), dtype=dtypes).dropna(subset="ratio")
+    entering = writes.assign(site=[of[site] for site in writes["site"]])
+    own, entered = entering.matching(stream, "run_id", "layer", "site")
+    ratio = writes["rms"][own] / stream["level"][entered]
+    return writes[own].assign(ratio=ratio, dtype=stream["dtype"][entered])
 
 
 @rule(
@@ -129,9 +121,9 @@ def measure_absorbed(run: Run) -> pd.DataFrame:
     evidence="branches",
     measure=measure_absorbed,
 )
-def absorbed_branch(case: Case, rows: pd.DataFrame) -> Finding:
+def absorbed_branch(case: Case, rows: Rows) -> Finding:
     """Judge the smallest write, against the rounding of the stream's own dtype, or else of bfloat16."""
-    worst = rows.loc[rows["ratio"].idxmin()]
+    worst = rows[smallest(rows["ratio"])]
     dtype, ratio = str(worst["dtype"]), float(worst["ratio"])
     own = dtype in case.limits
     limit = case.limits[dtype if own else "bfloat16"]
@@ -152,26 +144,26 @@ def absorbed_branch(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
-def measure_growth(run: Run) -> pd.DataFrame:
+def measure_growth(run: Run) -> Rows:
     """Variance of the last residual stream ÷ that of the embedding, per cell, now and at twice the depth.
 
     What further blocks would write is what the last quarter of them does, by the closed form where it knows the stream,
     else as measured. Beside it what the manifest has of output projections that aren't scaled by depth: their names and
     std, and by which recipe they are drawn so.
     """
-    embed = rows_of(run, "activation", "embed").groupby("run_id", observed=True)["var"].mean()
-    stream = rows_of(run, "activation", "resid_post")
-    last = stream[stream["layer"] == stream["n_layer"] - 1].groupby(CELL, observed=True)["var"].mean().reset_index()
-    if last.empty:
-        return last
-    start = last["run_id"].map(embed).astype(float)
+    embed = recorded(run, "activation", "embed").grouped(["run_id"], var=("var", "mean"))
+    begun = dict(zip(embed["run_id"], embed["var"], strict=True))
+    stream = recorded(run, "activation", "resid_post")
+    last = stream[stream["layer"] == stream["n_layer"] - 1].grouped(CELL, var=("var", "mean"))
+    start = np.array([begun.get(run_id, math.nan) for run_id in last["run_id"]])
+    further = {own["run_id"][0]: _further(own) for own in stream.parts("run_id")}
     init = run.manifest.get("init") or {}
     drawn = init.get("outputs") or {"names": [], "stds": [], "like": None, "so": False}
     scaled = set(normed_writes(run)["run_id"]) | _multiplied(run)
     names = listed(list(dict.fromkeys(map(in_block, drawn["names"]))))
     found = last.assign(
         growth=last["var"] / start,
-        doubled=(last["var"] + [_further(stream[stream["run_id"] == each]) for each in last["run_id"]]) / start,
+        doubled=(last["var"] + np.array([further[run_id] for run_id in last["run_id"]])) / start,
         # a norm takes their scale away, a multiplier has the depth in it
         unscaled=["" if run_id in scaled else names for run_id in last["run_id"]],
         outputs=called(run, last, "the output projections", *OUTPUTS),
@@ -179,23 +171,24 @@ def measure_growth(run: Run) -> pd.DataFrame:
         stds=" to ".join(dict.fromkeys(trimmed(end(drawn["stds"]), 2) for end in (min, max) if drawn["stds"])),
         like=drawn["like"],
         so=drawn["so"],
-        embed=math.sqrt(start.iloc[0]) if len(start) == 1 and start.iloc[0] > 0 else math.nan,
+        embed=math.sqrt(start[0]) if len(start) == 1 and start[0] > 0 else math.nan,
     )
     return found[np.isfinite(found["growth"])]
 
 
 def _multiplied(run: Run) -> set[str]:
     """Models whose branches are multiplied with √(2/n_layer) or less as they are added (depth-muP, CompleteP)."""
-    wiring = run.tables.wiring.dropna(subset="scale")
-    small = wiring["scale"] <= 1.01 * np.sqrt(2 / wiring["n_layer"].clip(lower=1)) * (wiring["n_layer"] > 2)
-    return set(wiring["run_id"][small.groupby(wiring["run_id"], observed=True).transform("all")])
+    wiring = table_of(run, "wiring")
+    wiring = wiring[~np.isnan(wiring["scale"])]
+    small = wiring["scale"] <= 1.01 * np.sqrt(2 / np.maximum(wiring["n_layer"], 1)) * (wiring["n_layer"] > 2)
+    return set(wiring["run_id"]) - set(wiring["run_id"][~small])
 
 
-def _further(stream: pd.DataFrame) -> float:
+def _further(stream: Rows) -> float:
     """What as many blocks again would add, each as much as the last quarter does."""
     column = "expected_var" if (stream["expected_var"] > 0).all() else "var"
-    by_block = stream.groupby("layer", observed=True)[column].mean().sort_index().to_numpy(float)
-    blocks = int(stream["n_layer"].iloc[0])
+    by_block = stream.grouped(["layer"], var=(column, "mean"))["var"]
+    blocks = int(stream["n_layer"][0])
     back = max(1, len(by_block) // 4)
     if len(by_block) <= back:
         return math.nan
@@ -228,9 +221,9 @@ def _further(stream: pd.DataFrame) -> float:
     roles=OUTPUTS,
     measure=measure_growth,
 )
-def drowned_embedding(case: Case, rows: pd.DataFrame) -> Finding:
+def drowned_embedding(case: Case, rows: Rows) -> Finding:
     """Judge the cell whose stream grows most."""
-    worst, limit = rows.loc[rows["growth"].idxmax()], case.limits["factor"]
+    worst, limit = rows[largest(rows["growth"])], case.limits["factor"]
     growth, outputs, n_layer = float(worst["growth"]), str(worst["unscaled"]), int(worst["n_layer"])
     text = f"From embedding to last block the stream's variance grows {trimmed(growth)}×{size(worst, rows)}"
     unscaled = bool(outputs) and growth - 1 > case.limits["added"]
@@ -256,7 +249,7 @@ def drowned_embedding(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
-def _advice(worst: pd.Series, *, drowned: bool, unscaled: bool) -> str:
+def _advice(worst: Row, *, drowned: bool, unscaled: bool) -> str:
     advice = (
         f"divide the std of {worst['unscaled']} by √(2·{int(worst['n_layer'])}), as recipe='megatron' does"
         if unscaled
@@ -270,13 +263,12 @@ def _advice(worst: pd.Series, *, drowned: bool, unscaled: bool) -> str:
     )
 
 
-def measure_collapse(run: Run) -> pd.DataFrame:
+def measure_collapse(run: Run) -> Rows:
     """Mean cosine between positions in the last stream, and its closed form where there is one."""
-    columns = [*CELL, "token_cosine", "expected_token_cosine"]
-    rows = run.tables.summary[columns][run.tables.summary["token_cosine"].notna()]
-    wiring = run.tables.wiring
-    after = wiring.loc[wiring["sum_norm"].fillna("") != "", "run_id"]
-    return rows.assign(post_norm=rows["run_id"].isin(after))
+    summary, wiring = table_of(run, "summary"), table_of(run, "wiring")
+    after = wiring[wiring["sum_norm"].astype(bool)]["run_id"]
+    rows = summary[~np.isnan(summary["token_cosine"])]
+    return rows.assign(post_norm=rows.among("run_id", set(after)))
 
 
 @rule(
@@ -297,11 +289,11 @@ def measure_collapse(run: Run) -> pd.DataFrame:
     since="0.1.0",
     measure=measure_collapse,
 )
-def rank_collapse(case: Case, rows: pd.DataFrame) -> Finding:
+def rank_collapse(case: Case, rows: Rows) -> Finding:
     """Judge the cell whose positions are most alike; beside it what the closed form expects."""
     cosine, expected = rows["token_cosine"], rows["expected_token_cosine"]
     bad = (cosine > case.limits["cosine"]) | (cosine > expected + case.limits["excess"])
-    worst = rows.loc[(cosine.where(bad, cosine - 2)).idxmax()]
+    worst = rows[largest(np.where(bad, cosine, cosine - 2))]
     value, known = float(worst["token_cosine"]), float(worst["expected_token_cosine"])
     beside = "" if math.isnan(known) else f" (closed form {known:.2f})"
     text = f"Two positions of the last stream have a mean cosine of {value:.2f}{beside}{size(worst, rows)}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 
+from initlab.judge.rows import Array, Rows, largest
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, rows_of, seeds
+from initlab.judge.rules.counting import recorded, seeds
 from initlab.judge.words import trimmed
 from initlab.rundir import Run
 
@@ -21,26 +21,27 @@ _ERRORS = 4.0  # standard errors
 _BRANCH_NAMES = {"attn_out": "attention", "mlp_out": "the MLP"}
 
 
-def measure_stream(run: Run) -> pd.DataFrame:
+def measure_stream(run: Run) -> Rows:
     """Variance ÷ closed form of the stream, at the embedding and after every block that has one."""
-    return _ratios(rows_of(run, "activation", "embed", "resid_post"))
+    return _ratios(recorded(run, "activation", "embed", "resid_post"))
 
 
-def measure_branch(run: Run) -> pd.DataFrame:
+def measure_branch(run: Run) -> Rows:
     """Variance ÷ closed form of what attention and MLP write, in every block that has one.
 
     Attention of less than 64 features isn't judged: what positions have in common is one vector, which so few turn into
     half or twice of its size in a single draw.
     """
-    rows = rows_of(run, "activation", *_BRANCH_NAMES)
+    rows = recorded(run, "activation", *_BRANCH_NAMES)
     found = _ratios(rows[(rows["n_embd"] >= NARROW) | (rows["site"] != "attn_out")])
     # that vector's square through two matrices of independent entries
-    return found.assign(error=(2 / np.sqrt(found["n_embd"])).where(found["site"] == "attn_out", 0.0))
+    return found.assign(error=np.where(found["site"] == "attn_out", 2 / np.sqrt(found["n_embd"]), 0.0))
 
 
-def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
+def _ratios(rows: Rows) -> Rows:
     rows = rows[rows["expected_var"] > 0]
-    return rows[[*CELL, "layer", "site"]].assign(ratio=rows["var"] / rows["expected_var"])
+    before = np.where(np.isnan(rows["layer"]), -1, rows["layer"])  # the embedding
+    return rows.assign(ratio=rows["var"] / rows["expected_var"], layer=before, error=0.0)
 
 
 @rule(
@@ -61,7 +62,7 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
     evidence="residual",
     measure=measure_stream,
 )
-def off_theory_stream(case: Case, rows: pd.DataFrame) -> Finding:
+def off_theory_stream(case: Case, rows: Rows) -> Finding:
     """Judge the block, of the means over seeds, whose stream is farthest off."""
     (n_layer, layer, _), value = _farthest(rows, case.limits["factor"])
     name = "the embedding" if layer < 0 else f"block {layer} of {n_layer}"
@@ -87,39 +88,36 @@ def off_theory_stream(case: Case, rows: pd.DataFrame) -> Finding:
     evidence="site-map",
     measure=measure_branch,
 )
-def off_theory_branch(case: Case, rows: pd.DataFrame) -> Finding:
+def off_theory_branch(case: Case, rows: Rows) -> Finding:
     """Judge the block and branch, of the means over seeds, that writes farthest off."""
     (n_layer, layer, site), value = _farthest(rows, case.limits["factor"])
     what = f"The variance that {_BRANCH_NAMES[site]} writes"
     return _judge(case, rows, value, f"in block {layer} of {n_layer}", what, layer, site)
 
 
-def _farthest(rows: pd.DataFrame, factor: float) -> tuple[tuple[int, int, str], float]:
-    place = [rows["n_layer"], rows["n_embd"], rows["layer"].fillna(-1), rows["site"].astype(str)]
-    ratio = rows["ratio"].groupby(place).mean()
-    n_layer, n_embd, layer, site = tuple((_distance(ratio) - _slack(rows, factor).groupby(place).first()).idxmax())
-    return (int(n_layer), int(layer), str(site)), float(ratio.loc[n_layer, n_embd, layer, site])
+def _farthest(rows: Rows, factor: float) -> tuple[tuple[int, int, str], float]:
+    slack = rows.assign(slack=_slack(rows["error"], factor))
+    found = slack.grouped(["n_layer", "n_embd", "layer", "site"], ratio=("ratio", "mean"), slack=("slack", "first"))
+    worst = found[largest(_distance(found["ratio"]) - found["slack"])]
+    return (int(worst["n_layer"]), int(worst["layer"]), worst["site"]), worst["ratio"]
 
 
-def _slack(rows: pd.DataFrame, factor: float) -> pd.Series:
+def _slack(error: Array, factor: float) -> Array:
     """What of a distance may be luck beyond the limit, a factor."""
-    error = rows["error"] if "error" in rows else pd.Series(0.0, rows.index)
-    known: pd.Series = (_ERRORS * error - math.log(factor)).clip(lower=0)
-    return known
+    return np.maximum(_ERRORS * error - math.log(factor), 0)
 
 
-def _distance(ratio: pd.Series) -> pd.Series:
+def _distance(ratio: Array) -> Array:
     """How far from 1, as a logarithm; a zero or a NaN is as far as can be."""
-    known: pd.Series = np.log(ratio.where(ratio > 0, 1e-300)).abs()
-    return known
+    return np.asarray(np.abs(np.log(np.where(ratio > 0, ratio, 1e-300))))
 
 
 def _judge(
-    case: Case, rows: pd.DataFrame, value: float, where: str, what: str, layer: int | None, site: str = "resid_post"
+    case: Case, rows: Rows, value: float, where: str, what: str, layer: int | None, site: str = "resid_post"
 ) -> Finding:
-    there = (rows["layer"].fillna(-1) == (-1 if layer is None else layer)) & (rows["site"].astype(str) == site)
+    there = (rows["layer"] == (-1 if layer is None else layer)) & (rows["site"] == site)
     factor = case.limits["factor"]
-    factor *= math.exp(float(_slack(rows[there], factor).max())) if there.any() else 1.0
+    factor *= math.exp(_slack(rows["error"][there], factor).max()) if there.any() else 1.0
     common = {"measured": value, "site": site, "layer_first": layer}
     if 1 / factor <= value <= factor:
         return case.passed(f"{what} is {trimmed(value)}× its closed form where it is farthest off, {where}", **common)

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from initlab import wiring
-from initlab.judge.grouping import grouped, places
 from initlab.judge.remedies import Change, Described, redraw_what_is_off, scale_outputs, towards
+from initlab.judge.rows import Rows, largest, middle
 from initlab.judge.rules.base import RULES, Case, Finding, rule
-from initlab.judge.rules.counting import CELL, MATRICES, blocks, family, rows_of, seeds
+from initlab.judge.rules.counting import CELL, MATRICES, blocks, family, recorded, rows_of, seeds, table_of
 from initlab.judge.rules.trends import off_trend
 from initlab.judge.words import listed, trimmed
 from initlab.recipes.base import OUTPUTS
@@ -22,15 +22,14 @@ _ODD = 1.3  # times its siblings' std
 _INNER = ("attn_qkv", "attn_q", "attn_k", "attn_v", "mlp_in", "mlp_gate")  # what no recipe scales by depth
 
 
-def measure_not_applied(run: Run) -> pd.DataFrame:
+def measure_not_applied(run: Run) -> Rows:
     """Std found ÷ std that the declared recipe draws, and that ratio's standard error, per parameter."""
-    rows = rows_of(run, "weight")
-    rows = rows[rows["expected_var"].notna()]
+    rows = recorded(run, "weight")
+    rows = rows[~np.isnan(rows["expected_var"])]
     expected, found = np.sqrt(rows["expected_var"]), rows["std"]
-    ratio = (found / expected).where(expected > 0, np.where(found > 0, math.inf, 1.0))
+    ratio = np.where(expected > 0, found / expected, np.where(found > 0, math.inf, 1.0))
     # The std of n normal draws scatters by 1/√(2n); constants (gains, zero biases) have none to scatter.
-    kept = rows[[*CELL, "layer", "site", "role", "module", "std"]]
-    return kept.assign(expected=expected, ratio=ratio, error=1 / np.sqrt(2 * rows["numel"]))
+    return rows.assign(expected=expected, ratio=ratio, error=1 / np.sqrt(2 * rows["numel"]))
 
 
 @rule(
@@ -52,21 +51,22 @@ def measure_not_applied(run: Run) -> pd.DataFrame:
     remedy=redraw_what_is_off,
     measure=measure_not_applied,
 )
-def init_not_applied(case: Case, rows: pd.DataFrame) -> Finding:
+def init_not_applied(case: Case, rows: Rows) -> Finding:
     """Judge the parameter farthest from what it should have been drawn from."""
     limit = case.limits["slack"] + 5 * rows["error"]
-    off = np.log(rows["ratio"].where(rows["ratio"] > 0, 1e-300)).abs() / limit
-    bad, worst = rows[off > 1], rows.loc[off.idxmax()]
+    off = np.abs(np.log(np.where(rows["ratio"] > 0, rows["ratio"], 1e-300))) / limit
+    bad, worst = rows[off > 1], rows[largest(off)]
     common = {"measured": float(worst["ratio"])}
+    count = len(set(rows["module"]))
     if bad.empty:
-        return case.passed(f"All {rows['module'].nunique()} parameters have the std that {case.recipe} draws", **common)
+        return case.passed(f"All {count} parameters have the std that {case.recipe} draws", **common)
     roles = list(dict.fromkeys(bad["role"]))
     return case.failed(
         f"{worst['module']} has std {trimmed(worst['std'])}, {case.recipe} draws {trimmed(worst['expected'])}; "
-        f"{bad['module'].nunique()} of {rows['module'].nunique()} parameters are off ({', '.join(roles)})",
+        f"{len(set(bad['module']))} of {count} parameters are off ({', '.join(roles)})",
         severity="error",
         site=str(worst["site"]),
-        effect=float(min(off.max(), 1e6)),
+        effect=float(min(np.nanmax(off), 1e6)),
         advice=f"draw {worst['module']} as the recipe says (initlab.apply_recipe(model, {case.recipe!r})), or name the "
         "recipe that was meant",
         **blocks(bad["layer"]),
@@ -81,8 +81,7 @@ def measure_unscaled_code(run: Run) -> pd.DataFrame:
     0 is unscaled, 0.5 is 1/√(2·n_layer), against the median std of the matrices that no recipe scales by depth.
     """
     code = str((run.manifest.get("init") or {}).get("depth_code") or "")
-    rows = rows_of(run, "weight")
-    if not code or rows.empty:
+    if not code or (rows := rows_of(run, "weight")).empty:
         return pd.DataFrame()
     rows = rows[(rows["n_layer"] > 1) & (rows["std"] > 0) & np.isfinite(rows["std"])]
     inner = rows[rows["role"].isin(_INNER)].groupby("run_id", observed=True)["std"].median()
@@ -154,24 +153,22 @@ def depth_scaling_lost(case: Case, rows: pd.DataFrame) -> Finding:
     )
 
 
-def measure_siblings(run: Run) -> pd.DataFrame:
+def measure_siblings(run: Run) -> Rows:
     """Per matrix inside the blocks: ln(std / trend of the same matrix in the other blocks), and its standard error."""
-    rows = rows_of(run, "weight")
-    rows = rows[rows["role"].isin(MATRICES) & rows["layer"].notna()]
-    if rows.empty:
-        return pd.DataFrame()
-    rows = rows.assign(family=family(rows["module"]), square=rows["var"])
+    rows = recorded(run, "weight")
+    rows = rows[rows.among("role", MATRICES) & ~np.isnan(rows["layer"])]
     keys = [*CELL, "family", "numel", "layer"]
-    means = grouped(rows, keys, square=("square", "mean"), module=("module", "first"))
-    layers, stds = means["layer"].to_numpy(float), np.sqrt(means["square"].to_numpy(float))
-    siblings = list(places(means, ["run_id", "family", "numel"]))
+    rows = rows.assign(family=family(rows["module"]))
+    means = rows.grouped(keys, square=("var", "mean"), module=("module", "first"))
+    layers, stds = means["layer"], np.sqrt(means["square"])
+    siblings = means.groups("run_id", "family", "numel")
     off, typical = np.zeros(len(means)), np.zeros(len(means))
     for at in siblings:
-        three, numel = len(at) == 3, int(means["numel"].iloc[at[0]])
+        three, numel = len(at) == 3, int(means["numel"][at[0]])
         off[at] = _odd_of_three(stds[at], numel) if three else off_trend(layers[at], stds[at])
-        typical[at] = pd.Series(stds[at]).median()
-    found = means.assign(std=stds, off=off, typical=typical, error=1 / np.sqrt(2 * means["numel"].to_numpy(float)))
-    return found.take([place for at in siblings for place in at])
+        typical[at] = middle(stds[at])
+    found = means.assign(std=stds, off=off, typical=typical, error=1 / np.sqrt(2.0 * means["numel"]))
+    return found[[place for at in siblings for place in at]]
 
 
 def _odd_of_three(stds: np.ndarray, numel: int) -> np.ndarray:
@@ -226,13 +223,14 @@ def match_siblings(finding: Finding, model: Described) -> list[Change]:
     remedy=match_siblings,
     measure=measure_siblings,
 )
-def odd_matrix_out(case: Case, rows: pd.DataFrame) -> Finding:
+def odd_matrix_out(case: Case, rows: Rows) -> Finding:
     """Judge the matrix farthest from its siblings' trend."""
     limit = math.log(case.limits["factor"]) + 5 * rows["error"]
-    bad = rows[rows["off"].abs() > limit]
+    odd = np.abs(rows["off"]) > limit
+    bad = rows[odd]
     if bad.empty:
-        return case.passed(f"Each of {rows['family'].nunique()} kinds of matrices is drawn alike in all blocks")
-    worst = bad.loc[bad["off"].abs().idxmax()]
+        return case.passed(f"Each of {len(set(rows['family']))} kinds of matrices is drawn alike in all blocks")
+    worst = bad[largest(np.abs(bad["off"]))]
     factor = math.exp(float(worst["off"]))
     return case.failed(
         f"{worst['module']} has std {trimmed(worst['std'])}, {trimmed(factor, 2)}× what its siblings in the other "
@@ -242,20 +240,20 @@ def odd_matrix_out(case: Case, rows: pd.DataFrame) -> Finding:
         effect=min(abs(float(worst["off"])), 1e6),
         advice=f"draw {worst['module']} as in the other blocks; check what sets it apart in the init code",
         **blocks(bad["layer"]),
-        **seeds(rows["off"].abs() > limit, rows["seed"]),
+        **seeds(odd, rows["seed"]),
     )
 
 
-def measure_off_recipe(run: Run) -> pd.DataFrame:
+def measure_off_recipe(run: Run) -> Rows:
     """Sentences on what doesn't fit the known recipe that the model's weights fit best, and what that changes.
 
     `found` and `meant` are by consequence, from the closed form: of the weights, and of that recipe in their place.
     """
     init = run.manifest.get("init") or {}
     if not init.get("closest"):
-        return pd.DataFrame()
-    recipes = run.tables.summary["recipe"].astype(str).unique()
-    found = pd.DataFrame({"recipe": recipes}).assign(closest=init["closest"], misfits=" · ".join(init["mismatches"]))
+        return Rows({})
+    found = Rows({"recipe": list(dict.fromkeys(table_of(run, "summary")["recipe"]))})
+    found = found.assign(closest=init["closest"], misfits=" · ".join(init["mismatches"]))
     implied = init.get("implied") or {}
     both = {key: implied.get(key) or {} for key in ("found", "meant")}
     # without a loss, as of a head over classes, logits of this std cost std²/2 nats, whatever is asked
@@ -294,9 +292,9 @@ _LEAST = {"loss": 0.1, "score_std": 0.1}  # below it, both are nothing
     since="0.1.0",
     measure=measure_off_recipe,
 )
-def role_off_recipe(case: Case, rows: pd.DataFrame) -> Finding:
+def role_off_recipe(case: Case, rows: Rows) -> Finding:
     """Say what doesn't fit, in the words of `describe_init`, and what follows from it."""
-    row = rows.iloc[0]
+    row = rows[0]
     closest, text = str(row["closest"]), str(row["misfits"])
     count = len(text.split(" · ")) if text else 0
     if not count:

@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import pandas as pd
-
 from initlab.judge import Severity
 from initlab.judge.remedies import leave
+from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.faults import Fault, anywhere, measure_wiring, stacks, unexplained, verdict
 from initlab.judge.words import listed, plural, trimmed
@@ -70,23 +69,25 @@ _FEATURES: dict[str, tuple[tuple[str, ...], Say]] = {
     "relative": (("attention",), _value("√head_size × the scale of q·k in {name} is", "relative")),
 }
 _COMPARABLE = {"activation": "gated", "qk_norm": "rotary"}  # only among those that are alike in this
+_SEES = {1: "those before it", 0: "all"}
 _NAMED = ("norm", "post_norm", "sum_norm", "gain", "qk_norm")  # of which only counts whether there is one
 
 
-def _odd_ones(run_id: str, rows: pd.DataFrame) -> Iterator[Fault]:
+def _odd_ones(run_id: str, rows: Rows) -> Iterator[Fault]:
     """What single blocks of one stack have otherwise than the rest."""
-    blocks = list(dict.fromkeys(rows["layer"]))
     followed = rows[rows["kind"] != "unfollowed"]
     followed = followed.assign(
-        slot=followed["site"].astype(str) + followed.groupby(["layer", "site"], observed=True).cumcount().astype(str),
-        relative=followed["score_scale"] * followed["head_size"].astype(float) ** 0.5,
-        sees=followed["causal"].map({1: "those before it", 0: "all"}),
+        relative=followed["score_scale"] * followed["head_size"] ** 0.5,
+        sees=[_SEES.get(causal, math.nan) for causal in followed["causal"]],
     )
-    yield from _lacking(run_id, followed, len(blocks))
-    replaced = set(followed.loc[followed["keep"] == 0, "layer"])
-    slots: dict[str, list[Row]] = {}
-    for each in followed.to_dict("records"):
-        slots.setdefault(each["slot"], []).append(each)
+    yield from _lacking(run_id, followed, len(set(rows["layer"])))
+    replaced = set(followed["layer"][followed["keep"] == 0])
+    slots: dict[tuple[str, int], list[Row]] = {}
+    written: Counter[tuple[int, str]] = Counter()  # a block may write at a site more than once
+    for each in followed:
+        here = each["layer"], each["site"]
+        slots.setdefault((each["site"], written[here]), []).append(each)
+        written[here] += 1
     for slot in slots.values():
         for name, (kinds, say) in _FEATURES.items():
             known = [each for each in slot if each["kind"] in kinds]
@@ -95,9 +96,9 @@ def _odd_ones(run_id: str, rows: pd.DataFrame) -> Iterator[Fault]:
             if name in ("norm", "sum_norm"):  # without its sum, a norm between two branches may be of either kind
                 known = [each for each in known if each["layer"] not in replaced]
             if (like := _COMPARABLE.get(name)) and known:
-                said = Counter(each[like] for each in known if each[like] is not pd.NA)
+                said = Counter(each[like] for each in known if not math.isnan(each[like]))
                 most = said.most_common(1)[0][0] if said else None
-                known = [each for each in known if each[like] is not pd.NA and each[like] == most]
+                known = [each for each in known if each[like] == most]
             values = [bool(each[name]) if name in _NAMED else _rounded(each[name]) for each in known]
             if not values:
                 continue
@@ -119,12 +120,13 @@ def _rounded(value: object) -> object:
     """Numbers within 1 % are alike; a missing one is like another."""
     if isinstance(value, float):
         return None if math.isnan(value) else float(f"{value:.2g}")
-    return None if value is pd.NA else value
+    return value
 
 
-def _lacking(run_id: str, rows: pd.DataFrame, count: int) -> Iterator[Fault]:
+def _lacking(run_id: str, rows: Rows, count: int) -> Iterator[Fault]:
     """Blocks in which one of the writes that the others make isn't there."""
-    sites = {layer: Counter(group["site"].astype(str)) for layer, group in rows.groupby("layer", sort=False)}
+    blocks = {own["layer"][0]: own for own in rows.parts("layer", sort=False)}
+    sites = {layer: Counter(own["site"]) for layer, own in blocks.items()}
     if not sites:
         return
     usual = Counter(tuple(sorted(each.elements())) for each in sites.values()).most_common(1)[0][0]
@@ -133,10 +135,9 @@ def _lacking(run_id: str, rows: pd.DataFrame, count: int) -> Iterator[Fault]:
     if not unexplained([places[layer] for layer in odd], count):
         return
     for layer, missing in odd.items():
-        row = rows[rows["layer"] == layer].iloc[0].to_dict()
-        whole = next(at for at, each in sites.items() if tuple(sorted(each.elements())) == usual)
-        like = rows[rows["layer"] == whole]
-        names = listed([anywhere(name) for name in like.loc[like["site"].isin(missing), "inside"]])
+        row = blocks[layer][0]
+        like = next(blocks[at] for at, each in sites.items() if tuple(sorted(each.elements())) == usual)
+        names = listed([anywhere(name) for name in like["inside"][like.among("site", missing)]])
         text = f"{row['block']}: nothing like {names} is added to the stream, which the other blocks add"
         advice = f"call {names} in the forward of {row['block']} and add what it gives, as the other blocks do"
         yield _fault(run_id, row, text, advice)
@@ -165,9 +166,9 @@ def _fault(run_id: str, row: Row, text: str, advice: str) -> Fault:
     remedy=leave,
     measure=measure_wiring,
 )
-def block_unlike_others(case: Case, rows: pd.DataFrame) -> Finding:
+def block_unlike_others(case: Case, rows: Rows) -> Finding:
     """Judge every stack by itself."""
-    if rows.groupby(["run_id", "stack"], observed=True)["layer"].nunique().max() < 3:
+    if max(len(set(stack["layer"])) for _, stack in stacks(rows)) < 3:
         return case.not_applicable(f"Needs {case.rule.needs}")
     faults = [fault for run_id, stack in stacks(rows) for fault in _odd_ones(run_id, stack)]
     return verdict(case, rows, faults, "No block is wired unlike the others of its stack")
@@ -191,12 +192,12 @@ def block_unlike_others(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measure_wiring,
 )
-def residual_missing(case: Case, rows: pd.DataFrame) -> Finding:
+def residual_missing(case: Case, rows: Rows) -> Finding:
     """Judge every stack by itself: whether the others of its blocks add what this one doesn't."""
     faults = []
     for run_id, stack in stacks(rows):
-        replaced = stack[(stack["keep"] == 0) & (stack["note"] != "") & stack["kind"].isin(_KNOWN)]
-        count, total = replaced["layer"].nunique(), stack["layer"].nunique()
+        replaced = stack[(stack["keep"] == 0) & (stack["note"] != "") & stack.among("kind", _KNOWN)]
+        count, total = len(set(replaced["layer"])), len(set(stack["layer"]))
         names = list(dict.fromkeys(anywhere(name) if count == total else name for name in replaced["inside"]))
         if not names:
             continue
@@ -205,7 +206,7 @@ def residual_missing(case: Case, rows: pd.DataFrame) -> Finding:
         advice = f"restore the residual connection: x = x + {listed(names)}(…), not x = {listed(names)}(…)"
         layers = tuple(int(layer) for layer in replaced["layer"])
         severity: Severity = "warning" if count == total else "error"
-        faults.append(Fault(run_id, text, advice, severity, layers, str(replaced["site"].iloc[0]), float(count)))
+        faults.append(Fault(run_id, text, advice, severity, layers, str(replaced["site"][0]), float(count)))
     return verdict(case, rows, faults, "Every attention and MLP that was understood is added to the stream")
 
 
@@ -227,22 +228,22 @@ def residual_missing(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measure_wiring,
 )
-def final_norm_missing(case: Case, rows: pd.DataFrame) -> Finding:
+def final_norm_missing(case: Case, rows: Rows) -> Finding:
     """Judge the stacks that a head reads and whose branches are known to read through norms."""
-    read = rows[(rows["head"] != "") & rows["kind"].isin(_KNOWN)]
+    read = rows[(rows["head"] != "") & rows.among("kind", _KNOWN)]
     faults, judged = [], False
     for run_id, stack in stacks(read):
         if (stack["norm"] != "").mean() <= 0.5 or (stack["sum_norm"] != "").any():
             continue
         judged = True
-        first = stack.iloc[0]
+        first = stack[0]
         if first["final_norm"]:
             continue
         text = (
             f"The head ({first['head']}) reads the stream without a norm, although the blocks read it through one "
-            f"({anywhere(stack.loc[stack['norm'] != '', 'norm'].iloc[-1])})"
+            f"({anywhere(stack['norm'][stack['norm'] != ''][-1])})"
         )
-        advice = f"put a norm between the last block ({stack['block'].iloc[-1]}) and {first['head']}"
+        advice = f"put a norm between the last block ({stack['block'][-1]}) and {first['head']}"
         faults.append(Fault(run_id, text, advice, "warning", site="final_norm"))
     if not judged:
         return case.not_applicable("Needs a stack whose branches read through norms, and a head that reads it")
@@ -267,18 +268,17 @@ def final_norm_missing(case: Case, rows: pd.DataFrame) -> Finding:
     remedy=leave,
     measure=measure_wiring,
 )
-def frozen_block(case: Case, rows: pd.DataFrame) -> Finding:
+def frozen_block(case: Case, rows: Rows) -> Finding:
     """Judge every stack by itself."""
     faults = []
     for run_id, stack in stacks(rows):
-        blocks = stack.drop_duplicates("layer")
+        blocks = stack.grouped(["layer"], sort=False, block=("block", "first"), frozen=("frozen", "first"))
         odd = [place for place, share in enumerate(blocks["frozen"]) if share == 1]
         if not unexplained(odd, len(blocks)):
             continue
-        names = list(blocks["block"].iloc[odd])
-        which = listed([f"block {blocks['layer'].iloc[place]} ({blocks['block'].iloc[place]})" for place in odd])
+        layers, names = tuple(int(layer) for layer in blocks["layer"][odd]), list(blocks["block"][odd])
+        which = listed([f"block {layer} ({name})" for layer, name in zip(layers, names, strict=True)])
         text = f"No parameter of {which} is trained; those of the other {len(blocks) - len(odd)} blocks are"
         advice = f"set requires_grad on the parameters of {listed(names)}, unless it is frozen on purpose"
-        layers = tuple(int(layer) for layer in blocks["layer"].iloc[odd])
         faults.append(Fault(run_id, text, advice, "warning", layers, measured=float(len(odd))))
     return verdict(case, rows, faults, "No single block is frozen")
