@@ -14,6 +14,7 @@ from functools import partial
 import cloudpickle
 import numpy as np
 import pytest
+from commands import wait_until
 
 from initlab.engines import Failed, processes
 from initlab.engines.here import Here
@@ -27,13 +28,6 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def wait_until(condition, seconds=20.0):
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, "it didn't happen in time"
-        time.sleep(0.02)
 
 
 def test_results_come_with_their_index_and_what_raises_is_recorded():
