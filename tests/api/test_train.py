@@ -1,12 +1,10 @@
 """`initlab.train` from outside: the tables, the folder, killed and interrupted runs, several processes."""
 
 import math
-import os
 import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +17,8 @@ import initlab
 from initlab.errors import ConfigError, DataError, ProbeError, RunError
 from initlab.models.config import PRESETS
 from initlab.models.nanogpt import NanoGPT
+
+pytestmark = pytest.mark.integration
 
 SIZES = replace(PRESETS["shakespeare-cpu"], n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=31)
 SHORT = {

@@ -15,6 +15,8 @@ from torchless import WITHOUT_TORCH
 import initlab
 from initlab import cli
 
+pytestmark = pytest.mark.integration
+
 SMALL = [
     "--depths",
     "2,4",

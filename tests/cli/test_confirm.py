@@ -14,6 +14,8 @@ from initlab.registry import Registry
 from initlab.report import figures
 from initlab.training.protocol import GRIDS
 
+pytestmark = pytest.mark.integration
+
 TINY = "--depths 1 --lrs 1e-3,1e30 --warmups 0 --seeds 1 --steps 3 --n-embd 16 --n-head 2 --block-size 8 --batch-size 2"
 
 

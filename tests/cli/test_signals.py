@@ -11,6 +11,8 @@ from commands import held, process, wait_until
 import initlab
 from initlab import cli
 
+pytestmark = pytest.mark.integration
+
 SHORT = ["--n-embd", "32", "--block-size", "16", "--data", "uniform", "--no-report"]
 
 

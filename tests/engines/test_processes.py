@@ -21,6 +21,8 @@ from initlab.engines.here import Here
 from initlab.engines.processes import Processes
 from initlab.errors import RunError
 
+pytestmark = pytest.mark.integration
+
 
 def alive(pid: int) -> bool:
     try:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from initlab import schema
-from initlab.judge.slopes import diverged, slopes
+from initlab.judge.slopes import diverged, points, slopes
 
 
 def frame(exponents, sizes=(64, 128, 256), axis="n_embd", site="mlp_pre", step=0, kind="activation", **more):
@@ -103,16 +103,24 @@ def test_a_curve_is_told_from_a_line():
     assert np.isnan(only(slopes(frame([1.0, 1.0], sizes=(64, 128))))["bend"])
 
 
+@pytest.mark.parametrize("bend", [0.5, -0.5, 0.2, -0.2])
+def test_a_curve_is_bent_either_way_once_it_is_more_than_flat(bend):
+    records = frame([1.0, 1.01, 0.99])
+    x = np.log(records["n_embd"] / 64) / np.log(4)
+    records["var"] *= np.exp(np.log(4) * bend / 2 * (x**2 - x))
+    row = only(slopes(records, flat=0.3))
+    assert row["bend"] == pytest.approx(bend)
+    assert row["bent"] == (abs(bend) > 0.3)
+
+
 def test_scatter_is_no_curve():
     """The bend's interval holds 0 in about 95 of 100 tables of scatter; beyond `flat` it is then rarer still."""
-    draws = np.random.default_rng(0)
-    bent = 0
-    for _ in range(200):
-        records = frame([1.0, 1.0, 1.0])
-        noise = dict.fromkeys(zip(records["n_embd"], records["seed"], strict=True))
-        noise = {key: np.exp(draws.normal(0, 0.2)) for key in noise}
-        records["var"] *= [noise[key] for key in zip(records["n_embd"], records["seed"], strict=True)]
-        bent += only(slopes(records))["bent"]
+    draws, quiet, tables = np.random.default_rng(0), frame([1.0, 1.0, 1.0]), []
+    model = quiet.groupby(["n_embd", "seed"], sort=False).ngroup()
+    for number in range(200):
+        noise = np.exp(draws.normal(0, 0.2, model.nunique()))
+        tables.append(quiet.assign(recipe=f"r{number}", var=quiet["var"] * noise[model]))
+    bent = slopes(pd.concat(tables, ignore_index=True))["bent"].sum()
     assert 1 <= bent <= 20
 
 
@@ -126,6 +134,34 @@ def test_values_that_are_not_finite_or_zero_take_no_part():
     records["var"] = math.nan
     row = only(slopes(records))
     assert np.isnan(row["slope"]) and row["n"] == 0 and row["verdict"] == "not separated"
+
+
+def test_a_point_is_missing_as_soon_as_one_block_is():
+    records = frame([1.0])
+    records.loc[(records["n_embd"] == 64) & (records["layer"] == 0), ["var", "expected_var"]] = 0.0
+    records.loc[(records["n_embd"] == 128) & (records["layer"] == 1), "var"] = math.inf
+    found = points(records).set_index("n_embd")
+    assert found["log_var"].isna().tolist() == [True, True, False]
+    assert found["log_expected"].isna().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["activation", "change", "effective", "propagating", "grad", "weight"])
+def test_activations_and_what_moved_them_have_slopes(kind):
+    found = slopes(frame([1.0], kind=kind))
+    assert found["kind"].tolist() == ([] if kind in ("grad", "weight") else [kind])
+    assert found["module"].tolist() == [""] * len(found)  # a site has a name
+
+
+def test_recipes_come_as_measured_those_of_one_size_are_left_out_and_those_that_nobody_measured_too():
+    """Also where recipes are a category that has more of them than are there."""
+    recipes = ["z", "a", "one", "none"]
+    one = frame([1.0], sizes=(64,), recipe="one")
+    records = pd.concat([one, frame([1.0], recipe="z"), frame([2.0], recipe="a")], ignore_index=True)
+    records["recipe"] = pd.Categorical(records["recipe"], categories=recipes)
+    found = slopes(records)
+    assert found["recipe"].tolist() == ["z", "a"]
+    assert found["slope"].tolist() == pytest.approx([1.0, 2.0])
+    assert points(records)["recipe"].unique().tolist() == ["one", "z", "a"]
 
 
 def test_each_axis_is_fitted_where_the_other_is_smallest():
@@ -155,5 +191,7 @@ def test_diverged_names_the_first_step_and_how_many_seeds():
         for seed in range(2)
         for step in range(3)
     ]
-    found = only(diverged(schema.table("summary", [row | {"n_tokens": 1} for row in rows])))
+    table = schema.table("summary", [row | {"n_tokens": 1} for row in rows])
+    table["recipe"] = pd.Categorical(table["recipe"], categories=["r", "none"])
+    found = only(diverged(table))
     assert (found["step"], found["seeds"], found["of"]) == (1, 1, 2)
