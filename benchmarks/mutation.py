@@ -158,7 +158,6 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for part in options.parts or PARTS:
         started = time.monotonic()
         found = mutate(part, options.children)
@@ -166,6 +165,7 @@ def main() -> None:
         for module, counts in modules.items():
             print(module, counts)
         print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         results[part] = {
             "made": f"initlab {initlab.__version__}, {time.strftime('%Y-%m-%d')}",
             "modules": modules,
