@@ -8,7 +8,7 @@ tests that are of them; a mutant is tried with those of its part's tests that ca
 fails, survives where all pass, and isn't reached where none of the part's tests calls its function. mutmut leaves
 decorated functions as they are, so the judges of rules aren't mutated, only what they call.
 
-Everything happens in a copy in a temporary folder. --write puts the part's rows, and the names of what survived, into
+Everything happens in a copy in a temporary folder. --write puts the part's counts and what survived into
 mutation.json, and all parts as a table into mutation.md beside this file.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -63,10 +64,17 @@ pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-p", "no:cacheprovider"]
 also_copy = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples", "benchmarks", "reports"]
 """
+# what was changed, of all survivors in one process: each start of mutmut takes seconds
+SHOW = """
+import sys
+from mutmut.__main__ import cli
+for name in sys.argv[1:]:
+    cli(["show", name], standalone_mode=False)
+"""
 
 
-def mutate(part: str, children: int) -> dict[str, str]:
-    """Make the mutants of a part and run its tests on each; what became of each, by the mutant's name."""
+def mutate(part: str, children: int) -> tuple[dict[str, str], list[str]]:
+    """Make the mutants of a part and run its tests on each; what became of each by its name, and what survived."""
     modules, tests = PARTS[part]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "initlab"
@@ -98,12 +106,23 @@ def mutate(part: str, children: int) -> dict[str, str]:
             name, _, what = line.strip().rpartition(": ")
             if name:
                 kept[name] = what
-        shown = Path(tempfile.gettempdir()) / f"survived-{part}.txt"
-        with shown.open("w", encoding="utf-8") as file:  # to be looked through
-            for name in (name for name, what in kept.items() if what == "survived"):
-                file.write(mutmut("show", name))
-        print(f"the survivors' changes are in {shown}", flush=True)
-        return kept
+        survivors = [name for name, what in kept.items() if what == "survived"]
+        shown = subprocess.run(
+            [sys.executable, "-c", SHOW, *survivors], cwd=copy, capture_output=True, text=True, check=True
+        )
+        return kept, changes(shown.stdout)
+
+
+def changes(shown: str) -> list[str]:
+    """What mutmut shows of mutants, a line each: the function, and its changed lines."""
+    found: list[str] = []
+    for line in shown.splitlines():
+        if line.startswith("# "):
+            function = line[2:].partition("__mutmut_")[0].removeprefix("initlab.")
+            found.append(re.sub(r"\.x(ǁ\w+ǁ|_)", lambda made: f".{made[1].strip('ǁ_')}.".replace("..", "."), function))
+        elif line.startswith("+") and not line.startswith("+++"):
+            found[-1] += f": {line[1:].strip()}"
+    return found
 
 
 def module_of(mutant: str) -> str:
@@ -140,7 +159,7 @@ def page(results: dict[str, dict]) -> str:
             lines.append(f"| {part} | together | {cells(total)} |")
     lines += ["", "## Which survive", ""]
     for part, result in results.items():
-        lines += [f"**{part}** ({result['made']}): " + (", ".join(result["survived"]) or "none"), ""]
+        lines += [f"{part} ({result['made']}):", "", "```", *result["survived"], "```", ""]
     return "\n".join(lines)
 
 
@@ -160,7 +179,7 @@ def main() -> None:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     for part in options.parts or PARTS:
         started = time.monotonic()
-        found = mutate(part, options.children)
+        found, survived = mutate(part, options.children)
         modules = rows(found)
         for module, counts in modules.items():
             print(module, counts)
@@ -169,7 +188,7 @@ def main() -> None:
         results[part] = {
             "made": f"initlab {initlab.__version__}, {time.strftime('%Y-%m-%d')}",
             "modules": modules,
-            "survived": [name.removeprefix("initlab.") for name, what in found.items() if what == "survived"],
+            "survived": survived,
         }
         if options.write:
             ordered = {name: results[name] for name in PARTS if name in results}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from initlab import schema
-from initlab.judge.slopes import diverged, points, slopes
+from initlab.judge.slopes import diverged, points, slopes, verdict
 
 
 def frame(exponents, sizes=(64, 128, 256), axis="n_embd", site="mlp_pre", step=0, kind="activation", **more):
@@ -54,17 +54,17 @@ def test_several_seeds_give_their_mean_and_students_interval():
     assert row["expected"] == pytest.approx(0.5)
 
 
-def test_one_seed_is_judged_by_the_fits_residuals():
-    records = frame([1.0])
-    bent = records["n_embd"] == 128
-    records.loc[bent, "var"] *= 1.1
-    x, y = np.log([64, 128, 256]), np.log([64, 128 * 1.1, 256])
+@pytest.mark.parametrize(("sizes", "quantile"), [((64, 128, 256), 12.7062), ((64, 128, 256, 1024), 4.30265)])
+def test_one_seed_is_judged_by_the_fits_residuals(sizes, quantile):
+    records = frame([1.0], sizes=sizes)
+    records.loc[records["n_embd"] == 128, "var"] *= 1.1
+    x, y = np.log(sizes), np.log([size * (1.1 if size == 128 else 1.0) for size in sizes])
     (slope, _), covariance = np.polyfit(x, y, 1, cov="unscaled")
     residual = y - np.polyval(np.polyfit(x, y, 1), x)
     row = only(slopes(records))
     assert row["slope"] == pytest.approx(slope)
-    assert row["stderr"] == pytest.approx(math.sqrt(covariance[0, 0] * (residual @ residual)))
-    assert row["high"] - row["slope"] == pytest.approx(12.7062 * row["stderr"])
+    assert row["stderr"] == pytest.approx(math.sqrt(covariance[0, 0] * (residual @ residual) / (len(sizes) - 2)))
+    assert row["high"] - row["slope"] == pytest.approx(quantile * row["stderr"])
 
 
 def test_two_sizes_and_one_seed_have_no_interval_and_separate_nothing():
@@ -75,7 +75,7 @@ def test_two_sizes_and_one_seed_have_no_interval_and_separate_nothing():
 
 
 @pytest.mark.parametrize(
-    ("exponents", "verdict"),
+    ("exponents", "said"),
     [
         ([0.01, 0.0, -0.01], "flat"),
         ([1.0, 1.01, 0.99], "grows"),
@@ -84,8 +84,8 @@ def test_two_sizes_and_one_seed_have_no_interval_and_separate_nothing():
         ([1.0, -1.0, 0.9], "not separated"),
     ],
 )
-def test_verdicts(exponents, verdict):
-    assert only(slopes(frame(exponents)))["verdict"] == verdict
+def test_verdicts(exponents, said):
+    assert only(slopes(frame(exponents)))["verdict"] == said
     assert only(slopes(frame(exponents), flat=10.0))["verdict"] == "flat"
 
 
@@ -111,6 +111,32 @@ def test_a_curve_is_bent_either_way_once_it_is_more_than_flat(bend):
     row = only(slopes(records, flat=0.3))
     assert row["bend"] == pytest.approx(bend)
     assert row["bent"] == (abs(bend) > 0.3)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_curve_whose_interval_holds_none_is_not_told(sign):
+    """Bends of 0.2, 0.4 and 0.6: 0.4 ± 0.497."""
+    records = frame([1.0, 1.0, 1.0])
+    x = np.log(records["n_embd"] / 64) / np.log(4)
+    bend = sign * (0.2 + 0.2 * records["seed"])
+    records["var"] *= np.exp(np.log(4) * bend / 2 * (x**2 - x))
+    row = only(slopes(records, flat=0.3))
+    assert row["bend"] == pytest.approx(sign * 0.4) and not row["bent"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.25, 0.5, "not separated"),
+        (0.26, 0.5, "grows"),
+        (-0.5, -0.25, "not separated"),
+        (-0.5, -0.26, "shrinks"),
+        (-0.25, 0.25, "flat"),
+        (-0.25, 0.26, "not separated"),
+    ],
+)
+def test_an_interval_that_ends_at_the_limit_is_within_it(low, high, said):
+    assert verdict(low, high, 0.25) == said
 
 
 def test_scatter_is_no_curve():
@@ -154,7 +180,7 @@ def test_activations_and_what_moved_them_have_slopes(kind):
 
 def test_recipes_come_as_measured_those_of_one_size_are_left_out_and_those_that_nobody_measured_too():
     """Also where recipes are a category that has more of them than are there."""
-    recipes = ["z", "a", "one", "none"]
+    recipes = ["a", "none", "one", "z"]
     one = frame([1.0], sizes=(64,), recipe="one")
     records = pd.concat([one, frame([1.0], recipe="z"), frame([2.0], recipe="a")], ignore_index=True)
     records["recipe"] = pd.Categorical(records["recipe"], categories=recipes)
