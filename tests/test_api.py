@@ -16,6 +16,8 @@ from initlab.api.side_by_side import SideBySide
 from initlab.errors import ConfigError, DataError, ProbeError, RecipeError, RunError
 from initlab.recipes import Constant, Normal, Recipe, Role, registry
 
+pytestmark = pytest.mark.integration
+
 TINY = initlab.NanoGPTConfig(n_layer=2, n_embd=32, n_head=1, block_size=16)
 UNIFORM = initlab.Text("uniform", batch_size=2)
 SMALL = {"model": TINY, "depths": (2, 4), "seeds": 2, "text": UNIFORM}

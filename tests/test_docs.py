@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,16 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_every_kind_of_test_is_told_how_to_be_run_and_what_isnt_slow_is_run():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    kinds = [marker.partition(":")[0] for marker in settings["markers"]]
+    told = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert all(re.search(rf"-m .*\b{kind}\b", told) for kind in kinds)
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert "pytest" in run and "pytest -m 'integration and not slow'" in run
+    assert "-m 'not slow and not integration'" in settings["addopts"]
 
 
 def generator():

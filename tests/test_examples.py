@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 EXPECTED = {
     "01_probe.py": ["NanoGPT passes all checks", "expected_var"],

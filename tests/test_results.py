@@ -14,6 +14,8 @@ from initlab.judge.rules import evaluate
 from initlab.results import Comparison, Confirmation
 from initlab.rundir import Run
 
+pytestmark = pytest.mark.integration
+
 REPORTS = Path(__file__).parents[1] / "reports"
 
 

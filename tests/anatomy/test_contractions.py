@@ -9,6 +9,8 @@ from initlab.anatomy.contractions import products
 from initlab.measure.batches import inputs_for
 from initlab.measure.probe import look
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize(
     ("equation", "data", "expected"),

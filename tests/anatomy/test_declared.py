@@ -10,6 +10,8 @@ from torch import nn
 import initlab
 from initlab.errors import SiteError
 
+pytestmark = pytest.mark.integration
+
 
 class Loose(nn.Module):
     """Blocks that no list holds."""

@@ -14,6 +14,8 @@ import initlab
 from initlab.anatomy.look import of
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 
+pytestmark = pytest.mark.integration
+
 transformers = pytest.importorskip("transformers")
 
 SMALL = {"vocab_size": 64, "d_model": 32}

@@ -18,6 +18,8 @@ from initlab.anatomy.snapshot import Snapshot
 from initlab.errors import ProbeError
 from initlab.measure.watch.steps import StepRecorder
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(params=MODELS)
 def model(request):

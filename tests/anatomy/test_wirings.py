@@ -12,6 +12,8 @@ from initlab.measure.probe import look
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 from initlab.wiring import MLP, Attention
 
+pytestmark = pytest.mark.integration
+
 transformers = pytest.importorskip("transformers")
 
 GPT2 = {"n_layer": 2, "n_embd": 256, "n_head": 4, "vocab_size": 512, "n_positions": 128, "bos_token_id": 0}

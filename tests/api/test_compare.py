@@ -16,6 +16,8 @@ from initlab.errors import ConfigError, ProbeError, RecipeError, RunError
 from initlab.measure.statistics import STATISTICS
 from initlab.recipes import Normal
 
+pytestmark = pytest.mark.integration
+
 LIGHT = {"stats": "light", "seeds": 2}
 SMALL = LIGHT | {"depths": [1, 2], "widths": [32]}
 

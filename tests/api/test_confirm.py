@@ -14,6 +14,8 @@ from initlab.errors import ConfigError, DataError, ProbeError, RecipeError, RunE
 from initlab.recipes import Normal, Recipe, Role, registry
 from initlab.training import execution
 
+pytestmark = pytest.mark.integration
+
 MODEL = initlab.NanoGPTConfig(n_layer=1, n_embd=16, n_head=2, block_size=8)
 TINY = {"model": MODEL, "text": initlab.Text(batch_size=2), "steps": 3}
 SMALL = TINY | {"lrs": (1e-3, 1e-2), "warmups": (0, 2), "seeds": 2}

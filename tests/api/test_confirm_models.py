@@ -16,6 +16,8 @@ from initlab.errors import ConfigError, DataError, ProbeError, RecipeError
 from initlab.recipes import Constant, Normal, Recipe, Role
 from initlab.training import execution
 
+pytestmark = pytest.mark.integration
+
 TEXT = initlab.Text("uniform", batch_size=2, block_size=8)
 TINY = {"model": decoder, "text": TEXT, "n_embd": 16, "depths": [1], "steps": 3, "lrs": (1e-3,), "warmups": (0,)}
 SMALL = TINY | {"depths": [1, 2], "lrs": (1e-3, 1e-2), "seeds": 2}

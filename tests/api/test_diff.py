@@ -12,6 +12,8 @@ from torch import nn
 import initlab
 from initlab.errors import ConfigError, RunError
 
+pytestmark = pytest.mark.integration
+
 QUICK = {"text": initlab.Text(data="uniform", batch_size=2, block_size=16)}
 LIGHT = QUICK | {"stats": "light"}
 

@@ -20,6 +20,8 @@ from initlab import cli
 from initlab.errors import ConfigError, ProbeError, RecipeError
 from initlab.recipes import Constant, Dims, Distribution, Normal, Role
 
+pytestmark = pytest.mark.integration
+
 SIZES = {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 256, "block_size": 64}
 QUICK: dict[str, Any] = {"text": initlab.Text("uniform", batch_size=4)}
 

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 import initlab
 
+pytestmark = pytest.mark.integration
+
 QUICK: dict[str, Any] = {"text": initlab.Text("uniform", batch_size=4, block_size=32)}
 
 

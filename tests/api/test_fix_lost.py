@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import initlab
+
+pytestmark = pytest.mark.integration
 
 WIDTH, DEPTH, WORDS = 64, 4, 96
 QUICK: dict[str, Any] = {"text": initlab.Text("uniform", batch_size=4, block_size=32)}

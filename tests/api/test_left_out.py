@@ -10,6 +10,8 @@ import initlab
 from initlab.errors import ConfigError, RecipeError
 from initlab.recipes import Dims, Distribution, Normal, Role
 
+pytestmark = pytest.mark.integration
+
 MODEL = initlab.NanoGPTConfig(n_layer=2, n_embd=32, n_head=2, block_size=16)
 TEXT = initlab.Text(block_size=16, batch_size=2)
 

@@ -7,6 +7,8 @@ from torch import nn
 import initlab
 from initlab.errors import ConfigError, InitlabError, ProbeError
 
+pytestmark = pytest.mark.integration
+
 TEXT = initlab.Text("uniform", block_size=8, batch_size=2)
 
 

@@ -13,6 +13,8 @@ import initlab
 from initlab.cli import main
 from initlab.errors import ConfigError, InitlabError
 
+pytestmark = pytest.mark.integration
+
 ROLES: dict[str, str | None] = {"blocks.*.keep": "mlp_in", "blocks.*.give": "mlp_out"}
 
 

@@ -13,6 +13,8 @@ from initlab.engines import ENGINES, Engine, engine, outcome
 from initlab.errors import ConfigError
 from initlab.recipes import Normal
 
+pytestmark = pytest.mark.integration
+
 MODEL = initlab.NanoGPTConfig(n_embd=32, n_head=1, block_size=16)
 SMALL = {"model": MODEL, "depths": (1, 2), "seeds": 2, "text": initlab.Text(batch_size=2)}
 

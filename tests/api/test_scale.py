@@ -15,6 +15,8 @@ from initlab import cli
 from initlab.errors import ConfigError, ProbeError, RecipeError, RunError
 from initlab.report import figures
 
+pytestmark = pytest.mark.integration
+
 NANOGPT = initlab.NanoGPTConfig(n_layer=4, n_embd=16, n_head=1, block_size=32)  # heads of 16
 SMALL = {"text": initlab.Text("uniform", batch_size=2), "seeds": 2}
 TINY = SMALL | {"model": replace(NANOGPT, block_size=16)}

@@ -1,18 +1,16 @@
 """`initlab.train` from outside: the tables, the folder, killed and interrupted runs, several processes."""
 
 import math
-import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import ENVIRONMENT, held
 from disks import file_limit
 
 import initlab
@@ -20,7 +18,8 @@ from initlab.errors import ConfigError, DataError, ProbeError, RunError
 from initlab.models.config import PRESETS
 from initlab.models.nanogpt import NanoGPT
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(initlab.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+pytestmark = pytest.mark.integration
+
 SIZES = replace(PRESETS["shakespeare-cpu"], n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=31)
 SHORT = {
     "model": SIZES,
@@ -199,50 +198,27 @@ def test_a_checkpoint_that_cannot_be_used_fails_its_own_recipe(tmp_path):
     assert train(["nanogpt"], **SHORT, out=out).runs["steps_done"].tolist() == [6]
 
 
-def start(out, *arguments, steps=250):
-    command = [sys.executable, "-m", "initlab", "train", "nanogpt", *ARGUMENTS, "--steps", str(steps), "-o", str(out)]
-    return subprocess.Popen(
-        [*command, "--eval-every", "50", *arguments],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_rows(process, path, rows):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and path.read_bytes().count(b"\n") > rows:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no {rows} rows: {process.communicate()}")
-
-
 def test_a_run_that_is_killed_goes_on_to_the_same_numbers(tmp_path):
-    """SIGKILL at whatever step it has come to; and SIGINT, which is said in a sentence."""
+    """SIGKILL between two checkpoints; and SIGINT, which is said in a sentence."""
     out = tmp_path / "killed"
     metrics = out / "runs" / "nanogpt-L2-d16-s0" / "metrics.csv"
-    process = start(out)
-    wait_for_rows(process, metrics, 70)
-    process.kill()
-    process.communicate()
-    kept = pd.read_csv(metrics)  # readable, half a line at most
-    assert len(kept) >= 69
-    process = start(out)
-    wait_for_rows(process, metrics, 150)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
+    command = ["train", "nanogpt", *ARGUMENTS, "--steps", "60", "--eval-every", "10", "-o", out]
+    with held(metrics, 18, *command) as process:
+        process.kill()
+    assert len(pd.read_csv(metrics)) == 17
+    with held(metrics, 37, *command) as process:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert said.strip().splitlines()[-1].startswith("initlab: interrupted; no model was finished; the same command")
     assert "Traceback" not in said
     torch.set_num_threads(1)
-    options = SHORT | {"steps": 250, "eval_every": 50}
+    options = SHORT | {"steps": 60, "eval_every": 10}
     resumed = train(["nanogpt"], **options, out=out)
     whole = train(["nanogpt"], **options)
     for name in ("step", "loss", "val_loss", "grad_norm", "lr", "tokens"):
         np.testing.assert_allclose(resumed.curves[name], whole.curves[name], rtol=1e-8, err_msg=name)
-    assert len(pd.read_csv(metrics)) == 251
+    assert len(pd.read_csv(metrics)) == 61
 
 
 @pytest.mark.slow

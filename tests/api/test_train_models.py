@@ -13,6 +13,8 @@ from initlab import cli, rundir
 from initlab.errors import ConfigError
 from initlab.training.data import load_split
 
+pytestmark = pytest.mark.integration
+
 TEXT = initlab.Text("uniform", batch_size=2, block_size=8)
 SHORT = {"model": decoder, "n_layer": 2, "n_embd": 16, "text": TEXT, "steps": 6, "warmup": 2}
 SHORT |= {"eval_every": 3, "eval_batches": 2}

@@ -14,6 +14,8 @@ from initlab.errors import ConfigError, RunError
 from initlab.models.config import NanoGPTConfig
 from initlab.recipes import Base
 
+pytestmark = pytest.mark.integration
+
 MODEL = NanoGPTConfig(n_layer=1, n_embd=16, n_head=2, block_size=8, bias=False)
 TINY: dict[str, Any] = {
     "model": MODEL,

@@ -15,6 +15,8 @@ import torch
 import initlab
 from initlab.errors import ConfigError, RunError
 
+pytestmark = pytest.mark.integration
+
 T, V = 12, 61
 ROOT = Path(initlab.__file__).parents[1]
 

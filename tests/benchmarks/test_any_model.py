@@ -18,6 +18,8 @@ from zoo import CASES, Case, D
 from zoo_inputs import CASES as WITH_INPUTS
 from zoo_layouts import CASES as LAYOUTS
 
+pytestmark = pytest.mark.integration
+
 BY_HAND = [*CASES, *LAYOUTS, *WITH_INPUTS]
 
 

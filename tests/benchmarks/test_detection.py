@@ -16,6 +16,8 @@ from detection_bases import subject
 from detection_faults import FAULTS, NotHere, Planted
 from detection_wirings import edit
 
+pytestmark = pytest.mark.integration
+
 BASE = "own-llama"
 # these write more than is wrong afterwards
 OVER_MORE = ("blanket init after a special one", "blocks are copies of one")

@@ -3,9 +3,13 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import gpu
+
+pytestmark = pytest.mark.integration
 
 
 def test_a_grid_side_by_side_stands_beside_one_run_after_another():

@@ -11,6 +11,8 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import public_reports
 from public_cases import REPORTS
 
+pytestmark = pytest.mark.integration
+
 
 def test_every_report_is_there_once_and_links_to_its_source():
     sources = [report.source for report in REPORTS]

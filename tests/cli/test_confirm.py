@@ -1,14 +1,12 @@
 """`initlab confirm` on the command line."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from commands import process, wait_until
 
 import initlab
 from initlab import cli
@@ -16,7 +14,8 @@ from initlab.registry import Registry
 from initlab.report import figures
 from initlab.training.protocol import GRIDS
 
-ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(Path(initlab.__file__).parents[1])}
+pytestmark = pytest.mark.integration
+
 TINY = "--depths 1 --lrs 1e-3,1e30 --warmups 0 --seeds 1 --steps 3 --n-embd 16 --n-head 2 --block-size 8 --batch-size 2"
 
 
@@ -111,18 +110,14 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_resumes(tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["confirm", "nanogpt", "--depths", "1", "--lrs", "1e-3", "--warmups", "0", "--seeds", "10"]
     arguments += ["--steps", "300", "--n-embd", "32", "--jobs", "2", "--no-report", "-o", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "initlab", *arguments], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (out / "runs.csv").exists():
-        time.sleep(0.05)
-    started = ["pgrep", "-f", "-P", str(process.pid), "LokyProcess"]  # not the tracker of their semaphores
-    workers = subprocess.run(started, capture_output=True, text=True).stdout.split()
-    assert len(workers) == 2
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130, stderr
+    with process("-m", "initlab", *arguments) as started:
+        wait_until(lambda: (out / "runs.csv").exists(), started)
+        ours = ["pgrep", "-f", "-P", str(started.pid), "LokyProcess"]  # not the tracker of their semaphores
+        workers = subprocess.run(ours, capture_output=True, text=True).stdout.split()
+        assert len(workers) == 2
+        started.send_signal(signal.SIGINT)
+        _, stderr = started.communicate(timeout=120)
+    assert started.returncode == 130, stderr
     assert f"initlab report {out}" in stderr and "resumes" in stderr and "Traceback" not in stderr
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     kept = len(initlab.load(out).run.tables.runs)

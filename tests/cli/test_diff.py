@@ -14,6 +14,8 @@ from torchless import WITHOUT_TORCH
 import initlab
 from initlab import cli
 
+pytestmark = pytest.mark.integration
+
 SMALL = ["--data", "uniform", "--batch-size", "2", "--block-size", "16"]
 FACTORY = """
 import initlab, torch

@@ -10,6 +10,8 @@ import initlab
 from initlab import cli
 from initlab.judge.rules import RULES
 
+pytestmark = pytest.mark.integration
+
 MINE = """
 import torch
 from torch import nn

@@ -9,6 +9,8 @@ from initlab import cli
 from initlab.cli.examples import EXAMPLES
 from initlab.results import Probe
 
+pytestmark = pytest.mark.integration
+
 
 def run(capsys, *arguments):
     code = cli.main([str(argument) for argument in arguments])

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 import initlab
 from initlab import cli
+
+pytestmark = pytest.mark.integration
 
 TINY = (
     "--widths 16,32 --lrs 1e-3,1e-2,1e-1 --seeds 1 --steps 3 --warmup 0 --block-size 8 --batch-size 2 --n-head 2 "

@@ -14,6 +14,8 @@ from initlab.corpus import Corpus, byte_encoding, load_corpus
 from initlab.corpus import docstrings as module
 from initlab.errors import DataError
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from initlab.drawing.gradinit import Settings, halves, learn, meta_gradient
 from initlab.errors import ConfigError, RecipeError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 
+pytestmark = pytest.mark.integration
+
 V, T, L, D = 48, 16, 2, 32
 
 

@@ -22,6 +22,8 @@ from initlab.errors import ProbeError, RecipeError
 from initlab.recipes import Base, Recipe, registry
 from initlab.wiring import Attention, Wiring
 
+pytestmark = pytest.mark.integration
+
 V, C = 64, 32
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def manifest(**changes: Any) -> dict[str, Any]:
 
 def cell(run_id: str, rows: int = 3, **values: Any) -> Tables:
     """One cell's tables: random float32 values, integers everywhere, and `values` in the records."""
+    made = _cell(run_id, rows, tuple(values.items()))
+    return Tables(**{name: frame.copy() for name, frame in made.items()})
+
+
+@cache
+def _cell(run_id: str, rows: int, values: tuple[tuple[str, Any], ...]) -> Tables:
     random = np.random.default_rng(sum(map(ord, run_id)))
 
     def row(name: str, layer: int | None) -> dict[str, object]:
@@ -46,7 +53,7 @@ def cell(run_id: str, rows: int = 3, **values: Any) -> Tables:
                 out[column] = layer if spec.dtype == "Int64" else f"{column} {layer}"
         return out | {"run_id": run_id}
 
-    records = [row("records", None if place == 0 else place) | values for place in range(rows)]
+    records = [row("records", None if place == 0 else place) | dict(values) for place in range(rows)]
     made = {name: [row(name, 0)] for name in ("summary", "coverage", "draws", "declared", "runs")}
     made |= {name: [row(name, 0), row(name, 1)] for name in TABLES if name not in {"records", *made}}
     return Tables(**{name: schema.table(name, made.get(name, records)) for name in TABLES})

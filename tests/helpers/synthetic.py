@@ -115,7 +115,7 @@ def _activations(profile: dict[str, Any], n_embd: int, noise: Any) -> list[dict[
     return rows
 
 
-def _cell(recipe: str, n_layer: int, n_embd: int, seed: int) -> Tables:
+def _cell(recipe: str, n_layer: int, n_embd: int, seed: int) -> dict[str, list[dict[str, Any]]]:
     rng = np.random.default_rng(zlib.crc32(f"{recipe}{n_layer}{n_embd}{seed}".encode()))
 
     def noise() -> float:
@@ -177,9 +177,7 @@ def _cell(recipe: str, n_layer: int, n_embd: int, seed: int) -> Tables:
         {"run_id": run_id, "kind": "activation", "site": site, "expected": n_layer, "fired": n_layer, "note": ""}
         for site in BLOCK_SITES
     ]
-    return Tables(
-        table("records", rows), table("heads", heads), table("summary", [summary]), table("coverage", coverage)
-    )
+    return {"records": rows, "heads": heads, "summary": [summary], "coverage": coverage}
 
 
 def _parameters(
@@ -232,7 +230,11 @@ def synthetic_run(
 ) -> Run:
     """A complete run with every column of the schema filled."""
     cells = [(r, n_layer, n_embd, s) for r in recipes for n_layer in depths for n_embd in widths for s in range(seeds)]
-    tables = Tables.concat([_cell(*cell) for cell in cells])
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        for name, more in _cell(*cell).items():
+            rows.setdefault(name, []).extend(more)
+    tables = Tables(**{name: table(name, more) for name, more in rows.items()})
     config = {
         "recipes": list(recipes),
         "depths": list(depths),

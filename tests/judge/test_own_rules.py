@@ -22,6 +22,8 @@ from initlab.judge.rules import RULES, evaluate, rule
 from initlab.rundir import Run
 from initlab.schema import Tables
 
+pytestmark = pytest.mark.integration
+
 RULE = '''
 from initlab.judge.remedies import rescaled
 from initlab.judge.rules import rule

@@ -71,20 +71,32 @@ DRAWN |= {
 }
 
 
+MADE = {}
+
+
+def table_of(name, rows):
+    """A table of its own; what is in hundreds of runs, such as an empty one, is made once."""
+    key = name, repr(rows)
+    if key not in MADE:
+        MADE[key] = schema.table(name, rows)
+    return MADE[key].copy()
+
+
 def run_of(
     records=(), summary=(), heads=(), wiring=(), writes=(), behaviour=(), draws=(), declared=(), routing=(), **manifest
 ):
-    tables = Tables(
-        records=schema.table("records", [RECORD | row for row in records]),
-        summary=schema.table("summary", [SUMMARY | row for row in summary]),
-        heads=schema.table("heads", [KEYS | {"head": 0, "n_rows": 32, "entropy": 1.0} | row for row in heads]),
-        writes=schema.table("writes", [WRITE | row for row in writes]),
-        wiring=schema.table("wiring", [CELL | row for row in wiring]),
-        routing=schema.table("routing", [KEYS | row for row in routing]),
-        behaviour=schema.table("behaviour", [CELL | row for row in behaviour]),
-        draws=schema.table("draws", [CELL | DRAWN | row for row in draws]),
-        declared=schema.table("declared", [CELL | row for row in declared]),
-    )
+    given = {
+        "records": [RECORD | row for row in records],
+        "summary": [SUMMARY | row for row in summary],
+        "heads": [KEYS | {"head": 0, "n_rows": 32, "entropy": 1.0} | row for row in heads],
+        "writes": [WRITE | row for row in writes],
+        "wiring": [CELL | row for row in wiring],
+        "routing": [KEYS | row for row in routing],
+        "behaviour": [CELL | row for row in behaviour],
+        "draws": [CELL | DRAWN | row for row in draws],
+        "declared": [CELL | row for row in declared],
+    }
+    tables = Tables(**{name: table_of(name, given.get(name, [])) for name in schema.TABLES})
     return Run(tables, {"data": {"sum_p2": 0.05}, "cells": []} | manifest)
 
 

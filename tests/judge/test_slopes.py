@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from initlab import schema
-from initlab.judge.slopes import diverged, slopes
+from initlab.judge.slopes import diverged, points, slopes, verdict
 
 
 def frame(exponents, sizes=(64, 128, 256), axis="n_embd", site="mlp_pre", step=0, kind="activation", **more):
@@ -54,17 +54,17 @@ def test_several_seeds_give_their_mean_and_students_interval():
     assert row["expected"] == pytest.approx(0.5)
 
 
-def test_one_seed_is_judged_by_the_fits_residuals():
-    records = frame([1.0])
-    bent = records["n_embd"] == 128
-    records.loc[bent, "var"] *= 1.1
-    x, y = np.log([64, 128, 256]), np.log([64, 128 * 1.1, 256])
+@pytest.mark.parametrize(("sizes", "quantile"), [((64, 128, 256), 12.7062), ((64, 128, 256, 1024), 4.30265)])
+def test_one_seed_is_judged_by_the_fits_residuals(sizes, quantile):
+    records = frame([1.0], sizes=sizes)
+    records.loc[records["n_embd"] == 128, "var"] *= 1.1
+    x, y = np.log(sizes), np.log([size * (1.1 if size == 128 else 1.0) for size in sizes])
     (slope, _), covariance = np.polyfit(x, y, 1, cov="unscaled")
     residual = y - np.polyval(np.polyfit(x, y, 1), x)
     row = only(slopes(records))
     assert row["slope"] == pytest.approx(slope)
-    assert row["stderr"] == pytest.approx(math.sqrt(covariance[0, 0] * (residual @ residual)))
-    assert row["high"] - row["slope"] == pytest.approx(12.7062 * row["stderr"])
+    assert row["stderr"] == pytest.approx(math.sqrt(covariance[0, 0] * (residual @ residual) / (len(sizes) - 2)))
+    assert row["high"] - row["slope"] == pytest.approx(quantile * row["stderr"])
 
 
 def test_two_sizes_and_one_seed_have_no_interval_and_separate_nothing():
@@ -75,7 +75,7 @@ def test_two_sizes_and_one_seed_have_no_interval_and_separate_nothing():
 
 
 @pytest.mark.parametrize(
-    ("exponents", "verdict"),
+    ("exponents", "said"),
     [
         ([0.01, 0.0, -0.01], "flat"),
         ([1.0, 1.01, 0.99], "grows"),
@@ -84,8 +84,8 @@ def test_two_sizes_and_one_seed_have_no_interval_and_separate_nothing():
         ([1.0, -1.0, 0.9], "not separated"),
     ],
 )
-def test_verdicts(exponents, verdict):
-    assert only(slopes(frame(exponents)))["verdict"] == verdict
+def test_verdicts(exponents, said):
+    assert only(slopes(frame(exponents)))["verdict"] == said
     assert only(slopes(frame(exponents), flat=10.0))["verdict"] == "flat"
 
 
@@ -103,16 +103,50 @@ def test_a_curve_is_told_from_a_line():
     assert np.isnan(only(slopes(frame([1.0, 1.0], sizes=(64, 128))))["bend"])
 
 
+@pytest.mark.parametrize("bend", [0.5, -0.5, 0.2, -0.2])
+def test_a_curve_is_bent_either_way_once_it_is_more_than_flat(bend):
+    records = frame([1.0, 1.01, 0.99])
+    x = np.log(records["n_embd"] / 64) / np.log(4)
+    records["var"] *= np.exp(np.log(4) * bend / 2 * (x**2 - x))
+    row = only(slopes(records, flat=0.3))
+    assert row["bend"] == pytest.approx(bend)
+    assert row["bent"] == (abs(bend) > 0.3)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_curve_whose_interval_holds_none_is_not_told(sign):
+    """Bends of 0.2, 0.4 and 0.6: 0.4 ± 0.497."""
+    records = frame([1.0, 1.0, 1.0])
+    x = np.log(records["n_embd"] / 64) / np.log(4)
+    bend = sign * (0.2 + 0.2 * records["seed"])
+    records["var"] *= np.exp(np.log(4) * bend / 2 * (x**2 - x))
+    row = only(slopes(records, flat=0.3))
+    assert row["bend"] == pytest.approx(sign * 0.4) and not row["bent"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.25, 0.5, "not separated"),
+        (0.26, 0.5, "grows"),
+        (-0.5, -0.25, "not separated"),
+        (-0.5, -0.26, "shrinks"),
+        (-0.25, 0.25, "flat"),
+        (-0.25, 0.26, "not separated"),
+    ],
+)
+def test_an_interval_that_ends_at_the_limit_is_within_it(low, high, said):
+    assert verdict(low, high, 0.25) == said
+
+
 def test_scatter_is_no_curve():
     """The bend's interval holds 0 in about 95 of 100 tables of scatter; beyond `flat` it is then rarer still."""
-    draws = np.random.default_rng(0)
-    bent = 0
-    for _ in range(200):
-        records = frame([1.0, 1.0, 1.0])
-        noise = dict.fromkeys(zip(records["n_embd"], records["seed"], strict=True))
-        noise = {key: np.exp(draws.normal(0, 0.2)) for key in noise}
-        records["var"] *= [noise[key] for key in zip(records["n_embd"], records["seed"], strict=True)]
-        bent += only(slopes(records))["bent"]
+    draws, quiet, tables = np.random.default_rng(0), frame([1.0, 1.0, 1.0]), []
+    model = quiet.groupby(["n_embd", "seed"], sort=False).ngroup()
+    for number in range(200):
+        noise = np.exp(draws.normal(0, 0.2, model.nunique()))
+        tables.append(quiet.assign(recipe=f"r{number}", var=quiet["var"] * noise[model]))
+    bent = slopes(pd.concat(tables, ignore_index=True))["bent"].sum()
     assert 1 <= bent <= 20
 
 
@@ -126,6 +160,34 @@ def test_values_that_are_not_finite_or_zero_take_no_part():
     records["var"] = math.nan
     row = only(slopes(records))
     assert np.isnan(row["slope"]) and row["n"] == 0 and row["verdict"] == "not separated"
+
+
+def test_a_point_is_missing_as_soon_as_one_block_is():
+    records = frame([1.0])
+    records.loc[(records["n_embd"] == 64) & (records["layer"] == 0), ["var", "expected_var"]] = 0.0
+    records.loc[(records["n_embd"] == 128) & (records["layer"] == 1), "var"] = math.inf
+    found = points(records).set_index("n_embd")
+    assert found["log_var"].isna().tolist() == [True, True, False]
+    assert found["log_expected"].isna().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["activation", "change", "effective", "propagating", "grad", "weight"])
+def test_activations_and_what_moved_them_have_slopes(kind):
+    found = slopes(frame([1.0], kind=kind))
+    assert found["kind"].tolist() == ([] if kind in ("grad", "weight") else [kind])
+    assert found["module"].tolist() == [""] * len(found)  # a site has a name
+
+
+def test_recipes_come_as_measured_those_of_one_size_are_left_out_and_those_that_nobody_measured_too():
+    """Also where recipes are a category that has more of them than are there."""
+    recipes = ["a", "none", "one", "z"]
+    one = frame([1.0], sizes=(64,), recipe="one")
+    records = pd.concat([one, frame([1.0], recipe="z"), frame([2.0], recipe="a")], ignore_index=True)
+    records["recipe"] = pd.Categorical(records["recipe"], categories=recipes)
+    found = slopes(records)
+    assert found["recipe"].tolist() == ["z", "a"]
+    assert found["slope"].tolist() == pytest.approx([1.0, 2.0])
+    assert points(records)["recipe"].unique().tolist() == ["one", "z", "a"]
 
 
 def test_each_axis_is_fitted_where_the_other_is_smallest():
@@ -155,5 +217,7 @@ def test_diverged_names_the_first_step_and_how_many_seeds():
         for seed in range(2)
         for step in range(3)
     ]
-    found = only(diverged(schema.table("summary", [row | {"n_tokens": 1} for row in rows])))
+    table = schema.table("summary", [row | {"n_tokens": 1} for row in rows])
+    table["recipe"] = pd.Categorical(table["recipe"], categories=["r", "none"])
+    found = only(diverged(table))
     assert (found["step"], found["seeds"], found["of"]) == (1, 1, 2)

@@ -10,6 +10,8 @@ from torch import nn
 import initlab
 from initlab.errors import ConfigError
 
+pytestmark = pytest.mark.integration
+
 
 def build(name):
     torch.manual_seed(0)

@@ -17,6 +17,8 @@ from initlab.anatomy.inputs import of_ids
 from initlab.measure.behaviour import behaviour_rows
 from initlab.measure.probe import look
 
+pytestmark = pytest.mark.integration
+
 V, C, T, HEADS = 64, 32, 32, 4
 
 

@@ -10,6 +10,8 @@ import torch
 import initlab
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 
+pytestmark = pytest.mark.integration
+
 SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=64)
 ids = torch.randint(64, (4, 32), generator=torch.Generator().manual_seed(0))
 

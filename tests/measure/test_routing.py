@@ -12,6 +12,8 @@ from torch.nn import functional as F
 import initlab
 from tests.helpers.measure_zoo import Attention, D, Language, Norm
 
+pytestmark = pytest.mark.integration
+
 E = 4
 
 

@@ -15,6 +15,8 @@ import initlab
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 from tests.helpers.measure_zoo import ZOO, Block, D, Language, Post, Pre, Sandwich
 
+pytestmark = pytest.mark.integration
+
 # pre-norm toys whose head reads the stream itself, without a norm
 BARE = ("one block three times", "encoder and decoder")
 

@@ -17,6 +17,8 @@ from initlab.models.nanogpt import empty_model
 from initlab.models.wiring import nanogpt_wiring
 from initlab.report.facts import _NANOGPTS
 
+pytestmark = pytest.mark.integration
+
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 32, "vocab_size": 96}
 OPTIONS = {
     "rmsnorm": {"norm": "rmsnorm"},

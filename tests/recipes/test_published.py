@@ -18,6 +18,8 @@ from initlab.models.wired import wired
 from initlab.recipes import Role, registry
 from initlab.recipes.tabulating import gpt_dims
 
+pytestmark = pytest.mark.integration
+
 
 def test_the_readme_counts_the_recipes() -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()

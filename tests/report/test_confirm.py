@@ -14,6 +14,8 @@ from initlab.report.view import overview, view
 from initlab.rundir import Run
 from initlab.schema import Tables
 
+pytestmark = pytest.mark.integration
+
 
 def judged(run):
     findings = evaluate(run)

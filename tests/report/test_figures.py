@@ -21,6 +21,8 @@ from initlab.report.svg import both
 from initlab.report.theme import new_figure, style
 from initlab.results import Comparison
 
+pytestmark = pytest.mark.integration
+
 ORDER = [
     "watch",
     "losses",

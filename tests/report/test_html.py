@@ -17,6 +17,8 @@ from initlab.report.figures import FIGURES
 from initlab.report.files import write_report
 from initlab.report.html import page as written
 
+pytestmark = pytest.mark.integration
+
 # the other tests here render these, or draw their figures
 DRAWN_ELSEWHERE = {"usual", "nine recipes", "five recipes, one depth", "two widths", "deep probe"}
 TRANSFER = {"transfer", "transfer-width", "transfer-depth"}

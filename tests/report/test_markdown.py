@@ -12,6 +12,8 @@ from initlab.report import console, drawings, html, markdown
 from initlab.report.document import Document
 from initlab.results import Comparison
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def usual():

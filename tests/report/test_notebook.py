@@ -13,6 +13,8 @@ from initlab.report.document import Document
 from initlab.report.theme import DARK, LIGHT
 from initlab.results import Findings, Result
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize("case", variants())
 def test_every_run_fits_and_asks_for_nothing(case):

@@ -18,6 +18,8 @@ from initlab.report import train as section
 from initlab.report.document import Document
 from initlab.report.html import page as written
 
+pytestmark = pytest.mark.integration
+
 
 @cache
 def judged(case):

@@ -12,6 +12,8 @@ from initlab.report.view import steps_of
 from initlab.rundir import Run
 from initlab.schema import Tables, cast
 
+pytestmark = pytest.mark.integration
+
 STEPS = (0, 10, 20)
 
 

@@ -13,6 +13,8 @@ from initlab.report import figures
 from initlab.report.figures import FIGURES
 from initlab.report.figures.data import best_runs
 
+pytestmark = pytest.mark.integration
+
 TRAINED = (
     "losses",
     "rates",

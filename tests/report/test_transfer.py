@@ -6,6 +6,8 @@ from initlab.report import console, figures, transfer
 from initlab.report.document import Document
 from initlab.results import Transfer
 
+pytestmark = pytest.mark.integration
+
 
 def shown(run, width=110):
     text = console.text(Document(run, evaluate(run)), width=width, color=False)

@@ -20,6 +20,8 @@ from initlab.rundir import COMMITS, RunDir, load
 from initlab.rundir import reading as reading_module
 from initlab.schema import TABLES
 
+pytestmark = pytest.mark.integration
+
 IDS = ["a", "b", 'quo"te,d', "two\nlines"]
 DONE = {"finished": "2026-01-01T00:01:00Z", "cells": IDS}
 

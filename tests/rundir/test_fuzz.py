@@ -15,6 +15,8 @@ from initlab.errors import InitlabError
 from initlab.report.facts import shortfall
 from initlab.rundir import RunDir, load
 
+pytestmark = pytest.mark.integration
+
 KINDS = {"probe": 1, "compare": 3, "watch": 4, "train": 2, "confirm": 5}
 TRAINED = ("training", "runs")
 

@@ -18,6 +18,8 @@ from cells import CELLS, cell, manifest
 from initlab.errors import RunError
 from initlab.rundir import RunDir, check, load, lock, note
 
+pytestmark = pytest.mark.integration
+
 HOLDER = """
 import sys
 sys.path.insert(0, sys.argv[2])

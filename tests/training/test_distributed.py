@@ -14,6 +14,8 @@ import initlab
 from initlab.errors import ConfigError
 from initlab.training.distributed import World, current, joined
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(initlab.__file__).parents[1]
 SCRIPT = """
 import json, sys

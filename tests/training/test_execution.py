@@ -13,6 +13,8 @@ from initlab.training import data
 from initlab.training.execution import Execution
 from initlab.training.protocol import GridConfig, train_cell
 
+pytestmark = pytest.mark.integration
+
 MODEL = NanoGPTConfig(n_embd=16, n_head=2, block_size=8, vocab_size=256)
 SIZES = {"model": MODEL, "widths": (16,), "batch_size": 2, "eval_batches": 2, "seeds": 1, "steps": 3}
 

@@ -24,6 +24,8 @@ from initlab.training.data import Split, split
 from initlab.training.telling import TrainResult
 from initlab.training.trainer import train
 
+pytestmark = pytest.mark.integration
+
 SIZES = NanoGPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=16, bias=False)
 CONFIG = TrainConfig(steps=12, lr=1e-2, warmup=3, batch_size=4, eval_every=5, eval_batches=2)
 

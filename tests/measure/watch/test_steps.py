@@ -18,6 +18,8 @@ from initlab.measure.statistics import choose
 from initlab.measure.watch.steps import StepRecorder
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 
+pytestmark = pytest.mark.integration
+
 B = 3
 IDENTITY = Identity(run_id="cell", recipe="as-found", seed=0)
 

@@ -25,6 +25,8 @@ from initlab.training.batched.runs import Runs
 from initlab.training.execution import Execution
 from initlab.training.protocol import GridConfig
 
+pytestmark = pytest.mark.integration
+
 MODEL = NanoGPTConfig(n_embd=16, n_head=2, block_size=8, vocab_size=256)
 SIZES = {"model": MODEL, "depths": (1,), "widths": (16,), "batch_size": 2, "eval_batches": 2, "seeds": 2, "steps": 4}
 RECIPES = ("nanogpt", "zero-out", "rezero")  # two of one wiring, and one of another

@@ -23,6 +23,8 @@ from initlab.training.config import TrainConfig
 from initlab.training.task import task_of
 from initlab.training.trainer import train
 
+pytestmark = pytest.mark.integration
+
 MODEL = NanoGPTConfig(n_layer=2, n_embd=16, n_head=2, block_size=8, vocab_size=256)
 # plain, none, both parts relative to a base, multipliers of the stream, a learned gate, a scale and a norm in each
 # place, RMSNorm and rotary positions with a gated MLP

@@ -1,0 +1,200 @@
+"""Are the tests able to fail? Mutants of initlab's code by mutmut, and how many of them the tests notice.
+
+    pip install mutmut==3.8.1
+    python benchmarks/mutation.py [PART ...] [--write] [--children 2]
+
+A mutant is one small change of a function: another operator, number, text or default. A part is some modules and the
+tests that are of them; a mutant is tried with those of its part's tests that call its function. It is killed where one
+fails, survives where all pass, and isn't reached where none of the part's tests calls its function. mutmut leaves
+decorated functions as they are, so the judges of rules aren't mutated, only what they call.
+
+Everything happens in a copy in a temporary folder. --write puts the part's counts and what survived into
+mutation.json, and all parts as a table into mutation.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import initlab
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_suffix(".json")
+# of a part: its modules, below initlab/, and the tests, below tests/
+PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "statistics": (
+        ("judge/slopes.py", "judge/students.py", "judge/grouping.py"),
+        ("judge/test_slopes.py", "judge/test_students.py", "judge/test_grouping.py"),
+    ),
+    "matching": (
+        ("judge/matching.py",),
+        ("drawing/test_describe.py", "drawing/test_uneven.py", "judge/test_mending.py"),
+    ),
+    "outcomes": (("judge/outcomes/*.py",), ("judge/outcomes",)),
+    "differences": (("judge/differences/*.py",), ("judge/differences",)),
+    "mending": (
+        ("judge/mending.py", "judge/remedies.py", "judge/siblings.py", "judge/worsening.py", "judge/baseline.py"),
+        ("judge/test_mending.py", "judge/test_siblings.py", "judge/test_baseline.py"),
+    ),
+    "activations": (("judge/activations.py",), ("judge/test_activations.py",)),
+    "rules": (
+        ("judge/rules/*.py",),
+        ("judge/test_rules.py", "judge/test_own_rules.py", "judge/test_trends.py", "judge/test_updates.py"),
+    ),
+    "theory": (("judge/theory/*.py",), ("judge/theory", "judge/test_theory.py")),
+    "moments": (("measure/moments.py",), ("measure/test_moments.py",)),
+    "measure": (("measure/*.py", "measure/statistics/*.py"), ("measure",)),
+    "roles": (("anatomy/roles.py", "anatomy/names.py"), ("anatomy/test_roles.py",)),
+    "anatomy": (("anatomy/*.py",), ("anatomy",)),
+}
+SETTINGS = """
+[tool.mutmut]
+source_paths = ["initlab"]
+only_mutate = {modules}
+pytest_add_cli_args_test_selection = {tests}
+pytest_add_cli_args = ["-p", "no:cacheprovider"]
+also_copy = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples", "benchmarks", "reports"]
+"""
+# what was changed, of all survivors in one process: each start of mutmut takes seconds
+SHOW = """
+import sys
+from mutmut.__main__ import cli
+for name in sys.argv[1:]:
+    cli(["show", name], standalone_mode=False)
+"""
+
+
+def mutate(part: str, children: int) -> tuple[dict[str, str], list[str]]:
+    """Make the mutants of a part and run its tests on each; what became of each by its name, and what survived."""
+    modules, tests = PARTS[part]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "initlab"
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in listed.splitlines():
+            if (ROOT / name).is_file():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, copy / name)
+        settings = copy / "pyproject.toml"
+        lines = settings.read_text(encoding="utf-8").splitlines()
+        # one process, and a test that fails at the first: mutmut has its own processes
+        lines = ['addopts = "--import-mode=importlib"' if line.startswith("addopts") else line for line in lines]
+        text = SETTINGS.format(
+            modules=json.dumps([f"initlab/{module}" for module in modules]),
+            tests=json.dumps([f"tests/{test}" for test in tests]),
+        )
+        settings.write_text("\n".join(lines) + text, encoding="utf-8")
+        command = [sys.executable, "-m", "mutmut"]
+
+        def mutmut(*arguments: str) -> str:
+            ran = subprocess.run([*command, *arguments], cwd=copy, capture_output=True, text=True)
+            if ran.returncode:
+                raise SystemExit(f"mutmut failed:\n{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}")
+            return ran.stdout
+
+        mutmut("run", "--max-children", str(children))
+        kept = {}
+        for line in mutmut("results", "--all", "true").splitlines():
+            name, _, what = line.strip().rpartition(": ")
+            if name:
+                kept[name] = what
+        survivors = [name for name, what in kept.items() if what == "survived"]
+        shown = subprocess.run(
+            [sys.executable, "-c", SHOW, *survivors], cwd=copy, capture_output=True, text=True, check=True
+        )
+        return kept, changes(shown.stdout)
+
+
+def changes(shown: str) -> list[str]:
+    """What mutmut shows of mutants, a line each: the function, and its changed lines."""
+    found: list[str] = []
+    for line in shown.splitlines():
+        if line.startswith("# "):
+            function = line[2:].partition("__mutmut_")[0].removeprefix("initlab.")
+            found.append(re.sub(r"\.x(ǁ\w+ǁ|_)", lambda made: f".{made[1].strip('ǁ_')}.".replace("..", "."), function))
+        elif line.startswith("+") and not line.startswith("+++"):
+            found[-1] += f": {line[1:].strip()}"
+    return found
+
+
+def module_of(mutant: str) -> str:
+    """The module of a name such as initlab.judge.slopes.x_slopes__mutmut_3."""
+    return mutant.rpartition(".")[0].removeprefix("initlab.")
+
+
+def rows(found: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Count what became of the mutants of each module."""
+    counted: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, what in found.items():
+        kind = {"no tests": "not reached", "timeout": "killed", "survived": "survived", "killed": "killed"}
+        counted[module_of(name)][kind.get(what, "other")] += 1
+    return {module: dict(counts) for module, counts in sorted(counted.items())}
+
+
+def page(results: dict[str, dict]) -> str:
+    """All parts as Markdown."""
+    lines = [
+        "# What the tests notice",
+        "",
+        "`python benchmarks/mutation.py PART --write`: mutants by mutmut, tried with the tests of their part. A mutant",
+        "that runs forever counts as killed; «of those reached» is killed / (killed + survived).",
+        "",
+        "| part | module | killed | survived | not reached | of those reached |",
+        "|---|---|---|---|---|---|",
+    ]
+    for part, result in results.items():
+        total: Counter[str] = Counter()
+        for module, counts in result["modules"].items():
+            total.update(counts)
+            lines.append(f"| {part} | {module} | {cells(counts)} |")
+        if len(result["modules"]) > 1:
+            lines.append(f"| {part} | together | {cells(total)} |")
+    lines += ["", "## Which survive", ""]
+    for part, result in results.items():
+        lines += [f"{part} ({result['made']}):", "", "```", *result["survived"], "```", ""]
+    return "\n".join(lines)
+
+
+def cells(counts: Counter[str] | dict[str, int]) -> str:
+    killed, survived = counts.get("killed", 0), counts.get("survived", 0)
+    share = f"{killed / (killed + survived):.0%}" if killed + survived else ""
+    return f"{killed} | {survived} | {counts.get('not reached', 0)} | {share}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--children", type=int, default=2, help="mutants at a time")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    for part in options.parts or PARTS:
+        started = time.monotonic()
+        found, survived = mutate(part, options.children)
+        modules = rows(found)
+        for module, counts in modules.items():
+            print(module, counts)
+        print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        results[part] = {
+            "made": f"initlab {initlab.__version__}, {time.strftime('%Y-%m-%d')}",
+            "modules": modules,
+            "survived": survived,
+        }
+        if options.write:
+            ordered = {name: results[name] for name in PARTS if name in results}
+            RESULTS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+            RESULTS.with_suffix(".md").write_text(page(ordered), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
