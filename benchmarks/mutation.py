@@ -32,8 +32,8 @@ RESULTS = Path(__file__).with_suffix(".json")
 # of a part: its modules, below initlab/, and the tests, below tests/
 PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "statistics": (
-        ("judge/slopes.py", "judge/students.py", "judge/grouping.py"),
-        ("judge/test_slopes.py", "judge/test_students.py", "judge/test_grouping.py"),
+        ("judge/slopes.py", "judge/students.py", "judge/rows.py"),
+        ("judge/test_slopes.py", "judge/test_students.py", "judge/test_rows.py"),
     ),
     "matching": (
         ("judge/matching.py",),
