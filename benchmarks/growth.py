@@ -1,6 +1,6 @@
 """How the cost of a probe, a report and a prediction grows with blocks, tokens and width.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/growth.py [--write] [--quick]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/growth.py [--write] [--quick] [--axes blocks tokens]
 
 Each size is measured in a process of its own: CPU seconds of a bare forward and backward pass and of
 `initlab.probe(model, batch, stats="light").findings`, medians of three, the records it made, and the process's largest
@@ -32,14 +32,15 @@ AXES: dict[str, list[dict[str, int]]] = {
     "blocks": [{"n_layer": n, "n_embd": 32, "B": 2, "T": 64} for n in (4, 16, 64, 256, 1000)],
     "tokens": [{"n_layer": 4, "n_embd": 128, "B": b, "T": 256} for b in (1, 4, 16, 64)],
     "width": [{"n_layer": 4, "n_embd": d, "B": 2, "T": 128} for d in (64, 256, 1024, 2048)],
-    "predict": [{"n_layer": n, "n_embd": 768} for n in (100, 1000, 10_000, 100_000)],
+    "predict": [{"n_layer": n, "n_embd": 768} for n in (100, 1000, 10_000)],
     "report": [{"n_layer": n, "n_embd": 32, "B": 2, "T": 64} for n in (4, 64, 256)],
 }
 
 
-def seconds(call: Callable[[], Any], rounds: int = 3) -> float:
-    """Median CPU seconds of a call, after one that isn't counted."""
-    call()
+def seconds(call: Callable[[], Any], rounds: int = 3, *, warm: bool = False) -> float:
+    """Median CPU seconds of a call, after one that isn't counted, unless there was one before."""
+    if not warm:
+        call()
     taken = []
     for _ in range(rounds):
         started = time.process_time()
@@ -78,9 +79,10 @@ def measured(axis: str, size: dict[str, int]) -> dict[str, float]:
             with tempfile.TemporaryDirectory() as folder:
                 row["seconds"] = seconds(lambda: result.report(folder, progress=False), 1)
         else:
-            row["bare"], row["seconds"] = seconds(bare), seconds(probe)
+            records = len(probe().records)
+            row["bare"], row["seconds"] = seconds(bare), seconds(probe, warm=True)
             row["times"] = row["seconds"] / row["bare"]
-            row["records"] = len(probe().records)
+            row["records"] = records
     row["mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return row
 
@@ -110,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="growth.md beside this file")
     parser.add_argument("--quick", action="store_true", help="without the largest size of each")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="only these")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a process of its own is given
     options = parser.parse_args()
     if options.one:
@@ -117,8 +120,8 @@ def main() -> None:
         print(json.dumps(measured(axis, size)))
         return
     rows = []
-    for axis, sizes in AXES.items():
-        for size in sizes[: -1 if options.quick else None]:
+    for axis in options.axes:
+        for size in AXES[axis][: -1 if options.quick else None]:
             command = [sys.executable, __file__, "--one", json.dumps([axis, size])]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows.append({"axis": axis, "size": size, **json.loads(done.stdout.splitlines()[-1])})
