@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from initlab.anatomy.unsharding import fully_sharded
 from initlab.errors import ConfigError, ProbeError
 from initlab.options import shown
 
@@ -19,7 +20,7 @@ def unwrap(model: nn.Module, *, shards: bool = False) -> tuple[nn.Module, list[s
 
     Args:
         model: as the training loop calls it.
-        shards: weights may be in part on other processes.
+        shards: those of `fully_shard`, whose weights are in part on other processes, pass.
 
     Raises:
         ConfigError: not a model.
@@ -29,7 +30,7 @@ def unwrap(model: nn.Module, *, shards: bool = False) -> tuple[nn.Module, list[s
     model, notes = bare(model)
     if any(module._compiled_call_impl is not None for module in model.modules()):
         notes.append("compiled in place: measured eagerly")
-    if not shards:
+    if not (shards and fully_sharded(model)):
         refuse_shards(model)
     _refuse(model)
     return model, notes

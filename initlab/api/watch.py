@@ -121,7 +121,7 @@ def watch(
     """
     from initlab.anatomy.declared import declared_blocks
     from initlab.anatomy.filters import refuse_unknown_modules
-    from initlab.anatomy.unsharding import fully_sharded, own_class
+    from initlab.anatomy.unsharding import own_class
     from initlab.anatomy.unwrapping import unwrap
     from initlab.measure.across import alongside
     from initlab.measure.moments import PRESETS
@@ -139,7 +139,7 @@ def watch(
     loss_scale = float(loss_scale) if real(loss_scale) else loss_scale
     callbacks, alerts = as_callbacks(callback), Alerts(on_failure)
     statistics = choose(metrics, stats)
-    inside, _ = unwrap(model, shards=fully_sharded(model))
+    inside, _ = unwrap(model, shards=True)
     sites = list(sites) if isinstance(sites, Iterator) else sites  # both are read more than once
     modules = list(modules) if isinstance(modules, Iterator) else modules
     if sites is not None:

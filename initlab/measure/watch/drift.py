@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from initlab.anatomy.unsharding import fully_sharded, resharded, whole
+from initlab.anatomy.unsharding import resharded, whole
 from initlab.anatomy.unwrapping import unwrap
 from initlab.errors import ConfigError
 
@@ -23,11 +23,11 @@ class Origin:
     """
 
     def __init__(self, model: nn.Module, given: bool | Mapping[str, Tensor] | nn.Module):
-        inside, _ = unwrap(model, shards=fully_sharded(model))
+        inside, _ = unwrap(model, shards=True)
         resharded(inside)
         found = inside if given is True else None
         if isinstance(given, nn.Module):
-            found, _ = unwrap(given, shards=fully_sharded(given))
+            found, _ = unwrap(given, shards=True)
         weights = given if isinstance(given, Mapping) else dict(found.named_parameters()) if found is not None else None
         if weights is None:
             raise ConfigError(f"drift is {given!r:.80}; expected True, a model, or a state dict of one")

@@ -107,8 +107,8 @@ class StepRecorder:
         self._seen: tuple[tuple[list[str], list[tuple[str, torch.Size]]], Anatomy] | None = None
         self._chosen: set[str] | None = None  # names of the modules among `modules`
         self._notes: list[str] = []
+        unwrap(model, shards=True)
         self._sharded = fully_sharded(model)
-        unwrap(model, shards=self._sharded)
         if self.done % every == 0:
             self._arm()
 
@@ -149,7 +149,7 @@ class StepRecorder:
 
     def _arm(self) -> None:
         """Wait for the forward pass: two hooks on the model itself, and nothing compiled until the step is over."""
-        inside, notes = unwrap(self._model, shards=self._sharded)
+        inside, notes = unwrap(self._model, shards=True)
         self._notes = [
             "compiled: watched steps run eagerly, as does whatever else is compiled; the others run compiled"
             if note.startswith("compiled")
