@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from collections.abc import Sequence
@@ -128,9 +129,18 @@ def _why_not(findings: Sequence[Finding], width: int) -> str:
         line = longer
         ordered.pop(0)
     # what there is no room for has its reason in the page, and in `initlab rules CODE`
-    rest = ", ".join(sorted({code for _, codes in ordered for code in codes}))
+    rest = ", ".join(_ranges(sorted({code for _, codes in ordered for code in codes})))
     whole = f"{line} and {rest}" if rest and not line.endswith(":") else f"{line} {rest}" if rest else line.rstrip(";")
     return textwrap.fill(whole, width, subsequent_indent="  ", break_long_words=False)
+
+
+def _ranges(codes: Sequence[str]) -> list[str]:
+    """Write three and more codes that follow each other as one: `BEH001–BEH008`."""
+    named = [(code.rstrip("0123456789"), code) for code in codes]
+    places = [(family, len(code), int(code[len(family) :]) - place) for place, (family, code) in enumerate(named)]
+    following = itertools.groupby(zip(places, codes, strict=True), lambda each: each[0])
+    runs = [[code for _, code in own] for _, own in following]
+    return [text for run in runs for text in ([f"{run[0]}–{run[-1]}"] if len(run) > 2 else run)]
 
 
 def _print_finding(console: Console, finding: Finding, owner: str, width: int) -> None:

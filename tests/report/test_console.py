@@ -68,6 +68,19 @@ def test_what_did_not_apply_is_a_line_with_its_reason():
     assert "check" in line
 
 
+@pytest.mark.parametrize(
+    ("codes", "text"),
+    [
+        (["BEH001", "BEH002", "BEH003", "DRW001", "DRW002", "INI007"], "BEH001–BEH003, DRW001, DRW002, INI007"),
+        (["ACT009", "ACT010", "ACT011", "ATT012"], "ACT009–ACT011, ATT012"),
+        (["OWN1", "OWN2", "OWN4"], "OWN1, OWN2, OWN4"),
+        ([], ""),
+    ],
+)
+def test_codes_that_follow_each_other_are_one(codes, text):
+    assert ", ".join(console._ranges(codes)) == text
+
+
 def test_with_one_depth_the_missing_exponents_are_explained():
     assert "depth exp.: what a block writes" in " ".join(show("usual", width=400).split())
     assert "depth exp.: needs two depths, as in --depths 4,8,16" in show("no expectation", width=400)
