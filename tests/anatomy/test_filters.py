@@ -14,6 +14,8 @@ from initlab.anatomy.look import of
 from initlab.errors import ConfigError
 from initlab.recipes import Role
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def model():

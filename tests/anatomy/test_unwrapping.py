@@ -9,6 +9,8 @@ import initlab
 from initlab.anatomy.unwrapping import eagerly, unwrap
 from initlab.errors import ConfigError, ProbeError
 
+pytestmark = pytest.mark.integration
+
 
 def model():
     torch.manual_seed(0)

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import initlab
 from tests.helpers.keeping import HS, KEPT, NH, B, D, Model, T, V
 
+pytestmark = pytest.mark.integration
+
 
 class Block(nn.Module):
     """Attention whose weights and z are a subclass's own, and an MLP."""

@@ -471,6 +471,7 @@ def test_what_can_be_used_is(name):
         json.dumps(result.run.manifest)  # what was given is in it, as plain numbers
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("where", [without_gradients, in_inference])
 @pytest.mark.parametrize(
     "call",

@@ -18,6 +18,8 @@ from initlab.measure.batches import FEW
 from initlab.measure.probe import look
 from initlab.rundir import Run
 
+pytestmark = pytest.mark.integration
+
 B, T, C, V = 4, 160, 16, 23
 
 

@@ -10,6 +10,8 @@ import initlab
 from initlab.drawing.configs import blocks_of, is_config, model_of_config
 from initlab.errors import ConfigError
 
+pytestmark = pytest.mark.integration
+
 transformers = pytest.importorskip("transformers")
 GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 256, "n_positions": 32}
 QWEN = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}

@@ -23,6 +23,8 @@ from initlab.errors import ConfigError, ProbeError
 from initlab.models.nanogpt import NanoGPT, NanoGPTConfig
 from initlab.schema import WRITES
 
+pytestmark = pytest.mark.integration
+
 SMALL = NanoGPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64)
 
 

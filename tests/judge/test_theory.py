@@ -131,6 +131,7 @@ def var(tables, site, layer, kind="activation"):
     return float(rows["var"].mean())
 
 
+@pytest.mark.integration
 def test_known_values_at_d384_L12(measured):
     assert var(measured, "embed", None) == pytest.approx(8.0e-4, rel=0.005)
     assert var(measured, "resid_post", 0) == pytest.approx(2.02e-3, rel=0.05)
@@ -142,6 +143,7 @@ def test_known_values_at_d384_L12(measured):
     assert measured.summary["loss"].mean() == pytest.approx(4.258, abs=0.02)
 
 
+@pytest.mark.integration
 def test_every_predicted_site_is_near_its_measurement(measured):
     found = predict("nanogpt", 384, 12, 65)
     # what attention writes hangs on the correlation of positions, which one draw fixes: seeds scatter by 10 %
@@ -152,6 +154,7 @@ def test_every_predicted_site_is_near_its_measurement(measured):
         assert var(measured, site, layer) == pytest.approx(expected, rel=loose.get(site, 0.05)), (site, layer)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("recipe", ["nanogpt", "torch-default", "xavier", "zero-out"])

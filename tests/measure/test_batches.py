@@ -11,6 +11,8 @@ from torch.nn import functional as F
 import initlab
 from initlab.errors import ConfigError, ProbeError
 
+pytestmark = pytest.mark.integration
+
 
 def ids(length=T):
     return torch.randint(V, (2, length), generator=torch.Generator().manual_seed(0))

@@ -10,6 +10,8 @@ from tutorials import TUTORIALS, FlattensLogits, LossAlone, T, V
 
 import initlab
 
+pytestmark = pytest.mark.integration
+
 
 def ids(length=T):
     return torch.randint(V, (3, length), generator=torch.Generator().manual_seed(0))

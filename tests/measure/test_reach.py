@@ -16,6 +16,8 @@ from initlab.anatomy.inputs import Inputs
 from initlab.measure import probe
 from initlab.measure.reach import reached
 
+pytestmark = pytest.mark.integration
+
 D, V, T = 16, 32, 8
 
 

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 import initlab
 
+pytestmark = pytest.mark.integration
+
 
 class Attention(nn.Module):
     def __init__(self):

@@ -20,6 +20,8 @@ from initlab.judge.rules.base import Case
 from initlab.measure.statistics import KINDS, STATISTICS, Statistic, choose
 from initlab.schema import HEADS, RECORDS
 
+pytestmark = pytest.mark.integration
+
 T, V = 12, 61
 
 

@@ -18,6 +18,8 @@ from initlab.report.html import page
 from initlab.report.markdown import text as markdown
 from initlab.rundir import Run
 
+pytestmark = pytest.mark.integration
+
 NEW = ("EMB001", "drowned", "new", "", "error", "was fine", "It is <drowned>", "draw it", "")
 
 

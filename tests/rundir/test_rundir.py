@@ -25,6 +25,8 @@ from initlab.rundir import COMMITS, RunDir, load
 from initlab.rundir.files import csv_bytes
 from initlab.schema import TABLES, Tables
 
+pytestmark = pytest.mark.integration
+
 FILES = [
     "behaviour.csv",
     "commits.jsonl",
@@ -262,7 +264,6 @@ def test_a_torn_last_line_drops_that_cell_alone(tmp_path: Path, cut: int, earlie
     same(load(tmp_path).tables, Tables.concat([cell("a"), cell("b")]))
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", [name for name in ORDER if name != "commits"])
 @pytest.mark.parametrize("size", [1, 10, 10_000])
 def test_a_cell_torn_before_its_commit_is_dropped_and_measured_again(tmp_path: Path, name: str, size: int) -> None:

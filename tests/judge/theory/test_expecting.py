@@ -18,6 +18,8 @@ from initlab.recipes import Constant, Normal, Role, registry
 from initlab.training import data as training_data
 from initlab.wiring import Attention
 
+pytestmark = pytest.mark.integration
+
 SIZES = {"n_layer": 3, "n_head": 2, "n_embd": 128, "block_size": 64}
 B = 4
 WIRING = nanogpt_wiring(NanoGPTConfig(n_layer=3, n_head=2, n_embd=128, vocab_size=256))

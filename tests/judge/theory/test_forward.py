@@ -2,10 +2,13 @@
 
 import tracemalloc
 
+import pytest
+
 import initlab
 from initlab.judge.theory import forward
 
 
+@pytest.mark.integration
 def test_a_long_stack_is_followed_once_more_in_parts_and_gives_the_same(monkeypatch):
     """To the bit, in a fraction of the memory: 0.1 MB of each block are kept otherwise."""
     found = []
