@@ -21,6 +21,7 @@ from initlab.options import RunOptions, Text
 if TYPE_CHECKING:
     from initlab.models.config import NanoGPTConfig
     from initlab.recipes import Base
+    from initlab.report.document import Document
     from initlab.results import Result
 
     # what add_subparsers gives; argparse has no public name for it
@@ -203,7 +204,7 @@ def add_saving(parser: argparse.ArgumentParser, *, fail_on: str) -> None:
     add_output(parser, fail_on=fail_on)
 
 
-def add_output(parser: argparse.ArgumentParser, *, fail_on: str, formats: Sequence[str] = FORMATS) -> None:
+def add_output(parser: argparse.ArgumentParser, *, fail_on: str, baseline: bool = True) -> None:
     """What of the findings counts, and how they are printed."""
     parser.set_defaults(usually=fail_on, fails_by_itself=fail_on != "never")
     parser.add_argument(
@@ -224,13 +225,13 @@ def add_output(parser: argparse.ArgumentParser, *, fail_on: str, formats: Sequen
         metavar="CODE=X",
         help="another limit for a rule: EMB001=0.05, or by name EMB001.error=0.001 (see `initlab rules`)",
     )
-    if len(formats) > 2:
+    if baseline:
         parser.add_argument(
             "--baseline",
             metavar="FILE",
             help="count what is new alone: a findings.json, what --format json printed, or a run's folder (none)",
         )
-    parser.add_argument("--format", choices=formats, default="text", help="of stdout (text)")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="of stdout (text)")
     parser.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
 
 
@@ -255,7 +256,6 @@ def show(result: Result, options: argparse.Namespace, out: Path) -> int:
     """Judge by the options, write the report, print the summary, and turn findings into an exit code."""
     from initlab import rundir
     from initlab.judge.baseline import known_among
-    from initlab.report import formats
 
     given = _judging(options)
     if options.select or options.ignore or options.limit:  # else as the run was judged before
@@ -272,10 +272,18 @@ def show(result: Result, options: argparse.Namespace, out: Path) -> int:
         print(result._text(color=use_color()), end="")
         print(f"report  {page}" if page else f"tables  {out}")
     else:
-        summary = json.loads(result.summary.to_json(orient="records"))
-        shown = formats.Shown(result.document(), fails, str(out), summary)
-        print(formats.FORMATS[options.format](shown), end="")
+        print_for_programs(result.document(), options, str(out), json.loads(result.summary.to_json(orient="records")))
     return int(reaches(result.worst, fails))
+
+
+def print_for_programs(
+    document: Document, options: argparse.Namespace, out: str = "", summary: Sequence[dict[str, Any]] = ()
+) -> None:
+    """Print what was judged in the format that the options name, any but `text`."""
+    from initlab.report import formats
+
+    shown = formats.Shown(document, failing_severity(options), out, list(summary))
+    print(formats.FORMATS[options.format](shown), end="")
 
 
 def failing_severity(options: argparse.Namespace) -> Severity | None:

@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import add_output, add_text, failing_severity, overrides, set_threads, text_of, use_color
+from initlab.cli.common import (
+    add_output,
+    add_text,
+    failing_severity,
+    overrides,
+    print_for_programs,
+    set_threads,
+    text_of,
+    use_color,
+)
 from initlab.cli.given import add_batch, batch_given, read_files
 from initlab.errors import ConfigError
 from initlab.judge import reaches
@@ -51,7 +60,7 @@ def add(commands: Commands) -> None:
     diff.add_argument("--device", default="auto", help="of models: auto, cpu or cuda (auto)")
     diff.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (all cores)")
     diff.add_argument("-o", "--out", metavar="DIR", help="write a page there: A beside B")
-    add_output(diff, fail_on="never", formats=("text", "json"))
+    add_output(diff, fail_on="never", baseline=False)
     diff.set_defaults(run=_diff)
 
 
@@ -81,6 +90,8 @@ def _diff(options: argparse.Namespace) -> int:
     if options.format == "json":
         made: dict[str, Any] = found.as_dict() | {"report": str(page) if page else None}
         print(json.dumps(made, ensure_ascii=False, indent=1))
+    elif options.format != "text":  # of B, what is new in it
+        print_for_programs(found.document(), options)
     else:
         print(found._text(color=use_color()), end="")
         if page is not None:

@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from initlab.cli.common import add_output, add_tokenizer, failing_severity, overrides, set_threads, text_of
+from initlab.cli.common import (
+    add_output,
+    add_tokenizer,
+    failing_severity,
+    overrides,
+    print_for_programs,
+    set_threads,
+    text_of,
+)
 from initlab.cli.given import add_given, batch_given, model_given, read_files
 from initlab.errors import ConfigError
 from initlab.judge import reaches
@@ -44,7 +52,7 @@ def add(commands: Commands) -> None:
     fix.add_argument("--seed", type=int, default=0, metavar="N", help="of the text and of what is drawn (0)")
     fix.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     fix.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (all cores)")
-    add_output(fix, fail_on="error", formats=("text", "json"))
+    add_output(fix, fail_on="error", baseline=False)
     fix.set_defaults(run=_fix)
 
 
@@ -87,6 +95,8 @@ def _fix(options: argparse.Namespace) -> int:
             "saved": str(target) if saved else None,
         }
         print(json.dumps(json_ready(found), ensure_ascii=False, indent=1))
+    elif options.format != "text":  # of the model as it was given; the exit code is of what stays
+        print_for_programs(proposal.before.document(), options)
     else:
         print(proposal)
         if page is not None:

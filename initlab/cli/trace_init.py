@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from initlab.cli.common import FORMATS, print_for_programs
 from initlab.errors import ConfigError
 from initlab.judge import SEVERITIES, reaches
 
@@ -36,7 +37,8 @@ def add(commands: Commands) -> None:
         default="error",
         help="exit with 1 on findings of this severity or above (error)",
     )
-    trace.add_argument("--format", choices=("text", "json"), default="text", help="of stdout (text)")
+    formats = [name for name in FORMATS if name != "markdown"]  # which is of a measured run
+    trace.add_argument("--format", choices=formats, default="text", help="of stdout (text)")
     trace.set_defaults(run=_trace)
 
 
@@ -55,7 +57,9 @@ def _trace(options: argparse.Namespace) -> int:
             "writes": json.loads(found.writes.to_json(orient="records")),
         }
         print(json.dumps(json_ready(shown), ensure_ascii=False, indent=1))
-    else:
+    elif options.format == "text":
         print(found, end="")
+    else:
+        print_for_programs(found.document(), options)
     fails = None if options.fail_on == "never" else options.fail_on
     return int(any(each.status == "fail" and reaches(each.severity, fails) for each in found.findings))

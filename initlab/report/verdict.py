@@ -82,6 +82,9 @@ def measured(finding: Finding) -> str:
 
 def verdict(run: Run, findings: Sequence[Finding]) -> str:
     """One sentence: is anything wrong, with which recipe, and what is fine."""
+    if run.manifest.get("kind") == "trace":
+        found = count_sentence(run, findings)
+        return f"What the init code of {run.manifest['config']['model']} wrote: {found[:1].lower()}{found[1:]}"
     done, planned = progress(run)
     if not done:
         return "Nothing was measured."

@@ -17,6 +17,7 @@ from initlab.options import checked_path, shown
 from initlab.report import notebook
 from initlab.report.beside import beside
 from initlab.report.diff import diff_text
+from initlab.report.document import Document
 from initlab.report.formats import SCHEMA_VERSION, json_ready
 from initlab.results import Comparison
 from initlab.results.result import Result
@@ -88,6 +89,13 @@ class Difference:
         rows = self.findings
         found = set(rows.loc[rows["state"].isin(["new", "worse"]), "severity_b"])
         return next((severity for severity in SEVERITIES if severity in found), None)
+
+    def document(self) -> Document:
+        """What is said of B; of its findings those count that are new in it, or weigh more."""
+        rows = self.findings
+        new = set(rows.loc[rows["state"].isin(["new", "worse"]), "code"])
+        known = [each for each in self.b.failures if each.code not in new]
+        return Document(self.b.run, self.b.findings, known=known)
 
     def as_dict(self) -> dict[str, Any]:
         """Turn it into JSON-ready values: verdict and counts first, then rows of what differs."""

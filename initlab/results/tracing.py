@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from initlab import __version__
 from initlab.judge.rules import evaluate
 from initlab.report import notebook
+from initlab.report.document import Document
 from initlab.report.trace import trace_text
 from initlab.results.findings import Findings
 from initlab.rundir import Run
@@ -39,7 +41,12 @@ class InitTrace:
 
     @property
     def _run(self) -> Run:
-        return Run(Tables(writes=self.writes), {"kind": "trace"})
+        config = {"model": type(self.model).__name__}
+        return Run(Tables(writes=self.writes), {"kind": "trace", "initlab_version": __version__, "config": config})
+
+    def document(self) -> Document:
+        """What is said of it, as other programs read it."""
+        return Document(self._run, self.findings)
 
     def __repr__(self) -> str:
         return trace_text(type(self.model).__name__, self._run, self.findings, self.notes)

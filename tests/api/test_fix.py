@@ -471,6 +471,9 @@ def test_the_command_speaks_json_and_fails_on_what_stays(
     assert code == 0
     assert found["changes"][0]["role"] == "pos_embed"
     assert found["left"] == []
+    code, out, _ = run(capsys, "fix", factory, "--data", "uniform", "--format", "jsonl")
+    assert code == 0  # of what stays; said is what there was
+    assert {each["code"] for each in found["problems"]} <= {json.loads(line)["code"] for line in out.splitlines()}
     # a declared recipe that itself drowns the tokens
     arguments = ["fix", factory, "--recipe", "torch-default", "--data", "uniform"]
     code, out, _ = run(capsys, *arguments)

@@ -63,6 +63,18 @@ def test_new_findings_fail_where_that_is_asked_for(folder: Path, capsys: pytest.
     assert run(capsys, *reversed(runs), "--fail-on", "error")[0] == 0  # it goes
 
 
+def test_formats_for_other_programs_count_what_is_new_in_b(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = (folder / "nanogpt", folder / "torch-default")
+    _, out, _ = run(capsys, *runs, "--format", "jsonl")
+    listed = [json.loads(line)["code"] for line in out.splitlines()]
+    _, out, _ = run(capsys, *runs, "--format", "json")
+    states = {row["code"]: row["state"] for row in json.loads(out)["findings"]}
+    assert listed and {states[code] for code in listed} <= {"new", "worse"}
+    assert set(listed) == {code for code, state in states.items() if state in ("new", "worse")}
+    _, out, _ = run(capsys, *reversed(runs), "--format", "github")
+    assert "::error" not in out and "::warning" not in out
+
+
 def test_json_begins_with_verdict_and_counts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, folder / "nanogpt", folder / "torch-default", "--format", "json")
     found = json.loads(out)

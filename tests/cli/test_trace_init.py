@@ -43,6 +43,23 @@ def test_json_holds_the_writes(factory: str, capsys: pytest.CaptureFixture[str])
     assert {each["code"][:3] for each in found["findings"]} == {"DRW"}
 
 
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("concise", "Sequential: error DRW001 never-drawn: gain is uninitialised memory"),
+        ("github", "::error title=DRW001 never-drawn (Sequential)::gain is uninitialised memory"),
+        ("junit", '<failure type="error" message="gain is uninitialised memory'),
+        ("sarif", '"ruleId": "DRW001"'),
+        ("jsonl", '{"code": "DRW001"'),
+    ],
+)
+def test_formats_for_other_programs(factory: str, how: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace-init", factory, "--arg", "bare=true", "--format", how]) == 1
+    out = capsys.readouterr().out
+    assert text in out
+    assert how not in ("concise", "github") or "What the init code of Sequential wrote: found 1 error; 6 checks" in out
+
+
 def test_what_has_no_init_code_is_refused(factory: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace-init", "shakespeare"]) == 2
     assert "no init code to trace" in capsys.readouterr().err
