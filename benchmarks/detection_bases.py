@@ -92,7 +92,7 @@ class Subject:
 
 
 Make = Callable[..., Subject]
-ADD = "x = x + self._scaled(self.mlp(self.ln_2(x)), self.ln_2_out, self.scale_2, self.gate_2)"
+ADD = "return self._added(x, self._scaled(y, self.ln_2_out, self.scale_2, self.gate_2), self.ln_2)"
 
 
 def nanogpt(base: str, d: int, n_layer: int) -> Subject:
@@ -101,8 +101,8 @@ def nanogpt(base: str, d: int, n_layer: int) -> Subject:
     model = initlab.NanoGPT(initlab.NanoGPTConfig(**sizes))
     parts = model.transformer
     lines = {
-        "adds": (ADD, ADD.replace("x + ", "{}", 1)),
-        "no mlp": (ADD, "pass"),
+        "adds": (ADD, "return {}self._scaled(y, self.ln_2_out, self.scale_2, self.gate_2)"),
+        "no mlp": ("y = self.mlp(self._read(x, self.ln_2))", "return x"),
         "loop": ("x = block(x)", "x = self.transformer.h[0](x)"),
         "score": ("scale=self.scale", "scale={}"),
         "mask": ("is_causal=True", "is_causal=False"),

@@ -1,5 +1,6 @@
 """The benchmark of planted faults: that each is planted where it says, and that its grading can fail."""
 
+import inspect
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,3 +121,12 @@ def test_mending_something_else_is_none(monkeypatch):
 def test_text_that_is_not_there_is_said():
     with pytest.raises(NotHere, match=r"no 'x \+ y' in Layer\.forward"):
         edit(subject(BASE).model.layers[0], "x + y", "x")
+
+
+@pytest.mark.parametrize("base", ["nanogpt-4", "own-llama", "dit"])
+def test_the_lines_that_faults_change_are_in_the_code(base):
+    """A line that was written anew would leave its faults out, with no more than "not here"."""
+    found = subject(base, 0)
+    classes = {type(module) for module in found.model.modules() if not type(module).__module__.startswith("torch.")}
+    code = "".join(inspect.getsource(each) for each in classes)
+    assert [old for old, _ in found.lines.values() if old not in code] == []
