@@ -8,7 +8,12 @@ import pytest
 from initlab.judge.rules.selecting import judged_by
 
 ROOT = Path(__file__).parents[2]
-FILES = ["benchmarks/rules_against_training.md", "benchmarks/rule_false_alarms.md", "benchmarks/public_reports.md"]
+FILES = [
+    "benchmarks/rules_against_training.md",
+    "benchmarks/rule_false_alarms.md",
+    "benchmarks/public_reports.md",
+    "benchmarks/detection.md",
+]
 LIMITS = re.compile(r"Judged by limits `([0-9a-f]{12})`, rules `[0-9a-f]{12}`\.")
 
 
