@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import CHROMIUM, Browser
+from browser import AXE, CHROMIUM, Browser
 from synthetic import synthetic_findings, synthetic_run
 from synthetic_transfer import transfer_run
 from trained_variants import single_runs, trained
@@ -114,6 +114,14 @@ def test_a_page_fits_and_asks_for_nothing(browser: Browser, file: Path, width: i
         assert browser.value(UNSEEN) == []
     browser.value("document.querySelectorAll('details').forEach(each => { each.open = true })")
     assert browser.overflow == []
+
+
+@pytest.mark.skipif(AXE is None, reason="needs axe-playwright-python, for the axe-core in it")
+@pytest.mark.parametrize(("width", "look"), [each for each in LOOKS if each[1] != "print"])
+def test_nothing_keeps_a_reader_out(browser: Browser, file: Path, width: int, look: str) -> None:
+    browser.open(file, width, dark=look == "dark")
+    browser.value("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    assert browser.barriers == []
 
 
 @pytest.mark.parametrize("width", [1280, 360])
