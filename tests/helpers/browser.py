@@ -36,7 +36,7 @@ _OVERFLOW = """(() => {
 })()"""
 
 # What fails, and what axe can't tell, but for contrasts: of text over a picture, or beside a cell that stays, it can't;
-# the palette's own are in tests/report/test_theme.py. Without shades behind tables and cells that stay it can more often.
+# the palette's own are in tests/report/test_theme.py. Shades behind tables, and cells that stay, are left out for it.
 _STILL = ".scroll { background: none } .scroll tbody th { position: static }"
 _JUDGED = f"""(async () => {{
   document.head.append(Object.assign(document.createElement("style"), {{textContent: "{_STILL}"}}));
