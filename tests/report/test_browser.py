@@ -156,9 +156,7 @@ def test_a_click_on_a_head_sorts_and_on_an_answer_says_what_was_measured(browser
     file.write_text(of(variants()["usual"]), encoding="utf-8")
     browser.open(file, 1280)
     losses = "[...document.querySelectorAll('#numbers tbody tr')].map(row => parseFloat(row.cells[5].textContent))"
-    click = (
-        "document.querySelector('#numbers th:nth-child(6) button').click()"
-    )
+    click = "document.querySelector('#numbers th:nth-child(6) button').click()"
     sort = "document.querySelector('#numbers th:nth-child(6)').ariaSort"
     found = browser.value(losses)
     assert len(found) == 3
