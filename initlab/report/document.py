@@ -51,7 +51,9 @@ class Square:
     glyph: str
     text: str
     detail: str
-    anchor: str
+    anchor: str  # of the card of its worst failure
+    id: str = ""  # of the list of its checks
+    checks: Sequence[Finding] = ()  # that passed
 
 
 class Document:
@@ -291,10 +293,16 @@ def _scoreboard(
     recipes: Sequence[str], columns: Sequence[str], findings: Sequence[Finding], cards: Sequence[Card]
 ) -> list[tuple[str, list[Square]]]:
     anchors = {id(finding): card.anchor for card in cards for finding in card.findings}
-    return [(recipe, [_cell(recipe, question, findings, anchors) for question in columns]) for recipe in recipes]
+    return [
+        (
+            recipe,
+            [_cell(recipe, question, findings, anchors, f"square-{row}-{at}") for at, question in enumerate(columns)],
+        )
+        for row, recipe in enumerate(recipes)
+    ]
 
 
-def _cell(recipe: str, question: str, findings: Sequence[Finding], anchors: dict[int, str]) -> Square:
+def _cell(recipe: str, question: str, findings: Sequence[Finding], anchors: dict[int, str], name: str) -> Square:
     own = [finding for finding in findings if finding.recipe == recipe and finding.question == question]
     status, glyph = worst(own), GLYPHS[worst(own)]
     failed = failing(own)
@@ -307,4 +315,4 @@ def _cell(recipe: str, question: str, findings: Sequence[Finding], anchors: dict
     if not passed:
         return Square(status, glyph, "not judged", "", "")
     numbers = [text for finding in passed if (text := measured(finding))]
-    return Square(status, glyph, "pass", numbers[0] if len(passed) == 1 and numbers else "", "")
+    return Square(status, glyph, "pass", numbers[0] if len(passed) == 1 and numbers else "", "", name, passed)

@@ -21,6 +21,7 @@ HEADS = (
     "checks\npassed",
 )
 _DIGITS = 3
+_EXCESS = 5  # of the first loss over ln V
 
 
 def key_numbers(run: Run, findings: Sequence[Finding]) -> Table:
@@ -31,6 +32,9 @@ def key_numbers(run: Run, findings: Sequence[Finding]) -> Table:
         findings: of all rules, which the last column counts.
     """
     rows = [_cells(row, findings) for row in overview(run)]
+    if run.manifest.get("kind") == "watch":  # a loop doesn't have to show its loss, and NaN is that it didn't
+        for cells in rows:
+            cells[_EXCESS] = TableCell("") if cells[_EXCESS].text == "NaN" else cells[_EXCESS]
     kept = [at for at in range(len(HEADS)) if any(row[at].text for row in rows)]
     shown = [[row[at] if row[at].text else TableCell("–") for at in kept] for row in rows]
     return Table(tuple(HEADS[at] for at in kept), shown, "Key numbers")

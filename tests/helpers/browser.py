@@ -34,14 +34,17 @@ _OVERFLOW = """(() => {
   const whole = document.documentElement.scrollWidth;
   return whole > wide ? [`${whole} px of ${wide}`, ...found] : found;
 })()"""
-# What fails, and what axe can't tell, but for contrast: behind a figure's text, or a shade, it knows no colour, and the
-# theme's own are held to it elsewhere.
-_JUDGED = """(async () => {
+
+# What fails, and what axe can't tell, but for contrasts: of text over a picture, or beside a cell that stays, it can't;
+# the palette's own are in tests/report/test_theme.py. Shades behind tables, and cells that stay, are left out for it.
+_STILL = ".scroll { background: none } .scroll tbody th { position: static }"
+_JUDGED = f"""(async () => {{
+  document.head.append(Object.assign(document.createElement("style"), {{textContent: "{_STILL}"}}));
   const found = await axe.run(document);
-  const unsure = found.incomplete.filter(rule => rule.id !== "color-contrast");
-  return [...found.violations, ...unsure].flatMap(rule => rule.nodes.map(
-    node => `${rule.id}: ${node.html.slice(0, 160)}: ${node.failureSummary}`));
-})()"""
+  const all = [...found.violations, ...found.incomplete.filter(rule => rule.id != "color-contrast")];
+  const said = (rule, node) => `${{rule.id}}: ${{node.html.slice(0, 160)}}: ${{node.failureSummary}}`;
+  return all.flatMap(rule => rule.nodes.map(node => said(rule, node)));
+}})()"""
 
 
 class Browser:
@@ -100,7 +103,7 @@ class Browser:
             self.heard.append(self._next())
 
     def value(self, expression: str) -> Any:
-        """Evaluate JavaScript, which no page's policy binds when its browser's owner runs it; wait for a promise."""
+        """Evaluate JavaScript, and wait for a promise; a page's policy doesn't bind what a browser's owner runs."""
         answer = self.tell("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")

@@ -149,3 +149,24 @@ def test_a_phone_shows_whose_failure_it_is(browser: Browser, tmp_path: Path) -> 
     assert all(0 <= left < right <= 360 for left, right in edges)
     heads = "[...document.querySelectorAll('.board td.error, .board td.warning')].map(each => each.dataset.head)"
     assert set(browser.value(heads)) == {"Depth", "Logits"}
+
+
+def test_a_click_on_a_head_sorts_and_on_an_answer_says_what_was_measured(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(of(variants()["usual"]), encoding="utf-8")
+    browser.open(file, 1280)
+    losses = "[...document.querySelectorAll('#numbers tbody tr')].map(row => parseFloat(row.cells[5].textContent))"
+    click = "document.querySelector('#numbers th:nth-child(6) button').click()"
+    sort = "document.querySelector('#numbers th:nth-child(6)').ariaSort"
+    found = browser.value(losses)
+    assert len(found) == 3
+    for order, expected in (("ascending", sorted(found)), ("descending", sorted(found)[::-1]), (None, found)):
+        browser.value(click)
+        assert browser.value(sort) == order
+        assert browser.value(losses) == expected
+    shown = "[...document.querySelectorAll('[popover]')].filter(each => each.matches(':popover-open')).length"
+    assert browser.value(shown) == 0
+    browser.value("document.querySelector('.board td.pass button').click()")
+    assert browser.value(shown) == 1
+    assert "DEP001" in browser.value("document.querySelector(':popover-open').textContent")
+    assert browser.overflow == [] and browser.complaints == []
