@@ -100,8 +100,6 @@ def train(
     watch_every = checked_count("watch_every", watch_every, 0, "a whole number of steps, 0 for never,")
     if checkpoint_every is not None:
         checkpoint_every = checked_count("checkpoint_every", checkpoint_every, 0, "a whole number of steps")
-    if "batch_size" in settings:
-        raise ConfigError("batch_size is the text's: text=initlab.Text(batch_size=…)")
     device, out = choose_device(run.device), run.out
     checked_choice("preset", preset, PRESETS)
     usual = PRESETS[preset]

@@ -170,7 +170,6 @@ def watch(
         return Watcher(None, manifest, None, [], alerts)
     folder: RunDir | None = None
     try:
-        folder = open_folder(out, manifest, start_step) if out is not None and first else None
         ranks.same(
             "arguments",
             {
@@ -184,6 +183,7 @@ def watch(
             },
         )
         origin = None if drift is False else Origin(model, drift)  # of shards all processes gather it
+        folder = open_folder(out, manifest, start_step) if out is not None and first else None
         options: dict[str, Any] = {"start_step": start_step, "loss_scale": loss_scale, "statistics": statistics}
         options |= {"declared": sites, "modules": modules, "origin": origin, "ranks": ranks}
         recorder = StepRecorder(model, every, preset=preset, **options)
