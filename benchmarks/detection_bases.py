@@ -92,7 +92,6 @@ class Subject:
 
 
 Make = Callable[..., Subject]
-ADD = "return self._added(x, self._scaled(y, self.ln_2_out, self.scale_2, self.gate_2), self.ln_2)"
 
 
 def nanogpt(base: str, d: int, n_layer: int) -> Subject:
@@ -100,8 +99,9 @@ def nanogpt(base: str, d: int, n_layer: int) -> Subject:
     sizes = {"n_layer": n_layer, "n_head": d // 64, "n_embd": d, "block_size": T, "vocab_size": V}
     model = initlab.NanoGPT(initlab.NanoGPTConfig(**sizes))
     parts = model.transformer
+    write = "self._scaled(y, self.ln_2_out, self.scale_2, self.gate_2)"
     lines = {
-        "adds": (ADD, "return {}self._scaled(y, self.ln_2_out, self.scale_2, self.gate_2)"),
+        "adds": (f"return self._added(x, {write}, self.ln_2)", f"return {{}}{write}"),
         "no mlp": ("y = self.mlp(self._read(x, self.ln_2))", "return x"),
         "loop": ("x = block(x)", "x = self.transformer.h[0](x)"),
         "score": ("scale=self.scale", "scale={}"),

@@ -45,8 +45,8 @@ class Text:
             tokens.
         block_size: tokens in a sequence. NanoGPTs that a command makes are made for it; other models read sequences of
             it. Default: the command's own number for NanoGPTs, for other models what they declare, at most 1024.
-        vocab_size: ids are below it, those of `uniform` drawn so; a text that needs more is refused. NanoGPTs that a
-            command makes have it. Default: the text's for those, else the model's.
+        vocab_size: ids are below it, those of `uniform` drawn so; a text that was named and needs more is
+            refused. NanoGPTs that a command makes have it. Default: the text's for those, else the model's.
 
     Raises:
         ConfigError: data is neither a path nor rows, tokenizer is empty or can't encode, or batch_size, block_size or

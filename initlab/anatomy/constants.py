@@ -6,23 +6,14 @@ import ast
 import functools
 import inspect
 import math
-import operator
-from typing import Any
 
 from torch import nn
 
-from initlab.anatomy.source import UNKNOWN, assigned, called, conditioned, init_trees, owners, value_of
+from initlab.anatomy.source import Path, assigned, called, conditioned, init_trees, is_self, owners, ran, value_of
+from initlab.recipes import formulas
 
-Path = tuple[tuple[ast.expr, bool], ...]
 _FILLED = {"zeros": 0.0, "zeros_like": 0.0, "ones": 1.0, "ones_like": 1.0}
 _SAME = ("float", "half", "bfloat16", "to", "type", "clone", "view", "reshape", "expand", "repeat", "unsqueeze")
-_OPERATIONS: dict[type[ast.operator], Any] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-}
 _FUNCTIONS = {"sqrt": math.sqrt, "log": math.log, "exp": math.exp, "float": float}
 _ASKING = ("endswith", "startswith", "hasattr", "getattr", "search", "match", "fullmatch", "get_parameter")
 _BLANKET = ("", "weight", "bias")
@@ -59,12 +50,7 @@ def _made(module: nn.Module, name: str) -> tuple[str, float] | None:
     """The `__init__` that makes a parameter of a module, and the number that it fills it with."""
     for owner in type(module).__mro__:
         for function, tree, given in _assignments(owner, name):
-            ways = [
-                value
-                for value, path in given
-                if all((known := value_of(test, module)) is UNKNOWN or bool(known) == want for test, want in path)
-            ]
-            values = {_filled(value, tree, module) for value in ways}
+            values = {_filled(value, tree, module) for value, path in given if ran(path, module)}
             if values:
                 value = values.pop()
                 return (function, value) if not values and value is not None else None
@@ -83,7 +69,7 @@ def _assignments(owner: type, name: str) -> list[tuple[str, ast.AST, list[tuple[
             value: ast.expr | None = None
             if isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                if any(isinstance(t, ast.Attribute) and t.attr == name and _is_self(t.value) for t in targets):
+                if any(isinstance(t, ast.Attribute) and t.attr == name and is_self(t.value) for t in targets):
                     value = node.value
             elif isinstance(node, ast.Call) and called(node) == "register_parameter" and len(node.args) > 1:
                 named = isinstance(node.args[0], ast.Constant) and node.args[0].value == name
@@ -94,10 +80,6 @@ def _assignments(owner: type, name: str) -> list[tuple[str, ast.AST, list[tuple[
                 values.append((value.args[0] if made else value, path))  # type: ignore[attr-defined]
         found.append((function, tree, values))
     return found
-
-
-def _is_self(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id == "self"
 
 
 def _filled(node: ast.expr, tree: ast.AST, module: nn.Module, level: int = 0) -> float | None:
@@ -125,7 +107,7 @@ def _filled(node: ast.expr, tree: ast.AST, module: nn.Module, level: int = 0) ->
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = _filled(node.operand, tree, module, level + 1)
         return None if value is None else -value
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+    if isinstance(node, ast.BinOp):
         left, right = (_filled(each, tree, module, level + 1) for each in (node.left, node.right))
         if left is None and right is None:  # neither is a tensor
             return None
@@ -140,7 +122,7 @@ def _number(node: ast.expr, module: nn.Module) -> float | None:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = _number(node.operand, module)
         return None if value is None else -value
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+    if isinstance(node, ast.BinOp):
         left, right = _number(node.left, module), _number(node.right, module)
         return None if left is None or right is None else _calculated(node.op, left, right)
     if isinstance(node, ast.Call) and called(node) in _FUNCTIONS and len(node.args) == 1:
@@ -155,10 +137,10 @@ def _number(node: ast.expr, module: nn.Module) -> float | None:
 
 def _calculated(operation: ast.operator, left: float, right: float) -> float | None:
     try:
-        value = _OPERATIONS[type(operation)](left, right)
-    except (ZeroDivisionError, OverflowError):
+        value = float(formulas.evaluated(ast.BinOp(ast.Constant(left), operation, ast.Constant(right)), {}))
+    except (ValueError, ArithmeticError):
         return None
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return value if math.isfinite(value) else None
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from initlab.anatomy.constants import constants
@@ -40,9 +41,8 @@ class Declaration:
 
     Attributes:
         kind: of what; `other std`: a further number that some weights may have been drawn with; `zero`: a parameter
-            that the code sets to 0 by name; `constant`: one that its class makes of one number, found: the
-            value that is farthest from it; `least step`, `most step`: the ends of the range of a state's steps in
-            time.
+            that the code sets to 0 by name; `constant`: one that its class makes of one number, found: the value
+            that is farthest from it; `least step`, `most step`: the ends of the range of a state's steps in time.
         name: where it says so, as `config.initializer_range`; empty: a config that says nothing of the kind.
         said: its value; 1 and 0 for yes and no.
         found: what the model has; NaN where that is read from the tables.
@@ -82,11 +82,7 @@ def declarations(model: nn.Module, parameters: tuple[Parameter, ...], wirings: t
     for name, function in zeroed(model).items():
         if own[name].dim() > 1 and not own[name].is_meta:
             found.append(Declaration("zero", function, 0.0, float(own[name].detach().abs().max()), name))
-    for name, (function, value) in constants(model).items():
-        now = own[name].detach()
-        if own[name].requires_grad and not now.is_meta and now.numel():
-            flat = now.flatten().float()
-            found.append(Declaration("constant", function, value, float(flat[(flat - value).abs().argmax()]), name))
+    found += _constants(model, own)
     for name, place, least, most, step in time_steps(model):
         found += [
             Declaration("least step", place, least, step, name),
@@ -99,6 +95,22 @@ def declarations(model: nn.Module, parameters: tuple[Parameter, ...], wirings: t
     elif gates:
         found += _own_scales(model, gates)
     return found
+
+
+def _constants(model: nn.Module, own: dict[str, nn.Parameter]) -> list[Declaration]:
+    """What classes make of one number, and the value that is farthest from it; all are read from the device at once."""
+    made = {
+        name: said
+        for name, said in constants(model).items()
+        if own[name].requires_grad and not own[name].is_meta and own[name].numel()
+    }
+    flat = {name: own[name].detach().flatten().float() for name in made}
+    farthest = [flat[name][(flat[name] - value).abs().argmax()] for name, (_, value) in made.items()]
+    values = torch.stack(farthest).tolist() if farthest else []
+    return [
+        Declaration("constant", function, value, now, name)
+        for (name, (function, value)), now in zip(made.items(), values, strict=True)
+    ]
 
 
 def _own_scales(model: nn.Module, gates: list[str]) -> Iterator[Declaration]:

@@ -25,6 +25,7 @@ _NO_DEPTH = re.compile(
 _NORMAL = ("normal_", "trunc_normal_")
 _DRAWS = re.compile(r"((trunc|log|kaiming|xavier)_)?(normal|uniform)_|orthogonal_|sparse_|(rand|randn)(_like)?")
 _LEVELS = 8  # of names that stand for names
+Path = tuple[tuple[ast.expr, bool], ...]  # conditions that code stands under, and what each must be
 UNKNOWN = object()  # what can't be known without running the code
 
 
@@ -49,7 +50,7 @@ def depth_code(model: nn.Module, outputs: Collection[str] = ()) -> str:
             if mine and named & others and not named & mine:
                 continue
             known = _here(root, counts)
-            if any(_divides(node, known) and _ran(path, module) for node, path in conditioned(root, ())):
+            if any(_divides(node, known) and ran(path, module) for node, path in conditioned(root, ())):
                 return name
     return ""
 
@@ -73,7 +74,7 @@ def written_stds(model: nn.Module) -> dict[float, str]:
         for name, root in init_trees(owner):
             known = _here(root, counts)
             for node, path in conditioned(root, ()):
-                if not isinstance(node, ast.Call) or not _DRAWS.fullmatch(called(node)) or not _ran(path, module):
+                if not isinstance(node, ast.Call) or not _DRAWS.fullmatch(called(node)) or not ran(path, module):
                     continue
                 stds = list(_numbers(_std_of(node), root, module, known)) if "normal" in called(node) else []
                 if not stds or called(node) not in _NORMAL:
@@ -207,9 +208,7 @@ def _own_function(value: Any) -> bool:
     return inspect.isfunction(value) and not value.__module__.startswith("torch.")
 
 
-def conditioned(
-    node: ast.AST, path: tuple[tuple[ast.expr, bool], ...]
-) -> Iterator[tuple[ast.AST, tuple[tuple[ast.expr, bool], ...]]]:
+def conditioned(node: ast.AST, path: Path) -> Iterator[tuple[ast.AST, Path]]:
     """Every node below one, with the conditions that it stands under and what each must be."""
     yield node, path
     for field, value in ast.iter_fields(node):
@@ -308,7 +307,11 @@ def _named(node: ast.expr, names: frozenset[str], *, short: bool) -> bool:
     return held in names or (bool(_DEPTH.fullmatch(name.lower())) and (short or len(name) > 1))
 
 
-def _ran(path: tuple[tuple[ast.expr, bool], ...], module: nn.Module) -> bool:
+def is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
+def ran(path: Path, module: nn.Module) -> bool:
     """Whether no condition on the way is known to have gone the other way."""
     return all((value := value_of(test, module)) is UNKNOWN or bool(value) == wanted for test, wanted in path)
 

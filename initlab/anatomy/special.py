@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from initlab.anatomy.holding import holders
-from initlab.anatomy.source import UNKNOWN, called, conditioned, owners, value_of
+from initlab.anatomy.source import UNKNOWN, called, conditioned, is_self, owners, ran, value_of
 
 _LAST = "[-1]"
 _INIT = "__init__"
@@ -82,15 +82,11 @@ def _run(owner: type, functions: Mapping[str, FunctionType], module: nn.Module) 
         yield f"{owner.__name__}.{name}", tree
         sure: dict[str, int] = {}
         for node, path in conditioned(tree, ()):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is_self(node.func.value):
-                known = [value_of(test, module) for test, _ in path]
-                if all(v is UNKNOWN or bool(v) == want for v, (_, want) in zip(known, path, strict=True)):
-                    sure[called(node)] = sure.get(called(node), 0) + (1 if UNKNOWN in known else 2)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_self(node.func.value):
+                known = all(value_of(test, module) is not UNKNOWN for test, _ in path)
+                if ran(path, module):
+                    sure[called(node)] = sure.get(called(node), 0) + (2 if known else 1)
         wanted += [each for each, count in sure.items() if count > 1]
-
-
-def _is_self(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id == "self"
 
 
 def _zeros(tree: ast.AST, module: nn.Module) -> Iterator[ast.expr]:
@@ -125,7 +121,7 @@ def _parts(node: ast.expr) -> tuple[bool, list[str]]:
             parts.append(_LAST if at == -1 else str(at) if isinstance(at, int) else "*")
             node = node.value
         else:
-            return _is_self(node), parts[::-1]
+            return is_self(node), parts[::-1]
 
 
 def _ends(model: nn.Module, name: str, path: str, rooted: bool, parts: list[str]) -> bool:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from initlab.api.lost import LostDraws
 from initlab.judge import matching, mending
-from initlab.judge.lost import CODE, INIT_CODE
-from initlab.judge.remedies import Change, Described
+from initlab.judge.lost import CODE
+from initlab.judge.remedies import INIT_CODE, Change, Described
 from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.depth import unscaled_outputs
 from initlab.judge.siblings import Group

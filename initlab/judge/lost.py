@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from initlab.judge.remedies import Change
+from initlab.judge.remedies import INIT_CODE, Change
 from initlab.judge.words import trimmed
 from initlab.recipes import Constant, Normal, TruncNormal, Uniform
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CODE = "DRW003"  # the rule that finds them
-INIT_CODE = "init code"  # evidence of the changes
 _NEAR = 0.03  # relative, beside what chance does to a std
 _SIGMAS = 5.0
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from initlab.judge import lost, matching
-from initlab.judge.remedies import Change, Described, as_wanted, leave, redraw_what_is_off
+from initlab.judge.remedies import INIT_CODE, Change, Described, as_wanted, leave, redraw_what_is_off
 from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.gradient import redraw_zeros
 from initlab.judge.siblings import Group, odd_siblings
@@ -242,7 +242,7 @@ def _drawn(row: dict[str, Any], finding: Finding, model: Described) -> Iterator[
 def _meant(change: Change, findings: Sequence[Finding], model: Described, code: str = "") -> bool:
     """Whether what would change is so on purpose: frozen, made so by its own module, zero by design, declared."""
     counted = [entry for entry in model.counted if entry["name"] in change.names]
-    if not counted or model.strict or change.evidence == lost.INIT_CODE:  # the code says what was meant
+    if not counted or model.strict or change.evidence == INIT_CODE:  # the code says what was meant
         return False
     if any(not entry["trains"] or entry["role"] == "gate" for entry in counted):
         return True

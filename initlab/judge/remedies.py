@@ -18,6 +18,7 @@ from initlab.recipes import Constant, Normal, Role, TruncNormal, Uniform
 if TYPE_CHECKING:
     from initlab.judge.rules import Finding  # whose modules import this one
 
+INIT_CODE = "init code"  # evidence of what gives the model what its own code says
 _SIGMAS = 4.0
 GPT2_STD = 0.02 * math.sqrt(768)  # of the logits and of the hidden pre-activations of a fresh GPT-2 124M: 0.554
 
@@ -117,6 +118,39 @@ def scale_outputs(finding: Finding, model: Described) -> list[Change]:
         )
         changes += rescaled(row, names, factor, finding, why)
     return changes
+
+
+def make_constant(
+    finding: Finding, model: Described, wanted: Mapping[str, float], why: Callable[[float], str]
+) -> list[Change]:
+    """Set the parameters of a finding to the numbers that the model's own code makes them of.
+
+    Args:
+        finding: whose site names them.
+        model: in which they were found; what is frozen stays.
+        wanted: number by parameter.
+        why: what the code says, of a number.
+    """
+    named = set(finding.site.split(" ")) & wanted.keys()
+    found: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for entry in model.counted:
+        if entry["name"] in named and entry["trains"]:
+            found.setdefault((str(entry["role"]), str(entry["stack"]), wanted[entry["name"]]), []).append(entry)
+    return [
+        Change(
+            role,
+            stack,
+            tuple(str(each["name"]) for each in some),
+            math.sqrt(sum(float(each["std"]) ** 2 for each in some) / len(some)),
+            abs(value),
+            finding.code,
+            why(value),
+            f"set to {trimmed(value)}",
+            drawn=Constant(value),
+            evidence=INIT_CODE,
+        )
+        for (role, stack, value), some in found.items()
+    ]
 
 
 def redraw_what_is_off(finding: Finding, model: Described) -> list[Change]:

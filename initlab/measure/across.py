@@ -31,17 +31,14 @@ def across(model: nn.Module) -> Iterator[tuple[nn.Module, Ranks]]:
     Raises:
         ProbeError: the process group is gone, replicas differ, shards can't be gathered, or a process didn't come.
     """
-    wrapper, sharded = (_replicated(model), fully_sharded(model)) if isinstance(model, nn.Module) else (None, False)
-    if sharded and not dist.is_initialized():
-        raise ProbeError(f"{type(model).__name__} is sharded, but there is no process group any more to gather it from")
+    wrapper, sharded = _shared(model) if isinstance(model, nn.Module) else (None, False)
     if wrapper is None and not sharded:
         yield model, ALONE
         return
     ranks = opened()
     try:
         if sharded:
-            check_shards(model)
-            ranks.same("parameters", {name: tuple(p.shape) for name, p in model.named_parameters()})
+            _same_shards(model, ranks)
             own = unsharded(model)
         else:
             own = wrapper.module
@@ -70,17 +67,14 @@ def alongside(model: nn.Module) -> Ranks:
     Raises:
         ProbeError: replicas differ, shards can't be gathered, or a process didn't come.
     """
-    wrapper, sharded = _replicated(model), fully_sharded(model)
+    wrapper, sharded = _shared(model)
     if wrapper is None and not sharded:
         return ALONE
-    if sharded and not dist.is_initialized():
-        raise ProbeError(f"{type(model).__name__} is sharded, but there is no process group any more to gather it from")
     ranks = opened()
     try:
         each = f"on {ranks.size} processes, each with its own batch, and merged"
         if sharded:
-            check_shards(model)
-            ranks.same("parameters", {name: tuple(p.shape) for name, p in model.named_parameters()})
+            _same_shards(model, ranks)
             ranks.notes = (f"fully_shard: recorded {each}; weights and gradients are gathered for it, one by one",)
         else:
             ranks.notes = (f"{_INSIDE} {each}", *_unlike(wrapper.module, ranks))
@@ -89,6 +83,19 @@ def alongside(model: nn.Module) -> Ranks:
         ranks.close()
         raise
     return ranks
+
+
+def _shared(model: nn.Module) -> tuple[Any, bool]:
+    """The wrapper of a replica, else None; and whether it is sharded, with a group to gather it from."""
+    sharded = fully_sharded(model)
+    if sharded and not dist.is_initialized():
+        raise ProbeError(f"{type(model).__name__} is sharded, but there is no process group any more to gather it from")
+    return _replicated(model), sharded
+
+
+def _same_shards(model: nn.Module, ranks: Ranks) -> None:
+    check_shards(model)
+    ranks.same("parameters", {name: tuple(p.shape) for name, p in model.named_parameters()})
 
 
 def _replicated(model: nn.Module) -> Any:

@@ -7,14 +7,13 @@ import math
 import numpy as np
 import pandas as pd
 
-from initlab.judge.lost import INIT_CODE
-from initlab.judge.remedies import Change, Described
+from initlab.judge.remedies import Change, Described, make_constant
 from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import family, recorded, seeds, table_of
 from initlab.judge.rules.drawn import patterns
 from initlab.judge.words import trimmed
-from initlab.recipes import Constant, Role
+from initlab.recipes import Role
 from initlab.rundir import Run
 
 
@@ -31,27 +30,7 @@ def measure_constants(run: Run) -> Rows:
 
 def as_its_class_makes_it(finding: Finding, model: Described) -> list[Change]:
     """Give each parameter the number that its class makes it of."""
-    named = finding.site.split(" ")
-    found: dict[tuple[str, str, float], list[str]] = {}
-    for entry in model.counted:
-        name = str(entry["name"])
-        if name in named and name in model.meant and entry["trains"]:
-            found.setdefault((str(entry["role"]), str(entry["stack"]), model.meant[name]), []).append(name)
-    return [
-        Change(
-            role,
-            stack,
-            tuple(names),
-            0.0,
-            abs(value),
-            finding.code,
-            f"its class makes it {trimmed(value)}",
-            f"set to {trimmed(value)}",
-            drawn=Constant(value),
-            evidence=INIT_CODE,
-        )
-        for (role, stack, value), names in found.items()
-    ]
+    return make_constant(finding, model, model.meant, lambda value: f"its class makes it {trimmed(value)}")
 
 
 @rule(

@@ -7,13 +7,11 @@ import math
 import numpy as np
 import pandas as pd
 
-from initlab.judge.lost import INIT_CODE
-from initlab.judge.remedies import Change, Described
+from initlab.judge.remedies import Change, Described, make_constant
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import family, rows_of, seeds, table_of
 from initlab.judge.rules.drawn import patterns
 from initlab.judge.words import trimmed
-from initlab.recipes import Constant
 from initlab.rundir import Run
 
 _UNIFORM, _NORMAL = (-1.4, -1.0), (-0.7, 0.7)  # excess kurtosis of a plain draw
@@ -38,26 +36,8 @@ def measure_zeroed(run: Run) -> pd.DataFrame:
 
 def zero_again(finding: Finding, model: Described) -> list[Change]:
     """Set to 0 what the code sets to 0."""
-    named = finding.site.split(" ")
-    found: dict[tuple[str, str], list[dict[str, object]]] = {}
-    for entry in model.counted:
-        if entry["name"] in named and entry["trains"]:
-            found.setdefault((str(entry["role"]), str(entry["stack"])), []).append(entry)
-    return [
-        Change(
-            role,
-            stack,
-            tuple(str(each["name"]) for each in some),
-            math.sqrt(sum(float(str(each["std"])) ** 2 for each in some) / len(some)),
-            0.0,
-            finding.code,
-            "the model's own code sets it to 0",
-            "set to 0",
-            drawn=Constant(0.0),
-            evidence=INIT_CODE,
-        )
-        for (role, stack), some in found.items()
-    ]
+    wanted = dict.fromkeys(finding.site.split(" "), 0.0)
+    return make_constant(finding, model, wanted, lambda _: "the model's own code sets it to 0")
 
 
 @rule(

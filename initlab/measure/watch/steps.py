@@ -264,12 +264,14 @@ class StepRecorder:
             notes=list(self._notes),
         )
         self._armed.callback(update.detach)
-        for name, p in trained.items() if not self._sharded else ():
-            update.on_parameters.callback(p.register_hook(partial(update.gradients.take, name)).remove)
-            update.on_parameters.callback(p.register_post_accumulate_grad_hook(update.gradients.note).remove)
-        for name, p in trained.items() if self._sharded else ():
-            reduced = partial(update.gradients.reduced, name, None if p.grad is None else p.grad.detach().clone())
-            update.on_parameters.callback(p.register_post_accumulate_grad_hook(reduced).remove)
+        arrived: Callable[[Tensor], None] = update.gradients.note
+        for name, p in trained.items():
+            if self._sharded:
+                before = None if p.grad is None else p.grad.detach().clone()
+                arrived = partial(update.gradients.reduced, name, before)
+            else:
+                update.on_parameters.callback(p.register_hook(partial(update.gradients.take, name)).remove)
+            update.on_parameters.callback(p.register_post_accumulate_grad_hook(arrived).remove)
         return update
 
     def _look(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Anatomy:
