@@ -36,7 +36,8 @@ def test_a_probe_holds_nothing_once_its_result_is_gone():
     before = held()
     for _ in range(5):
         probed(model)
-    assert held() == before
+    # fewer is fine: caches that other tests of this process filled give theirs up
+    assert all(count <= before[kind] for kind, count in held().items())
 
 
 @pytest.mark.slow
