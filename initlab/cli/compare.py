@@ -71,7 +71,7 @@ def _compare(options: argparse.Namespace) -> int:
     options.folder = out
     model = model_of(options, MODEL)
     usual = DEPTHS if isinstance(model, NanoGPTConfig) and options.model is None else None
-    with TerminalProgress(out, "compare") as progress:
+    with TerminalProgress(out, "compare", options) as progress:
         result = compare(
             options.recipes,
             model=model,

@@ -80,7 +80,7 @@ def _confirm(options: argparse.Namespace) -> int:
         model, usual = replace(model, **sizes), grid["depths"]
     else:
         model, usual = model_of(options, grid["model"]), None
-    with TerminalProgress(out, "confirm", "measure or train") as progress:
+    with TerminalProgress(out, "confirm", options, "measure or train") as progress:
         result = confirm(
             options.recipes,
             model=model,

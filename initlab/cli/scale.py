@@ -76,7 +76,7 @@ def _scale(options: argparse.Namespace) -> int:
         default = replace(MODEL, n_embd=options.head_size, n_head=1)
     model = model_of(options, default)
     model = default if model is None and default is not MODEL else model
-    with TerminalProgress(out, "scale") as progress:
+    with TerminalProgress(out, "scale", options) as progress:
         result = scale(
             options.subjects,
             model=model,

@@ -109,7 +109,7 @@ def _train(options: argparse.Namespace) -> int:
     read_files(options.model, *options.recipes)
     try:
         overrides(options)
-        with TerminalProgress(out, "train", "train") as progress:
+        with TerminalProgress(out, "train", options, "train") as progress:
             if first:
                 options.folder = out
             result = train(

@@ -76,7 +76,7 @@ def _transfer(options: argparse.Namespace) -> int:
         model = replace(grid["model"], **changes) if changes else None
     else:
         model = model_of(options, grid["model"])
-    with TerminalProgress(out, "transfer", "train") as progress:
+    with TerminalProgress(out, "transfer", options, "train") as progress:
         result = transfer(
             options.recipes,
             model=model,
