@@ -153,6 +153,12 @@ HEADS: dict[str, Column] = {
     "entropy": Column("float64", "mean entropy of the attention pattern over the sampled rows, nats"),
     "entropy_frac": Column("float64", "mean of entropy / ln(keys visible to the row): 1 = uniform, 0 = one token"),
     "logit_std": Column("float64", "std of the visible attention logits within a row, mean over rows"),
+    "entropy_frac_by_input": Column(
+        "float64",
+        "entropy_frac of the scores without what they have in common in all sequences, as a bias of positions; NaN "
+        "where nothing is added to them",
+    ),
+    "logit_std_by_input": Column("float64", "logit_std of the same"),
     "module": Column("string", "dotted name of the module in which the attention is"),
 }
 
@@ -235,6 +241,7 @@ WIRING: dict[str, Column] = {
     "crossed": Column("string", "what isn't cut into heads, or joined, position by position"),
     "frozen": Column("float64", "share of the block's parameters, by elements, that aren't trained"),
     "aim": Column("category", "what the model's class says that it is trained on: next-token, else, or nothing (NA)"),
+    "placeless": Column("string", "what of the model says that it has no positions, `GPT.pos is None`; or empty"),
     "terms": Column("string", "kinds of the summands that the stack begins with; empty where that isn't known"),
     "embed_norm": Column("string", "module of the norm of that sum"),
     "final_norm": Column("string", "module of the norm between the last block and what reads it"),

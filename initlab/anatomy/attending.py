@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 _MASKING = words("masked_fill where maximum add sub clamp")
 
 
-_MASKED = 1e3  # rms of what is added to scores, from which on it is a mask
-
-
 @dataclass(slots=True)
 class Read:
     """What was read of a branch.
@@ -250,8 +247,7 @@ def _biased(scores: Value, product: Op) -> bool:
     value = scores
     while value.op is not None and value.op is not product:
         op = value.op
-        added = shifted(op)
-        if added is not None and (added[1].learned or 0 < added[1].rms < _MASKED):
+        if op.name in ("add", "sub") and any(not each.data and (each.learned or each.uneven > 0) for each in op.inputs):
             return True
         data = [each for each in op.inputs if each.data and each.floating]
         if not data:

@@ -54,6 +54,8 @@ class Value:
         learned: a parameter had a part in it.
         constant: of indices into a table: they are all the same.
         rms: root mean square; NaN where it wasn't taken.
+        uneven: of what no input had a part in, added to or taken from something: how much the elements of its last row
+            differ, but for those that mask; NaN elsewhere.
     """
 
     index: int
@@ -70,6 +72,7 @@ class Value:
     learned: bool = False
     constant: bool = False
     rms: float = math.nan
+    uneven: float = math.nan
 
     def __repr__(self) -> str:
         return f"<{self.name or (self.op.name if self.op else self.kind)} {self.index}>"

@@ -64,6 +64,7 @@ class HeadTap:
         pattern: of an attention of another form, where its weights (B, nh, T, S) enter the product with v.
         n_head: heads that have no dimension of their own: of a fused output, or of tensors (B·nh, T, hs), sequences
             before heads; 0: tensors of three dimensions are of one head.
+        biased: something that differs from key to key is added to the scores, or that isn't known.
     """
 
     layer: int
@@ -74,6 +75,7 @@ class HeadTap:
     value: Operation | None = None
     pattern: Operation | None = None
     n_head: int = 0
+    biased: bool = False
 
     @property
     def operations(self) -> tuple[Operation, ...]:

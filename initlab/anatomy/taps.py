@@ -229,26 +229,29 @@ class Tapping:
                 inner = op.tap([module], value)
                 if inner is not None:
                     given[name] = inner[1]
-        return HeadTap(layer, module, operation, **given, n_head=n_head)
+        biased = not isinstance(body, Attention) or body.bias
+        return HeadTap(layer, module, operation, **given, n_head=n_head, biased=biased)
 
     def _weighed(self, layer: int, each: Weighed, batch: int) -> HeadTap | None:
         """Scores and weights of an attention of another form."""
         if each.score.name == SCORING:
             told = each.score.tap(self.once)
-            return None if told is None else HeadTap(layer, *told)
+            return None if told is None else HeadTap(layer, *told, biased=True)
         if each.weights is None:
             return None
         op, weights = each.weights
         if len(each.scores.shape) < 4:  # heads without a dimension of their own
             told = each.score.tap(self.once) if weights.op is each.score and each.score.name == "softmax" else None
             n_head = each.scores.shape[0] // batch if batch else 0
-            return None if told is None or not n_head else HeadTap(layer, *told, n_head=n_head if n_head > 1 else 0)
+            if told is None or not n_head:
+                return None
+            return HeadTap(layer, *told, n_head=n_head if n_head > 1 else 0, biased=True)
         around = [name for name, _ in op.within if name in self.once]
         shared = [name for name, _ in each.score.within if name in around]
         scores, pattern = each.score.tap(shared, each.scores), op.tap(shared[-1:], weights)
         if scores is None or pattern is None:
             return None
-        return HeadTap(layer, scores[0], scores[1], pattern=pattern[1])
+        return HeadTap(layer, scores[0], scores[1], pattern=pattern[1], biased=True)
 
 
 def _projected(read: Read) -> list[Value]:

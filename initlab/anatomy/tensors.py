@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
@@ -11,6 +12,10 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+# A score this far below its row's largest is masked: masks are -1e4, the largest negative number or -infinity, while
+# what is learned or drawn and differs by a hundred has a probability of 0 already.
+MASKED = 9000.0
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -31,6 +36,16 @@ def tensors(value: Any) -> Iterator[Tensor]:
 def floats(value: Any) -> Iterator[Tensor]:
     """Yield the floating-point ones of `tensors`."""
     return (tensor for tensor in tensors(value) if tensor.is_floating_point())
+
+
+def hidden(scores: Tensor) -> Tensor:
+    """Tell which scores of an attention are masked.
+
+    Args:
+        scores: (…, S), what a softmax over the keys is given.
+    """
+    highest = scores.amax(-1, keepdim=True)
+    return (scores == -math.inf) | ((scores <= highest - MASKED) & (highest < math.inf))
 
 
 def changed(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from initlab.anatomy.contractions import parted
 from initlab.anatomy.graph import MIXING, Op, Place, Seen, Trace, Value, Where
 from initlab.anatomy.operations import Counts, Listening, operation_name, words
-from initlab.anatomy.tensors import floats, gradient_node, nearest, tensors
+from initlab.anatomy.tensors import MASKED, floats, gradient_node, hidden, nearest, tensors
 from initlab.anatomy.walking import weight_of
 
 # what is asked of a tensor, and gives none
@@ -69,6 +69,7 @@ class _Listener(Listening):
         self._counts = Counts()
         self._calls: Counter[str] = Counter()
         self._norms: list[tuple[Value, Tensor]] = []
+        self._rows: dict[Value, Tensor | None] = {}
         self._sized: set[Value] = set()
         self._masks: list[tuple[Op, Tensor, tuple[int, int]]] = []
 
@@ -115,7 +116,7 @@ class _Listener(Listening):
                 self._changed[id(tensor._base if tensor._is_view() else tensor)] = value
         if isinstance(kwargs.get("out"), Tensor):
             self._produced(op, kwargs["out"], 0)
-        if name in ("add", "mul") or name in MIXING:
+        if name in ("add", "sub", "mul") or name in MIXING:
             self._look_at_made(name, inputs, args, kwargs)
         self._look_at_mask(op, args, kwargs, given)
         if name == "embedding" and len(inputs) == 2:
@@ -126,6 +127,8 @@ class _Listener(Listening):
     def _look_at_made(self, name: str, inputs: list[Value], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the size of what is made in the pass, though of no input: rotary tables, sinusoids, computed weights."""
         for value, tensor in zip(inputs, tensors((args, kwargs)), strict=False):
+            if name in ("add", "sub") and not value.data and value.floating and value.shape[-1:] > (1,):
+                self._rows.setdefault(value, _unevenness(tensor) if _readable(tensor) else None)
             made = value.op is not None and not value.data and value.floating and value not in self._sized
             if not made or not _readable(tensor):
                 continue
@@ -222,9 +225,10 @@ class _Listener(Listening):
                 causal = bool(op.argument(5, "is_causal", False))
                 op.seen = Seen(causal=causal, whole=not causal or sizes[0] == 1, window=None, bias=False)
         elif op.name == "softmax" and given and given[0].dim() >= 3 and given[0].is_floating_point():
-            pattern = given[0].detach()
-            one = pattern.reshape(-1, *pattern.shape[-2:])[:1]  # the first head's stands for all
-            self._masks.append((op, _counts(one > 0), (pattern.shape[-2], pattern.shape[-1])))
+            scores = kwargs.get("input", args[0] if args else None)
+            scores = (scores if isinstance(scores, Tensor) else given[0]).detach()
+            one = scores.reshape(-1, *scores.shape[-2:])[:1]  # the first head's stands for all
+            self._masks.append((op, _counts(~hidden(one)), (scores.shape[-2], scores.shape[-1])))
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
@@ -280,7 +284,9 @@ class _Listener(Listening):
                 value.rms = number / math.sqrt(max(1, value.numel))
         for op, counts, (rows, keys) in self._masks:
             op.seen = _as_seen(counts.tolist(), rows, keys)
-        self._norms, self._masks, self._values, self._grads = [], [], {}, {}
+        for value, row in self._rows.items():
+            value.uneven = math.nan if row is None else float(row)
+        self._norms, self._masks, self._rows, self._values, self._grads = [], [], {}, {}, {}
 
 
 def _readable(tensor: Tensor) -> bool:
@@ -301,6 +307,14 @@ def _number(tensor: Tensor, value: Value) -> float | None:
 def _size(tensor: Tensor) -> Tensor:
     """The 2-norm, summed up in float32 or wider."""
     return torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32 if tensor.element_size() < 4 else None)
+
+
+def _unevenness(tensor: Tensor) -> Tensor:
+    """How much those elements of a last row differ that mask nothing, of the head where they differ most."""
+    row = tensor.detach()[..., -1, :] if tensor.dim() > 1 else tensor.detach()
+    masks = row <= -MASKED
+    most = row.masked_fill(masks, -math.inf).amax(-1) - row.masked_fill(masks, math.inf).amin(-1)
+    return most.amax()
 
 
 def _version(tensor: Tensor) -> int:

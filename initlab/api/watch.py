@@ -226,7 +226,8 @@ class Watcher:
         """Count one update; call it after `optimizer.step()`. After `close()` it does nothing.
 
         Args:
-            loss: the step's mean loss, for the summary; it is read on watched steps only.
+            loss: the step's mean loss, for the summary; it is read on watched steps only. None: what the model
+                returned, where that holds a loss (the mean over micro-batches).
         """
         recorder = self._recorder
         if recorder is None:
@@ -277,12 +278,12 @@ class Watcher:
         """What fails now, by the last watched step that judged it; empty without `on_failure`."""
         return list(self._alerts.failing.values())
 
-    def _read(self, loss: Tensor | float | None) -> float:
+    def _read(self, loss: Tensor | float | None) -> float | None:
         """The loss as a number; NaN, and a warning, if it is none: the rest of the step is recorded all the same."""
         from initlab.measure.watch.steps import number
 
         try:
-            return number(loss)
+            return None if loss is None else number(loss)
         except ConfigError as error:
             self._warn("reading the loss", str(error))
             return math.nan

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from initlab.anatomy.tensors import hidden
+
 ROWS = 32  # query rows a sequence, evenly spaced; all of them when T <= 33
 SEQUENCES = 8  # sequences of the batch that are looked at
 
-# A score this far below its row's largest is masked: masks are -1e4, the largest negative number or -infinity, while
-# what is learned or drawn and differs by a hundred has a probability of 0 already.
-MASKED = 9000.0
 _OFF = 0.01  # from 1, of a sum of probabilities: rounding in 16 bits is allowed for
 
 
@@ -299,17 +298,37 @@ def _found(scores: Tensor, pattern: Tensor) -> Found:
 
     Which elements are visible isn't waited for: they are marked instead of cut out.
     """
-    highest = scores.amax(-1, keepdim=True)
-    hidden = (scores == -math.inf) | ((scores <= highest - MASKED) & (highest < math.inf))
-    seen = (~hidden).sum(-1)
+    masked = hidden(scores)
+    seen = (~masked).sum(-1)
     counted = seen >= 2
     entropy = torch.special.entr(pattern).sum(-1)
-    kept = scores.masked_fill(hidden, 0)
+    kept = scores.masked_fill(masked, 0)
     mean = kept.sum(-1) / seen
-    var = (kept - mean[..., None]).square().masked_fill(hidden, 0).sum(-1) / seen
+    var = (kept - mean[..., None]).square().masked_fill(masked, 0).sum(-1) / seen
     each = torch.stack([entropy, entropy / seen.log(), var.sqrt()]).masked_fill(~counted, 0)  # (3, B, nh, R)
     per_head = each.sum((1, 3)) / counted.sum((0, 2))
-    return Found(per_head, scores, pattern, ~hidden & counted[..., None], scores.shape[0] * scores.shape[2])
+    return Found(per_head, scores, pattern, ~masked & counted[..., None], scores.shape[0] * scores.shape[2])
+
+
+def by_input(found: Found) -> Tensor:
+    """Take off what the scores of all sequences have in common, as a bias of positions is, and measure what is left.
+
+    Args:
+        found: of an attention, (B, nh, R, S).
+
+    Returns:
+        (2, nh), of `per_head` the second and third; NaN for a batch of one sequence, and for what sees no two keys.
+    """
+    scores, B = found.logits, len(found.logits)
+    if found.where is None or B < 2:
+        return torch.full_like(found.per_head[:2], math.nan)
+    masked = ~found.where
+    times = found.where.sum(0)
+    own = scores.masked_fill(masked, 0)
+    # of n deviations from their mean the squares sum up to n - 1 variances
+    own = (own - own.sum(0) / times) * (times / (times - 1).clamp(min=1)).sqrt()
+    own = own.masked_fill(masked, -math.inf)
+    return _found(own, own.softmax(-1).nan_to_num(0)).per_head[1:]
 
 
 class WrittenOut:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from initlab.measure.attention import (
     SEQUENCES,
     Found,
     WrittenOut,
+    by_input,
     call_statistics,
     flex_statistics,
     head_statistics,
@@ -32,7 +34,8 @@ from initlab.measure.statistics.taking import Measurements
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The heads of one attention: which, the query rows looked at, and (3, nh) as in `attention.Found`."""
+    """The heads of one attention: which, the query rows looked at, and (5, nh): those of `attention.Found`, and of
+    `attention.by_input`."""
 
     tap: HeadTap
     number: int  # of the tap among the model's
@@ -160,6 +163,7 @@ class HeadReader:
 
     def _note(self, number: int, tap: HeadTap, found: Found, dtype: torch.dtype) -> None:
         if not self._calls[number]:
-            self.seen.append(Heads(tap, number, found.n_rows, found.per_head))
+            own = by_input(found) if tap.biased else torch.full_like(found.per_head[:2], math.nan)
+            self.seen.append(Heads(tap, number, found.n_rows, torch.cat([found.per_head, own])))
         self._calls[number] += 1
         self._found(tap, found, dtype)

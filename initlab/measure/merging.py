@@ -39,6 +39,8 @@ def _third(x: Tensor) -> Tensor:
     return torch.stack([torch.dot(y * y, y) for y in centred]).double().sum() / flat.numel()
 
 
+_OF_HEADS = tuple(name for name in HEADS if name.startswith(("entropy", "logit_std")))
+
 THIRD = Statistic(name="third_of_part", function=_third, of=_PARTS, own=True)
 
 
@@ -58,7 +60,7 @@ def merged(parts: Sequence[Tables], counted: Sequence[int], of: tuple[str, str] 
     shared = {"n_tokens": total} | dict.fromkeys(own, math.nan)
     records = [_record(rows, shared) for rows in _grouped([part.records for part in parts], _of_record)]
     heads = [
-        _means(rows, [row["n_rows"] for row in rows], ("entropy", "entropy_frac", "logit_std"))
+        _means(rows, [row["n_rows"] for row in rows], _OF_HEADS)
         | {"n_rows": sum(row["n_rows"] for row in rows)}
         | dict.fromkeys(own_heads, math.nan)
         for rows in _grouped([part.heads for part in parts], lambda row: (row["module"], row["layer"], row["head"]))

@@ -100,7 +100,7 @@ def head_rows(recorder: Recorder, keys: dict[str, Any]) -> list[dict[str, Any]]:
     for heads in seen:
         layer = heads.tap.layer
         for head in range(heads.per_head.shape[1]):
-            entropy, fraction, logit_std = next(values)
+            entropy, fraction, logit_std, own_fraction, own_std = next(values)
             rows.append(
                 {
                     **keys,
@@ -110,6 +110,8 @@ def head_rows(recorder: Recorder, keys: dict[str, Any]) -> list[dict[str, Any]]:
                     "entropy": entropy,
                     "entropy_frac": fraction,
                     "logit_std": logit_std,
+                    "entropy_frac_by_input": own_fraction,
+                    "logit_std_by_input": own_std,
                     "module": heads.tap.module,
                     **further.get((heads.number, head), {}),
                 }

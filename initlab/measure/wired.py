@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from initlab.anatomy.look import Anatomy
 from initlab.wiring import MLP, Attention, Block, Branch, Norm, Update, Wiring, reads_another
@@ -18,6 +18,11 @@ _ELSE = re.compile(
     r"For[A-Z]|Masked|MLM|[Bb](ert|ERT)|Encoder|[Dd]iffusion|Denois|ViT|Vision|Classif|XLNet|XLM|Flaubert"
 )
 
+# names of what would tell positions apart, or of an option for it
+_POSITIONS = re.compile(
+    r"(use_|with_|has_)?(pe|wpe|rope|alibi|(pos|positional|position|rotary)s?(_?(emb(ed(ding)?)?|encoding|table)s?)?(_type)?)"
+)
+
 
 def wiring_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
     """Make a row for each branch of each block, and one for a block in which none was found.
@@ -27,7 +32,8 @@ def wiring_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
         anatomy: of the model.
     """
     shared = {name: value for name, value in keys.items() if name != "step"} | {
-        "aim": aim_of(anatomy.model, anatomy.seen)
+        "aim": aim_of(anatomy.model, anatomy.seen),
+        "placeless": placeless(anatomy.model),
     }
     rows = []
     for number, wiring in enumerate(anatomy.seen):
@@ -41,6 +47,30 @@ def wiring_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]]:
             }
             rows += [place | row for row in _of_block(block)]
     return rows
+
+
+def placeless(model: nn.Module) -> str:
+    """Name what of a model says that it has no positions: an option that is off, as `GPT.pos is None`.
+
+    Args:
+        model: any.
+
+    Returns:
+        empty where nothing says so, or another such option, or what it makes, is there.
+    """
+    said = ""
+    for module in model.modules():
+        held = vars(module)
+        own = held | held["_modules"] | held["_buffers"] | held["_parameters"]
+        for where, found in (("", own), (".config", getattr(held.get("config"), "__dict__", {}))):
+            for name, value in found.items():
+                if not _POSITIONS.fullmatch(name):
+                    continue
+                if value is None or value is False or value in ("none", "nope"):
+                    said = said or f"{type(module).__name__}{where}.{name} is {value}"
+                elif value is True or isinstance(value, str | nn.Module | Tensor):
+                    return ""
+    return said
 
 
 def aim_of(model: nn.Module, wirings: Sequence[Wiring] = ()) -> str | None:

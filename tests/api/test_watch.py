@@ -230,6 +230,24 @@ def test_what_could_not_be_recorded_is_warned_of_and_noted(tmp_path):
     assert attached(model) == 0
 
 
+def test_a_loss_that_the_model_returns_neednt_be_told():
+    model, told = nano(), []
+    with initlab.watch(model, every=1) as w:
+        for micro in (1, 2):
+            losses = []
+            for x, y in torch.randint(V, (micro, 2, 3, T)):
+                loss = model(x, y)[1]
+                (loss / micro).backward()
+                losses.append(float(loss.detach()))
+            told.append(sum(losses) / micro)
+            w.step()
+    assert w.result.summary["loss"].tolist() == pytest.approx(told)
+    with initlab.watch(model, every=1) as w:
+        model(torch.zeros(2, T, dtype=torch.long))[0].square().mean().backward()  # logits alone
+        w.step()
+    assert w.result.summary["loss"].isna().all()
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [

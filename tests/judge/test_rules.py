@@ -369,8 +369,10 @@ def alike(cosine, expected=math.nan):
     return run_of(summary=summary(token_cosine=cosine, expected_token_cosine=expected))
 
 
-def heads(entropy=0.98, std=0.3):
-    return run_of(summary=summary(), heads=[{"layer": i, "entropy_frac": entropy, "logit_std": std} for i in range(4)])
+def heads(entropy=0.98, std=0.3, own_entropy=math.nan, own_std=math.nan):
+    own = {"entropy_frac_by_input": own_entropy, "logit_std_by_input": own_std}
+    found = [own | {"layer": i, "entropy_frac": entropy, "logit_std": std} for i in range(4)]
+    return run_of(summary=summary(), heads=found)
 
 
 def units(dead=0.0, zeros=0.0, step=0):
@@ -692,10 +694,13 @@ CASES = {
             (says(0.088, kurtosis=-1.2), "warning"),  # torch's defaults
             (says(1e-5), "warning"),
             (says(token_embed=0.6), "warning"),
-            (says(attn_qkv=0.08), "warning"),
+            (says(attn_qkv=0.16), "warning"),
+            (says(attn_qkv=0.08), "info"),  # logits of std 0.4
+            (says(attn_qkv=0.08, mlp_in=0.08), "warning"),
             (says(pos_embed=1.0), "warning"),
             (says(0.08, attn_out=0.08 / math.sqrt(8), mlp_out=0.08 / math.sqrt(8)), "warning"),
-            (says(attn_qkv=0.08, name=CODE), "warning"),
+            (says(attn_qkv=0.16, name=CODE), "warning"),
+            (says(attn_qkv=0.08, name=CODE), "info"),
         ],
         [
             says(),
@@ -850,12 +855,12 @@ CASES = {
     ),
     "ATT001": (
         [(heads(entropy=0.4), "warning"), (heads(entropy=0.1), "error"), (heads(entropy=0.0), "error")],
-        [heads(), heads(entropy=0.6)],
+        [heads(), heads(entropy=0.6), heads(entropy=0.3, own_entropy=0.9)],
         [run_of(summary=summary()), heads(entropy=math.nan)],
     ),
     "ATT002": (
-        [(heads(std=4.0), "warning")],
-        [heads(), heads(std=2.0)],
+        [(heads(std=4.0), "warning"), (heads(std=4.0, own_std=3.9), "warning")],
+        [heads(), heads(std=2.0), heads(std=5.0, own_std=0.3)],
         [run_of(summary=summary()), heads(std=math.nan)],
     ),
     "GRD002": (
@@ -951,6 +956,8 @@ CASES = {
             (wired(NOWHERE), "warning"),
             (wired(NOWHERE, UNMASKED), "warning"),
             (wired(NOWHERE, (1, "mlp", {"kind": "unknown"})), "warning"),
+            (wired(NOWHERE, placeless="GPT.pos is None"), "info"),
+            (wired(NOWHERE, UNMASKED, placeless="GPT.pos is None"), "warning"),
         ],
         [wired(), wired(NOWHERE, terms="token position"), wired(NOWHERE, (None, "attention", {"bias": 1}))],
         [

@@ -71,8 +71,8 @@ OPTIONS = {
     | {"embedding_multiplier": 8.0, "qk_norm": True, "bias": False},
 }
 
-# without norms branches read a stream as small as GPT-2's embedding; nothing but the mask tells positions apart
-UNHEALTHY = {"no norm": {"ACT001"}, "no positions": {"WIR008"}}
+# without norms branches read a stream as small as GPT-2's embedding
+UNHEALTHY = {"no norm": {"ACT001"}}
 
 # small states that no norm stands in front of, and norms of q and k behind them: much of the gradient comes through q
 # and k, which the closed form follows to leading order alone

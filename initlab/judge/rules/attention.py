@@ -10,7 +10,7 @@ from initlab.judge.matching import TOLERANCE
 from initlab.judge.remedies import Change, Described, rescaled
 from initlab.judge.rows import Row, Rows, largest, smallest
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import CELL, seeds, size, table_of
+from initlab.judge.rules.counting import CELL, heads_of, seeds, size
 from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.rundir import Run
@@ -20,8 +20,11 @@ _NEEDS = "attention that was found, and --stats full"
 
 
 def measure_heads(run: Run) -> Rows:
-    """Mean over the heads of every block: entropy as a share of its largest, and std of the attention logits."""
-    return table_of(run, "heads").grouped(
+    """Mean over the heads of every block: entropy as a share of its largest, and std of the attention logits.
+
+    Of what the input makes of them, where something is added to the scores.
+    """
+    return heads_of(run).grouped(
         [*CELL, "layer"], entropy_frac=("entropy_frac", "mean"), logit_std=("logit_std", "mean")
     )
 
@@ -40,7 +43,8 @@ def calm_attention(finding: Finding, model: Described) -> list[Change]:
 @rule(
     code="ATT001",
     question="Attention",
-    measures="entropy of the attention pattern / ln(visible keys), mean over a block's heads",
+    measures="entropy of the attention pattern / ln(visible keys), mean over a block's heads; where a bias is added to "
+    "the scores, of the scores without what all sequences have in common",
     needs=_NEEDS,
     limits={"warning": 0.5, "error": 0.2},
     unit="of uniform",
@@ -81,7 +85,8 @@ def attention_collapse(case: Case, rows: Rows) -> Finding:
 @rule(
     code="ATT002",
     question="Attention",
-    measures="std of the visible attention logits within a row, mean over a block's heads",
+    measures="std of the visible attention logits within a row, mean over a block's heads; where a bias is added to "
+    "them, without what all sequences have in common",
     needs=_NEEDS,
     limits={"std": 2.5},
     unit="std of logits",

@@ -10,7 +10,7 @@ from initlab.judge import Severity
 from initlab.judge.remedies import leave
 from initlab.judge.rows import Rows, largest
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.counting import recorded, table_of
+from initlab.judge.rules.counting import heads_of, recorded, table_of
 from initlab.judge.rules.faults import Fault, anywhere, inside, measure_wiring, stacks, verdict
 from initlab.judge.words import listed, plural, trimmed
 from initlab.rundir import Run
@@ -124,7 +124,7 @@ def measure_scores(run: Run) -> Rows:
     rows = rows[~rows.among("recipe", meant)]
     weights = recorded(run, "weight")
     rms = dict(zip(zip(weights["run_id"], weights["module"], strict=True), weights["rms"].tolist(), strict=True))
-    heads = table_of(run, "heads").grouped(["run_id", "layer"], std=("logit_std", "max"))
+    heads = heads_of(run).grouped(["run_id", "layer"], std=("logit_std", "max"))
     std = dict(zip(zip(heads["run_id"], heads["layer"], strict=True), heads["std"].tolist(), strict=True))
     share = [
         rms.get((cell, query), math.nan) / (rms.get((cell, key)) or math.nan) if query != key else 1.0
@@ -231,12 +231,13 @@ def told_apart(stack: Rows) -> bool | None:
     measures="whether anything tells positions apart: a term of the embedding, rotation, a bias of the scores",
     needs=f"an embedding that is a sum of tables, and {_ATTENTION} in every block",
     unit="sources of position",
-    limit="one or more",
+    limit="one or more; a note of a causal model with an option for positions that is off",
     basis="derived",
     why="Attention without positions reads a bag of words. Under a causal mask the number of visible keys still tells "
     "where a position is; without one nothing does.",
     advice="add a position embedding, or rotate queries and keys",
-    false_alarms="Causal models without positions on purpose (NoPE), which few are.",
+    false_alarms="Causal models without positions on purpose (NoPE), which few are, and which don't have an option for "
+    "them that is None or False.",
     source="Kazemnejad et al. 2023, 2305.19466; Haviv et al. 2022, 2203.16634",
     since="0.1.0",
     about_init=False,
@@ -257,7 +258,9 @@ def no_positions(case: Case, rows: Rows) -> Finding:
         text += "; only the causal mask does (NoPE)" if causal else ", so the model reads a bag of words"
         advice = f"rotate queries and keys in {name}, or add positions to the embedding"
         advice += ", unless it is meant to do without: then ignore WIR008" if causal else ""
-        faults.append(Fault(run_id, text, advice, "warning", _layers(own), "embed"))
+        declared = own["placeless"][0] or ""
+        text += f", as {declared} says" if declared else ""
+        faults.append(Fault(run_id, text, advice, "info" if declared and causal else "warning", _layers(own), "embed"))
     if not judged:
         return case.not_applicable(f"Needs {case.rule.needs}")
     return verdict(case, rows, faults, "Positions are told apart")

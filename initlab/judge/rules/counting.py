@@ -42,6 +42,17 @@ def recorded(run: Run, kind: str, *sites: str) -> Rows:
     return rows[rows.among("site", sites) if sites else rows["kind"] == kind]
 
 
+@kept
+def heads_of(run: Run) -> Rows:
+    """Pick the heads; where a bias may be added to the scores, entropy_frac and logit_std are of what the input makes.
+
+    A bias of positions (ALiBi's, T5's) is meant, and no matrix drawn otherwise would change it.
+    """
+    rows = table_of(run, "heads")
+    names = ("entropy_frac", "logit_std")
+    return rows.assign(**{name: np.where(np.isnan(own := rows[f"{name}_by_input"]), rows[name], own) for name in names})
+
+
 def normed_writes(run: Run) -> Rows:
     """Pick the branches, of table `wiring`, with a norm behind them: it takes the scale of what they write away.
 

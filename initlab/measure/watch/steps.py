@@ -26,6 +26,7 @@ from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.restoring import copied, depth, untouched
 from initlab.anatomy.sites import Tap
 from initlab.anatomy.sizes import vocabulary
+from initlab.anatomy.tensors import floats
 from initlab.anatomy.unsharding import fully_sharded, resharded, unsharded
 from initlab.anatomy.unwrapping import eagerly, unwrap
 from initlab.errors import ConfigError, ProbeError
@@ -186,6 +187,7 @@ class StepRecorder:
             return
         try:
             made.backward.watch(output)
+            made.loss = next((x.detach() for x in floats(output) if x.dim() == 0 and x.requires_grad), None)
             logits = logits_in(output, made.inputs.ids, vocabulary(model))
             if logits is not None:
                 made.vocab_size = vocabulary(model) or logits.shape[-1]
@@ -288,7 +290,6 @@ class StepRecorder:
         return self._seen[1]
 
     def _finish(self, loss: Tensor | float | None) -> Tables:
-        value = number(loss)
         if self._error is not None:
             raise ProbeError(
                 f"step {self.done} could not be recorded: {type(self._error).__name__}: {self._error}"
@@ -300,6 +301,7 @@ class StepRecorder:
                 "gradients enabled; watch the module that the loop itself calls"
             )
         update.settle()
+        value = number(_returned(update.passes) if loss is None else loss)
         weights = weights_of(update)
         self.complaints = {
             name: error for made in update.passes for name, error in made.recorder.moments.errors.items()
@@ -324,6 +326,12 @@ class _Hook:
 
 def _nothing(*given: Any) -> None:
     pass
+
+
+def _returned(passes: Sequence[Pass]) -> float | None:
+    """Mean of the losses that a model returned for the micro-batches of a step; None where it returned none."""
+    losses = [float(made.loss) for made in passes if made.loss is not None]
+    return sum(losses) / len(losses) if len(losses) == len(passes) else None
 
 
 def number(loss: Tensor | float | None) -> float:

@@ -51,6 +51,7 @@ class Pass:
     own_logit: float = math.nan
     vocab_size: int = 0
     mode: str = ""
+    loss: Tensor | None = None  # that the model returned
 
     def detach(self) -> None:
         """Take every hook off."""
