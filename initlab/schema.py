@@ -238,6 +238,13 @@ WIRING: dict[str, Column] = {
     "qk_norm": Column("string", "module that normalises the queries"),
     "soft_cap": Column("float64", "c where scores are c·tanh(scores / c); NaN without"),
     "cross": Column("Int64", "stack that gives keys and values, NA where it is the own"),
+    "dropout": Column("float64", "probability in force of what it adds, or its attention weights, to be dropped"),
+    "detached": Column("Int64", "1 = the gradient of what is added doesn't flow back to the stream that is read"),
+    "turned": Column(
+        "string",
+        "what isn't as a rotation of queries and keys has it: queries or keys (they alone are rotated), values (they "
+        "too), uneven (cosines of what is alike depend on more than the distance), still (on no position)",
+    ),
     "crossed": Column("string", "what isn't cut into heads, or joined, position by position"),
     "frozen": Column("float64", "share of the block's parameters, by elements, that aren't trained"),
     "aim": Column("category", "what the model's class says that it is trained on: next-token, else, or nothing (NA)"),
@@ -365,12 +372,16 @@ DECLARED: dict[str, Column] = {
     "kind": Column(
         "category",
         "std, other std (that some weights may have), tied, embed scale, layer scale, zero, constant, least step, "
-        "most step",
+        "most step, unregistered (trainable tensors that the pass used and that aren't the model's parameters)",
         key=True,
     ),
-    "name": Column("string", "where the model says so, as config.initializer_range; empty: it has a config without"),
-    "said": Column("float64", "what it says; of tied 1 = yes, 0 = no"),
-    "found": Column("float64", "what is so; NaN where the weights of `records` tell"),
+    "name": Column(
+        "string",
+        "where the model says so, as config.initializer_range; empty: it has a config without. Of what is unregistered "
+        "the attribute that holds it, empty where none does",
+    ),
+    "said": Column("float64", "what it says; of tied 1 = yes, 0 = no; of what is unregistered, how many tensors"),
+    "found": Column("float64", "what is so; NaN where the weights of `records` tell; how many elements they have"),
     "about": Column("string", "of a std the module whose config it is, empty for the whole; else parameters"),
 }
 

@@ -183,6 +183,10 @@ class Branch:
         module: dotted name of the module that gives it.
         conditioned: what it reads or adds is scaled by tensors that something else than the stream made (adaLN): how
             it is put together is known, but not how large it is.
+        detached: the gradient of what it adds doesn't flow back to the stream that it reads.
+        turned: of attention, understood or not, what isn't as a rotation of queries and keys by their position has it:
+            `queries` or `keys` where they alone are rotated, `values` where they are too, `uneven` where the cosine of
+            two that are alike depends on more than their distance, `still` where it depends on no position.
     """
 
     site: str
@@ -196,6 +200,8 @@ class Branch:
     dropout: float = 0.0
     module: str = ""
     conditioned: bool = False
+    detached: bool = False
+    turned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from initlab.anatomy.functions import rounded
 from initlab.anatomy.graph import Op, Value
-from initlab.anatomy.heading import head_source, part_of
+from initlab.anatomy.heading import HeadSource, head_source, part_of
 from initlab.anatomy.norming import normed
 from initlab.anatomy.operations import words
+from initlab.anatomy.turning import unlike_a_rotation
 from initlab.anatomy.walking import copies, copies_of, factor, origin, shifted, unscaled
 from initlab.anatomy.weighing import SCORING, Weighed
 from initlab.wiring import MLP, Attention, Linear, Norm
@@ -39,6 +40,7 @@ class Read:
         experts: of a branch that isn't understood as a whole, each MLP that is a part of it, as it was read.
         routed: how tokens are given to them; None where no choice was found.
         heads: of heads that are computed one by one, each as it was read.
+        turned: of an attention, what isn't rotated as queries and keys are by their position.
         conditioned: what it reads is scaled or shifted by tensors that no part of the stream made, as by adaLN.
         other: what keys and values are made of, where it isn't the branch's own stream.
     """
@@ -57,6 +59,7 @@ class Read:
     routed: Routed | None = None
     heads: list[Read] = field(default_factory=list)
     conditioned: bool = False
+    turned: tuple[str, ...] = ()
     why: str = ""
 
 
@@ -177,6 +180,7 @@ def _heads(
     read = Read(score=score, mixing=mixing, product=product)
     query, key, _ = tensors
     sources = [head_source(each) for each in tensors]
+    read.turned = _turned(mixing if product is None else product, (query, key), sources)
     if any(each is None for each in sources):
         place = next(i for i, each in enumerate(sources) if each is None)
         read.why = f"what {'qkv'[place]} is made of: {met(tensors[place])}"
@@ -237,6 +241,17 @@ def _heads(
     if read.body is not None and seen is not None and not seen.causal and not seen.whole:
         read.body, read.why = None, "its mask is neither causal nor open"
     return read
+
+
+def _turned(product: Op, entering: tuple[Value, Value], sources: Sequence[HeadSource | None]) -> tuple[str, ...]:
+    """What of q, k and v isn't rotated as they are by their position: `Branch.turned`."""
+    q, k, v = sources
+    if q is None or k is None:
+        return ()
+    said = ["queries" if q.rotated else "keys"] if q.rotated != k.rotated else []
+    if q.before is not None and k.before is not None:
+        said.append(unlike_a_rotation(product, (entering[0], q.before), (entering[1], k.before)))
+    return tuple(each for each in (*said, "values" if v is not None and v.rotated else "") if each)
 
 
 def _biased(scores: Value, product: Op) -> bool:

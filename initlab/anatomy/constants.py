@@ -102,6 +102,9 @@ def _filled(node: ast.expr, tree: ast.AST, module: nn.Module, level: int = 0) ->
             return _filled(node.func.value, tree, module, level + 1)
         return None
     if isinstance(node, ast.Name):
+        read = [each for each in ast.walk(tree) if isinstance(each, ast.Name) and each.id == node.id]
+        if sum(isinstance(each.ctx, ast.Load) for each in read) > 1:  # and may be filled there: pe[:, ::2] = sin
+            return None
         said = list(assigned(node.id, tree))
         return _filled(said[0], tree, module, level + 1) if len(said) == 1 else None
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
@@ -145,7 +148,7 @@ def _calculated(operation: ast.operator, left: float, right: float) -> float | N
 
 @functools.cache
 def _named(owner: type, holder: type, name: str) -> bool:
-    """Whether init code of a class names a parameter of another: in an in-place call, or an assignment to `.data`."""
+    """Whether init code of a class names a parameter of another: in an in-place call, or an assignment into it."""
     classes = {each.__name__ for each in holder.__mro__}
     return any(name in named and (not told or told & classes) for named, told in _named_inits(owner))
 
@@ -157,7 +160,11 @@ def _named_inits(owner: type) -> list[tuple[set[str], set[str]]]:
     for node, path in (each for _, tree in init_trees(owner) for each in conditioned(tree, ())):
         call = isinstance(node, ast.Call) and called(node).endswith("_") and not called(node).startswith("_")
         targets = node.targets if isinstance(node, ast.Assign) else []
-        if call or any(isinstance(target, ast.Attribute) and target.attr == "data" for target in targets):
+        changed = any(
+            isinstance(each, ast.Subscript) or (isinstance(each, ast.Attribute) and each.attr == "data")
+            for each in targets
+        )
+        if call or changed or isinstance(node, ast.AugAssign):
             tests = [each for test, wanted in path if wanted for each in ast.walk(test)]
             tests = [each for each in tests if isinstance(each, ast.Call) and called(each) == "isinstance"]
             told = [each for test in tests for each in ast.walk(test.args[1])]  # type: ignore[attr-defined]

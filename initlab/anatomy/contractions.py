@@ -30,7 +30,7 @@ def parted(trace: Trace, op: Op) -> Op:
             value = Value(len(trace.values), _shape(*made[-1].args), True, made[-1], "op")
             value.before = 1 << value.index
             trace.values.append(value)
-            made[-1].gave(value)
+            made[-1].gave(value, True)
             values.append(value)
         pair = [values[first], values[second]]
         made.append(Op(op.name, op.function, pair, (written, *pair), {}, op.within, training=op.training, whole=op))

@@ -23,7 +23,18 @@ from initlab.anatomy.special import time_steps, zeroed
 from initlab.recipes import Role
 from initlab.wiring import Wiring
 
-Kind = Literal["std", "other std", "tied", "embed scale", "layer scale", "zero", "constant", "least step", "most step"]
+Kind = Literal[
+    "std",
+    "other std",
+    "tied",
+    "embed scale",
+    "layer scale",
+    "zero",
+    "constant",
+    "least step",
+    "most step",
+    "unregistered",
+]
 
 _STD = re.compile(
     r"initializer_(range|std)|init_(std|range|sigma)|(weights?_)?(init_)?std(_init)?|weight_init_(std|range)"
@@ -42,8 +53,10 @@ class Declaration:
     Attributes:
         kind: of what; `other std`: a further number that some weights may have been drawn with; `zero`: a parameter
             that the code sets to 0 by name; `constant`: one that its class makes of one number, found: the value
-            that is farthest from it; `least step`, `most step`: the ends of the range of a state's steps in time.
-        name: where it says so, as `config.initializer_range`; empty: a config that says nothing of the kind.
+            that is farthest from it; `least step`, `most step`: the ends of the range of a state's steps in time;
+            `unregistered`: so many trainable tensors that the pass used and the model doesn't know, found: elements.
+        name: where it says so, as `config.initializer_range`; empty: a config that says nothing of the kind. Of what is
+            unregistered, what holds it.
         said: its value; 1 and 0 for yes and no.
         found: what the model has; NaN where that is read from the tables.
         about: of a std the module that holds the config, `` for the whole; else names of parameters.

@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import Tensor
+
 from initlab.anatomy.operations import Operation, words
 
 Where = Literal["in", "out"]
@@ -47,6 +49,7 @@ class Value:
         name: dotted name of a parameter or buffer.
         output: its place among what `op` gave.
         before: bits of the values it was computed from, itself included.
+        flowing: bits of those that its gradient flows back to: not through `detach`, nor out of `no_grad`.
         mixed: bits of those that it was computed from through a MIXING operation.
         number: the one that every element is, of a tensor that no input had a part in; None of learned ones but single
             elements, and of large ones.
@@ -54,6 +57,7 @@ class Value:
         learned: a parameter had a part in it.
         constant: of indices into a table: they are all the same.
         rms: root mean square; NaN where it wasn't taken.
+        table: of what no input and nothing that is trained had a part in, and something was multiplied with.
         uneven: of what no input had a part in, added to or taken from something: how much the elements of its last row
             differ, but for those that mask; NaN elsewhere.
     """
@@ -66,6 +70,7 @@ class Value:
     name: str = ""
     output: int = 0
     before: int = 0
+    flowing: int = 0
     mixed: int = 0
     number: float | None = None
     data: bool = False
@@ -73,6 +78,7 @@ class Value:
     constant: bool = False
     rms: float = math.nan
     uneven: float = math.nan
+    table: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name or (self.op.name if self.op else self.kind)} {self.index}>"
@@ -80,6 +86,10 @@ class Value:
     def after(self, other: Value) -> bool:
         """Whether it was computed from the other, or is the other."""
         return bool(self.before >> other.index & 1)
+
+    def flows(self, other: Value) -> bool:
+        """Whether its gradient flows back to the other."""
+        return bool(self.flowing >> other.index & 1)
 
     def mixes(self, other: Value) -> bool:
         """Whether it was computed from the other through a MIXING operation."""
@@ -127,19 +137,22 @@ class Op:
         """Dotted name of the innermost module around it."""
         return self.within[-1][0] if self.within else ""
 
-    def gave(self, value: Value) -> None:
+    def gave(self, value: Value, grad: bool) -> None:
         """Note one of its outputs, and what that was computed from.
 
         Args:
             value: new in the trace.
+            grad: whether it has a gradient.
         """
-        bits = mixed = 0
+        bits = mixed = flowing = 0
         for each in self.inputs:
             bits |= each.before
+            flowing |= each.flowing
             mixed |= each.mixed
             value.data = value.data or each.data
             value.learned = value.learned or each.learned
         value.before |= bits
+        value.flowing |= flowing if grad else 0
         value.mixed = mixed | bits if self.name in MIXING else mixed
         self.outputs.append(value)
 
@@ -186,6 +199,7 @@ class Trace:
         self.at: dict[Place, Value] = {}
         self.order: dict[str, int] = {}  # of the first use of each module
         self.outputs: list[Value] = []
+        self.strangers: list[Tensor] = []  # trainable, and none of the model's parameters
 
     def readers(self) -> dict[Value, list[Op]]:
         """List the operations that are given each value."""

@@ -21,7 +21,8 @@ _ROTATING = words(
 class HeadSource:
     """Where the heads of q, k or v come from: a matrix, the norm and factor after it, whether rotated or parted.
 
-    `pieces` are those of a larger matrix's features that they are made of, as `features` finds them.
+    `pieces` are those of a larger matrix's features that they are made of, as `features` finds them; `before` is what
+    was rotated, where that is one tensor and was rotated once.
     """
 
     matrix: Projected
@@ -30,6 +31,7 @@ class HeadSource:
     rotated: bool
     parted: bool
     pieces: tuple[tuple[int, int], ...] = ()
+    before: Value | None = None
 
 
 def head_source(value: Value) -> HeadSource | None:
@@ -39,12 +41,14 @@ def head_source(value: Value) -> HeadSource | None:
         value: what enters the attention.
     """
     norm, scale, rotated, parted, first = None, 1.0, False, False, value
+    before: Value | None = None
     for _ in range(64):
         found = projected(value)
         if found is not None:
             result = found.result
             larger = result.numel > first.numel and result.shape[-1:] == (found.linear.fan_out,)
-            return HeadSource(found, norm, scale, rotated, parted, features(first, result) if larger else ())
+            pieces = features(first, result) if larger else ()
+            return HeadSource(found, norm, scale, rotated, parted, pieces, before)
         op = value.op
         if op is None:
             return None
@@ -69,6 +73,7 @@ def head_source(value: Value) -> HeadSource | None:
         if turned is None:
             return None
         value, by, whole = turned
+        before = value if whole and not rotated else before
         rotated = rotated or whole
         scale *= by
     return None

@@ -51,7 +51,12 @@ def values_of(value: Any) -> dict[str, Any]:
     if value is None or isinstance(value, bool | int | float | str | bytes | list | tuple | set):
         return {}
     try:
-        return dict(vars(value))
+        own = dict(vars(value))
+        if any(isinstance(each, _PLAIN) for each in own.values()):
+            return own
+        # `class Config: n_embd = 64` holds its values by its class
+        held = {name: each for owner in type(value).__mro__[::-1] for name, each in vars(owner).items()}
+        return {name: x for name, x in held.items() if isinstance(x, _PLAIN) and not name.startswith("_")} | own
     except TypeError:  # it has slots, or is no object of Python's
         names = getattr(type(value), "__slots__", ())
         return {name: getattr(value, name) for name in names if isinstance(name, str) and hasattr(value, name)}

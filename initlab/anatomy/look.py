@@ -23,6 +23,7 @@ from initlab.anatomy.sites import HeadTap, RouterTap, SiteMap, Tap, dropout_in_f
 from initlab.anatomy.stream import Stack, find_stacks
 from initlab.anatomy.taps import Tapping
 from initlab.anatomy.trace import traced
+from initlab.anatomy.unregistered import Unregistered, unregistered
 from initlab.anatomy.wirings import read_stacks
 from initlab.errors import SiteError
 from initlab.models.nanogpt import NanoGPT
@@ -50,6 +51,7 @@ class Anatomy:
             none is dropped by chance.
         layout: `nanogpt` for a NanoGPT, or a model laid out as one, module by module, that no pass was made of.
         notes: what was taken off the model before: torch.compile, DataParallel, DistributedDataParallel.
+        unregistered: trainable tensors that the pass used and the model doesn't know; None where none was followed.
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class Anatomy:
     seen: tuple[Wiring, ...] = ()
     layout: Literal["nanogpt", ""] = ""
     notes: tuple[str, ...] = ()
+    unregistered: tuple[Unregistered, ...] | None = None
 
     @cached_property
     def places(self) -> dict[str, Parameter]:
@@ -118,11 +121,13 @@ def of(
     routers: list[RouterTap] = []
     wirings: list[Wiring] = []
     seen: list[Wiring] = []
+    strangers: tuple[Unregistered, ...] | None = None
     said = list(notes)
     if sites is None and forward is not None:
         named, places = (None, {}) if declared is None else declared_blocks(model, declared)
         with around():
             trace = traced(model, forward)
+        strangers = unregistered(model, trace.strangers)
         stacks = find_stacks(model, trace, None if named is None else {DECLARED: named})
         readings = read_stacks(trace, stacks)
         tapping = Tapping(trace, stacks, readings)
@@ -173,6 +178,7 @@ def of(
         seen=tuple(seen),
         layout=layout,
         notes=tuple(taken),
+        unregistered=strangers,
     )
 
 

@@ -16,7 +16,7 @@ from initlab.anatomy.walking import PARTING, copies, factor
 _ARRANGING = words("cat concat stack flip roll view_as_real view_as_complex conj")
 
 
-class _OtherError(Exception):
+class OtherError(Exception):
     """Something else was done than arranging, multiplying, and adding up what a rotation mixes."""
 
 
@@ -36,7 +36,7 @@ def multiplied(value: Value, source: Value) -> float | None:
     def same(one: Tensor, other: Tensor) -> Tensor:
         return torch.where(one == other, one, math.nan)
 
-    found = _Again(source, torch.ones((), dtype=torch.float64), same, numbers=True).of(value)
+    found = Again(source, torch.ones((), dtype=torch.float64), same, numbers=True).of(value)
     if found is None or not found.numel():
         return None
     first = found.flatten()[0]
@@ -56,7 +56,7 @@ def features(value: Value, source: Value) -> tuple[tuple[int, int], ...]:
     size = source.shape[-1]
     there = torch.zeros(size + 1, dtype=torch.bool)
     for either in (torch.minimum, torch.maximum):  # of the two that a rotation mixes
-        again = _Again(source, torch.arange(float(size)), either, numbers=False)
+        again = Again(source, torch.arange(float(size)), either, numbers=False)
         found = again.of(value)
         if found is None:
             return ()
@@ -68,7 +68,7 @@ def features(value: Value, source: Value) -> tuple[tuple[int, int], ...]:
     return tuple(zip(ends[::2], ends[1::2], strict=True))
 
 
-class _Again:
+class Again:
     """Does again what was done to a source, whose elements are others.
 
     Args:
@@ -88,7 +88,7 @@ class _Again:
         try:
             with torch.no_grad():
                 found = self._done(value)
-        except (_OtherError, RuntimeError, TypeError, ValueError, IndexError):  # as torch raises of such arguments
+        except (OtherError, RuntimeError, TypeError, ValueError, IndexError):  # as torch raises of such arguments
             return None
         return torch.view_as_real(found) if found.is_complex() else found
 
@@ -97,7 +97,7 @@ class _Again:
             return self._known[value]
         op = value.op
         if op is None:
-            raise _OtherError
+            raise OtherError
         data = [each for each in op.inputs if each.data and each.floating]
         if copies(op) or op.name in PARTING or op.name in _ARRANGING:
             given: Any = op.function(*self._held(op.args), **self._held(op.kwargs))
@@ -110,15 +110,15 @@ class _Again:
             self.mixed = True
             found = self._added(self._done(data[0]), self._done(data[1]))
         else:
-            raise _OtherError
+            raise OtherError
         self._known[value] = found.expand(value.shape)
         return self._known[value]
 
     def _held(self, given: Any) -> Any:
-        """Arguments of an operation, with tensors for Values. Raises _OtherError where one isn't known."""
+        """Arguments of an operation, with tensors for Values. Raises OtherError where one isn't known."""
         if isinstance(given, Value):
             if not given.data or not given.floating:
-                raise _OtherError
+                raise OtherError
             return self._done(given)
         if isinstance(given, tuple):
             return tuple(self._held(each) for each in given)

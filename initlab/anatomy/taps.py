@@ -149,11 +149,15 @@ class Tapping:
         scale = one.branch.scale if term.vector is None else term.scale
         if not scale or term.gated:  # what is added, and not what is multiplied
             return self.at(term.value, one.branch.site, layer)
-        for value in self._undropped(term.core if term.vector is not None or scale != 1 else term.value):
+        near = self._undropped(term.core if term.vector is not None or scale != 1 else term.value)
+        for value in near:
             tap = self._place(value, one.branch.site, layer, scale)
             if tap is not None:
                 return tap
-        return self.at(term.core, one.branch.site, layer, scale=scale)
+        # by the dropout itself where it is a module that several branches share: before it, it would be another tensor
+        last = near[-1].op
+        dropped = self.at(near[-1], one.branch.site, layer, scale=scale) if last and dropout(last) > 0 else None
+        return dropped or self.at(term.core, one.branch.site, layer, scale=scale)
 
     def _undropped(self, value: Value) -> list[Value]:
         """A value and those that it is a copy of, back to where dropout was in force."""

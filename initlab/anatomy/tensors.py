@@ -38,6 +38,16 @@ def floats(value: Any) -> Iterator[Tensor]:
     return (tensor for tensor in tensors(value) if tensor.is_floating_point())
 
 
+def heads_first(scores: Tensor) -> Tensor:
+    """Bring scores of an attention that stand as (B, T, nh, T), as DeepSeek writes them, to (B, nh, T, T).
+
+    Args:
+        scores: keys last; what stands otherwise is left as it is.
+    """
+    turned = scores.dim() == 4 and scores.shape[1] == scores.shape[3] != scores.shape[2]
+    return scores.transpose(1, 2) if turned else scores
+
+
 def hidden(scores: Tensor) -> Tensor:
     """Tell which scores of an attention are masked.
 

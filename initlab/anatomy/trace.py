@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from initlab.anatomy.contractions import parted
 from initlab.anatomy.graph import MIXING, Op, Place, Seen, Trace, Value, Where
 from initlab.anatomy.operations import Counts, Listening, operation_name, words
-from initlab.anatomy.tensors import MASKED, floats, gradient_node, hidden, nearest, tensors
+from initlab.anatomy.tensors import MASKED, floats, gradient_node, heads_first, hidden, nearest, tensors
 from initlab.anatomy.walking import weight_of
 
 # what is asked of a tensor, and gives none
@@ -122,13 +122,16 @@ class _Listener(Listening):
         if name == "embedding" and len(inputs) == 2:
             ids = next(t for t in tensors((args, kwargs)) if not t.is_floating_point())
             value = self.value(ids)
-            value.constant = not value.data and ids.numel() > 0 and bool((ids == ids.flatten()[0]).all())
+            # of zeros_like(ids), segments, the ids are the input, and nothing of them is there
+            value.constant = value.kind != "input" and ids.numel() > 0 and bool((ids == ids.flatten()[0]).all())
 
     def _look_at_made(self, name: str, inputs: list[Value], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the size of what is made in the pass, though of no input: rotary tables, sinusoids, computed weights."""
         for value, tensor in zip(inputs, tensors((args, kwargs)), strict=False):
             if name in ("add", "sub") and not value.data and value.floating and value.shape[-1:] > (1,):
                 self._rows.setdefault(value, _unevenness(tensor) if _readable(tensor) else None)
+            if name == "mul" and not (value.data or tensor.requires_grad) and value.floating and value.numel > 1:
+                value.table = tensor.detach()
             made = value.op is not None and not value.data and value.floating and value not in self._sized
             if not made or not _readable(tensor):
                 continue
@@ -162,8 +165,11 @@ class _Listener(Listening):
         entry = self._values.get(id(tensor))
         version = _version(tensor)
         if entry is not None and entry[0]() is tensor:
+            value = entry[1]
+            if value.op is not None and value.flowing == 1 << value.index and tensor.requires_grad:
+                value.flowing = value.before  # of an autograd.Function, whose own operations run without gradients
             if entry[2] == version:
-                return entry[1]
+                return value
             change = self._changed.get(id(tensor._base if tensor._is_view() else tensor))
             if change is None or change is entry[1]:
                 return entry[1]
@@ -180,6 +186,8 @@ class _Listener(Listening):
         value = self._note(tensor, None, kind, name)
         if kind == "parameter":
             value.learned = True
+        elif kind == "constant" and tensor.is_leaf and tensor.requires_grad:
+            self.trace.strangers.append(tensor)
         value.number = _number(tensor, value)
         if value.number is None and value.floating and tensor.numel() <= _SMALL and _readable(tensor):
             self._norms.append((value, _size(tensor)))
@@ -197,7 +205,7 @@ class _Listener(Listening):
     def _produced(self, op: Op, tensor: Tensor, place: int) -> Value:
         value = self._note(tensor, op, "op", "")
         value.output = place
-        op.gave(value)
+        op.gave(value, tensor.requires_grad)
         if not value.data:
             value.number = _number(tensor, value)
         elif value.floating and tensor.numel() > 1 and not tensor._is_view() and _readable(tensor):
@@ -207,7 +215,7 @@ class _Listener(Listening):
     def _note(self, tensor: Tensor, op: Op | None, kind: Any, name: str) -> Value:
         floating = tensor.is_floating_point() or tensor.is_complex()
         value = Value(len(self.trace.values), tuple(tensor.shape), floating, op, kind, name)
-        value.before = 1 << value.index
+        value.before = value.flowing = 1 << value.index
         self.trace.values.append(value)
         self._values[id(tensor)] = weakref.ref(tensor), value, _version(tensor)
         if (node := gradient_node(tensor)) is not None:
@@ -226,7 +234,7 @@ class _Listener(Listening):
                 op.seen = Seen(causal=causal, whole=not causal or sizes[0] == 1, window=None, bias=False)
         elif op.name == "softmax" and given and given[0].dim() >= 3 and given[0].is_floating_point():
             scores = kwargs.get("input", args[0] if args else None)
-            scores = (scores if isinstance(scores, Tensor) else given[0]).detach()
+            scores = heads_first((scores if isinstance(scores, Tensor) else given[0]).detach())
             one = scores.reshape(-1, *scores.shape[-2:])[:1]  # the first head's stands for all
             self._masks.append((op, _counts(~hidden(one)), (scores.shape[-2], scores.shape[-1])))
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from initlab.anatomy.unregistered import hidden_in
 from initlab.anatomy.unsharding import fully_sharded
 from initlab.errors import ConfigError, ProbeError
 from initlab.options import shown
@@ -110,7 +111,9 @@ def _refuse(model: nn.Module) -> None:
     name = type(model).__name__
     parameters = dict(model.named_parameters())
     if not parameters:
-        raise ProbeError(f"{name} has no parameters; there is nothing to measure")
+        held = [each.place for each in hidden_in(model) if each.place]
+        why = f" ({'; '.join(held)} holds trainable tensors: register them, as nn.ModuleList and nn.ParameterDict do)"
+        raise ProbeError(f"{name} has no parameters; there is nothing to measure{why if held else ''}")
     for path, parameter in parameters.items():
         if nn.parameter.is_lazy(parameter):  # a run here would draw the caller's weights
             raise ProbeError(f"{name}: {path} has no shape yet (a lazy module); run one batch through the model first")

@@ -190,6 +190,9 @@ def _branch(term: Term, each: Sum, write: Write, before: Sequence[Stack]) -> Bra
         dropout=_dropout(term),
         module=write.module,
         conditioned=term.gated or read.conditioned,
+        # in a part that is recomputed in the backward pass nothing has a gradient, the sum included
+        detached=term.value.after(each.base) and each.value.flows(each.base) and not term.value.flows(each.base),
+        turned=read.turned,
     )
     if term.vector is not None and gain is None:
         branch = replace(branch, scale=rounded(term.scale))

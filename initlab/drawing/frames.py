@@ -7,7 +7,7 @@ import os
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Literal
 
 import torch
@@ -54,16 +54,16 @@ def place(frame: FrameType | None, stop: FrameType | None) -> Place:
     default, anew, named, last = False, False, None, None
     while frame is not None and frame is not stop:
         code = frame.f_code
-        kind = _kind(code)
+        kind = _kind(code.co_filename, code.co_name)
         if kind == "init" or (kind == "code" and _writes(code.co_name) and _takes_tensor(frame)):
             named = frame
         elif kind == "code":
-            return Place(_shown(code, frame.f_lineno), default, named, anew)
+            return Place(_line(frame), default, named, anew)
         default = default or kind == "default"
         anew = anew or code.co_filename == _DRAWN
         last = frame if kind == "default" else last
         frame = frame.f_back
-    return Place(_shown(last.f_code, last.f_lineno) if last else "", default, named, anew)
+    return Place(_line(last) if last else "", default, named, anew)
 
 
 def arguments(frame: FrameType) -> str:
@@ -82,14 +82,14 @@ def arguments(frame: FrameType) -> str:
 
 
 @functools.cache
-def _kind(code: CodeType) -> Literal["init", "default", "skipped", "code"]:
-    file = code.co_filename
+def _kind(file: str, name: str) -> Literal["init", "default", "skipped", "code"]:
+    # not of the code itself: that of two files is equal where they say the same at the same line
     if file.startswith(_TORCH):
-        if _writes(code.co_name) and file == torch.nn.init.__file__:
+        if _writes(name) and file == torch.nn.init.__file__:
             return "init"
-        if code.co_name == "load_state_dict":
+        if name == "load_state_dict":
             return "init"
-        return "default" if code.co_name in _DEFAULTS else "skipped"
+        return "default" if name in _DEFAULTS else "skipped"
     if file.startswith(_OWN):
         return "code" if file.startswith(_MODELS) else "skipped"
     if file.startswith("<frozen") or file == "<string>":
@@ -106,13 +106,18 @@ def _takes_tensor(frame: FrameType) -> bool:
     return bool(code.co_argcount) and isinstance(frame.f_locals.get(code.co_varnames[0]), Tensor)
 
 
+def _line(frame: FrameType) -> str:
+    code = frame.f_code
+    return _shown(code.co_filename, code.co_qualname, frame.f_lineno)
+
+
 @functools.lru_cache(4096)
-def _shown(code: CodeType, line: int) -> str:
-    path = Path(code.co_filename)
+def _shown(file: str, name: str, line: int) -> str:
+    path = Path(file)
     text = str(path)
     for part in _INSTALLED:
         text = text.rpartition(part)[2]
     if text == str(path) and path.is_absolute() and path.is_relative_to(Path.cwd()):
         text = str(path.relative_to(Path.cwd()))
-    name = code.co_qualname.rpartition("<locals>.")[2]  # `FFN.__init__`: of several in a file, one
+    name = name.rpartition("<locals>.")[2]  # `FFN.__init__`: of several in a file, one
     return f"{text}:{line} {name.replace('<', '').replace('>', '')}"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from initlab.anatomy.tensors import hidden
+from initlab.anatomy.tensors import heads_first, hidden
 
 ROWS = 32  # query rows a sequence, evenly spaced; all of them when T <= 33
 SEQUENCES = 8  # sequences of the batch that are looked at
@@ -236,7 +236,7 @@ def softmax_statistics(scores: Tensor, pattern: Tensor, dim: int = -1, n_head: i
         logits and pattern of the sampled rows, (B, nh, R, S); None where there aren't two keys.
     """
     B = sequences_in(scores, n_head)
-    scores, pattern = (apart(x.detach().movedim(dim, -1), B) for x in (scores, pattern))
+    scores, pattern = (apart(heads_first(x.detach().movedim(dim, -1)), B) for x in (scores, pattern))
     if scores.shape[-1] < 2:
         return None
     return _found(*(sampled(x).float() for x in (scores, pattern)))

@@ -186,16 +186,19 @@ class Reading:
         args, kwargs = changed((call.args, call.kwargs), _alike)
         calls = [self.inputs, replace(call, args=args, kwargs=kwargs)]
         calls.append(with_ids(model, self.inputs, _swapped(self.ids, 0, slice(0, T - 1)), self.names))
-        after, replaced = map(self.passes.run, calls[1:])
+        # what dropout takes stands where it stood: without it, or every order would matter
+        training = False if self.base.drew and model.training else None
+        base = self.base if training is None else self.passes.run(self.inputs, training=training)
+        after, replaced = (self.passes.run(each, training=training) for each in calls[1:])
         noise = REGROUPED_16 if self.passes.half else REGROUPED
-        value, scale = (self.base.moved(each)[0][-1] for each in (after, replaced))
+        value, scale = (base.moved(each)[0][-1] for each in (after, replaced))
         row = {"check": "order", "value": value, "scale": scale, "noise": noise}
-        if not after.states == self.base.states == replaced.states:
+        if not after.states == base.states == replaced.states:
             row = {"check": "order", "note": DRAWS}
         elif value <= noise < scale:  # where it has next to no effect yet, it may have some beyond the rounding
             try:
-                base, *both = (self.passes.run(each, double=True) for each in calls)
-                value, scale = (base.moved(each)[0][-1] for each in both)
+                exact, *both = (self.passes.run(each, double=True, training=training) for each in calls)
+                value, scale = (exact.moved(each)[0][-1] for each in both)
                 row |= {"value": value, "scale": scale, "noise": REGROUPED_64}
             except Exception as error:
                 row = {"check": "order", "note": f"in float64, {type(error).__name__}: {error}"}
@@ -204,7 +207,8 @@ class Reading:
             yield {"check": "rows", "note": "the model draws at random"}
             return
         assert after.shown is not None
-        yield {"check": "rows", "value": max(moved(after.shown[:1], after.shown[1:])[0]), "scale": 1.0, "noise": noise}
+        apart = max(moved(after.shown[:1], after.shown[1:])[0])
+        yield {"check": "rows", "value": apart, "scale": 1.0, "noise": noise}
 
     def of_padding(self) -> Iterator[dict[str, Any]]:
         """Yield whether positions move when tokens are changed that a mask hides."""

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from initlab.anatomy.declaring import declarations
+from initlab.anatomy.declaring import Declaration, declarations
 from initlab.anatomy.look import Anatomy
 from initlab.anatomy.parameters import Parameter
 from initlab.anatomy.sharing import shared, sharing_said
+from initlab.anatomy.unregistered import Unregistered
 from initlab.drawing.apply import was_applied
 from initlab.drawing.copies import drawn_matrices, likest, repeated, sketch
 from initlab.drawing.declared import written_std
@@ -94,6 +95,9 @@ def declared_rows(keys: dict[str, Any], anatomy: Anatomy) -> list[dict[str, Any]
     written = None if said else written_std(anatomy.model)
     if written is not None:
         found = [written, *(each for each in found if (each.kind, each.about) != ("std", ""))]
+    if anatomy.unregistered is not None:
+        each = anatomy.unregistered or (Unregistered("", 0, 0),)
+        found += [Declaration("unregistered", place, float(tensors), float(n)) for place, tensors, n in each]
     return [keys | asdict(each) for each in found]
 
 

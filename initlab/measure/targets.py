@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from initlab.anatomy.arguments import parameters
+from initlab.anatomy.arguments import TARGETS, parameters
 from initlab.anatomy.inputs import Inputs, shifts
 from initlab.anatomy.tensors import tensors
+from initlab.measure.changing import by_name, with_argument
 from initlab.measure.passes import Pass, Passes
 from initlab.measure.wired import aim_of
 from initlab.schema import LABELS_IDS, LABELS_MADE
@@ -20,15 +21,16 @@ from initlab.schema import LABELS_IDS, LABELS_MADE
 LIKE = 2e-6  # how near, relative, two means of the same float32 losses are: a few roundings
 APART = 10  # times as far is every other
 _SAME = 0.9  # share of the targets that are the ids themselves, or the next
+SHIFTS = (-1, 0, 1, 2)  # that are tried of ids and of targets: the wrong way, none, one, one too many
 _NATURAL = 0.5  # ids that repeat so often can't be told from their next
 
 
 def shift_of(passes: Passes, inputs: Inputs, base: Pass) -> dict[str, Any]:
     """Tell how many places after the token that is read its target stands; `value` is NaN where it can't be told.
 
-    A model's own loss is compared with cross entropies of its logits, at each shift. Where a model leaves the loss to
-    its caller, and the caller gave targets, these are compared with the ids. `where` names the labels that the loss
-    was taken with; empty where the model took none.
+    Below 0 it stands before it. A model's own loss is compared with cross entropies of its logits, at each shift. Where
+    a model leaves the loss to its caller, and the caller gave targets, these are compared with the ids. `where` names
+    the labels that the loss was taken with; empty where the model took none.
 
     Args:
         passes: over the model.
@@ -55,20 +57,35 @@ def shift_of(passes: Passes, inputs: Inputs, base: Pass) -> dict[str, Any]:
     own = place_of(ids, targets)
     if own is None:
         return row
+    if given and not base.losses:
+        base = _with_targets(passes, inputs, base)
     if not base.losses or base.shown is None or base.shown.dim() != 3:
         return row | ({"value": float(own)} if given and not base.losses else {})
     loss = float(base.losses[0])
     if not math.isfinite(loss) or loss <= 0:  # as the auxiliary loss of a mixture without experts
         return row
     off: dict[int, float] = {}  # by places on, of the nearest
+    wide = base.shown if base.shown.dtype == torch.float64 else base.shown.float()
+    costs = wide.log_softmax(-1).neg()  # (B, T, V)
     for labels, place in ((ids, 0), (targets, own)):
-        for shift in (0, 1):
-            value = _entropy(base.shown, labels, shift)
-            off[place + shift] = min(off.get(place + shift, math.inf), abs(value - loss) / abs(loss))
+        for shift in SHIFTS:
+            for value in _entropies(costs, labels, shift):
+                off[place + shift] = min(off.get(place + shift, math.inf), abs(value - loss) / abs(loss))
     nearest, second = sorted(off, key=off.__getitem__)[:2]
     if off[nearest] <= LIKE and off[second] > APART * LIKE:
         row["value"] = float(nearest)
     return row | {"scale": loss, "noise": LIKE}
+
+
+def _with_targets(passes: Passes, inputs: Inputs, base: Pass) -> Pass:
+    """A pass with the loss of a model that returns nothing beside it, where it is given the caller's targets."""
+    name = next((each for each in parameters(passes.model) if each in TARGETS), "")
+    if not name or name in by_name(passes.model, inputs):
+        return base
+    try:
+        return replace(base, losses=passes.run(with_argument(passes.model, inputs, name, inputs.targets)).losses)
+    except Exception:  # it takes targets of another form; what it was measured with is what is known
+        return base
 
 
 def _holds(tensor: Tensor, targets: Tensor) -> bool:
@@ -94,10 +111,12 @@ def place_of(ids: Tensor, targets: Tensor) -> int | None:
     return 1 if len(same) and float(same.double().mean()) > _SAME else None
 
 
-def _entropy(logits: Tensor, labels: Tensor, shift: int) -> float:
-    """Mean cross entropy against labels so many places on, those below 0 left out."""
-    T = labels.shape[1]
-    wanted = labels[:, shift:].flatten()
-    wide = logits[:, : T - shift].flatten(0, 1)
-    wide = wide if wide.dtype == torch.float64 else wide.float()
-    return float(F.cross_entropy(wide, wanted.clamp_min(-1).long(), ignore_index=-1))
+def _entropies(costs: Tensor, labels: Tensor, shift: int) -> Iterator[float]:
+    """Mean cross entropies against labels so many places on, those below 0 left out: cut, or rolled around the end."""
+    T, rolled = labels.shape[1], labels.roll(-shift, 1)
+    inside = slice(0, T - shift) if shift > 0 else slice(-shift, T)
+    for some in (inside, slice(0, T)) if shift else (inside,):
+        wanted = rolled[:, some].long()
+        counted = wanted >= 0
+        if counted.any():
+            yield float(costs[:, some].gather(-1, wanted.clamp_min(0)[..., None])[..., 0][counted].mean())

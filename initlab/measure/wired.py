@@ -14,9 +14,8 @@ from initlab.wiring import MLP, Attention, Block, Branch, Norm, Update, Wiring, 
 # classes that say what they are trained on; of others nothing is known
 _NEXT_TOKEN = re.compile(r"CausalLM|(?<!X)GPT|DoubleHeads")
 _WRITING = re.compile(r"ConditionalGeneration|Seq2SeqLM|Speech2Text")
-_ELSE = re.compile(
-    r"For[A-Z]|Masked|MLM|[Bb](ert|ERT)|Encoder|[Dd]iffusion|Denois|ViT|Vision|Classif|XLNet|XLM|Flaubert"
-)
+_TASK = re.compile(r"For[A-Z]|Masked|MLM")
+_ELSE = re.compile(rf"{_TASK.pattern}|[Bb](ert|ERT)|Encoder|[Dd]iffusion|Denois|ViT|Vision|Classif|XLNet|XLM|Flaubert")
 
 # names of what would tell positions apart, or of an option for it
 _POSITIONS = re.compile(
@@ -78,12 +77,20 @@ def aim_of(model: nn.Module, wirings: Sequence[Wiring] = ()) -> str | None:
 
     Args:
         model: any.
-        wirings: of its stacks. One that reads another's last state, in a class that generates, writes token by token.
+        wirings: of its stacks. One that reads another's last state, in a class that generates, writes token by token,
+            and so does one that begins with tokens and ends in a head.
     """
     name = type(model).__name__
     if _WRITING.search(name) and reads_another(wirings):
         return "next-token"
     if _NEXT_TOKEN.search(name):
+        return "next-token"
+    writes = not _TASK.search(name) and any(
+        each.head is not None and any(term.kind == "token" for term in each.terms or ())
+        for each in wirings
+        if reads_another([each])
+    )
+    if writes:
         return "next-token"
     return "else" if _ELSE.search(name) else None
 
@@ -121,6 +128,9 @@ def _of_branch(update: Update, branch: Branch) -> dict[str, Any]:
         "keep": update.keep,
         "scale": branch.scale,
         "gain": branch.gain or "",
+        "detached": int(branch.detached),
+        "dropout": max(branch.dropout, branch.body.dropout if isinstance(branch.body, Attention) else 0.0),
+        "turned": " ".join(branch.turned),
     }
     body = branch.body
     if isinstance(body, Attention):

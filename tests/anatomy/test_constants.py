@@ -27,6 +27,14 @@ class Gated(nn.Module):
         else:
             self.way = nn.Parameter(torch.zeros(1))
         self.register_parameter("registered", nn.Parameter(torch.ones(2)))
+        table = torch.zeros(width)
+        table[::2] = torch.arange(0, width, 2).float().sin()
+        self.table = nn.Parameter(table)
+        self.edge = nn.Parameter(torch.zeros(width))
+        with torch.no_grad():
+            self.edge[0] = 1.0
+        self.added = nn.Parameter(torch.zeros(width))
+        self.added.data += 2
         self.renamed = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.renamed)
         self.asked = nn.Parameter(torch.zeros(width))

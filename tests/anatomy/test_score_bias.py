@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -107,3 +108,40 @@ def test_what_sequences_share_is_taken_off():
 def test_of_one_sequence_nothing_is_taken_off():
     scores = torch.randn(1, 2, 8, 8)
     assert by_input(softmax_statistics(scores, scores.softmax(-1))).isnan().all()
+
+
+class Heads(nn.Module):
+    """Scores that stand as (B, T, heads, T), as DeepSeek's einsum writes them, or as (B, heads, T, T)."""
+
+    def __init__(self, turned: bool, masked: bool):
+        super().__init__()
+        self.turned, self.masked = turned, masked
+        self.qkv, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
+
+    def forward(self, x):
+        B, T, _ = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, HEADS, -1).unbind(2)
+        mask = torch.full((T, T), -math.inf).triu(1) if self.masked else torch.zeros(T, T)
+        if self.turned:
+            scores = torch.einsum("bshd,bthd->bsht", q, k) / math.sqrt(D // HEADS) + mask[:, None]
+            y = torch.einsum("bsht,bthd->bshd", scores.softmax(-1), v)
+        else:
+            scores = torch.einsum("bshd,bthd->bhst", q, k) / math.sqrt(D // HEADS) + mask
+            y = torch.einsum("bhst,bthd->bshd", scores.softmax(-1), v)
+        return self.out(y.flatten(2))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_heads_may_stand_behind_the_queries(masked):
+    found = {}
+    for turned in (True, False):
+        torch.manual_seed(0)
+        model = Model("added")
+        torch.manual_seed(1)
+        model.blocks = nn.ModuleList(Heads(turned, masked) for _ in range(2))
+        found[turned] = initlab.probe(model, torch.randint(64, (4, 24)), progress=False)
+    one, other = found[True], found[False]
+    assert one.run.tables.wiring.query("kind == 'attention'")["causal"].tolist() == [int(masked)] * 2
+    columns = ["layer", "head", "entropy", "entropy_frac", "logit_std"]
+    pd.testing.assert_frame_equal(one.heads[columns], other.heads[columns])
+    assert {f.code for f in one.failures} == {f.code for f in other.failures}

@@ -150,6 +150,18 @@ class Unshifting(Shifting):
     shift = 0
 
 
+class ShiftingByTwo(Shifting):
+    shift = 2
+
+
+class Backwards(Body):
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.logits(input_ids)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": F.cross_entropy(logits[:, 1:].flatten(0, 1), labels[:, :-1].flatten()), "logits": logits}
+
+
 class Taking(Body):
     """nanoGPT's way: targets are shifted."""
 
@@ -158,6 +170,22 @@ class Taking(Body):
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+
+class LossAlone(Body):
+    """nanochat's way: with targets the loss and nothing else."""
+
+    rolled = 0
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        logits = self.logits(ids)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.roll(-self.rolled, 1).flatten(), ignore_index=-1)
+
+
+class RollingAgain(LossAlone):
+    rolled = 1
 
 
 class Copying(Body):
@@ -196,6 +224,7 @@ SOUND: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "targets": (Taking, None),
     "targets in the batch": (Taking, (IDS, NEXT)),
     "the caller's loss": (Plain, (IDS, NEXT)),
+    "the loss alone, targets in the batch": (LossAlone, (IDS, NEXT)),
 }
 
 
@@ -238,6 +267,20 @@ PLANTED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, str]]] = {
         Shifting,
         {"input_ids": IDS, "labels": NEXT.masked_fill(NEXT < 0, -100)},
         {"BEH004": "error"},
+    ),
+    "labels shifted by two, the probe's": (ShiftingByTwo, None, {"BEH004": "error"}),
+    "labels shifted by two": (ShiftingByTwo, {"input_ids": IDS, "labels": IDS}, {"BEH004": "error"}),
+    "labels shifted the wrong way": (Backwards, {"input_ids": IDS, "labels": IDS}, {"BEH004": "error"}),
+    "targets shifted twice, the loss alone": (RollingAgain, (IDS, NEXT), {"BEH004": "error"}),
+    "no mask, next tokens asked": (
+        lambda: Plain(extra="norm over the sequence", blocks=1),
+        (IDS, NEXT),
+        {"BEH001": "error"},
+    ),
+    "positions of 0 behind dropout": (
+        lambda: Plain("unmasked", extra="dropout", positions="zero"),
+        None,
+        {"BEH002": "warning", "WIR005": "warning"},
     ),
     "loss of the ids": (Copying, None, {"BEH004": "error"}),
     "targets that are the ids": (Taking, (IDS, IDS), {"BEH004": "error"}),

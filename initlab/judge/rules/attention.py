@@ -15,7 +15,7 @@ from initlab.judge.words import trimmed
 from initlab.recipes import Role
 from initlab.rundir import Run
 
-_NOWHERE = "Attention is finite in no block"
+_NOWHERE = "Attention is finite in no block, or has a bias that one sequence doesn't tell from the rest"
 _NEEDS = "attention that was found, and --stats full"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from initlab.judge import Severity
 from initlab.judge.remedies import leave
 from initlab.judge.rows import Rows
@@ -28,12 +30,14 @@ _TOLD = 500.0  # times the noise that what should move has to move, before that 
     needs=f"{_NEEDS}, and a loss over next tokens",
     limits=_LIMITS,
     unit="× rounding",
-    limit=f"{_LIMIT}; a note where neither class nor mask nor positions that stay say that it is to be causal",
+    limit=f"{_LIMIT}; a note where neither class nor mask nor positions that stay nor the caller's targets say that it "
+    "is to be causal",
     basis="derived",
     why="An output that reads the token it has to predict copies it: the loss falls to nothing in training, and what "
     "is learned can't generate. " + _BASIS,
-    advice="look for what mixes positions beside attention: a norm, mean or softmax over the sequence's dimension, a "
-    "convolution that isn't padded on the left alone, a reshape where a transpose belongs",
+    advice="look for a mask that is off by one (torch.triu(…, 1) hides, torch.tril(…, 0) shows), and for what mixes "
+    "positions beside attention: a norm, mean or softmax over the sequence's dimension, a convolution that isn't "
+    "padded on the left alone, a reshape where a transpose belongs",
     false_alarms="Masked and diffusion models whose class doesn't say so: a note. Experts that choose their tokens "
     "read later ones, and so may experts that are full: a note.",
     source="Vaswani et al. 2017, section 3.2.3; Zhou et al. 2022, 2202.09368, section 5, for experts' choice",
@@ -56,7 +60,7 @@ def reads_later_tokens(case: Case, rows: Rows) -> Finding:
     for row in own:
         if not moves(row, case.limits["most"]):
             continue
-        sure = row["aim"] == "next-token" or row["masked"] > 0 or row["share"] < 1
+        sure = row["aim"] == "next-token" or row["masked"] > 0 or row["share"] < 1 or row["asks"]
         severity: Severity = "error" if sure and row["routed"] != 1 else "info"
         text = f"The output of earlier positions moves by {percent(row['value'])} when a later token changes"
         text += f" ({row['where']})"
@@ -178,14 +182,16 @@ def target_not_next_token(case: Case, rows: Rows) -> Finding:
     """Judge models whose loss is that of one shift and no other; labels of the probe's say nothing of the user's."""
     if unknown := untold(case, rows):
         return unknown
-    told = rows[(rows["value"] == 0) | ~rows.among("where", (LABELS_MADE, LABELS_IDS))]
+    made, ids = rows["where"] == LABELS_MADE, rows["where"] == LABELS_IDS
+    # labels of the probe's: of the ids, or of the next ones, of which a model that shifts by itself takes one further
+    told = rows[(rows["value"] <= 0) | ~(made | ids) | (rows["value"] > np.where(made, 2, 1))]
     if told.empty:
         does = "shifts" if (rows["value"] > (rows["where"] == LABELS_MADE)).any() else "doesn't shift"
         text = f"Labels were made by the probe: whether yours are shifted can't be seen; the model {does} them itself"
         return case.not_applicable(text)
     faults = []
     for row in told:
-        if row["value"] == 1 or (row["value"] > 1 and "caller" not in row["where"]):
+        if row["value"] == 1 or (row["value"] > 1 and not row["where"]):  # trained on tokens further on
             continue
         by = f" (with {row['where']})" if row["where"] else ""
         severity: Severity = "error"
@@ -193,9 +199,11 @@ def target_not_next_token(case: Case, rows: Rows) -> Finding:
             text, advice = f"The loss asks for the token that is read, not for the next one{by}", case.rule.advice
             if row["where"] == LABELS_IDS:  # it may be meant for labels that are shifted before
                 severity, advice = "info", f"{advice}, unless the labels that it is given are shifted before"
+        elif row["value"] < 0:
+            text, advice = f"The loss asks for the token before the one that is read{by}", case.rule.advice
         else:
             text = f"The loss asks for the token {trimmed(row['value'])} places on, not for the next one{by}"
-            advice = "shift once: the labels are shifted already, and the model shifts them again"
+            advice = "shift once, and by one: in the batch or in the model, not in both"
         faults.append(Fault(str(row["run_id"]), text, advice, severity, site="logits", measured=float(row["value"])))
     return verdict(case, told, faults, "The loss asks for the next token")
 

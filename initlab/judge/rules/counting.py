@@ -46,11 +46,15 @@ def recorded(run: Run, kind: str, *sites: str) -> Rows:
 def heads_of(run: Run) -> Rows:
     """Pick the heads; where a bias may be added to the scores, entropy_frac and logit_std are of what the input makes.
 
-    A bias of positions (ALiBi's, T5's) is meant, and no matrix drawn otherwise would change it.
+    A bias of positions (ALiBi's, T5's) is meant, and no matrix drawn otherwise would change it. Where one is known and
+    the batch is of a single sequence, they are NaN: what is shared can't be told.
     """
-    rows = table_of(run, "heads")
-    names = ("entropy_frac", "logit_std")
-    return rows.assign(**{name: np.where(np.isnan(own := rows[f"{name}_by_input"]), rows[name], own) for name in names})
+    rows, wiring = table_of(run, "heads"), table_of(run, "wiring")
+    known = wiring[wiring["bias"] == 1]
+    biased = set(zip(known["run_id"], known["layer"], strict=True))
+    meant = np.array([place in biased for place in zip(rows["run_id"], rows["layer"], strict=True)], dtype=bool)
+    own = {name: rows[f"{name}_by_input"] for name in ("entropy_frac", "logit_std")}
+    return rows.assign(**{name: np.where(np.isnan(x) & ~meant, rows[name], x) for name, x in own.items()})
 
 
 def normed_writes(run: Run) -> Rows:

@@ -66,7 +66,8 @@ def inside(rows: Rows) -> list[str]:
     columns = (rows[name] for name in ("block", "module", "post_norm", "up", "query"))
     for block, module, post_norm, up, query in zip(*columns, strict=True):
         owner = (up or query).rpartition(".")[0].rpartition(".")[0]
-        names.append(owner if post_norm and owner.startswith(f"{block}.") else module)
+        own = owner if post_norm and owner.startswith(f"{block}.") else module
+        names.append(own or block or "the model itself")
     return names
 
 

@@ -112,20 +112,21 @@ def calm_head(finding: Finding, model: Described) -> list[Change]:
     needs="a loss over a vocabulary",
     limits={"warning": 0.6, "error": 2.0, "own_warning": 1.0, "own_token": 8.0},
     unit="nats above ln V",
-    limit="≤ {warning} nats, an error above {error}; ≤ {own_warning} and {own_token} if only the token just read is "
-    "overrated",
+    limit="≤ {warning} nats, an error above {error}; where only the token just read is overrated a note above "
+    "{own_warning}, an error above {own_token}",
     basis="heuristic",
     why="A model that knows nothing should say so and lose ln V. Logits of std s cost s²/2; a tied head adds a "
     "logit of n_embd·σ²/√(stream variance) for the token just read, which is rarely the next one. The first steps are "
     "then spent on unlearning, with large gradients.",
     advice="Shrink the head, untie it, or let the blocks outweigh the embedding before the last norm.",
     false_alarms="What a tied head says of the token just read is unlearned in a few steps: modded-nanogpt's record of "
-    "2024-10-14 starts 5.2 nats above, so such a start is a warning from 1 to 8. A rule of its own for tied heads "
-    "would only fire with this one. GPT-2's own init starts 0.15 nats above at 124M and 0.32 at 1.5B. Heads of std "
-    "1/√n_embd behind a norm (T5's, OLMo's, muP's) have logits of std 1, which cost 0.5: the limit is that of 10 % "
-    "more. The luck of a batch, std·√Σp² nats for tokens of frequencies p, would otherwise decide about them. "
-    "Text whose next token often repeats the current one is cheaper than predicted by std²/2. A tiny config of a model "
-    "whose multipliers are meant for its full width may start badly where the full model doesn't.",
+    "2024-10-14 starts 5.2 nats above, torchtitan's Llama 3 with a tied head 3.6 and trains as well as GPT-2's init "
+    "(reports/fresh-ground), sinusoids beside tokens times √n_embd 2.9 and lose 0.04 in 600 steps: a note from 1 to 8. "
+    "GPT-2's own init starts 0.15 nats above at 124M and 0.32 at 1.5B. Heads of std 1/√n_embd behind a norm (T5's, "
+    "OLMo's, muP's) have logits of std 1, which cost 0.5: the limit is that of 10 % more. The luck of a batch, "
+    "std·√Σp² nats for tokens of frequencies p, would otherwise decide about them. Text whose next token often repeats "
+    "the current one is cheaper than predicted by std²/2. A tiny config of a model whose multipliers are meant for its "
+    "full width may start badly where the full model doesn't.",
     source="derived: E[logsumexp] of Gaussian logits; karpathy/nanoGPT 43b37fd for the tied head's bug",
     since="0.1.0",
     evidence="first-loss",
@@ -167,7 +168,7 @@ def overconfident_start(case: Case, rows: Rows) -> Finding:
         advice = f"draw these rows as the others, with std {trimmed(float(worst['rest'][0]), 2)}"
     return case.failed(
         f"The first loss is {_nats(value)} nats above ln V{beside} at {n_layer} layers: {cause}",
-        severity="error" if value > error else "warning",
+        severity="error" if value > error else "info" if own_token and not worst["rows"][0] else "warning",
         effect=math.log(value / warning) if warning > 0 else value,
         advice=advice,
         **seeds(worst["excess"] > warning, worst["seed"]),

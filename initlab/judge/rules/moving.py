@@ -41,7 +41,12 @@ def _checks(run: Run) -> Rows:
     facts = {own["run_id"][0]: _facts(own) for own in last_stacks(table_of(run, "wiring")).parts("run_id")}
     found = [facts.get(run_id, (0, 0, True)) for run_id in rows["run_id"]]
     wired = dict(zip(("open", "masked", "placed"), zip(*found, strict=True), strict=True))
-    return rows.assign(targets=[targets.get(run_id) for run_id in rows["run_id"]], **wired)
+    asked = rows[(rows["check"] == "targets") & (rows["value"] == 1)]
+    asking = {
+        run_id for run_id, where in zip(asked["run_id"], asked["where"], strict=True) if "caller" in (where or "")
+    }
+    asks = [run_id in asking for run_id in rows["run_id"]]
+    return rows.assign(targets=[targets.get(run_id) for run_id in rows["run_id"]], asks=asks, **wired)
 
 
 def _facts(last: Rows) -> tuple[int, int, bool]:

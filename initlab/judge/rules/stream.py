@@ -276,15 +276,16 @@ def measure_collapse(run: Run) -> Rows:
     question="Depth",
     measures="mean cosine between two positions of a sequence, in the last residual stream",
     needs="a residual stream of shape (B, T, C)",
-    limits={"cosine": 0.95, "excess": 0.2},
+    limits={"cosine": 0.95, "excess": 0.2, "healthy": 0.7},
     unit="mean cosine",
-    limit="≤ {cosine}, and at most {excess} above the closed form where there is one",
+    limit="≤ {cosine}, and at most {excess} above the closed form where there is one: a note up to {healthy}",
     basis="heuristic",
     why="Attention averages, so positions grow alike with depth. Where they are all the same, queries and keys get no "
     "gradient, and nothing that depends on the token reaches the head.",
     advice="scale the branches by depth, or let the embedding weigh more against what the blocks write",
-    false_alarms="A text of few tokens is alike by itself. GPT-2's sizes have 0.48 (124M) to 0.70 (1.5B) by the closed "
-    "form and train well, so the limit is far above.",
+    false_alarms="A text of few tokens is alike by itself, and so is what begins with a vector that all positions "
+    "share (BERT's segments have 1/3). GPT-2's sizes have 0.48 (124M) to 0.70 (1.5B) by the closed form and train "
+    "well, so the limit is far above.",
     source="Noci et al. 2022, 2206.03126",
     since="0.1.0",
     measure=measure_collapse,
@@ -300,15 +301,20 @@ def rank_collapse(case: Case, rows: Rows) -> Finding:
     common = {"measured": value, "site": "resid_post"}
     if not bad.any():
         return case.passed(text, **common)
-    if bool(worst["post_norm"]):
+    alike = value > case.limits["healthy"]
+    if alike and bool(worst["post_norm"]):
         text += "; its norms stand behind the sum (post-norm), which shrinks what is older at every branch"
         common["advice"] = (
             "put the norms before the branches (pre-norm, norm_first=True); or keep them and weigh the stream by "
             "depth, as DeepNet does (initlab recipes deepnorm)"
         )
+    if not alike:
+        common["advice"] = (
+            "look for what the closed form doesn't know: a vector that all positions share, a wiring of its own"
+        )
     return case.failed(
-        f"{text}: the model hardly tells its tokens apart",
-        severity="warning",
+        f"{text}: {'the model hardly tells its tokens apart' if alike else 'more alike than the closed form has it'}",
+        severity="warning" if alike else "info",
         effect=max(value - case.limits["cosine"], 0.0),
         **seeds(bad, rows["seed"]),
         **common,

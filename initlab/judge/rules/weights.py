@@ -260,7 +260,8 @@ def measure_off_recipe(run: Run) -> Rows:
     for values in both.values():
         if "loss" not in values and "logit_std" in values:
             values["loss"] = values["logit_std"] ** 2 / 2
-    columns = {f"{side}_{name}": values.get(name, math.nan) for side, values in both.items() for name in _CONSEQUENCES}
+    names = (*_CONSEQUENCES, "own_logit", "logit_std")
+    columns = {f"{side}_{name}": values.get(name, math.nan) for side, values in both.items() for name in names}
     return found.assign(compared=init.get("compared", ""), **columns)
 
 
@@ -303,8 +304,11 @@ def role_off_recipe(case: Case, rows: Rows) -> Finding:
         return case.passed(f"{what} drawn as {closest} draws it", measured=0.0)
     said, costs = [], 0.0
     rules = RULES.items()
+    own, std = (float(row.get(f"found_{name}", math.nan)) for name in ("own_logit", "logit_std"))
     for name, (code, which, words) in _CONSEQUENCES.items():
         limit = rules[code].limits[which]
+        if name == "loss" and own > 2 * std:  # as that rule judges what a tied head says of the token just read
+            limit = rules[code].limits["own_token"]
         found, meant = float(row.get(f"found_{name}", math.nan)), float(row.get(f"meant_{name}", math.nan))
         if math.isnan(found) or math.isnan(meant) or max(found, meant) < _LEAST.get(name, 0.0):
             continue

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from initlab.judge import Severity
 from initlab.judge.remedies import leave
 from initlab.judge.rows import Rows
@@ -282,3 +284,79 @@ def frozen_block(case: Case, rows: Rows) -> Finding:
         advice = f"set requires_grad on the parameters of {listed(names)}, unless it is frozen on purpose"
         faults.append(Fault(run_id, text, advice, "warning", layers, measured=float(len(odd))))
     return verdict(case, rows, faults, "No single block is frozen")
+
+
+@rule(
+    code="WIR011",
+    question="Wiring",
+    measures="branches whose gradient doesn't flow back to the stream that they read",
+    needs=_NEEDS,
+    unit="branches",
+    limit="none",
+    basis="derived",
+    why="What a branch reads through `detach`, `.data` or `no_grad` it can't ask earlier blocks for: these learn from "
+    "the skip alone. The forward pass is the same, and the loss falls, less.",
+    advice="take detach, .data or no_grad from what the branch reads",
+    false_alarms="Branches that are kept apart on purpose (side networks, auxiliary heads).",
+    source="torch.Tensor.detach: the result never requires grad",
+    since="0.1.0",
+    about_init=False,
+    remedy=leave,
+    measure=measure_wiring,
+)
+def branch_without_gradient(case: Case, rows: Rows) -> Finding:
+    """Judge every branch that was followed."""
+    followed = rows[(rows["kind"] != "unfollowed") & ~np.isnan(rows["detached"])]
+    if followed.empty:
+        return case.not_applicable(f"Needs {_NEEDS}")
+    faults = []
+    for run_id, stack in stacks(followed):
+        odd = stack[stack["detached"] == 1]
+        for some in odd.parts("site"):
+            names = listed(list(dict.fromkeys(anywhere(name) for name in some["inside"])))
+            text = f"{names} reads the stream without a gradient: what is added there asks nothing of earlier blocks"
+            advice = f"take detach, .data or no_grad from what {names} reads, unless it is kept apart on purpose"
+            layers = tuple(int(layer) for layer in some["layer"])
+            faults.append(Fault(run_id, text, advice, "warning", layers, str(some["site"][0]), float(len(some))))
+    return verdict(case, followed, faults, "The gradient of every branch flows back to the stream")
+
+
+@rule(
+    code="WIR012",
+    question="Wiring",
+    measures="probability in force with which what a branch adds, or an attention's weights, are dropped",
+    needs=f"{_NEEDS}, of a model in train mode",
+    limits={"most": 0.5},
+    unit="probability",
+    limit="≤ {most}",
+    basis="heuristic",
+    why="torch's p is the share that is dropped. A value that was meant as the share that is kept drops nearly all, "
+    "multiplies the rest with 1/(1 - p), and every step trains on noise.",
+    advice="give the probability of dropping: 1 - keep",
+    false_alarms="Strong regularisation of small data on purpose, and stochastic depth above a half.",
+    source="torch.nn.Dropout: p is the probability of an element to be zeroed; Srivastava et al. 2014: at most a half",
+    since="0.1.0",
+    about_init=False,
+    remedy=leave,
+    measure=measure_wiring,
+)
+def mostly_dropped(case: Case, rows: Rows) -> Finding:
+    """Judge every branch that was followed."""
+    followed = rows[(rows["kind"] != "unfollowed") & ~np.isnan(rows["dropout"])]
+    if followed.empty:
+        return case.not_applicable(f"Needs {case.rule.needs}")
+    most = case.limits["most"]
+    faults = []
+    for run_id, stack in stacks(followed):
+        odd = stack[stack["dropout"] > most]
+        if odd.empty:
+            continue
+        p = float(odd["dropout"].max())
+        names = listed(list(dict.fromkeys(anywhere(name) for name in odd["inside"])))
+        layers = tuple(int(layer) for layer in odd["layer"])
+        text = f"{names}: {p:.0%} is dropped, {1 - p:.0%} kept"
+        advice = (
+            f"dropout takes the share that is dropped: {trimmed(1 - p)} in place of {trimmed(p)}, if that was meant"
+        )
+        faults.append(Fault(run_id, text, advice, "warning", layers, str(odd["site"][0]), p))
+    return verdict(case, followed, faults, "At most half of what branches add is dropped")

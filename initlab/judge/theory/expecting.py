@@ -76,9 +76,9 @@ def implied(
 ) -> dict[str, float]:
     """Say what the weights, or a recipe in their place, mean for the model by the closed form.
 
-    Keys: `growth` (variance of the stream after the last block ÷ the embedding's), `logit_std`, `loss` (nats above
-    ln V), `score_std` (of the attention logits, in the block where it is largest). What isn't known is left out;
-    nothing is there where no closed form covers the model.
+    Keys: `growth` (variance of the stream after the last block ÷ the embedding's), `logit_std`, `own_logit` (of the
+    token just read), `loss` (nats above ln V), `score_std` (of the attention logits, in the block where it is largest).
+    What isn't known is left out; nothing is there where no closed form covers the model.
 
     Args:
         tables: of one cell at one step, as `expect` takes them, and the other arguments.
@@ -97,6 +97,7 @@ def implied(
     values = {
         "growth": prediction.growth if prediction.steep_from is None else math.nan,
         "logit_std": prediction.logit_std,
+        "own_logit": prediction.own_logit,
         "loss": prediction.loss - float(tables.summary.iloc[0]["ln_vocab"]),
         "score_std": max(scores, default=math.nan),
     }
@@ -148,6 +149,7 @@ def _measured(tables: Tables, wirings: Sequence[Wiring], sequences: int | None) 
         first = found.get(("resid_post", wiring.blocks[0].layer)) if wiring.blocks else None
         size = first[0][1] / (wiring.n_embd * batch) if first and batch else T
         positions.append(max(1, round(size)) if size else 0)
+    embed = rows.loc[rows["site"] == "embed", "mean"]
     heads = tables.heads
     spread = heads.groupby("layer")["logit_std"].max() if len(heads) else {}
     return Measured(
@@ -155,6 +157,7 @@ def _measured(tables: Tables, wirings: Sequence[Wiring], sequences: int | None) 
         var={place: seen[0][0] for place, seen in found.items() if len(seen) == 1},
         alike={at: x for at, x in zip(zip(rows["site"], layers, strict=True), alike, strict=True) if not math.isnan(x)},
         together=float(summary.get("embed_together", math.nan)),
+        mean=float(embed.iloc[0]) if len(embed) == 1 else 0.0,
         scores={int(layer): float(std) for layer, std in dict(spread).items()},
     )
 

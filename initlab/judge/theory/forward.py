@@ -227,11 +227,17 @@ class _Follower:
             self._views[key] = View(self.grids[number], keys, causal=causal, window=attention.window)
         return self._views[key]
 
+    def _end(self, number: int, x: State) -> State:
+        """The last state of another stack; of one that isn't followed before this one nothing is known."""
+        if number < len(self.trace.stacks):
+            return self.trace.stacks[number].final
+        return State(np.full_like(x.q, math.nan), np.full_like(x.o, math.nan))
+
     def _attention(
         self, number: int, grid: Grid, branch: Branch, attention: Attention, layer: int, x: State
     ) -> tuple[State, AttentionTrace]:
         view = self._view(number, attention)
-        other = x if attention.cross is None else self.trace.stacks[attention.cross].final
+        other = x if attention.cross is None else self._end(attention.cross, x)
         q, query_back = normalised(x.through(attention.query), attention.query_norm)
         k, key_back = normalised(other.through(attention.key), attention.key_norm)
         v = other.through(attention.value)

@@ -47,6 +47,7 @@ class Measured:
             begins with: `embed` of the first, `resid_pre` of its first block for another.
         alike: mean product of two positions over the mean square, by (site, layer), of the same writes.
         together: mean product of two different positions' embeddings, over their mean square, in the first stack.
+        mean: of all their elements.
         scores: by layer, std of the attention logits within a row, where something is added to them.
     """
 
@@ -54,6 +55,7 @@ class Measured:
     var: Mapping[tuple[str, int | None], float] = field(default_factory=dict)
     alike: Mapping[tuple[str, int | None], float] = field(default_factory=dict)
     together: float = math.nan
+    mean: float = 0.0
     scores: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -184,12 +186,18 @@ class _Builder:
     def stack(self, wiring: names.Wiring, positions: int, *, first: bool) -> Stack:
         measured = self.measured
         begins = ("embed", None) if first else ("resid_pre", wiring.blocks[0].layer if wiring.blocks else None)
-        together = measured.together if first else measured.alike.get(begins, math.nan)
+        together, var = measured.alike.get(begins, math.nan), measured.var.get(begins, math.nan)
+        if first:
+            together = measured.together
+            norms = [branch.norm for block in wiring.blocks[:1] for branch in block.branches()]
+            if norms and norms[0] is not None and norms[0].centred:  # takes off what all features have in common
+                square = measured.mean**2
+                together = (together * (var + square) - square) / var if var > 0 else together
         return Stack(
             positions=positions,
             n_embd=wiring.n_embd,
             terms=None if wiring.terms is None else tuple(self.term(term) for term in wiring.terms),
-            begun=(measured.var.get(begins, math.nan), together),
+            begun=(var, together),
             embed_norm=self.norm(wiring.embed_norm),
             embed_scale=wiring.embed_scale,
             blocks=tuple(self.block(block, wiring.n_embd) for block in wiring.blocks),
