@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from initlab.report import hover
 from initlab.report.figures.data import Curve, Curves
 from initlab.report.theme import (
     MAX_OVERLAID,
@@ -44,6 +46,7 @@ class Panel:
     width: float = 1.0
     suffix: dict[str, str] = field(default_factory=dict)  # recipe -> text behind its label
     guides: tuple[Guide, ...] = ()
+    where: str = ""  # what its positions are of, if not what the figure's x axis says
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class Guide:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What all panels of a figure share. `dress` sets up the x axis.
+    """What all panels of a figure share. `dress` sets up the x axis; `unit` is of the values, where they have one.
 
     A linear y axis is cut off at `top`, and never spans less than `least`, so that seed noise doesn't fill the panel.
     """
@@ -73,6 +76,11 @@ class Frame:
     log: bool = True
     top: float = math.inf
     least: float = 0.1
+    unit: str = ""
+
+    def reading(self, panel: Panel) -> hover.Reading:
+        """How a point of a panel reads that is pointed at."""
+        return partial(hover.at, where=panel.where or hover.head(self.x), unit=self.unit)
 
 
 def across(axes: Axes, panel: Panel) -> None:
@@ -136,6 +144,7 @@ def _overlaid(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series], p
         labels = [_end_label(line, looks[recipe], panel, limits) for recipe, line in panel.curves.items()]
         labels += _draw_guides(axes, panel, palette)
         axes.set_title(panel.title)
+        hover.read(axes, frame.reading(panel))
         frame.dress(axes, panel)
         if axes in grid[:, -1] or frame.label_all:
             pending.append((axes, labels))
@@ -165,6 +174,7 @@ def _highlighted(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series]
                 continue
             recipe = others[cell]
             guides = _spotlight(axes, panel, baseline, recipe, looks, palette)
+            hover.read(axes, frame.reading(panel))
             last = axes, panel
             # One heading per recipe; the panels below it are told apart at the left edge.
             suffix = panel.suffix.get(recipe, "")
@@ -223,7 +233,8 @@ def draw_curves(
     for recipe, curve in curves.items():
         colour, marker = palette[looks[recipe].token], looks[recipe].marker
         if curve.marks:
-            axes.plot(*curve.marks, marker, color=colour, markersize=3.6 if thin else 5.5, clip_on=False)
+            (marks,) = axes.plot(*curve.marks, marker, color=colour, markersize=3.6 if thin else 5.5, clip_on=False)
+            hover.name(marks, _said(recipe, curve.kinds[1]))
         _mark_edges(axes, curve, colour)
 
 
@@ -250,6 +261,7 @@ def _draw_lines(
     else:
         for line, curve in lines:
             _draw_band(axes, curve, hues[line])
+    before = len(axes.lines)
     sns.lineplot(
         _tidy((line, curve.x, curve.median) for line, curve in lines),
         x="x",
@@ -268,21 +280,35 @@ def _draw_lines(
         legend=False,
         ax=axes,
     )
+    for drawn, (line, curve) in zip(axes.lines[before:], lines, strict=True):
+        hover.name(drawn, _said(recipes[line], curve.kinds[0]))
     foreseen = [(curve.x, np.where(curve.foreseen, curve.expected, np.nan)) for _, curve in lines]
-    _draw_threads(axes, foreseen, list(hues.values()), linestyle=(0, (4, 2.5)), linewidth=1.1)
+    names = [_said(recipe, "closed form") for recipe in recipes.values()]
+    _draw_threads(axes, foreseen, list(hues.values()), names, linestyle=(0, (4, 2.5)), linewidth=1.1)
+
+
+def _said(recipe: str, kind: str) -> str:
+    """What a line is called where it is pointed at."""
+    return ", ".join(filter(None, (short(recipe), kind)))
 
 
 def _draw_threads(
-    axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]], colours: Sequence[str], **look: Any
+    axes: Axes,
+    lines: Sequence[tuple[np.ndarray, np.ndarray]],
+    colours: Sequence[str],
+    names: Sequence[str] = (),
+    **look: Any,
 ) -> None:
     """Draw lines that carry no mark, through the points that are known, as one artist: their number is what costs."""
     from matplotlib.collections import LineCollection
 
-    known = [(np.column_stack([x, y])[np.isfinite(y)], own) for (x, y), own in zip(lines, colours, strict=True)]
-    known = [(points, own) for points, own in known if len(points)]
+    points = [np.column_stack([x, y])[np.isfinite(y)] for x, y in lines]
+    known = [at for at, own in enumerate(points) if len(own)]
     if known:
-        points, own = zip(*known, strict=True)
-        axes.add_collection(LineCollection(points, colors=own, zorder=2, **look), autolim=False)
+        own = [colours[at] for at in known]
+        threads = LineCollection([points[at] for at in known], colors=own, zorder=2, **look)
+        hover.name(threads, *(names[at] for at in known if names))
+        axes.add_collection(threads, autolim=False)
 
 
 def _draw_band(axes: Axes, curve: Curve, colour: str) -> None:
