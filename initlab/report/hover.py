@@ -106,8 +106,8 @@ def overlay(figure: Figure, height: float) -> str:
     shown = [axes for axes in figure.axes if axes.get_visible()]
     cells = _strongest([cell for axes in shown for cell in _cells(axes, onto)])
     series = [(axes, list(_series(axes, onto))) for axes in shown]
-    stride = _stride(sum(len(each.data) for _, found in series for each in found), _MOST)
-    circles = [circle for axes, found in series for circle in _circles(axes, found, stride)]
+    most = _share([len(each.data) for _, found in series for each in found])
+    circles = [circle for axes, found in series for circle in _circles(axes, found, most)]
     places = "".join([*cells, *circles])
     return f'<g fill="none" pointer-events="all">{places}</g>' if places else ""
 
@@ -154,6 +154,14 @@ def _stride(count: int, most: int) -> int:
     return max(1, math.ceil(count / most))
 
 
+def _share(counts: list[int]) -> int:
+    """How many points each series may have: the long ones make room first."""
+    most = max(counts, default=1)
+    while most > 1 and sum(math.ceil(count / _stride(count, most)) for count in counts) > _MOST:
+        most -= 1
+    return most
+
+
 def _seen(
     axes: Axes, artist: Artist, name: str, data: np.ndarray, transform: Transform, onto: Affine2D
 ) -> Iterator[_Series]:
@@ -167,12 +175,14 @@ def _seen(
         yield _Series(name, data[within], onto.transform(pixels[within]))
 
 
-def _circles(axes: Axes, series: list[_Series], stride: int) -> Iterator[str]:
+def _circles(axes: Axes, series: list[_Series], most: int) -> Iterator[str]:
     """Circles around points, as large as keeps them apart; points that can't be told apart have one for all."""
     if not series:
         return
-    said = [(each.name, _reading(axes, point)) for each in series for point in each.data[::stride]]
-    places = np.concatenate([each.places[::stride] for each in series])
+    strides = [_stride(len(each.data), most) for each in series]
+    shown = [(each.name, each.data[::by], each.places[::by]) for each, by in zip(series, strides, strict=True)]
+    said = [(name, _reading(axes, point)) for name, data, _ in shown for point in data]
+    places = np.concatenate([own for _, _, own in shown])
     apart = np.hypot(*(places[:, None] - places[None]).transpose(2, 0, 1))
     groups: dict[int, np.ndarray] = {}
     left = np.ones(len(places), bool)

@@ -98,6 +98,7 @@ def test_a_dot_of_a_row_says_whose_it_is_and_a_bar_where_it_ends():
     assert f"closed form · {row['recipe']} · {row['n_layer']} blocks: {number(row['expected'], 3)} nats" in found
     ends = sum(each.startswith("end of range over seeds") for each in found)
     assert ends == 2 * len(losses)
+    assert not [each for each in said(drawn("first-loss", "probe")) if "range" in each]  # of one seed
 
 
 def test_a_cell_of_a_heatmap_says_its_row_block_and_value():
@@ -220,6 +221,8 @@ def test_what_is_dense_is_thinned_out_or_left_alone():
     assert {each.split(" · ")[0] for each in shown(crowd)} == {"without marks", "too dense"}
     several = shown(lambda axes: [axes.plot(many, many + at, "o", label=f"{at}") for at in range(4)], height=9)
     assert len(several) == 400
+    mixed = shown(lambda axes: [axes.plot(many[:at], many[:at], "o", label=f"{at}") for at in (10, 300, 300)], height=9)
+    assert sum(each.startswith("10 ") for each in mixed) == 10  # the long ones make room
     every = shown(lambda axes: axes.plot(many, many, "o", label="a", markevery=100))
     assert len(every) == 3
 

@@ -206,12 +206,20 @@ def _spotlight(
     return _draw_guides(axes, panel, palette)
 
 
-def draw_backdrop(axes: Axes, curves: Curves, palette: Palette) -> None:
-    """Draw thin lines without names, of few points each: all of them would fill the page."""
-    drawn = [curve for whole in curves.items() for _, curve in _pieces(*whole)]
-    every = [max(1, -(-len(curve.x) // _FAINT_POINTS)) for curve in drawn]
-    points = [(curve.x[::step], curve.median[::step]) for curve, step in zip(drawn, every, strict=True)]
-    _draw_threads(axes, points, [palette["faint"]] * len(points), linewidth=0.8, alpha=0.8)
+def draw_backdrop(axes: Axes, curves: Curves, palette: Palette, *, named: bool = False) -> None:
+    """Draw thin lines without labels, of few points each: all of them would fill the page.
+
+    Args:
+        axes: that are drawn on.
+        curves: by name.
+        palette: of the theme.
+        named: pointing at them says their names, which no other panel does.
+    """
+    drawn = [piece for whole in curves.items() for piece in _pieces(*whole)]
+    every = [max(1, -(-len(curve.x) // _FAINT_POINTS)) for _, curve in drawn]
+    points = [(curve.x[::step], curve.median[::step]) for (_, curve), step in zip(drawn, every, strict=True)]
+    names = [line.partition(" ")[2] for line, _ in drawn] if named else []
+    _draw_threads(axes, points, [palette["faint"]] * len(points), names, linewidth=0.8, alpha=0.8)
 
 
 def draw_curves(

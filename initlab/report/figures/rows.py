@@ -100,7 +100,10 @@ def draw_dots(
                 **faint,
             )
     for line in axes.lines[before:]:
-        hover.name(line, span if line.get_marker() in ("", "None") else kind)
+        if line.get_marker() != "None":
+            hover.name(line, kind)
+        elif np.ptp(line.get_xdata()) > 0:  # else all are one
+            hover.name(line, span)
 
 
 def _of_row(x: float, y: float, *, rows: Mapping[float, str]) -> str:
