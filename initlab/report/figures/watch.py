@@ -12,7 +12,7 @@ from initlab.judge.updates import RULE_OF_THUMB, VECTORS, by_role, drift_by_role
 from initlab.judge.words import number
 from initlab.report.figures import figure
 from initlab.report.figures.data import Curve
-from initlab.report.figures.panels import draw_backdrop, draw_curves
+from initlab.report.figures.lines import draw_backdrop, draw_curves
 from initlab.report.theme import Label, Series, block_axis, log_axis, log_limits, new_figure, place_labels, style
 from initlab.report.view import steps_of
 from initlab.rundir import Run
