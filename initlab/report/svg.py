@@ -17,7 +17,8 @@ _DPI = 144
 _TAG = re.compile(r"<[^>]+>")  # text is escaped, so that a recipe id can't look like a tag or an attribute
 _LONG = re.compile(r"-?\d+\.\d{3,}")
 _REFERENCE = re.compile(r'(?:url\(#|href="#)([^")]+)')
-_MARKERS = re.compile(r"<g([^>]*)>((?:<use [^>]*/>)+)</g>")
+_GROUP = re.compile(r"<g([^>]*)>((?:<(?:use|path) [^>]*/>)+)</g>")
+_EMPTY = re.compile(r'<path(?: (?!d=)[\w-]+="[^"]*")*/>')  # of an interval that isn't known
 
 
 def both(figure: Figure, name: str, title: str, description: str) -> tuple[str, bytes]:
@@ -30,20 +31,21 @@ def both(figure: Figure, name: str, title: str, description: str) -> tuple[str, 
         description: the finding in words, with numbers, also kept in the PNG.
 
     Returns:
-        The element, without the figure's own title, and the bytes of the file.
+        The element, without the figure's own title and with what pointing at it says, and the bytes of the file.
     """
     from initlab.report.canvas import save_both
+    from initlab.report.hover import overlay
 
     headings = [text for text in figure.texts if text.get_gid() == HEADING]
     height = figure.get_size_inches()[1] - (HEADING_HEIGHT if headings else 0)
     settle(figure)
     with style("light"):  # the hash salt makes ids, and so bytes, deterministic
         text, pixels = save_both(figure, _DPI, headings, height, description)
-    return _element(text, name, title, description), pixels
+    return _element(text, name, title, description, overlay(figure, height)), pixels
 
 
-def _element(text: str, name: str, title: str, description: str) -> str:
-    """What a page can hold of an SVG file."""
+def _element(text: str, name: str, title: str, description: str, over: str) -> str:
+    """What a page can hold of an SVG file, and what lies over it."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Its rule for `*` would reach the whole page; report.css has it, scoped.
@@ -51,22 +53,25 @@ def _element(text: str, name: str, title: str, description: str) -> str:
     ids = {old: f"{name}-{index}" for index, old in enumerate(dict.fromkeys(_REFERENCE.findall(text)))}
     text = _TAG.sub(lambda match: _tidy(match.group(), ids), text)
     text = re.sub(r">\s+<", "><", text)
-    text = _MARKERS.sub(_hoist, text)
+    text = re.sub(r"<g/>|<g></g>", "", _EMPTY.sub("", text))
+    text = _GROUP.sub(_hoist, text)
     head = f'<svg role="img" aria-labelledby="{name}-title {name}-desc"'
     words = (
         f'<title id="{name}-title">{html.escape(title)}</title><desc id="{name}-desc">{html.escape(description)}</desc>'
     )
     end = text.index(">") + 1
-    return head + text[4:end] + words + text[end:].rstrip()
+    return head + text[4:end] + words + text[end:].rstrip().removesuffix("</svg>") + over + "</svg>"
 
 
 def _hoist(match: re.Match[str]) -> str:
-    """Give the style that all markers of a line share to their group."""
-    styles = set(re.findall(r' style="[^"]*"', match[2]))
-    if len(styles) != 1:
-        return match[0]
-    (shared,) = styles
-    return f"<g{match[1]}{shared}>{match[2].replace(shared, '')}</g>"
+    """Give the style and the clip that all markers of a line, or all lines of a collection, share to their group."""
+    outside, inside = match.groups()
+    for name in ("style", "clip-path"):
+        found = re.findall(rf' {name}="[^"]*"', inside)
+        alike = len(set(found)) == 1 and len(found) == inside.count("<") and f" {name}=" not in outside
+        if alike and not re.search(r'[";]opacity:', found[0]):  # which a group has as a whole
+            outside, inside = outside + found[0], inside.replace(found[0], "")
+    return f"<g{outside}>{inside}</g>"
 
 
 def _tidy(tag: str, ids: dict[str, str]) -> str:

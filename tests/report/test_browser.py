@@ -151,6 +151,22 @@ def test_a_phone_shows_whose_failure_it_is(browser: Browser, tmp_path: Path) -> 
     assert set(browser.value(heads)) == {"Depth", "Logits"}
 
 
+def test_pointing_at_a_mark_finds_its_value(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(of(variants()["usual"]), encoding="utf-8")
+    browser.open(file, 1280)
+    browser.value("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    hit = """[...document.querySelectorAll("figure svg > g[pointer-events] > *")].filter(place => {
+      place.scrollIntoView({block: "center", inline: "center", behavior: "instant"});
+      const box = place.getBoundingClientRect();
+      return document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2) === place;
+    }).length"""
+    places = browser.value('document.querySelectorAll("figure svg > g[pointer-events] > *").length')
+    assert places > 300 and browser.value(hit) == places
+    seen = "getComputedStyle(document.querySelector('figure svg circle')).fill"
+    assert browser.value(seen) == "none" and browser.complaints == []
+
+
 def test_a_click_on_a_head_sorts_and_on_an_answer_says_what_was_measured(browser: Browser, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(of(variants()["usual"]), encoding="utf-8")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from variants import HOSTILE, variants
 
 from initlab.report import figures
-from initlab.report.svg import _TAG, both
+from initlab.report.svg import _TAG, _element, both
 from initlab.report.theme import HEADING_HEIGHT, style
 
 
@@ -89,3 +89,19 @@ def test_a_figure_is_drawn_once_for_both_files_and_is_left_as_it_was(name, monke
     alone.seek(0)
     difference = np.abs(image.imread(alone, format="png")[..., :3] - picture[..., :3])
     assert difference.mean() < 0.01
+
+
+def test_what_lines_share_is_said_once_and_what_has_no_path_is_left_out():
+    path = '<path d="M 0 0 L 1 {}" clip-path="url(#c)" style="{}"/>'
+
+    def group(*styles):
+        return _element(
+            f'<svg><g id="a">{"".join(path.format(*each) for each in enumerate(styles))}</g></svg>', *"abcd"
+        )
+
+    alike = group("stroke: #0072b2; stroke-linecap: round", "stroke: #0072b2; stroke-linecap: round")
+    assert '<g style="stroke:var(--s1);stroke-linecap:round" clip-path="url(#a-0)"><path d="M 0 0 1 0"/><path' in alike
+    assert group("fill: none", "fill: red").count(" style=") == 2
+    assert group("opacity: 0.5", "opacity: 0.5").count(" style=") == 2  # of a group, it is of what covers itself, too
+    bar = '<g id="a"><path clip-path="url(#c)" style="fill: none"/></g>'
+    assert "<path" not in _element(f"<svg>{bar}</svg>", *"abcd")

@@ -1,5 +1,7 @@
 """The figure over the steps of a watch."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from synthetic import synthetic_run
 from initlab.judge.rules import evaluate
 from initlab.report import console, figures, html
 from initlab.report.document import Document
+from initlab.report.svg import both
 from initlab.report.view import steps_of
 from initlab.rundir import Run
 from initlab.schema import Tables, cast
@@ -54,6 +57,12 @@ def test_a_panel_each_for_stream_gradient_and_updates_with_direct_labels(run):
     for xs in named + between:
         np.testing.assert_array_equal(xs, STEPS)
     np.testing.assert_array_equal(stream[0].get_xdata(), STEPS)
+
+
+def test_the_thin_lines_between_say_which_block_they_are(run):
+    svg = both(figures.draw("watch", run), "watch", "title", "words")[0]
+    said = "\n".join(re.findall("<title>(.*?)</title>", svg, re.DOTALL))
+    assert all(f"block {block}" in said for block in range(8)) and "mlp_out" in said
 
 
 def test_words_state_both_ends(run):

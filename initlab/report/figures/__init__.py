@@ -76,7 +76,8 @@ def figure(
     """Add the figure that the decorated function draws to every report whose run it suits.
 
     The function takes the run and a theme (`light`, `dark`) and returns a matplotlib Figure, which is never shown. It
-    draws within `theme.style(theme)`, whose colours follow the reader's light or dark page.
+    draws within `theme.style(theme)`, whose colours follow the reader's light or dark page. On the page, pointing at
+    dots, cells and lines that have a label says their values; `initlab.report.hover` is for other names and words.
 
     Args:
         name: of the file, of the anchor in the page, and in `Result.plot`; never used again.

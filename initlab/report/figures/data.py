@@ -21,7 +21,8 @@ class Curve:
     """A line: median over seeds, the seeds themselves (a row each), and the closed form where there is one.
 
     The seeds are shown as the range they span, or, of runs that have a course of their own, `apart`: as thin lines.
-    `marks`, (x, y), are measured in another way than the line, which has no markers of its own then.
+    `marks`, (x, y), are measured in another way than the line, which has no markers of its own then; `kinds` are the
+    words for the line's way and for theirs.
     """
 
     x: np.ndarray
@@ -30,6 +31,7 @@ class Curve:
     expected: np.ndarray
     apart: bool = False
     marks: tuple[np.ndarray, np.ndarray] | None = None
+    kinds: tuple[str, str] = ("", "")
 
     @property
     def drawable(self) -> np.ndarray:

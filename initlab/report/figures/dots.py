@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from initlab.judge.words import number, signed
+from initlab.report import hover
 from initlab.report.figures import figure
 from initlab.report.figures.rows import draw_dots, nested, nested_axis
 from initlab.report.theme import block_axis, new_figure, series, settle, short, style, unlabelled
@@ -70,8 +72,8 @@ def draw_first_loss(run: Run, theme: str) -> Figure:
         figure = new_figure(0.9 + 0.235 * float(y[-1] + 1), "First loss")
         axes = figure.subplots()
         axes.axvline(0, color=palette["muted"], linewidth=1)
-        draw_dots(axes, losses, ("low", "middle", "high"), looks, palette)
-        draw_dots(axes, losses, ("expected",), looks, palette, hollow=True)
+        draw_dots(axes, losses, ("low", "middle", "high"), looks, palette, span="end of range over seeds")
+        draw_dots(axes, losses, ("expected",), looks, palette, hollow=True, kind="closed form")
         for row, at in zip(losses[deepest].itertuples(index=False), y[deepest], strict=True):
             right = np.nanmax([row.high, row.expected])
             text = signed(row.middle, 3 if abs(row.middle) < 1 else 1)
@@ -119,8 +121,18 @@ def _heads(run: Run) -> tuple[pd.DataFrame, int]:
     rows = shown.heads[(shown.heads["n_layer"] == shown.n_layer) & np.isfinite(shown.heads["entropy_frac"])]
     keys = ["recipe", "layer", "head"]
     heads = rows.groupby(keys, observed=True)["entropy_frac"].median().reset_index()
-    place = heads["head"].astype(float) / max(1, int(heads["head"].max()) if len(heads) else 1) - 0.5
+    place = heads["head"].astype(float) / _last_head(heads) - 0.5
     return heads.assign(beside=heads["layer"].astype(float) + _BLOCK_WIDTH * place), shown.n_layer
+
+
+def _last_head(heads: pd.DataFrame) -> int:
+    return max(1, int(heads["head"].max()) if len(heads) else 1)
+
+
+def _of_head(x: float, y: float, *, last: int) -> str:
+    """How a dot reads that is pointed at: its place says which head it is of."""
+    block = round(x)
+    return f"block {block}, head {round(((x - block) / _BLOCK_WIDTH + 0.5) * last)}: {number(y, 4)}"
 
 
 def needs_attention(run: Run) -> str:
@@ -175,6 +187,7 @@ def draw_attention(run: Run, theme: str) -> Figure:
                     legend=False,
                     ax=axes,
                 )
+            hover.read(axes, partial(_of_head, last=_last_head(heads)))
             axes.set_title(short(recipe))
         block_axis(grid[0, 0], 0, n_layer - 1, most=8)
         grid[0, 0].set_ylim(*_entropy_limits(lowest))

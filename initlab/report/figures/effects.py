@@ -150,7 +150,7 @@ def _dots(
 ) -> None:
     """One dot a row with its interval, and its number at the right edge."""
     looks = series(recipes_of(run))
-    draw_dots(axes, rows, ("low", column, "high"), looks, palette)
+    draw_dots(axes, rows, ("low", column, "high"), looks, palette, span="end of interval")
     y, leads = nested(rows)
     for row, at, main, note in zip(rows.itertuples(index=False), y, leads, notes, strict=True):
         value = getattr(row, column)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from initlab.judge.words import number
+from initlab.report import hover
 from initlab.report.figures import figure
 from initlab.report.figures.data import grid_of
 from initlab.report.theme import ON_CELL, STRONG, block_axis, diverging, new_figure, settle, short, style, unlabelled
@@ -192,6 +194,7 @@ def _draw(
                     yticklabels=False,
                     ax=axes,
                 )
+            hover.read(axes, partial(_of_cell, grid=grid, rows=rows, base=base))
             for text, value in zip(axes.texts, grid[known], strict=False):
                 text.set_color(ON_CELL if abs(value) > STRONG * limit else palette["ink"])
             axes.set_title(short(recipe))
@@ -207,6 +210,12 @@ def _draw(
         _colour_bar(figure, axes_grid, limit, ticks, bar, palette)
         settle(figure)
     return figure
+
+
+def _of_cell(x: float, y: float, *, grid: np.ndarray, rows: Sequence[str], base: int) -> str:
+    """How a cell reads that is pointed at."""
+    row, block = int(y), int(x)
+    return f"{rows[row]}, block {block}: ×{number(base ** float(grid[row, block]), 3)}"
 
 
 def _texts(grid: np.ndarray, base: int) -> np.ndarray:

@@ -76,6 +76,7 @@ def draw_losses(run: Run, theme: str) -> Figure:
         _over_steps(run),
         log=False,
         top=ceiling,
+        unit="nats per token",
     )
     return draw_panels(panels, frame, recipes_of(run), theme)
 
@@ -212,8 +213,10 @@ def _curve(run: Run, runs: pd.DataFrame, column: str) -> Curve | None:
     x, seeds, lines = table.index.to_numpy(float)[picked], thin.to_numpy(float)[picked], smooth.to_numpy(float)[picked]
     middle = np.median(np.where(np.isfinite(lines), lines, np.inf), axis=1)
     middle[~np.isfinite(middle)] = np.nan
-    marks = _evaluations(rows) if column == "loss" else None
-    return Curve(x, middle, seeds.T, np.full(len(x), np.nan), apart=True, marks=marks)
+    nothing = np.full(len(x), np.nan)
+    if column != "loss":
+        return Curve(x, middle, seeds.T, nothing, apart=True)
+    return Curve(x, middle, seeds.T, nothing, apart=True, marks=_evaluations(rows), kinds=("training", "validation"))
 
 
 def _smooth(table: pd.DataFrame, window: int) -> pd.DataFrame:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
+from initlab.report import hover
 from initlab.report.figures.data import Curve, Curves
+from initlab.report.figures.lines import Palette, draw_backdrop, draw_curves
 from initlab.report.theme import (
     MAX_OVERLAID,
     Label,
@@ -23,16 +25,11 @@ from initlab.report.theme import (
     series,
     short,
     style,
-    unlabelled,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Palette = dict[str, str]
-_FAINT_POINTS = 12  # of a line in the background
-_MOST_MARKERS = 12  # of a line that is drawn over steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,7 @@ class Panel:
     width: float = 1.0
     suffix: dict[str, str] = field(default_factory=dict)  # recipe -> text behind its label
     guides: tuple[Guide, ...] = ()
+    where: str = ""  # what its positions are of, if not what the figure's x axis says
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class Guide:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What all panels of a figure share. `dress` sets up the x axis.
+    """What all panels of a figure share. `dress` sets up the x axis; `unit` is of the values, where they have one.
 
     A linear y axis is cut off at `top`, and never spans less than `least`, so that seed noise doesn't fill the panel.
     """
@@ -73,6 +71,11 @@ class Frame:
     log: bool = True
     top: float = math.inf
     least: float = 0.1
+    unit: str = ""
+
+    def reading(self, panel: Panel) -> hover.Reading:
+        """How a point of a panel reads that is pointed at."""
+        return partial(hover.at, where=panel.where or hover.head(self.x), unit=self.unit)
 
 
 def across(axes: Axes, panel: Panel) -> None:
@@ -136,6 +139,7 @@ def _overlaid(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series], p
         labels = [_end_label(line, looks[recipe], panel, limits) for recipe, line in panel.curves.items()]
         labels += _draw_guides(axes, panel, palette)
         axes.set_title(panel.title)
+        hover.read(axes, frame.reading(panel))
         frame.dress(axes, panel)
         if axes in grid[:, -1] or frame.label_all:
             pending.append((axes, labels))
@@ -165,6 +169,7 @@ def _highlighted(panels: Sequence[Panel], frame: Frame, looks: dict[str, Series]
                 continue
             recipe = others[cell]
             guides = _spotlight(axes, panel, baseline, recipe, looks, palette)
+            hover.read(axes, frame.reading(panel))
             last = axes, panel
             # One heading per recipe; the panels below it are told apart at the left edge.
             suffix = panel.suffix.get(recipe, "")
@@ -194,131 +199,6 @@ def _spotlight(
     shown = {name: panel.curves[name] for name in (baseline, recipe) if name in panel.curves}
     draw_curves(axes, shown, looks, palette, thin=True)
     return _draw_guides(axes, panel, palette)
-
-
-def draw_backdrop(axes: Axes, curves: Curves, palette: Palette) -> None:
-    """Draw thin lines without names, of few points each: all of them would fill the page."""
-    drawn = [curve for whole in curves.items() for _, curve in _pieces(*whole)]
-    every = [max(1, -(-len(curve.x) // _FAINT_POINTS)) for curve in drawn]
-    points = [(curve.x[::step], curve.median[::step]) for curve, step in zip(drawn, every, strict=True)]
-    _draw_threads(axes, points, [palette["faint"]] * len(points), linewidth=0.8, alpha=0.8)
-
-
-def draw_curves(
-    axes: Axes, curves: Curves, looks: Mapping[str, Series], palette: Palette, *, thin: bool = False
-) -> None:
-    """Draw medians, seeds and closed forms; exact zeros and non-finite values as marks at the edges.
-
-    Args:
-        axes: whose scales are still linear, so that medians are those of the values.
-        curves: by recipe.
-        looks: token of the colour and marker of each.
-        palette: of the theme.
-        thin: beside a backdrop, or in a small panel.
-    """
-    lines = [line for recipe, curve in curves.items() for line in _pieces(recipe, curve)]
-    if lines:
-        with unlabelled(axes):
-            _draw_lines(axes, curves, lines, looks, palette, thin)
-    for recipe, curve in curves.items():
-        colour, marker = palette[looks[recipe].token], looks[recipe].marker
-        if curve.marks:
-            axes.plot(*curve.marks, marker, color=colour, markersize=3.6 if thin else 5.5, clip_on=False)
-        _mark_edges(axes, curve, colour)
-
-
-def _draw_lines(
-    axes: Axes,
-    curves: Curves,
-    lines: Sequence[tuple[str, Curve]],
-    looks: Mapping[str, Series],
-    palette: Palette,
-    thin: bool,
-) -> None:
-    import seaborn as sns
-
-    recipes = {line: line.partition(" ")[2] for line, _ in lines}
-    hues = {line: palette[looks[recipe].token] for line, recipe in recipes.items()}
-    longest = max(len(curve.x) for curve in curves.values())
-    apart = any(curve.apart for curve in curves.values())
-    marked = any(curve.marks for curve in curves.values())
-    if apart:
-        seeds = [(recipe, curve.x, seed) for recipe, curve in curves.items() for seed in curve.seeds]
-        if len({at for curve in curves.values() for at in np.flatnonzero(np.isfinite(curve.seeds).any(axis=1))}) > 1:
-            own = [palette[looks[recipe].token] for recipe, _, _ in seeds]
-            _draw_threads(axes, [(x, y) for _, x, y in seeds], own, linewidth=0.6, alpha=0.6)
-    else:
-        for line, curve in lines:
-            _draw_band(axes, curve, hues[line])
-    sns.lineplot(
-        _tidy((line, curve.x, curve.median) for line, curve in lines),
-        x="x",
-        y="y",
-        hue="line",
-        palette=hues,
-        style=None if marked else "line",
-        markers=False if marked else {line: looks[recipe].marker for line, recipe in recipes.items()},
-        dashes=False,
-        estimator=None,
-        linewidth=1.3 if thin else 1.8,
-        markersize=4.4 if thin else max(3.4, 6.6 - longest / 40),
-        markeredgecolor=palette["bg"],
-        markeredgewidth=0.4,
-        markevery=math.ceil(longest / _MOST_MARKERS) if apart or thin else 1,
-        legend=False,
-        ax=axes,
-    )
-    foreseen = [(curve.x, np.where(curve.foreseen, curve.expected, np.nan)) for _, curve in lines]
-    _draw_threads(axes, foreseen, list(hues.values()), linestyle=(0, (4, 2.5)), linewidth=1.1)
-
-
-def _draw_threads(
-    axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]], colours: Sequence[str], **look: Any
-) -> None:
-    """Draw lines that carry no mark, through the points that are known, as one artist: their number is what costs."""
-    from matplotlib.collections import LineCollection
-
-    known = [(np.column_stack([x, y])[np.isfinite(y)], own) for (x, y), own in zip(lines, colours, strict=True)]
-    known = [(points, own) for points, own in known if len(points)]
-    if known:
-        points, own = zip(*known, strict=True)
-        axes.add_collection(LineCollection(points, colors=own, zorder=2, **look), autolim=False)
-
-
-def _draw_band(axes: Axes, curve: Curve, colour: str) -> None:
-    """Draw the range from the lowest seed to the highest, where seeds differ."""
-    low, high = np.nanmin(curve.seeds, axis=0), np.nanmax(curve.seeds, axis=0)
-    if (low < high).any():
-        axes.fill_between(curve.x, low, high, color=colour, alpha=0.25, linewidth=0)
-
-
-def _pieces(recipe: str, curve: Curve) -> list[tuple[str, Curve]]:
-    """The stretches of a line between the points that a log axis can't show, by name; seaborn would join them."""
-    keep = curve.drawable
-    if keep.all():
-        return [(f"0 {recipe}", curve)]
-    stretch = np.cumsum(~keep)
-    places = {f"{number} {recipe}": keep & (stretch == number) for number in np.unique(stretch[keep])}
-    return [(name, curve.only_at(at)) for name, at in places.items()]
-
-
-def _tidy(lines: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> pd.DataFrame:
-    """One row per line and point that is known."""
-    names, xs, ys = zip(*((line, x[known := np.isfinite(y)], y[known]) for line, x, y in lines), strict=True)
-    line = np.repeat(np.array(names, dtype=object), [len(x) for x in xs])
-    return pd.DataFrame({"line": line, "x": np.concatenate(xs), "y": np.concatenate(ys)})
-
-
-def _mark_edges(axes: Axes, curve: Curve, colour: str) -> None:
-    edge = axes.get_xaxis_transform()
-    for where, y, text in ((curve.median == 0, 0.015, "0"), (~np.isfinite(curve.median), 0.985, "not finite")):
-        if where.any():
-            x = curve.x[where]
-            axes.plot(x, np.full(len(x), y), "|", color=colour, markersize=7, transform=edge, clip_on=False)
-            if curve.only():
-                continue  # its label at the right says so
-            side = "bottom" if y < 0.5 else "top"
-            axes.text(x[0], y + (0.025 if y < 0.5 else -0.025), text, transform=edge, ha="left", va=side, fontsize=8.5)
 
 
 def _end_label(line: Curve, look: Series, panel: Panel, limits: tuple[float, float]) -> Label:

@@ -66,6 +66,7 @@ def draw_rates(run: Run, theme: str) -> Figure:
         rows=warmups if few else 1,
         log=False,
         top=_top(run_measures(run)),
+        unit="nats",
     )
     return draw_panels(panels, frame, recipes_of(run), theme)
 

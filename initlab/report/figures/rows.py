@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from initlab.judge.words import plural
+from initlab.judge.words import number, plural
+from initlab.report import hover
 from initlab.report.theme import Series, short, unlabelled
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def draw_dots(
     palette: dict[str, str],
     *,
     hollow: bool = False,
+    kind: str = "",
+    span: str = "",
 ) -> None:
     """Draw each row's dot, at the median of its columns, and its bar, from the lowest of them to the highest.
 
@@ -59,10 +63,15 @@ def draw_dots(
         looks: by recipe.
         palette: of the theme.
         hollow: a larger ring, as around a dot of another kind.
+        kind: word for that other kind.
+        span: words for what a bar is.
     """
     import seaborn as sns
 
     y, leads = nested(rows)
+    names = [f"{short(str(row.recipe))} · {plural(row.n_layer, 'block')}" for row in rows.itertuples(index=False)]
+    hover.read(axes, partial(_of_row, rows=dict(zip(y.tolist(), names, strict=True))))
+    before = len(axes.lines)
     values = rows.assign(y=y, leads=leads).melt(["recipe", "y", "leads"], list(columns), value_name="x")
     values = values[np.isfinite(values["x"])].astype({"recipe": str})
     for main, own in values.groupby("leads"):
@@ -90,3 +99,14 @@ def draw_dots(
                 ax=axes,
                 **faint,
             )
+    for line in axes.lines[before:]:
+        if line.get_marker() != "None":
+            hover.name(line, kind)
+        elif np.ptp(line.get_xdata()) > 0:  # else all are one
+            hover.name(line, span)
+
+
+def _of_row(x: float, y: float, *, rows: Mapping[float, str]) -> str:
+    """How a dot reads that is pointed at, which says whose it is by the row that it is in."""
+    row = min(rows, key=lambda at: abs(at - y))
+    return f"{rows[row]}: {number(x, 3)} nats"

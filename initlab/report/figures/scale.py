@@ -12,7 +12,7 @@ from initlab.judge.slopes import along, points, slopes
 from initlab.judge.words import plural, signed
 from initlab.report.figures import figure
 from initlab.report.figures.data import Curve, beside
-from initlab.report.figures.panels import draw_curves
+from initlab.report.figures.lines import draw_curves
 from initlab.report.scale import shown_steps, slope_text
 from initlab.report.theme import (
     MAX_OVERLAID,

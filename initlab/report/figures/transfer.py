@@ -108,7 +108,8 @@ def draw_drift(run: Run, theme: str) -> Figure:
             table = own.pivot_table(index="seed", columns="size", values="best_lr").to_numpy(float)
             middle = np.exp(np.nanmean(np.log(table), axis=0))
             curves[recipe] = Curve(np.array(sizes, float), middle, table, np.full(len(sizes), np.nan), apart=True)
-        panels.append(Panel({"n_embd": "over width", "n_layer": "over depth"}[axis], curves, guides=_inverse(curves)))
+        title = {"n_embd": "over width", "n_layer": "over depth"}[axis]
+        panels.append(Panel(title, curves, guides=_inverse(curves), where=axis))
     axes = " and ".join(axis for axis in AXES if axis in set(found["axis"]))
     frame = Frame("Best rate against size", f"{axes}, log scale", "best peak learning rate", _by_size)
     return draw_panels(panels, frame, recipes, theme)
@@ -159,6 +160,7 @@ def _valleys(run: Run, axis: str, theme: str) -> Figure:
         rows=rows,
         log=False,
         top=float(learned.max()) if len(learned) else float(shown["ln_vocab"].max()),
+        unit="nats",
     )
     return draw_panels(_filled(panels, rows), frame, names, theme)
 

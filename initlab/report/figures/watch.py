@@ -12,7 +12,7 @@ from initlab.judge.updates import RULE_OF_THUMB, VECTORS, by_role, drift_by_role
 from initlab.judge.words import number
 from initlab.report.figures import figure
 from initlab.report.figures.data import Curve
-from initlab.report.figures.panels import draw_backdrop, draw_curves
+from initlab.report.figures.lines import draw_backdrop, draw_curves
 from initlab.report.theme import Label, Series, block_axis, log_axis, log_limits, new_figure, place_labels, style
 from initlab.report.view import steps_of
 from initlab.rundir import Run
@@ -28,6 +28,7 @@ _MARKERS = "os^D"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Line:
+    name: str
     look: Series | None  # None: one of the thin lines, which have no label
     curve: Curve
 
@@ -70,7 +71,7 @@ def draw_watch(run: Run, theme: str) -> Figure:
             named = {line.look.recipe: line for line in lines if line.look}
             looks = {name: line.look for name, line in named.items() if line.look}
             draw_curves(axes, {name: line.curve for name, line in named.items()}, looks, palette)
-            draw_backdrop(axes, {str(at): line.curve for at, line in enumerate(lines) if not line.look}, palette)
+            draw_backdrop(axes, {line.name: line.curve for line in lines if not line.look}, palette, named=True)
             ends = {name: line.curve.end() for name, line in named.items()}
             labels = [Label(*end, name, looks[name].token) for name, end in ends.items() if end]
             drawn = np.concatenate([line.curve.median[line.curve.drawable] for line in lines])
@@ -117,10 +118,13 @@ def _stream(records: pd.DataFrame, kind: str) -> list[_Line]:
     lines, looks = [], iter(range(_LABELLED))
     for place in places:
         own = rows[rows["after"] == place]
-        name = ("embedding" if place == 0 else f"block {int(place) - 1}") if place in named else ""
-        look = next(looks) if name else 0
-        lines.append(_line(own, "var", name, f"s{look + 1}", _MARKERS[look]))
+        name = "embedding" if place == 0 else f"block {int(place) - 1}"
+        lines.append(_line(own, "var", name, _look(name, next(looks)) if place in named else None))
     return lines
+
+
+def _look(name: str, at: int) -> Series:
+    return Series(name, f"s{at + 1}", _MARKERS[at], "")
 
 
 def _roles(found: pd.DataFrame, column: str) -> list[_Line]:
@@ -133,11 +137,11 @@ def _roles(found: pd.DataFrame, column: str) -> list[_Line]:
         token = next(token for token, family in _FAMILIES.items() if family in str(role))
         used[token] = used.get(token, -1) + 1
         own = ratios[ratios["role"] == role]
-        lines.append(_line(own, column, str(role), token, _MARKERS[used[token] % len(_MARKERS)]))
+        look = Series(str(role), token, _MARKERS[used[token] % len(_MARKERS)], "")
+        lines.append(_line(own, column, str(role), look))
     return lines
 
 
-def _line(rows: pd.DataFrame, column: str, name: str, token: str, marker: str) -> _Line:
+def _line(rows: pd.DataFrame, column: str, name: str, look: Series | None) -> _Line:
     values = rows[column].to_numpy(float)
-    look = Series(name, token, marker, "") if name else None
-    return _Line(look, Curve(rows["step"].to_numpy(float), values, values[None], values * np.nan))
+    return _Line(name, look, Curve(rows["step"].to_numpy(float), values, values[None], values * np.nan))
