@@ -26,7 +26,7 @@ from nanogpt_note.training_claims import TRAINING_CLAIMS
 import initlab
 from initlab.cli.common import TerminalProgress
 from initlab.report import figures
-from initlab.report.svg import inline_svg, png
+from initlab.report.svg import both
 from initlab.results import Confirmation
 
 VARIANTS = ["nanogpt", "nanogpt-no-depth-scale", "out-x0.02", "out-xsqrt2overL", "out-xinvsqrtL", "zero-out"]
@@ -93,9 +93,8 @@ def write(found: list[Claim], evidence: Evidence, out: Path) -> Path:
     pictures = {}
     for name in shown:
         words = "; ".join(claim.measured for claim in found if claim.figure == name)
-        picture = draw(name, evidence)
-        (out / "figures" / f"{name}.png").write_bytes(png(picture, words))
-        pictures[name] = inline_svg(picture, name, name.replace("-", " "), words)
+        pictures[name], pixels = both(draw(name, evidence), name, name.replace("-", " "), words)
+        (out / "figures" / f"{name}.png").write_bytes(pixels)
     (out / "claims.json").write_text(
         json.dumps([asdict(claim) for claim in found], indent=1, ensure_ascii=False) + "\n"
     )

@@ -33,6 +33,15 @@ def test_every_example_is_expected():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} - needs_more == set(EXPECTED)
 
 
+@pytest.mark.parametrize("name", ["audit_transformers.py", "nanogpt_claims.py"])
+def test_what_takes_minutes_starts(name, tmp_path):
+    pytest.importorskip("transformers")
+    command = [sys.executable, str(ROOT / "examples" / name), "--help"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example_runs(name, tmp_path):
