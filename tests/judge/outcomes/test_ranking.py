@@ -127,6 +127,14 @@ def test_growth_and_writes_are_what_the_records_hold():
     growth = measures["stream growth"](probed)["nanogpt", 2, 0]
     first = float(cell.loc[cell["site"] == "embed", "var"].iloc[0])
     assert growth == pytest.approx(abs(math.log(by_site["resid_post", 1] / first)))
+    assert set(measures["stream growth"](probed).index) == {(r, 2, s) for r in SIX[:2] for s in (0, 1)}
+    grads = records[(records["run_id"] == "nanogpt-L2-d384-s0") & (records["kind"] == "grad")]
+    ends = {row.site: row.var for row in grads.itertuples() if row.layer is pd.NA or row.layer == 1}
+    assert measures["gradient growth"](probed)["nanogpt", 2, 0] == pytest.approx(
+        abs(math.log(ends["resid_post"] / ends["embed"]))
+    )
+    mlp_pre = [math.log(by_site["mlp_pre", layer]) for layer in (0, 1)]
+    assert measures["mlp_pre variance"](probed)["nanogpt", 2, 0] == pytest.approx(abs(sum(mlp_pre) / 2))
     writes = [
         math.log(by_site[write, layer] / by_site[stream, layer])
         for write, stream in (("attn_out", "resid_pre"), ("mlp_out", "resid_mid"))
@@ -190,6 +198,14 @@ def test_the_sentence_follows_from_the_intervals(found):
         "than b (24 blocks); in 1 of 4 comparisons these recipes can't tell."
     )
     assert "better than no single metric and worse than no single metric" in compared_text(frame[2:3])
+    at_zero = pd.DataFrame([("a", 4, 0.0, 0.9), ("b", 4, -0.9, 0.0)], columns=frame.columns)
+    assert compared_text(at_zero).endswith("in 2 of 2 comparisons these recipes can't tell.")
+    others = pd.DataFrame([("b", depth, 0.1, 0.9) for depth in range(7, 0, -1)], columns=frame.columns)
+    one = pd.DataFrame([("a", 4, 0.1, 0.9)], columns=frame.columns)
+    assert compared_text(pd.concat([others, one], ignore_index=True)) == (
+        "By these intervals the number of errors and warnings ranks recipes better than "
+        "b (7, 6, 5, 4, 3 and 2 more blocks), a (4 blocks) and worse than no single metric."
+    )
 
 
 def test_nothing_trained_ranks_nothing():
