@@ -43,7 +43,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "differences": (("judge/differences/*.py",), ("judge/differences",)),
     "mending": (
         ("judge/mending.py", "judge/remedies.py", "judge/siblings.py", "judge/worsening.py", "judge/baseline.py"),
-        ("judge/test_mending.py", "judge/test_siblings.py", "judge/test_baseline.py"),
+        ("judge/test_mending.py", "judge/test_siblings.py", "judge/test_worsening.py", "judge/test_baseline.py"),
     ),
     "activations": (("judge/activations.py",), ("judge/test_activations.py",)),
     "rules": (
@@ -158,9 +158,9 @@ def page(results: dict[str, dict]) -> str:
     lines = [
         "# What the tests notice",
         "",
-        "`python benchmarks/mutation.py PART --write`: mutants by mutmut, tried with the tests of their part. A mutant",
-        "that runs forever counts as killed; «of those reached» is killed / (killed + survived). Of large parts a sample",
-        "is tried, drawn at random (`--sample 200 --seed 0`).",
+        "`python benchmarks/mutation.py PART --write`: mutants by mutmut, tried with the tests of their part. One that",
+        "runs forever counts as killed; «of those reached» is killed / (killed + survived). Of large parts a sample is",
+        "tried, drawn at random (`--sample 200 --seed 0`).",
         "",
         "| part | module | tried | killed | survived | not reached | of those reached |",
         "|---|---|---|---|---|---|---|",

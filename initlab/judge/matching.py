@@ -233,7 +233,8 @@ def _odd(id: str, described: Sequence[dict[str, Any]]) -> list[str]:
                 rms, rest = trimmed(odd["rms"], 2), trimmed(odd["rest"], 2)
                 shown.append(f"{odd['which']} {have} std {rms}, the others {rest}")
     more = len(shown) - _ODD_SHOWN
-    return shown[:_ODD_SHOWN] + ([f"{more} more matrices hold such rows"] if more > 0 else [])
+    held = "1 more matrix holds" if more == 1 else f"{more} more matrices hold"
+    return shown[:_ODD_SHOWN] + ([f"{held} such rows"] if more > 0 else [])
 
 
 def _found_text(wanted: dict[str, Any]) -> str:

@@ -124,14 +124,16 @@ def test_what_fits_no_recipe_is_said_with_what_would() -> None:
 
 def test_rows_of_a_matrix_that_differ_are_said_also_where_no_recipe_fits() -> None:
     def odd(which: str, name: str, part: bool = False) -> dict[str, Any]:
-        return {"which": which, "name": name, "part": part, "rms": 0.1234, "rest": 0.02}
+        return {"which": which, "name": name, "part": part, "rms": 0.1234, "rest": 0.01234}
 
     rows = [row(role, 0.03, {"a": 0.02}) for role in ("attn_q", "mlp_in")]
     rows[0]["odd"] = [odd(f"row {at} of m", "m") for at in range(3)] + [odd("the attn_q rows of m", "m", part=True)]
-    said = [f"row {at} of m has std 0.12, the others 0.02" for at in range(3)]
+    said = [f"row {at} of m has std 0.12, the others 0.012" for at in range(3)]
     assert mismatches(rows)[1:] == said  # a part of a fused matrix that no recipe expects otherwise isn't odd
     rows[0]["stds"]["m"] = 0.03
-    assert mismatches(rows)[1:] == [*said, "the attn_q rows of m have std 0.12, the others 0.02"]
+    assert mismatches(rows)[1:] == [*said, "the attn_q rows of m have std 0.12, the others 0.012"]
+    rows[1]["odd"] = [odd("rows 5–7 of n", "n")]
+    assert mismatches(rows)[5:] == ["1 more matrix holds such rows"]
     rows[1]["odd"] = [odd("rows 5–7 of n", "n"), odd("rows 8–9 of n", "n")]
     assert mismatches(rows)[5:] == ["2 more matrices hold such rows"]
 
@@ -156,6 +158,7 @@ def test_a_recipe_that_was_meant_is_held_against_the_rows() -> None:
     assert mismatches(rows, ["a"]) == ["everything else is a, but attn_q and mlp_out have std 0.03, not 0.02"]
     assert mismatches(rows, ["a", "b"]) == ["everything else is b, but mlp_out has std 0.03, not 0.02"]
     assert mismatches(rows) == mismatches(rows, ["b"])
+    assert mismatches([row("mlp_in", 0.02, {"a": 0.02, "b": 0.03})], ["b", "a"]) == []
     assert mismatches(rows[1:], ["a"]) == ["a: attn_q and mlp_out have std 0.03, not 0.02"]
     assert mismatches([*rows[1:], row("bias", 0.0, {"b": 0.0})], ["a"])[0].startswith("everything else is a, but")
     assert mismatches(rows, []) == []
@@ -189,6 +192,7 @@ def test_a_misfit_is_named_by_its_place() -> None:
         ({"misfit_mean": -0.012345}, "std 0.05 and mean -0.012, not 0.02"),
         ({"misfit_mean": 0.01}, "std 0.05, not 0.02"),
         ({"misfit_std": 0.012345}, "std 0.012, not 0.02"),
+        ({"misfit_std": 1.0}, "std 1, not 0.02"),
         ({"kind": "constant", "mean": 1.0, "text": "1"}, "std 0.05, not 1"),
         ({"kind": "uniform"}, "std 0.05, not 0.02 (uniform, 0.02)"),
         ({"text": "0.1 / sqrt(2 * n_layer)"}, "std 0.05, not 0.1/sqrt(2*n_layer) = 0.02"),
@@ -231,6 +235,10 @@ def test_without_depth_scaling_only_code_that_scales_makes_it_a_misfit() -> None
         del each["expected"]["nanogpt"]
         each["matches"] = [plain]
     assert mismatches(rows) == []  # the code may say so: nothing was compared with nanogpt
+    llama = [
+        row(role, 0.02, {"hf-llama": 0.02, "nanogpt": 0.1}, depth_code="Net.init") for role in ("attn_q", "mlp_out")
+    ]
+    assert mismatches(llama) == []  # it scales something else, and fits a recipe
 
 
 def test_the_reference_is_the_first_of_those_that_models_are_trained_from() -> None:
@@ -275,7 +283,7 @@ def test_outputs_nearer_to_the_inputs_than_to_the_depth_scale_are_unscaled() -> 
 
 def test_a_block_that_is_drawn_otherwise_does_not_move_what_the_outputs_are_held_against() -> None:
     rows = outputs(SCALED, stds={"h.0.mlp_out": SCALED, "h.1.mlp_out": 0.02})
-    rows[0]["stds"] = {"h.0.attn_q": 0.02, "h.1.attn_q": 0.02, "h.2.attn_q": 0.2}
+    rows[0] |= {"stds": {"h.0.attn_q": 0.02, "h.1.attn_q": 0.02, "h.2.attn_q": 0.2}, "std": 0.12}
     assert [names for _, names in unscaled(rows)] == [["h.1.mlp_out"]]
     rows[1] |= {"stds": {}, "std": 0.05}  # the widest of the inputs counts, of a row without single stds its own
     assert [names for _, names in unscaled(rows)] == [[]]
