@@ -43,7 +43,13 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "differences": (("judge/differences/*.py",), ("judge/differences",)),
     "mending": (
         ("judge/mending.py", "judge/remedies.py", "judge/siblings.py", "judge/worsening.py", "judge/baseline.py"),
-        ("judge/test_mending.py", "judge/test_siblings.py", "judge/test_worsening.py", "judge/test_baseline.py"),
+        (
+            "judge/test_mending.py",
+            "judge/test_remedies.py",
+            "judge/test_siblings.py",
+            "judge/test_worsening.py",
+            "judge/test_baseline.py",
+        ),
     ),
     "activations": (("judge/activations.py",), ("judge/test_activations.py",)),
     "rules": (
