@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import shutil
@@ -112,8 +113,13 @@ def mutate(part: str, children: int, sample: int | None, seed: int) -> tuple[dic
         )
         settings.write_text("\n".join(lines) + text, encoding="utf-8")
 
+        # compiled tests are kept in the copy, or each mutant would compile them again
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
         def python(*arguments: str) -> str:
-            ran = subprocess.run([sys.executable, *arguments], cwd=copy, capture_output=True, text=True)
+            ran = subprocess.run(
+                [sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True
+            )
             if ran.returncode:
                 raise SystemExit(f"mutmut failed:\n{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}")
             return ran.stdout
