@@ -346,6 +346,17 @@ def test_siblings_say_more_than_a_recipe_and_it_says_what_they_dont() -> None:
     table |= {"kind": "normal", "bad": 4096}
     (lost_,) = from_siblings([finding("NUM001"), finding("INI001")], replace(case(found), counted=counted))
     assert (lost_.changes[0].recipe, lost_.changes[0].only_bad) == ("nanogpt", True)
+    assert lost_.changes[0].code == "NUM001"
+    wide = rows(token_embed=0.5)  # what isn't finite isn't multiplied, whatever the rest of it is
+    (anew,) = from_siblings([finding("LOG001"), finding("INI008")], replace(case(wide), counted=counted))
+    assert (anew.changes[0].how, anew.changes[0].recipe, anew.changes[0].proposed) == ("draw", "nanogpt", 0.02)
+    table |= {"kind": "constant", "bad": 0, "mean": 0.5}
+    (flat,) = from_siblings([finding("LOG001"), finding("INI008")], replace(case(found), counted=counted))
+    assert (flat.changes[0].recipe, flat.changes[0].code) == ("nanogpt", "LOG001")
+    table |= {"kind": "normal"}
+    odd |= {"std": 0.06, "rms": 0.06}
+    (slip,) = from_siblings([finding("LOG001"), finding("INI008")], replace(case(found), counted=counted))
+    assert slip.changes[0].code == "INI008"  # what differs from siblings is about weights themselves
 
 
 def test_a_recipe_that_most_roles_fit_is_what_the_others_lack() -> None:
@@ -507,6 +518,8 @@ def test_a_remedy_leaves_what_another_finding_has_changed_and_what_is_meant() ->
     groups = from_remedies([finding("RES001"), finding("ACT001")], case(wide))
     assert roles(groups) == [["attn_out", "mlp_out"], ["attn_qkv", "mlp_in"]]
     assert groups[0].text.startswith("4 blocks write twice each")
+    again = from_remedies([finding("RES001"), finding("ACT001"), finding("RES001"), finding("ACT001")], case(wide))
+    assert again == groups
     frozen = replace(case(wide), counted=entries(wide, trains=False))
     assert from_remedies([finding("RES001")], frozen) == []
     assert from_remedies([finding(WIRED), finding("INI001"), finding("XXX999")], case(wide)) == []

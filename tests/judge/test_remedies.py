@@ -73,6 +73,7 @@ def test_a_draw_is_of_the_recipe_and_a_constant_is_set() -> None:
 def test_towards_a_std_by_a_factor_or_where_there_is_nothing_by_a_draw() -> None:
     own = row(0.05)
     (change,) = towards(own, 0.01, FINDING, "why", model(own))
+    assert change.why == "why"
     assert (change.factor, change.proposed, change.names) == (
         pytest.approx(0.2),
         pytest.approx(0.01),

@@ -139,6 +139,10 @@ def test_elements_that_arent_finite_come_from_the_rest_the_siblings_or_a_recipe(
     for kind in ("constant", "zero"):
         (gain_,) = odd_siblings([gain("ln_f", 2.0) | {"bad": 1, "kind": kind}])[0].changes
         assert gain_.drawn == Constant(2.0)
+    gains = [gain(f"h.{n}.ln", 0.5) for n in range(3)]
+    gains[1] |= {"bad": 64, "numel": 64}
+    (lost_gain,) = changes(gains)
+    assert (lost_gain.drawn, lost_gain.names) == (Constant(0.5), ("h.1.ln",))
     alone = [entry("lm_head", bad=size)]
     assert odd_siblings(alone) == []
     (found,) = changes(alone, (redrawn("lm_head"),))
@@ -164,8 +168,10 @@ def test_what_is_no_draw_is_said_and_takes_its_scale_from_siblings_recipe_or_its
         assert (group.text, group.changes[0].why, group.changes[0].how) == (text, text, "draw, normal")
     alone = entry("lm_head", 0.3, kind="low rank", rms=0.4, stack="")
     (own,) = changes([alone])
+    assert (own.how, own.code, own.factor) == ("draw, normal", "", None)
     assert (own.drawn, own.why) == (Normal(0.4), "lm_head is of a rank far below its size; its own scale stays")
     (recipe,) = changes([alone], (redrawn("other", "lm_head"),))
+    assert (recipe.how, recipe.code) == ("draw, normal", "")
     assert (recipe.recipe, recipe.found, recipe.proposed, recipe.only_bad) == ("nanogpt", 0.3, 0.5, False)
     assert recipe.why == "lm_head is of a rank far below its size; nanogpt draws std 0.5"
     assert changes([entry("lm_head", 0.0, kind="zero")], (redrawn("lm_head"),)) == []  # zero may be meant
@@ -222,6 +228,9 @@ def odd_row(which: str, rms: float = 0.2, part: bool = False) -> dict[str, Any]:
 def test_rows_that_differ_in_the_siblings_too_are_meant() -> None:
     two = {f"n{n}": {"odd": [odd_row(f"row 1 of h.{n}.fc")]} for n in (1, 2)}
     assert changes(matrices(**two)) == []
+    two["n4"] = {"odd": [odd_row("row 1 of h.4.fc") | {"rows": (0, 7, 8)}, odd_row("row 1 of h.4.fc")]}
+    assert [change.rows for change in changes(matrices(**two))] == [(0, 7, 8)]
+    del two["n4"]
     two["n2"]["odd"][0]["part"] = True
     (group,) = odd_siblings(matrices(**two))
     assert group.text == "row 1 of h.1.fc has std 0.2, the others 0.02; row 1 of h.2.fc has std 0.2, the others 0.02"
@@ -266,6 +275,9 @@ def test_what_is_off_in_one_block_is_one_group() -> None:
     # one factor for all that it explains: 1/3 within what chance makes of either
     (group,) = odd_siblings([*usual, *block(5, 0.0598, 0.0603, 0.0601)])
     assert [(change.names, change.how) for change in group.changes] == [(("h.5.fc", "h.5.proj", "h.5.out"), "× 0.333")]
+    (group,) = odd_siblings([*usual, *block(5, 0.0350, 0.0352, 0.0351)])  # one factor is surer than three
+    (one,) = group.changes
+    assert one.factor == pytest.approx(0.02 / 0.0351, rel=1e-3) and len(one.names) == 3 and one.code == ""
     both = odd_siblings([*usual, *block(5, 0.04, 0.02, 0.02), *block(6, 0.02, 0.06, 0.02)])
     assert [[change.names for change in group.changes] for group in both] == [[("h.5.fc",)], [("h.6.proj",)]]
 
