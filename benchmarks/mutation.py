@@ -4,9 +4,9 @@
     python benchmarks/mutation.py [PART ...] [--write] [--children 2] [--sample 200 [--seed 0]]
 
 A mutant is one small change of a function: another operator, number, text or default. A part is some modules and the
-tests that are of them; a mutant is tried with those of its part's tests that call its function. It is killed where one
-fails, survives where all pass, and isn't reached where none of the part's tests calls its function. mutmut leaves
-decorated functions as they are, so the judges of rules aren't mutated, only what they call.
+unit tests that are of them; a mutant is tried with those of its part's tests that call its function. It is killed
+where one fails, survives where all pass, and isn't reached where none of the part's tests calls its function. mutmut
+leaves decorated functions as they are, so the judges of rules aren't mutated, only what they call.
 
 Where a part has more mutants than there is time for, --sample tries that many of them, drawn at random.
 
@@ -63,6 +63,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "roles": (("anatomy/roles.py", "anatomy/names.py"), ("anatomy/test_roles.py",)),
     "anatomy": (("anatomy/*.py",), ("anatomy",)),
 }
+OPTIONS = "--import-mode=importlib -m 'not slow and not integration'"
 SETTINGS = """
 [tool.mutmut]
 source_paths = ["initlab"]
@@ -106,7 +107,7 @@ def mutate(part: str, children: int, sample: int | None, seed: int) -> tuple[dic
         settings = copy / "pyproject.toml"
         lines = settings.read_text(encoding="utf-8").splitlines()
         # one process, and a test that fails at the first: mutmut has its own processes
-        lines = ['addopts = "--import-mode=importlib"' if line.startswith("addopts") else line for line in lines]
+        lines = [f"addopts = {json.dumps(OPTIONS)}" if line.startswith("addopts") else line for line in lines]
         text = SETTINGS.format(
             modules=json.dumps([f"initlab/{module}" for module in modules]),
             tests=json.dumps([f"tests/{test}" for test in tests]),
