@@ -83,7 +83,8 @@ def _records(before: Run, after: Run, again: Run) -> list[str]:
 def _indexed(frame: pd.DataFrame) -> pd.DataFrame:
     """Records by what they are of; of several of one place, by their order."""
     texts = frame[_ROW].astype(str)
-    numbered = texts.assign(place=texts.groupby(_ROW).cumcount(), **{column: frame[column] for column in _RECORDS})
+    place = texts.groupby(_ROW, dropna=False).cumcount()  # an activation has no role
+    numbered = texts.assign(place=place, **{column: frame[column] for column in _RECORDS})
     return numbered.set_index([*_ROW, "place"])
 
 

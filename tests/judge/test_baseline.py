@@ -33,6 +33,8 @@ def test_another_site_recipe_or_a_worse_severity_is_new(findings, tmp_path):
     lead = next(each for each in findings if each.status == "fail")
     base = written(tmp_path / "base.json", [replace(lead, severity="warning")])
     assert known_among([replace(lead, severity="info")], base)
+    twice = written(tmp_path / "twice.json", [replace(lead, severity=each) for each in ("warning", "error", "info")])
+    assert known_among([replace(lead, severity="error")], twice)  # the gravest that it had counts
     for new in (replace(lead, site="q"), replace(lead, recipe="other"), replace(lead, severity="error")):
         assert known_among([new], base) == []
 

@@ -207,6 +207,8 @@ def test_what_is_off_is_brought_to_the_reference_and_the_rest_left() -> None:
     unknown = row(0.3, role="gate") | {"expected": {}}
     (change,) = redraw_what_is_off(FINDING, model(fits, unknown, row(0.05)))
     assert (change.role, change.why) == ("mlp_in", "r draws 0.02")
+    two = row(0.05), row(0.05, role="attn_q")
+    assert [change.role for change in redraw_what_is_off(FINDING, model(*two))] == ["mlp_in", "attn_q"]
     part = row(0.05, wanted={"misfits": ["h.1.w"]})
     assert [c.names for c in redraw_what_is_off(FINDING, model(part))] == [("h.1.w",)]
 

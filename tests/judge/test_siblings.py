@@ -333,6 +333,9 @@ def test_gains_and_biases_go_to_what_the_other_blocks_have() -> None:
     assert [change.why for change in changes(final)] == ["ln_f is 0.25, those of 6 others 1"]
     two = [*norms(1.0, 1.0, 1.0, 1.0), *norms(2.0, 2.0, name="ln_2")]
     assert [change.why for change in changes(two)] == ["h.0.ln_2 is 2, those of 5 others 1; and 1 more so"]
+    zeros = [each | {"kind": "zero", "std": 0.0} for each in matrices()]
+    zeros[3] |= {"kind": "normal", "std": 0.02}
+    assert changes(zeros) == []  # a matrix is set to no number
     for left in ({"bad": 1}, {"trains": False}, {"as_made": True}):
         own = norms(1.0, 1.0, 3.0, 1.0)
         own[2] |= left

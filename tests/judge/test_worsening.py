@@ -154,6 +154,8 @@ def test_records_of_one_module_are_held_against_each_other_in_their_order() -> N
     assert len(records) == 4
     assert worse(of(0.0, 0.5, 0.0, 0.5), of(0.0, 0.5, 0.0, 0.5), PROBE, [], []) == []
     assert len(worse(of(0.0, 0.5, 0.0, 0.5), of(0.5, 0.0, 0.0, 0.5), PROBE, [], [])) == 1
+    fewer = Run(Tables(**{**dict(PROBE.tables.items()), "records": of(0.0, 0.9, 0.0, 0.5).tables.records[:3]}), {})
+    assert len(worse(of(0.0, 0.5, 0.0, 0.5), fewer, PROBE, [], [])) == 1
 
 
 def test_of_many_kinds_of_number_three_are_said() -> None:
