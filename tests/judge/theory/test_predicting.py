@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from initlab.errors import ConfigError
+from initlab.judge.theory.backward import _at_logits
+from initlab.judge.theory.forward import follow
 from initlab.judge.theory.losses import first_loss
 from initlab.judge.theory.positions import Grid
 from initlab.judge.theory.predicting import Prediction, _entropy, _equal, _grid, _ratio, predict
@@ -132,3 +134,49 @@ def test_ratios_of_what_is_known() -> None:
     made = Prediction(var=var, own_logit=0, logit_std=0, loss=0, token_cosine=0, grad=var, score_std=(0.1, 0.1))
     assert (made.growth, made.gradient_ratio, made.steep) == (3.0, pytest.approx(1 / 3), False)
     assert Prediction(var={}, own_logit=0, logit_std=0, loss=0, token_cosine=0, steep_from=0).steep
+
+
+@pytest.mark.parametrize(("spread", "own"), [(0.0, 0.0), (0.25, 0.0), (1.0, 0.0), (0.25, 2.0), (0.1, 3.0)])
+def test_the_gradient_at_the_logits_is_that_of_sampled_ones(spread: float, own: float) -> None:
+    vocab, r = 50, 0.2
+    q = 0.5
+    # with a norm of gain 1 the spread is d · σ², and a tied head's own logit d · σ² · scale / √q
+    head = Linear(square=spread / D, fan_in=D, fan_out=vocab)
+    scale = own / spread * math.sqrt(q) if spread and own else 1.0
+    terms = (Term(kind="token", square=q / scale**2, scale=scale),)
+    text = TextStatistics(block_size=T, sum_p2=0.02, repeat_rate=r)
+    made = found(text, head=head, terms=terms, final_norm=Norm(), tied=bool(own))
+    assert made.own_logit == pytest.approx(own)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, math.sqrt(spread), (40_000, vocab))
+    logits[:, 0] += own
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    square = (p**2).sum(1).mean() + 1 - 2 * (r * p[:, 0].mean() + (1 - r) * p[:, 1:].mean())
+    assert made.grad["logits", None] * vocab == pytest.approx(square, rel=0.01)
+    assert made.grad["final_norm", None] == pytest.approx(head.square * square, rel=0.01)
+    assert made.grad["embed", None] == pytest.approx(made.grad["final_norm", None] / q)
+
+
+def test_targets_alike_make_gradients_alike() -> None:
+    """Of flat logits the mean product of two positions' gradients is P(same target) − 1/V, as of one-hot targets."""
+    head = Linear(square=0.0, fan_in=D, fan_out=V)
+    setting = Setting(stacks=(stack(head=head),), text=TEXT)
+    trace = follow(setting, [Grid.exact(T)], 0.1)
+    own, slope, between = _at_logits(trace.stacks[-1], head, 0.2, 0.0, 0.1, 0.3)
+    assert (own, slope) == (pytest.approx(1 - 1 / V), pytest.approx(1 - 1 / V))
+    assert between == pytest.approx(np.full((T, T), 0.3 - 1 / V))
+    capped = Setting(stacks=(stack(head=HEAD, logit_cap=2.0),), text=TEXT)
+    last = follow(capped, [Grid.exact(T)], 0.1).stacks[-1]
+    own, behind, _ = _at_logits(last, HEAD, 0.2, 0.0, 0.1, 0.3)
+    rng = np.random.default_rng(0)
+    slopes = 1 / np.cosh(rng.normal(0, math.sqrt(HEAD.forward * 1.5), 10**6) / 2) ** 2
+    assert behind == pytest.approx(own * (slopes**2).mean(), rel=3e-3)
+    free = Setting(stacks=(stack(head=HEAD, logit_cap=1e4),), text=TEXT)
+    wide = follow(free, [Grid.exact(T)], 0.1).stacks[-1]
+    loose = _at_logits(wide, HEAD, 0.2, 0.0, 0.1, 0.3)
+    none = _at_logits(
+        follow(Setting(stacks=(stack(),), text=TEXT), [Grid.exact(T)], 0.1).stacks[-1], HEAD, 0.2, 0.0, 0.1, 0.3
+    )
+    for one, other in zip(loose, none, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)

@@ -62,6 +62,7 @@ ATTENTION = names.Attention(
     query_scale=0.25,
     key_scale=0.125,
     query_norm=norm("qn", eps=0.3),
+    key_norm=norm("e"),
     out_norm=norm("inner"),
     head_gain="hg",
     causal=False,
@@ -110,7 +111,7 @@ def test_every_number_of_a_branch_of_attention() -> None:
         out=Linear(square=pytest.approx(SQUARE["o"]), fan_in=8, fan_out=8),
         **{"n_head": 2, "n_kv_head": 1, "head_size": 4, "score_scale": 0.5, "query_scale": 0.25, "key_scale": 0.125},
         query_norm=Norm(gain=pytest.approx(SQUARE["qn.w"]), eps=0.3),
-        key_norm=None,
+        key_norm=Norm(gain=pytest.approx(SQUARE["e.w"])),
         head_square=pytest.approx(SQUARE["hg"]),
         out_norm=Norm(gain=pytest.approx(SQUARE["inner.w"])),
         **{"causal": False, "window": 3, "soft_cap": 30.0, "spread": None, "cross": None, "dropout": 0.1},
@@ -251,6 +252,8 @@ def test_a_matrix_that_reads_another_width_or_writes_again_is_not_known() -> Non
     wide = replace(ATTENTION, **{"out": linear("o", 4)})
     body = branches(wired(body=wide))[0].body
     assert isinstance(body, Attention) and body.out is not None and math.isnan(body.out.square)
+    body = branches(wired(body=replace(ATTENTION, out=None)))[0].body
+    assert isinstance(body, Attention) and body.out is None
     own = names.MLP(up=linear("up", square=7.0), out=linear("o"))  # computed from the parameter, as by weight norm
     _, mlp = branches(wired(mlp={"body": own}))
     assert isinstance(mlp.body, MLP) and mlp.body.up.square == 7.0
