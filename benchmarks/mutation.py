@@ -60,7 +60,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "theory": (("judge/theory/*.py",), ("judge/theory", "judge/test_theory.py")),
     "moments": (("measure/moments.py",), ("measure/test_moments.py",)),
     "measure": (("measure/*.py", "measure/statistics/*.py"), ("measure",)),
-    "roles": (("anatomy/roles.py", "anatomy/names.py"), ("anatomy/test_roles.py",)),
+    "roles": (("anatomy/roles.py", "anatomy/names.py"), ("anatomy/test_roles.py", "anatomy/test_names.py")),
     "anatomy": (("anatomy/*.py",), ("anatomy",)),
 }
 OPTIONS = "--import-mode=importlib -m 'not slow and not integration'"
