@@ -189,9 +189,9 @@ def page(results: dict[str, dict]) -> str:
         "",
         "## Which survive",
         "",
-        "Not each is a gap. No test can tell `observed=`, `sort=` and `strict=` where no category is unused and lengths",
-        "are equal, a default that is spelled out, or another dtype of the same numbers; of a limit that no number meets",
-        "exactly `<` and `<=` are one; and what runs on CUDA alone isn't run here.",
+        "Not each is a gap. No test can tell `observed=`, `sort=` and `strict=` where no category is unused and",
+        "lengths are equal, a default that is spelled out, or another dtype of the same numbers; of a limit that no",
+        "number meets exactly `<` and `<=` are one; and what runs on CUDA alone isn't run here.",
         "",
     ]
     for part, result in results.items():
