@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from initlab.errors import RecipeError
-from initlab.judge.words import trimmed
+from initlab.judge.words import trimmed, unlike
 from initlab.recipes.base import INNER, OUTPUTS, VECTORS
 
 # Published models of today were pre-trained from these; of several that fit, the first is the reference.
@@ -229,11 +229,10 @@ def _odd(id: str, described: Sequence[dict[str, Any]]) -> list[str]:
         misfits = row["expected"].get(id, {"misfits": list(row["stds"])})["misfits"]
         for odd in row["odd"]:
             if odd["name"] in misfits or not odd["part"]:
-                have = "has" if odd["which"].startswith("row ") else "have"
-                rms, rest = trimmed(odd["rms"], 2), trimmed(odd["rest"], 2)
-                shown.append(f"{odd['which']} {have} std {rms}, the others {rest}")
+                shown.append(unlike(odd["which"], odd["rms"], odd["rest"], 2))
     more = len(shown) - _ODD_SHOWN
-    return shown[:_ODD_SHOWN] + ([f"{more} more matrices hold such rows"] if more > 0 else [])
+    held = "1 more matrix holds" if more == 1 else f"{more} more matrices hold"
+    return shown[:_ODD_SHOWN] + ([f"{held} such rows"] if more > 0 else [])
 
 
 def _found_text(wanted: dict[str, Any]) -> str:

@@ -280,7 +280,7 @@ def merged(changes: Iterable[Change]) -> list[Change]:
     """
     found: dict[tuple[Any, ...], Change] = {}
     for place, change in enumerate(changes):
-        key = (change.role, change.stack, change.names, change.rows, change.factor is None and place)
+        key = (change.role, change.stack, change.names, change.rows, place if change.factor is None else None)
         if (old := found.get(key)) and old.factor is not None and change.factor is not None:
             factor = old.factor * change.factor
             change = replace(

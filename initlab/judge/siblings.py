@@ -18,7 +18,7 @@ import numpy as np
 
 from initlab.judge.remedies import Change, plain
 from initlab.judge.rules.trends import off_trend
-from initlab.judge.words import plural, trimmed
+from initlab.judge.words import plural, trimmed, unlike
 from initlab.recipes import Constant, Normal, Uniform
 from initlab.recipes.base import VECTORS
 from initlab.wiring import family
@@ -194,7 +194,7 @@ def _rows(entries: Sequence[Entry], kin: dict[str, list[Entry]]) -> Iterator[Gro
             if (odd["part"], odd["rows"]) in usual or odd["rms"] == 0:
                 continue
             factor = plain(odd["rest"] / odd["rms"], 0.02, *_ROUND)
-            text = f"{odd['which']} have std {trimmed(odd['rms'])}, the others {trimmed(odd['rest'])}"
+            text = unlike(odd["which"], odd["rms"], odd["rest"])
             changes.append(_scaled(entry, factor, text, found=odd["rms"], rows=odd["rows"]))
     if changes:
         yield Group(tuple(changes), "; ".join(change.why for change in changes))

@@ -28,6 +28,12 @@ def trimmed(value: float, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
+def unlike(which: str, std: float, rest: float, digits: int = 3) -> str:
+    """`rows 240–255 of tok.weight have std 0.99, the others 0.02`; a row or an expert `has`."""
+    have = "has" if which.startswith(("row ", "expert ")) else "have"
+    return f"{which} {have} std {trimmed(std, digits)}, the others {trimmed(rest, digits)}"
+
+
 def signed(value: float | None, decimals: int = 2) -> str:
     """A signed number; rounds first, so that it never reads -0.00."""
     if value is None or not math.isfinite(value):

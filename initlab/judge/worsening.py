@@ -64,15 +64,14 @@ def _checks(found: Sequence[Finding], now: Sequence[Finding], *, hidden: bool) -
 
 
 def _records(before: Run, after: Run, again: Run) -> list[str]:
-    columns = [column for column in _RECORDS if column in before.tables.records]
     moved = [run.tables.records.query("kind != 'weight'") for run in (before, after, again)]  # what the weights do
-    tables = [_indexed(records, _ROW, columns) for records in moved]
+    tables = [_indexed(records) for records in moved]
     said = []
-    for column in columns:
+    for column, slack in _RECORDS.items():
         old, new, other = (table[column].astype(float) for table in tables)
         scatter = (other.reindex(old.index) - old).abs().fillna(0.0)
         risen = (new.reindex(old.index) - old).fillna(0.0)
-        bad = risen[risen > _RECORDS[column] + _TIMES * scatter]
+        bad = risen[risen > slack + _TIMES * scatter]
         if column == "frac_zero":  # a gradient is 0 at what a router left out, whichever that is
             bad = bad[bad.index.get_level_values("kind") != "grad"]
         if len(bad):
@@ -81,11 +80,12 @@ def _records(before: Run, after: Run, again: Run) -> list[str]:
     return said[:_SHOWN]
 
 
-def _indexed(frame: pd.DataFrame, keys: list[str], columns: list[str]) -> pd.DataFrame:
-    keys = [key for key in keys if key in frame]
-    texts = frame[keys].astype(str)
-    numbered = texts.assign(place=texts.groupby(keys).cumcount().astype(str), **{c: frame[c] for c in columns})
-    return numbered.set_index([*keys, "place"])
+def _indexed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Records by what they are of; of several of one place, by their order."""
+    texts = frame[_ROW].astype(str)
+    place = texts.groupby(_ROW, dropna=False).cumcount()  # an activation has no role
+    numbered = texts.assign(place=place, **{column: frame[column] for column in _RECORDS})
+    return numbered.set_index([*_ROW, "place"])
 
 
 def _start(before: Run, after: Run, again: Run) -> list[str]:
@@ -104,10 +104,7 @@ def _start(before: Run, after: Run, again: Run) -> list[str]:
 
 
 def _heads(before: Run, after: Run, again: Run) -> list[str]:
-    tables = [
-        run.tables.heads.groupby(["layer"], observed=True)["entropy_frac"].mean() for run in (before, after, again)
-    ]
-    old, new, other = tables
+    old, new, other = (run.tables.heads.groupby("layer")["entropy_frac"].mean() for run in (before, after, again))
     new = new.reindex(old.index)
     lost = (old - new).fillna(0.0) - _TIMES * (other.reindex(old.index) - old).abs().fillna(0.0)
     bad = lost[(lost > _ENTROPY) & (new < _WIDE)]

@@ -548,3 +548,44 @@ def test_two_attentions_in_a_list_are_one_layer() -> None:
     model = llama([block, llama_block()])
     assert not unassigned(model)
     assert {(place.dims.n_layer, place.layer) for place in assigned(model) if "self_attn" in place.name} == {(2, 0)}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "levels"),
+    [
+        ("amamam", [0, 0, 1, 1, 2, 2]),
+        ("mamama", [0, 0, 0, 1, 1, 2]),  # an MLP before the first attention opens no layer
+        ("aammamm", [0, 0, 0, 0, 1, 1, 1]),
+        ("aaa", [0, 1, 2]),  # of one kind alone each is a layer
+    ],
+)
+def test_blocks_of_one_branch_each_are_layers_in_pairs(kinds: str, levels: list[int]) -> None:
+    def block(kind: str) -> nn.Module:
+        return module(attention=llama_attention(), n=RMSNorm(D)) if kind == "a" else module(mlp=swiglu(), n=RMSNorm(D))
+
+    found = [place for place in assigned(llama([block(kind) for kind in kinds])) if place.layer is not None]
+    by_block = {place.layer: (place.dims.layer, place.dims.n_layer) for place in found}
+    assert by_block == {number: (level, levels[-1] + 1) for number, level in enumerate(levels)}
+
+
+def test_sizes_outside_the_blocks_are_the_models() -> None:
+    model = llama([llama_block(), llama_block()])
+    model.register_parameter("temperature", nn.Parameter(torch.tensor(1.0)))
+    places = {place.name: place for place in find_roles(model).parameters}
+    for name in ("tok_embeddings.weight", "norm.weight", "output.weight", "temperature"):
+        place = places[name]
+        assert (place.layer, place.stack) == (None, "")
+        assert (place.dims.n_layer, place.dims.n_embd, place.dims.layer) == (2, D, 0)
+    assert (places["output.weight"].dims.fan_in, places["output.weight"].dims.fan_out) == (D, V)
+    assert (places["norm.weight"].dims.fan_in, places["norm.weight"].dims.fan_out) == (D, D)
+    assert places["temperature"].role == Role.OTHER
+
+
+def test_a_model_without_blocks_has_no_layers_and_its_own_widths() -> None:
+    places = {place.name: place for place in find_roles(module(fc=linear(24, 12))).parameters}
+    dims = places["fc.weight"].dims
+    assert (dims.n_layer, dims.n_embd, dims.n_head, dims.fan_in, dims.fan_out) == (0, 24, 1, 24, 12)
+    scalar = nn.Module()
+    scalar.register_parameter("s", nn.Parameter(torch.tensor(1.0)))
+    (place,) = find_roles(scalar).parameters
+    assert (place.dims.n_layer, place.dims.n_embd, place.dims.fan_in) == (0, 1, 1)

@@ -153,3 +153,126 @@ def test_zero_variance_gives_the_value_at_zero():
 def test_unknown_activation_is_named():
     with pytest.raises(ConfigError, match="no moments for activation 'swoosh'; known: gelu"):
         activations.moments("swoosh", 1.0, 1.0, 0.0)[0]
+
+
+def test_a_mean_of_no_name_is_refused_too():
+    with pytest.raises(
+        ConfigError, match=r"no moments for activation 'swoosh'; known: gelu, .*, or a function of a num"
+    ):
+        activations.mean("swoosh", 1.0)
+    for bad in (5, None, [activations.gelu]):
+        with pytest.raises(
+            ConfigError, match=r"^activation is .*; expected one of gelu, .*identity, or a function of a"
+        ):
+            activations.check(bad)
+    activations.check(activations.gelu)
+    activations.check("relu")
+
+
+def boom(x):
+    raise ValueError("no")
+
+
+def undefined_beyond(x):
+    return np.where(np.abs(x) > 3, math.inf, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (boom, "activation boom raised ValueError: no; expected an elementwise function of a float64 array"),
+        (lambda x: exit(1), "activation <lambda> raised SystemExit: 1; expected"),
+        (
+            lambda x: x.sum(-1),
+            r"activation <lambda> gives shape \(1,\) for \(1, 288\); expected an elementwise function",
+        ),
+        (
+            undefined_beyond,
+            "activation undefined_beyond gives values that aren't finite; expected .* finite from -12 to 12",
+        ),
+    ],
+)
+def test_a_function_that_is_no_activation_is_said_to_be_none(function, said):
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        activations.moments(function, 1.0, 1.0, 0.5)
+
+
+def test_a_function_that_is_no_function_by_name_has_its_repr():
+    class Shifted:
+        def __call__(self, x):
+            return x + math.nan
+
+        def __repr__(self):
+            return "Shifted()"
+
+    with pytest.raises(ConfigError, match=r"^activation Shifted\(\) gives values"):
+        activations.moments(Shifted(), 1.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "relu", "relu2", "leaky_relu", "identity", "tanh"])
+@pytest.mark.parametrize(
+    ("s1", "s2", "k"),
+    [
+        ((3, 1), (1, 4), (3, 4)),
+        ((3, 1), (1, 4), ()),
+        ((1, 4), (3, 1), (3, 4)),
+        ((3,), (3,), (3,)),
+        ((2, 3), (2, 3), (2, 3)),
+        ((3,), (), ()),
+        ((), (3,), (3,)),
+        ((2, 1, 3), (3,), (2, 2, 3)),
+        ((), (), (5,)),
+    ],
+)
+def test_arrays_broadcast_to_what_pairs_give_one_by_one(name, s1, s2, k):
+    rng = np.random.default_rng(0)
+    first, second = rng.uniform(0.5, 2, s1), rng.uniform(0.5, 2, s2)
+    covariance = rng.uniform(-0.4, 0.4, k)
+    found = activations.moments(name, first, second, covariance)
+    shape = np.broadcast_shapes(s1, s2, k)
+    assert [each.shape for each in found] == [shape, shape]
+    each = [np.broadcast_to(values, shape).ravel() for values in (first, second, covariance)]
+    alone = np.array([activations.moments(name, *pair) for pair in zip(*each, strict=True)]).T
+    np.testing.assert_allclose([values.ravel() for values in found], alone, rtol=1e-9, atol=1e-12)
+
+
+def test_a_covariance_that_rounding_makes_too_large_counts_as_the_largest():
+    for name in ("relu", "relu2", "leaky_relu", "silu"):
+        exact = activations.moments(name, 0.7, 0.7, 0.7)
+        np.testing.assert_allclose(activations.moments(name, 0.7, 0.7, 0.7 * (1 + 1e-9)), exact, rtol=1e-7)
+        assert np.isfinite(activations.moments(name, 0.7, 0.7, -0.7 * (1 + 1e-9))).all()
+    for name in ("relu", "tanh", "silu"):  # of a variance of 0 there is no correlation
+        assert activations.moments(name, 0.0, 1.0, 0.0)[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_function_is_asked_again_when_its_state_may_have_changed():
+    class Scaled:
+        by = 1.0
+
+        def __call__(self, x):
+            return self.by * x
+
+    scaled = Scaled()
+    assert activations.moments(scaled, 1.0, 1.0, 0.5)[0] == pytest.approx(0.5)
+    scaled.by = 2.0
+    assert activations.moments(scaled, 1.0, 1.0, 0.5)[0] == pytest.approx(2.0)
+
+
+def test_means_keep_the_shape_of_the_variances():
+    s = np.array([[0.5, 1.0], [2.0, 4.0]])
+    for name in FUNCTIONS:
+        found = activations.mean(name, s)
+        assert found.shape == (2, 2)
+        assert found[1, 0] == pytest.approx(float(activations.mean(name, 2.0)), abs=1e-14)
+    assert activations.mean(np.cos, 2.0) == pytest.approx(math.exp(-1), rel=1e-9)
+
+
+def test_a_kink_costs_no_more_than_is_said():
+    for rho in (0.5, 0.9, 0.99):
+        both, slopes = activations.moments(FUNCTIONS["relu"], 1.0, 1.0, rho)
+        known, known_slopes = activations.moments("relu", 1.0, 1.0, rho)
+        assert both == pytest.approx(known, abs=2e-5)
+        assert slopes == pytest.approx(known_slopes, abs=6e-3)
+    for f in (np.tanh, activations.silu, activations.gelu):  # smooth: to 1e-9 between 0 and 1, too
+        known = integrate(f, 1.0, 0.7, 601)
+        assert activations.moments(f, 1.0, 1.0, 0.7)[0] == pytest.approx(known, rel=1e-8)

@@ -33,6 +33,8 @@ def test_another_site_recipe_or_a_worse_severity_is_new(findings, tmp_path):
     lead = next(each for each in findings if each.status == "fail")
     base = written(tmp_path / "base.json", [replace(lead, severity="warning")])
     assert known_among([replace(lead, severity="info")], base)
+    twice = written(tmp_path / "twice.json", [replace(lead, severity=each) for each in ("warning", "error", "info")])
+    assert known_among([replace(lead, severity="error")], twice)  # the gravest that it had counts
     for new in (replace(lead, site="q"), replace(lead, recipe="other"), replace(lead, severity="error")):
         assert known_among([new], base) == []
 
@@ -46,13 +48,15 @@ def test_what_is_no_baseline_is_one_sentence(findings, tmp_path, text):
 
 
 def test_a_baseline_that_is_not_there(findings, tmp_path):
-    with pytest.raises(ConfigError, match=r"findings\.json can't be read"):
+    with pytest.raises(ConfigError, match=r"findings\.json can't be read: .*; `initlab report` writes it into a run's"):
         known_among(findings, tmp_path)
+    with pytest.raises(ConfigError, match=r"base\.json can't be read: [^;]*$"):
+        known_among(findings, tmp_path / "base.json")
 
 
 def test_a_severity_of_no_version(findings, tmp_path):
     lead = next(each for each in findings if each.status == "fail")
-    with pytest.raises(ConfigError, match="severity 'fatal'"):
+    with pytest.raises(ConfigError, match=r"severity 'fatal'; known: error, warning, info$"):
         known_among([lead], written(tmp_path / "base.json", [replace(lead, severity="fatal")]))
 
 

@@ -8,11 +8,24 @@ from typing import Any
 
 import pytest
 
+from initlab.judge import lost
 from initlab.judge.matching import best_recipes, outputs_as_drawn, reference_of, same_draws
-from initlab.judge.mending import from_nearest, from_one_factor, from_recipe, from_remedies, merged
+from initlab.judge.mending import (
+    from_config,
+    from_init_code,
+    from_nearest,
+    from_one_factor,
+    from_recipe,
+    from_remedies,
+    from_siblings,
+    merged,
+    stages,
+    wired_wrongly,
+)
 from initlab.judge.remedies import Change, Described, as_wanted
 from initlab.judge.rules import RULES, Finding
 from initlab.judge.rules.depth import unscaled_outputs
+from initlab.judge.siblings import Group
 
 GPT2 = {
     "token_embed": 0.02,
@@ -274,3 +287,265 @@ def test_of_recipes_within_the_tolerance_the_likelier_stand_alone() -> None:
     assert same_draws(near, ["nanogpt", "cut", "twin"]) == [["nanogpt", "twin"], ["cut"]]
     small = [r | {"numel": 500} for r in near]  # too few weights to tell 1.3 % by
     assert best_recipes(small)[0] == ["nanogpt", "twin", "cut"]
+
+
+WIRED = "BEH001"  # a rule whose cause is no weight
+SHUT = "GRD001"  # a rule of branches that are shut by zeros
+
+
+def entries(found: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
+    """What a census has of the rows' parameters: draws that train."""
+    known = {"kind": "normal", "mean": 0.0, "as_made": False, "trains": True, "shape": (64, 64), "numel": 4096}
+    known |= {"bad": 0, "again": [], "odd": [], "layer": None}
+    return [
+        known | {"name": name, "role": r["role"], "stack": r["stack"], "std": std, "rms": std} | changes
+        for r in found
+        for name, std in r["stds"].items()
+    ]
+
+
+def roles(groups: list[Group]) -> list[list[str]]:
+    return [[change.role for change in group.changes] for group in groups]
+
+
+def test_in_a_model_that_is_wired_wrongly_only_the_weights_themselves_say_what_they_should_be() -> None:
+    by_evidence = [from_init_code, from_siblings, from_recipe, from_config]
+    assert stages([finding("RES001")]) == [*by_evidence, from_one_factor, from_remedies, from_nearest]
+    assert stages([finding("RES001"), finding(WIRED)]) == by_evidence
+    assert wired_wrongly([finding("RES001"), finding(WIRED), finding("XXX999")]) == [finding(WIRED)]
+
+
+def test_what_the_init_code_lost_is_given_back_where_that_was_found() -> None:
+    change = Change("mlp_in", "h", ("w",), 0.1, 0.02, "", "drawn over", "as drawn", orders=(3,))
+    described = replace(case(rows()), restored=[change, replace(change, role="mlp_out", why="too")])
+    (group,) = from_init_code([finding("RES001"), finding(lost.CODE)], described)
+    assert (group.changes, group.text) == (tuple(described.restored), "drawn over")
+    assert from_init_code([finding("RES001")], described) == []
+    assert from_init_code([finding(lost.CODE)], case(rows())) == []
+
+
+def test_siblings_say_more_than_a_recipe_and_it_says_what_they_dont() -> None:
+    found = rows()
+    counted = entries(found)
+    for at, entry in enumerate(counted):
+        entry["layer"] = at % 4 if entry["stack"] else None
+    odd = next(entry for entry in counted if entry["name"] == "h.2.mlp_in")
+    odd |= {"std": 0.06, "rms": 0.06}
+    (group,) = from_siblings([finding("RES001")], replace(case(found), counted=counted))
+    (change,) = group.changes
+    assert (change.names, change.factor, change.code) == (("h.2.mlp_in",), pytest.approx(1 / 3), "RES001")
+    assert group.text == change.why
+    table = next(entry for entry in counted if entry["name"] == "token_embed")
+    table |= {"kind": "low rank", "rms": 0.3}
+    odd |= {"std": 0.02, "rms": 0.02}
+    (alone,) = from_siblings([finding("RES001")], replace(case(found), counted=counted))
+    assert (alone.changes[0].recipe, alone.changes[0].factor) == ("nanogpt", None)
+    assert (alone.changes[0].how, alone.changes[0].proposed) == ("draw, normal", 0.02)
+    (own,) = from_siblings([finding("RES001")], replace(case(found), counted=counted, reference="none"))
+    assert own.changes[0].proposed == 0.3
+    table |= {"kind": "normal", "bad": 4096}
+    (lost_,) = from_siblings([finding("NUM001"), finding("INI001")], replace(case(found), counted=counted))
+    assert (lost_.changes[0].recipe, lost_.changes[0].only_bad) == ("nanogpt", True)
+    assert lost_.changes[0].code == "NUM001"
+    wide = rows(token_embed=0.5)  # what isn't finite isn't multiplied, whatever the rest of it is
+    (anew,) = from_siblings([finding("LOG001"), finding("INI008")], replace(case(wide), counted=counted))
+    assert (anew.changes[0].how, anew.changes[0].recipe, anew.changes[0].proposed) == ("draw", "nanogpt", 0.02)
+    table |= {"kind": "constant", "bad": 0, "mean": 0.5}
+    (flat,) = from_siblings([finding("LOG001"), finding("INI008")], replace(case(found), counted=counted))
+    assert (flat.changes[0].recipe, flat.changes[0].code) == ("nanogpt", "LOG001")
+    table |= {"kind": "normal"}
+    odd |= {"std": 0.06, "rms": 0.06}
+    (slip,) = from_siblings([finding("LOG001"), finding("INI008")], replace(case(found), counted=counted))
+    assert slip.changes[0].code == "INI008"  # what differs from siblings is about weights themselves
+
+
+def test_a_recipe_that_most_roles_fit_is_what_the_others_lack() -> None:
+    off = case(rows(mlp_in=0.3))
+    (group,) = from_recipe([finding("RES001")], off)
+    assert group.text == group.changes[0].why == "nanogpt, which the other roles fit, draws 0.02"
+    assert (group.changes[0].evidence, group.changes[0].role) == ("recipe", "mlp_in")
+    most = case(rows(mlp_in=0.3, attn_qkv=0.3, attn_out=0.3, token_embed=0.3))
+    assert from_recipe([finding("RES001")], most) == []
+    (strict, *_) = from_recipe([finding("RES001")], replace(most, strict=True))
+    assert strict.text == "nanogpt was meant: draws 0.02"
+    renamed = [
+        r | {"expected": {"config": r["expected"]["nanogpt"]}, "matches": ["config"] * bool(r["matches"])}
+        for r in off.rows
+    ]
+    own = replace(off, rows=renamed, reference="config")
+    assert from_recipe([finding("RES001")], own)[0].text == "its own config or init code draws 0.02"
+
+
+def test_a_config_that_some_matrix_fits_says_what_the_others_should_be() -> None:
+    off = rows(mlp_in=0.3)
+    for each in off:
+        each["expected"]["config"] = each["expected"]["nanogpt"] | {"text": "initializer_range"}
+    assert from_config([finding("RES001")], case(off)) == []  # nothing fits it
+    off[0]["matches"].append("config")
+    (group,) = from_config([finding("RES001")], case(off))
+    assert (group.text, roles([group])) == ("its own config or init code draws initializer_range", [["mlp_in"]])
+    assert from_config([finding("RES001")], replace(case(off), strict=True)) == []
+    off[0]["matches"].remove("config")
+    bias = row("bias", 0.0) | {"matches": ["config"]}
+    assert from_config([finding("RES001")], case([*off, bias])) == []
+
+
+def factors(described: Described) -> list[list[float | None]]:
+    groups = from_one_factor([finding("ACT001")], described)
+    return [[change.factor for change in group.changes] for group in groups]
+
+
+def test_one_factor_is_of_all_matrices_and_large() -> None:
+    def times(factor: float, **others: float) -> Described:
+        return case(rows(**({role: std * factor for role, std in GPT2.items()} | others)))
+
+    assert factors(times(10)) == [[pytest.approx(0.1)] * 6]
+    (group,) = from_one_factor([finding("ACT001")], times(10))
+    assert group.text == "every matrix is 10× nanogpt, which draws 0.02"
+    assert factors(times(1 / 10)) == [[10.0] * 6]
+    assert factors(times(2.9)) == []
+    assert len(factors(times(3.1))) == 1
+    assert factors(times(10, mlp_in=0.02 * 2.9)) == []  # one that is off less
+    assert factors(times(10, mlp_in=0.02 / 10)) == []  # or the other way
+    assert factors(times(10, mlp_in=0.02 * 10 * 1.45)) != [] == factors(times(10, mlp_in=0.02 * 10 * 1.55))
+    unscaled = times(10, mlp_out=0.2, attn_out=0.2)  # the outputs lack their depth scaling besides
+    assert sorted(factors(unscaled)[0])[0] == pytest.approx(0.1 / math.sqrt(8))  # type: ignore[type-var]
+    assert factors(times(10, mlp_in=0.02 * 10 * math.sqrt(8))) == []  # what isn't an output has none
+    two = times(10)
+    assert factors(replace(two, rows=two.rows[:2])) == [] != factors(replace(two, rows=two.rows[:3]))
+    bias = row("bias", 0.02)
+    assert len(factors(replace(two, rows=[*two.rows, bias]))[0]) == 6
+    unknown = row("mlp_gate", 0.02) | {"expected": {"other": {}}}
+    assert len(factors(replace(two, rows=[*two.rows, unknown]))[0]) == 6
+
+
+def test_what_is_of_no_role_goes_along_where_it_trains_and_has_the_same_std() -> None:
+    described = case(rows(**{role: std * 10 for role, std in GPT2.items()}))
+    other = {"role": "other", "kind": "normal", "stack": "", "name": "mix", "std": 0.2, "rms": 0.2}
+    counted = entries(list(described.rows))
+
+    def along(**changes: Any) -> list[Change]:
+        own = counted[0] | other | changes
+        (group,) = from_one_factor([finding("ACT001")], replace(described, counted=[*counted, own]))
+        return [change for change in group.changes if change.role == "other"]
+
+    (change,) = along()
+    assert (change.names, change.stack, change.found, change.proposed) == (("mix",), "", 0.2, pytest.approx(0.02))
+    assert change.why == "every matrix is 10× nanogpt, which draws 0.02; it has the std of those"
+    # the tolerance and four standard errors: 0.05 + 4 / √(2 · 4096)
+    assert along(std=0.2 * math.exp(0.094)) and not along(std=0.2 * math.exp(0.095))
+    assert along(std=0.2 * math.exp(-0.094)) and not along(std=0.2 * math.exp(-0.095))
+    for out in ({"trains": False}, {"shape": (64,)}, {"std": 0.0}, {"role": "gate"}):
+        assert along(**out) == []
+
+
+def meant(**changes: Any) -> bool:
+    """Whether an mlp_in that is off is left, since something says it is meant."""
+    off = rows(mlp_in=changes.pop("std", 0.3))
+    given = {key: changes.pop(key) for key in ("declared", "strict", "reference") if key in changes}
+    codes = changes.pop("codes", ("LOG001",))
+    counted = entries(off)
+    for entry in counted:
+        if entry["role"] == "mlp_in":
+            entry |= changes
+    found = from_nearest([finding(code) for code in codes], replace(case(off), counted=counted, **given))
+    return found == []
+
+
+def test_what_is_so_on_purpose_is_left() -> None:
+    assert not meant()
+    assert meant(trains=False) and not meant(trains=False, strict=True)
+    assert meant(role="gate")
+    assert meant(declared=[0.3]) and meant(declared=[0.7, 0.29]) and not meant(declared=[0.28])
+    assert not meant(declared=[0.3], strict=True)
+    assert meant(rms=0.0) and not meant(rms=0.0, codes=("LOG001", SHUT))
+    assert not meant(as_made=True)  # of matrices a constructor's draw is no purpose
+
+
+def test_of_an_output_a_declared_number_is_that_before_the_scaling() -> None:
+    off = rows(mlp_out=0.3)
+    described = replace(case(off), counted=entries(off), declared=[0.3])
+    assert roles(from_nearest([finding("LOG001")], described)) == [["mlp_out"]]
+
+
+def test_vectors_that_their_module_makes_so_are_left() -> None:
+    gains = row("norm_gain", 0.0, wanted=0.0)
+    gains["expected"]["nanogpt"] |= {"kind": "constant", "mean": 1.0, "misfits": list(gains["stds"])}
+    described = case([*rows(), gains])
+    counted = entries(list(described.rows))
+    for made in (True, False):
+        for entry in counted:
+            entry["as_made"] = made
+        found = from_nearest([finding("LOG001")], replace(described, counted=counted))
+        assert roles(found) == ([] if made else [["norm_gain"]])
+    counted[-1]["trains"] = False
+    assert from_nearest([finding("LOG001")], replace(described, counted=counted)) == []
+
+
+def test_what_is_off_alike_is_one_group_and_vectors_are_their_own() -> None:
+    bias = row("bias", 0.1, wanted=0.2)
+    off = case([*rows(token_embed=0.1, pos_embed=0.1, attn_qkv=0.3), bias])
+    assert roles(from_nearest([finding("LOG001")], off)) == [["token_embed", "pos_embed"], ["attn_qkv"], ["bias"]]
+    undrawn = case([*rows(token_embed=0.1, attn_qkv=0.3, attn_out=0.5, mlp_in=0.7, mlp_out=0.9), bias])
+    grouped = roles(from_nearest([finding("LOG001")], undrawn))
+    # no matrix of the stack fits: one cause
+    assert grouped == [["token_embed"], ["attn_qkv", "attn_out", "mlp_in", "mlp_out"], ["bias"]]
+
+
+def test_a_factor_and_its_inverse_are_joined_in_one_stack_alone() -> None:
+    swapped = case([*rows(mlp_in=0.02 * 3, attn_qkv=0.02 / 3, token_embed=0.1)])
+    assert roles(from_nearest([finding("LOG001")], swapped)) == [["mlp_in", "attn_qkv"], ["token_embed"]] or roles(
+        from_nearest([finding("LOG001")], swapped)
+    ) == [["attn_qkv", "mlp_in"], ["token_embed"]]
+    outside = case(rows(token_embed=0.02 * 3, pos_embed=0.02 / 3))
+    assert roles(from_nearest([finding("LOG001")], outside)) == [["token_embed"], ["pos_embed"]]
+    other = [r | {"stack": "g"} if r["role"] == "attn_qkv" else r for r in swapped.rows]
+    assert len(from_nearest([finding("LOG001")], replace(swapped, rows=other))) == 3
+    near = case(rows(mlp_in=0.02 * 3 * 1.14, attn_qkv=0.02 / 3))
+    far = case(rows(mlp_in=0.02 * 3 * 1.17, attn_qkv=0.02 / 3))
+    assert [len(from_nearest([finding("LOG001")], each)) for each in (near, far)] == [1, 2]
+
+
+def test_the_nearest_recipe_is_one_that_models_are_trained_from() -> None:
+    off = case(rows(mlp_in=0.3))
+    assert from_nearest([finding("LOG001")], off)[0].text == "nanogpt, the nearest recipe, draws 0.02"
+    unknown = [r | {"expected": {"torch-default": r["expected"]["nanogpt"]}} for r in off.rows]
+    assert from_nearest([finding("LOG001")], replace(off, rows=unknown, reference="torch-default")) == []
+
+
+def test_a_remedy_leaves_what_another_finding_has_changed_and_what_is_meant() -> None:
+    wide = rows(attn_out=0.02, mlp_out=0.02)
+    groups = from_remedies([finding("RES001"), finding("ACT001")], case(wide))
+    assert roles(groups) == [["attn_out", "mlp_out"], ["attn_qkv", "mlp_in"]]
+    assert groups[0].text.startswith("4 blocks write twice each")
+    again = from_remedies([finding("RES001"), finding("ACT001"), finding("RES001"), finding("ACT001")], case(wide))
+    assert again == groups
+    frozen = replace(case(wide), counted=entries(wide, trains=False))
+    assert from_remedies([finding("RES001")], frozen) == []
+    assert from_remedies([finding(WIRED), finding("INI001"), finding("XXX999")], case(wide)) == []
+
+
+def test_a_change_answers_the_finding_that_is_likeliest_about_it() -> None:
+    off = case(rows(mlp_in=0.3))
+
+    def answered_by(*findings: Finding) -> str:
+        return from_recipe(list(findings), off)[0].changes[0].code
+
+    named = replace(finding("INI008"), message="h.2.mlp_in is off")
+    assert answered_by(finding("LOG001"), finding("ACT001"), named) == "INI008"
+    assert answered_by(finding("LOG001"), finding("ACT001"), replace(named, message="another is")) == "ACT001"
+    assert answered_by(finding("LOG001"), finding("XXX999")) == "LOG001"
+    assert answered_by(finding("XXX999"), finding("LOG001")) == "XXX999"
+
+
+def test_changes_of_the_same_parameters_are_merged_and_draws_are_not() -> None:
+    one = Change("mlp_in", "h", ("a", "b"), 0.1, 0.05, "RES001", "first", "× 0.5", 0.5)
+    two = replace(one, found=0.05, proposed=0.01, code="ACT001", why="then", how="× 0.2", factor=0.2)
+    (both,) = merged([one, two])
+    assert both == replace(
+        one, proposed=0.01, code="RES001, ACT001", why="first; then", how="× 0.1", factor=pytest.approx(0.1)
+    )
+    for apart in ({"names": ("a",)}, {"stack": "g"}, {"role": "mlp_out"}, {"rows": (0, 0, 4)}, {"factor": None}):
+        assert merged([one, replace(two, **apart)]) == [one, replace(two, **apart)]
+    draw = replace(one, factor=None)
+    assert merged([draw, draw, one]) == [draw, draw, one]

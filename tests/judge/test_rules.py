@@ -1127,6 +1127,28 @@ def test_slopes_are_measured_and_only_judged_by_the_limit():
     assert lost.loc[lost["what"] == "lost", ["n_embd", "step", "lost", "of"]].to_numpy().tolist() == [[256, 1, 2, 2]]
 
 
+@pytest.mark.parametrize(
+    ("exponent", "site", "said", "advice"),
+    [
+        (-4.0, "logits", "still goes as n_embd^-4.00", "let the logits fall as 1/n_embd, and no faster"),
+        (
+            -1.0,
+            "mlp_out",
+            "still goes as n_embd^-1.00",
+            "let the std of hidden matrices fall as 1/√n_embd (1/√fan_in), ",
+        ),
+        (1.0, "resid_post", "goes as n_embd^+1.00", "Use a parametrisation whose rates transfer (muP: "),
+    ],
+)
+def test_what_goes_with_width_is_said_with_its_exponent_and_what_to_change(exponent, site, said, advice):
+    (finding,) = evaluate(scaled(exponent, site=site), select=["SCL001"])
+    assert finding.message.startswith(f"After 1 step the variance of {site} {said}")
+    assert "(at init n_embd^+0.00 " in finding.message and "1 of 1 sites" in finding.message
+    assert finding.advice.startswith(advice)
+    assert (finding.measured, finding.seeds_failing) == (pytest.approx(exponent), 2)
+    assert finding.effect == pytest.approx(abs(exponent) - 0.2)
+
+
 NANOGPTS = re.compile(r"transformer\.|c_proj|c_attn|c_fc|\bwte\b|\bwpe\b|lm_head|ln_[f12]\b")
 FOREIGN = {
     "transformer.h": "tower",

@@ -45,7 +45,7 @@ from initlab.measure.attention import (
 )
 from initlab.measure.probe import Identity, measure_inputs
 from initlab.measure.recorder import recording, together
-from initlab.measure.statistics import choose
+from initlab.measure.statistics import STATISTICS, choose
 from initlab.measure.watch import steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -249,7 +249,8 @@ def test_statistics_of_a_users_own_see_q_k_and_v_of_every_kind():
         seen["attention"] = attention
         return torch.special.entr(attention.pattern).sum(-1).mean((0, 2))
 
-    own = initlab.statistic("entropy_again", per="head")(own)
+    with STATISTICS.temporary():
+        own = initlab.statistic("entropy_again", per="head")(own)
     for kind in KINDS:
         model, idx = model_of(kind), ids()
         heads = measured(model, sites_of(kind), idx, statistics=choose([own], "full")).heads

@@ -175,7 +175,7 @@ def _matched(
 
 
 def _apart(own: Sequence[Held], other: Sequence[Held]) -> list[Held]:
-    """What is left of one side, a fused matrix in its parts where the other side has one of them in that block."""
+    """What is left of one side, a fused matrix in its parts where the other side has all of them in that block."""
     places = {(one.role, one.layer) for one in other}
     found = []
     for one in own:

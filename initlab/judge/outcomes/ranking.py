@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -165,8 +166,8 @@ def _by_cell(frame: pd.DataFrame, values: pd.Series) -> pd.Series:
     return values.astype(float).groupby(keys).mean()
 
 
-def _summary(column: str) -> Callable[[Run], pd.Series]:
-    return lambda run: _by_cell(run.tables.summary, run.tables.summary[column])
+def _summary(run: Run, column: str) -> pd.Series:
+    return _by_cell(run.tables.summary, run.tables.summary[column])
 
 
 def _excess(run: Run) -> pd.Series:
@@ -182,16 +183,12 @@ def _positions(run: Run) -> pd.Series:
     return _by_cell(run.tables.summary, -_log(run.tables.summary["token_position_ratio"]))
 
 
-def _ends(kind: str) -> Callable[[Run], pd.Series]:
+def _ends(run: Run, kind: str) -> pd.Series:
     """|ln(variance after the last block / variance at the embedding)|."""
-
-    def measure(run: Run) -> pd.Series:
-        rows = rows_of(run, kind, "embed", "resid_post")
-        last = rows[(rows["site"] == "resid_post") & (rows["layer"] == rows["n_layer"] - 1)]
-        first = rows[rows["site"] == "embed"]
-        return (_by_cell(last, _log(last["var"])) - _by_cell(first, _log(first["var"]))).abs()
-
-    return measure
+    rows = rows_of(run, kind, "embed", "resid_post")
+    last = rows[(rows["site"] == "resid_post") & (rows["layer"] == rows["n_layer"] - 1)]
+    first = rows[rows["site"] == "embed"]
+    return (_by_cell(last, _log(last["var"])) - _by_cell(first, _log(first["var"]))).abs()
 
 
 def _mlp_pre(run: Run) -> pd.Series:
@@ -237,13 +234,21 @@ def _log(values: pd.Series) -> pd.Series:
 
 METRICS: tuple[Metric, ...] = (
     Metric("excess first loss", "|loss − ln V|, nats", _excess),
-    Metric("logit std", "std of the logits", _summary("logit_std")),
+    Metric("logit std", "std of the logits", partial(_summary, column="logit_std")),
     Metric("own-token logit", "|mean logit of the token just read|", _own_logit),
-    Metric("stream growth", "|ln(variance after the last block / at the embedding)|", _ends("activation")),
-    Metric("gradient growth", "|ln(gradient variance after the last block / at the embedding)|", _ends("grad")),
+    Metric(
+        "stream growth", "|ln(variance after the last block / at the embedding)|", partial(_ends, kind="activation")
+    ),
+    Metric(
+        "gradient growth",
+        "|ln(gradient variance after the last block / at the embedding)|",
+        partial(_ends, kind="grad"),
+    ),
     Metric("position / token", "−ln(E[token embedding²] / E[position embedding²])", _positions),
-    Metric("token cosine", "mean cosine between positions in the last stream", _summary("token_cosine")),
-    Metric("dead units", "share of MLP units that are off on every token", _summary("dead_frac")),
+    Metric(
+        "token cosine", "mean cosine between positions in the last stream", partial(_summary, column="token_cosine")
+    ),
+    Metric("dead units", "share of MLP units that are off on every token", partial(_summary, column="dead_frac")),
     Metric("mlp_pre variance", "|mean over blocks of ln variance|", _mlp_pre),
     Metric("largest write", "largest ln(variance of a write / of the stream it enters)", _writes),
     Metric("attention sharpness", "1 − mean entropy of attention / its largest", _entropy),

@@ -114,7 +114,7 @@ def transfers(run: Run) -> pd.DataFrame:
             float(2 ** np.log2(own.loc[own["size"] == size, "best_lr"]).mean()) for size in (sizes[0], sizes[-1])
         )
         cost = _cost(tables[axis, recipe, sizes[-1]], small, large)
-        verdict, why = _judged(own, sizes, str(axis), drift, low, high)
+        verdict, why = _judged(own, sizes, str(axis), low, high)
         needed = _needed(own, str(axis), drift, low, high, freedom) if verdict == "not resolved" else math.nan
         edges = [int(np.sign(own.loc[own["size"] == size, "edge"].sum())) for size in (sizes[0], sizes[-1])]
         row = (recipe, axis, len(sizes), own["seed"].nunique(), drift, low, high, verdict, needed, small, large, *edges)
@@ -176,7 +176,7 @@ def _cost(table: pd.DataFrame, small: float, large: float) -> Mean:
     return Mean.of(lost)
 
 
-def _judged(own: pd.DataFrame, sizes: list[int], axis: str, drift: float, low: float, high: float) -> tuple[str, str]:
+def _judged(own: pd.DataFrame, sizes: list[int], axis: str, low: float, high: float) -> tuple[str, str]:
     if not math.isfinite(low):
         return "not resolved", "an interval needs two seeds, or three sizes"
     edges = {size: own.loc[own["size"] == size, "edge"] for size in sizes}
@@ -186,7 +186,8 @@ def _judged(own: pd.DataFrame, sizes: list[int], axis: str, drift: float, low: f
         # the true best lies beyond the swept rates: that can only make a drift in that direction larger
         further = (high < 0 and first >= 0 >= last) or (low > 0 and first <= 0 <= last)
         where = " and ".join(str(size) for size in cut)
-        end = "lowest" if sum(edge.sum() for edge in edges.values()) < 0 else "highest"
+        ends = ((-1, "lowest"), (1, "highest"))
+        end = " or ".join(word for sign, word in ends if any((edge == sign).any() for edge in edges.values()))
         if not further or any(edges[size].any() for size in sizes[1:-1]):
             return "not resolved", f"at {axis} {where} the {end} swept rate is the best of a seed: sweep further"
         return "drifts", f"at least so: at {axis} {where} the best is at the end of the swept rates"
@@ -198,7 +199,7 @@ def _judged(own: pd.DataFrame, sizes: list[int], axis: str, drift: float, low: f
 
 
 def _needed(own: pd.DataFrame, axis: str, drift: float, low: float, high: float, freedom: int) -> float:
-    """Seeds at which half the interval, by this scatter, fits between the fit and the nearer of 0 and the limit."""
+    """Seeds at which half the interval, by this scatter, leaves out 0 or keeps within the limit."""
     if not math.isfinite(low) or own["edge"].any():
         return math.nan
     scatter = (high - low) / 2 / t_quantile(freedom)

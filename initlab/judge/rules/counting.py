@@ -12,7 +12,7 @@ import pandas as pd
 
 from initlab.judge.cache import kept
 from initlab.judge.rows import Array, Row, Rows
-from initlab.judge.words import listed, trimmed
+from initlab.judge.words import listed, unlike
 from initlab.rundir import Run
 
 CELL = ["recipe", "run_id", "seed", "n_layer", "n_embd"]
@@ -102,8 +102,7 @@ def large_text(row: Row) -> str:
     Args:
         row: of the table `draws`.
     """
-    have = "has" if row["odd"].startswith("row ") else "have"
-    return f"{row['odd']} {have} std {trimmed(row['odd_rms'], 2)}, the others {trimmed(row['odd_rest'], 2)}"
+    return unlike(row["odd"], row["odd_rms"], row["odd_rest"], 2)
 
 
 def family(modules: Iterable[Any]) -> Array:

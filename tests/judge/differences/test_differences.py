@@ -15,7 +15,7 @@ from initlab.judge.differences import Compared, compared, init_of, one_recipe
 from initlab.judge.differences.pairing import PART, ROLE, Held, held, pairs
 from initlab.judge.differences.parameters import distribution, parameters
 from initlab.judge.differences.roles import stretched
-from initlab.judge.differences.sites import LEAST, sites
+from initlab.judge.differences.sites import LEAST, in_order, sites
 from initlab.judge.differences.verdicts import findings
 from initlab.judge.rules.base import Finding
 from initlab.rundir import Run
@@ -308,3 +308,205 @@ def test_names_with_brackets_keep_their_order() -> None:
         "h.0[x].qkv[attn_k]",
         None,
     ]
+
+
+def edited(run: Run, **tables: Any) -> Run:
+    return Run(Tables(**dict(run.tables.items()) | tables), run.manifest)
+
+
+def weights(run: Run, change: Any) -> Run:
+    """The run, with its rows of weights changed."""
+    records = run.tables.records
+    own = records["kind"] == "weight"
+    return edited(run, records=pd.concat([records[~own], change(records[own].copy())], ignore_index=True))
+
+
+def test_how_parameters_were_matched_is_said_where_names_didnt_do() -> None:
+    a = run_of(depths=(1,))
+    renamed = weights(a, lambda rows: rows.assign(module=rows["module"].str.replace("transformer.h", "layers")))
+    notes = both(a, renamed).notes
+    assert notes[0] == (
+        "7 parameters matched by role, block and size, as transformer.h.0.attn.c_attn.weight with "
+        "layers.0.attn.c_attn.weight; 2 by name"
+    )
+    assert notes[1] == "every parameter holds the very same numbers in A and B"
+    assert both(a, a).notes == ["every parameter holds the very same numbers in A and B"]
+    every = both(a, weights(a, lambda rows: rows.assign(module="m." + rows["module"]))).notes[0]
+    assert every.startswith("9 parameters matched by role, block and size, as ") and "by name" not in every
+
+
+def drawn(run: Run, **changes: Any) -> Run:
+    """The run with a row of `draws` for its fused matrix."""
+    name = "transformer.h.0.attn.c_attn.weight"
+    keys = run.tables.summary.iloc[0][["run_id", "recipe", "seed", "n_layer", "n_embd"]].to_dict()
+    row = {**keys, "module": name, "role": "attn_qkv", "rows": 96, "columns": 2, **changes}
+    return edited(run, draws=table("draws", [row]))
+
+
+def test_matrices_that_are_stored_transposed_are_counted() -> None:
+    a = run_of(depths=(1,))  # of 192 numbers
+    notes = both(drawn(a), drawn(a, rows=2, columns=96)).notes
+    assert notes[0] == "1 of the matrices are stored transposed: 96×2 in A"
+    assert not any("transposed" in note for note in both(drawn(a), drawn(a)).notes)
+
+
+def test_parts_of_fused_matrices_that_were_matched_are_said() -> None:
+    a = run_of(depths=(1,))
+    parts = "; ".join(f"attn_{part} 64 0 0.02" for part in "qkv")
+    fused = drawn(a, parts=parts)
+    name = "transformer.h.0.attn.c_attn.weight"
+    rows = a.tables.records
+    whole = rows[(rows["kind"] == "weight") & (rows["module"] == name)]
+    assert list(whole["numel"]) == [192]
+    split = [whole.assign(module=f"{part}.weight", role=f"attn_{part}", numel=64) for part in "qkv"]
+    apart = edited(a, records=pd.concat([rows.drop(whole.index), *split], ignore_index=True))
+    assert both(fused, apart).notes[0] == f"3 parts of fused matrices matched, as {name}[attn_q] with q.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "said"),
+    [
+        ({"n_tokens": 64}, {}, "n_tokens 1024 and 64"),
+        ({"block_size": 16}, {}, "block_size 256 and 16"),
+        ({"targets": "random"}, {}, "targets next-token and random"),
+        ({}, {"label": "mine"}, "label Python 3.11.7 standard library docstrings and mine"),
+        ({}, {"tokenizer": "gpt2"}, "tokenizer bytes and gpt2"),
+        ({}, {"sha256": "0"}, "other tokens"),
+        ({"seed": 7}, {}, "another seed"),
+        ({"seed": 7, "n_tokens": 64}, {}, "n_tokens 1024 and 64"),
+        ({"n_tokens": 64}, {"sha256": "0"}, "n_tokens 1024 and 64, other tokens"),
+    ],
+)
+def test_batches_that_may_differ_are_said(changes: dict[str, Any], data: dict[str, Any], said: str) -> None:
+    a = run_of(depths=(1,))
+    b = edited(a, summary=a.tables.summary.assign(**changes))
+    b = Run(b.tables, b.manifest | {"data": b.manifest["data"] | data})
+    text = f"A and B may have read different batches ({said}), which moves activations and gradients"
+    found = both(a, b)
+    assert text in found.notes and found.basis.kind == "one draw"  # though they hold the same weights
+    unknown = Run(a.tables, {key: value for key, value in a.manifest.items() if key != "data"})
+    assert both(unknown, unknown).basis.kind == "same weights"
+
+
+def test_another_mode_and_what_light_didnt_take_are_said() -> None:
+    a = run_of(depths=(1,))
+    evaluated = edited(a, summary=a.tables.summary.assign(mode="eval"))
+    assert "A was measured in train mode, B in eval mode" in both(a, evaluated).notes
+    light = weights(a, lambda rows: rows.assign(kurtosis=math.nan))
+    said = "measured with stats=light: distributions aren't compared"
+    assert both(a, light).notes[-1] == f"B was {said}" and both(light, a).notes[-1] == f"A was {said}"
+    assert both(light, light).notes[-1] == f"A and B were {said}"
+    assert not any("light" in note for note in both(a, a).notes)
+    constant = weights(a, lambda rows: rows.assign(kurtosis=math.nan, std=0.0))
+    assert not any("light" in note for note in both(constant, constant).notes)  # of constants there is none
+    one = weights(a, lambda rows: rows.assign(kurtosis=[0.0] + [math.nan] * (len(rows) - 1)))
+    assert not any("light" in note for note in both(one, one).notes)
+
+
+def test_the_size_that_is_compared_is_of_both_depth_and_width() -> None:
+    a = run_of(depths=(1, 2), widths=(64, 128))
+    found = both(a, run_of(depths=(1,), widths=(64, 128)))
+    assert found.notes[0] == "compared at 1 block of 128, the largest size of both; findings are of all sizes"
+    assert set(found.parameters["numel_a"]) == {int(n) for n in held_sizes(a, 1, 128)}
+    assert found.sites["layer"].max() == 0
+    apart = both(run_of(depths=(2,)), run_of(depths=(2,), widths=(128,)))
+    assert apart.notes[0].startswith("other sizes (blocks × width: A 2×64, B 2×128)")
+    assert apart.sites["layer"].isna().all()  # other widths: no block is held against another
+    several = both(run_of(depths=(1, 2)), run_of(depths=(4, 8)))
+    assert "A 1×64 and 2×64, B 4×64 and 8×64" in several.notes[0]
+    laws = {law for details in several.roles["details"] for law in details if law.startswith("goes")}
+    assert laws == set() and set(several.roles["role"]) >= {"mlp_out", "token_embed"}
+    assert len(several.roles.query("role == 'mlp_out'")["names"].iloc[0]) == 8  # the deepest of each
+
+
+def held_sizes(run: Run, n_layer: int, n_embd: int) -> set[int]:
+    rows = run.tables.records.query(f"kind == 'weight' and n_layer == {n_layer} and n_embd == {n_embd}")
+    return set(rows["numel"])
+
+
+def test_the_verdict_counts_what_differs() -> None:
+    a, b = run_of(), run_of()
+    same = both(a, b)
+    sites_, count = len(same.sites), same.roles["role"].nunique()
+    assert same.verdict == f"Nothing differs: {count} roles, {sites_} sites, and the same findings."
+    other_draw = weights(b, lambda rows: rows.assign(abs_max=rows["abs_max"] * 1.001))
+    chance = both(a, other_draw)
+    assert chance.verdict == f"Nothing differs beyond chance: {count} roles, {sites_} sites, and the same findings."
+    assert not chance.differs
+    wide = weights(b, lambda rows: rows.assign(std=rows["std"].where(rows["role"] != "mlp_out", rows["std"] * 2)))
+    wide = weights(wide, lambda rows: rows.assign(var=rows["std"] ** 2))
+    one = both(a, wide)
+    assert one.verdict == f"1 of {count} roles differs; 0 of {sites_} sites beyond chance; the same findings."
+    assert one.counts["parameters"] == 4 and one.differs
+    found = [finding("A1", "pass"), finding("B1", "fail")], [finding("A1", "fail"), finding("B1", "pass")]
+    both_ = compared(a, scaled(b, 9.0, site="logits"), *found, ("a", "b"))
+    assert both_.verdict == f"0 of {count} roles differ; 1 of {sites_} sites beyond chance; findings: 1 new, 1 gone."
+    wiring = both(wired(0.25, 1, "n"), wired(0.5, 1, "n"))
+    assert "; 1 difference of wiring; the same findings." in wiring.verdict
+    quiet = compared(a, b, [finding("A1", "fail")], [finding("A1", "not_applicable")], ("a", "b"))
+    assert not quiet.differs
+
+
+def test_what_is_said_besides_comes_first() -> None:
+    found = compared(run_of(), run_of(), [], [], ("x", "y"), ["besides"])
+    assert found.notes[0] == "besides" and found.names == ("x", "y")
+
+
+def test_sites_are_in_the_order_of_a_forward_pass() -> None:
+    rows = [("grad", "embed", None), ("activation", "logits", None), ("activation", "mlp_out", 1)]
+    rows += [("activation", "attn_out", 1), ("activation", "own", 1), ("activation", "mlp_out", 0)]
+    rows += [("activation", "embed", None), ("activation", "final_norm", None), ("activation", "other", 1)]
+    frame = pd.DataFrame(rows, columns=["kind", "site", "layer"]).astype({"layer": "Int64"})
+    found = in_order(frame)
+    assert list(found.columns) == ["kind", "site", "layer"]
+    assert list(zip(found["kind"], found["site"], strict=True)) == [
+        *[("activation", site) for site in ("embed", "mlp_out", "attn_out", "mlp_out", "own", "other")],
+        *[("activation", "final_norm"), ("activation", "logits"), ("grad", "embed")],
+    ]
+    outside = frame[frame["layer"].isna() & (frame["kind"] == "activation")]
+    assert list(in_order(outside)["site"]) == ["embed", "final_norm", "logits"]
+    assert in_order(frame[:0]).empty
+
+
+def test_findings_have_what_both_sides_said() -> None:
+    a = [finding("W1", "fail", "info"), finding("U1", "fail", "info"), finding("G1", "fail", "warning")]
+    a += [finding("G2", "fail", "error")]
+    b = [finding("W1", "fail", "warning"), finding("U1", "fail", "info"), finding("N1", "fail", "info")]
+    b += [finding("N2", "fail", "error"), finding("G1", "pass"), finding("G2", "pass")]
+    rows = findings(a, b)
+    assert list(rows.columns) == [
+        *("code", "name", "state", "severity_a", "severity_b", "message_a", "message_b", "advice", "note"),
+    ]
+    assert list(zip(rows["code"], rows["state"], strict=True)) == [
+        *(("N2", "new"), ("N1", "new"), ("W1", "worse"), ("G2", "gone"), ("G1", "gone"), ("U1", "unchanged")),
+    ]
+    worse = rows.iloc[2].to_dict()
+    assert worse == {
+        **{"code": "W1", "name": "w1", "state": "worse", "severity_a": "info", "severity_b": "warning"},
+        **{"message_a": "W1 fail", "message_b": "W1 fail", "advice": "do", "note": ""},
+    }
+    new = rows.iloc[0]
+    assert (new["severity_a"], new["severity_b"], new["message_a"], new["note"]) == ("", "error", "", "not judged in A")
+    gone = rows.iloc[3]
+    assert (gone["severity_a"], gone["severity_b"], gone["message_b"], gone["note"]) == ("error", "", "G2 pass", "")
+    (lost,) = findings(a[:1], []).to_dict("records")
+    assert (lost["state"], lost["note"]) == ("not judged in B", "not judged in B")
+    (unjudged,) = findings([finding("N1", "not_applicable")], b[2:3]).to_dict("records")
+    assert (unjudged["state"], unjudged["note"]) == ("new", "not judged in A: N1 not_applicable")
+
+
+def test_of_a_rule_that_judged_several_times_the_gravest_counts() -> None:
+    several = [finding("A1", "pass", "error"), finding("A1", "fail", "info"), finding("A1", "fail", "warning")]
+    (row,) = findings([], several).to_dict("records")
+    assert (row["state"], row["severity_b"]) == ("new", "warning")
+    judged = [finding("A1", "not_applicable", "error"), finding("A1", "pass", "info")]
+    (row,) = findings(several, judged).to_dict("records")
+    assert (row["state"], row["message_b"]) == ("gone", "A1 pass")
+
+
+def test_a_run_that_begins_later_is_no_init() -> None:
+    run = run_of()
+    later = edited(run, **{n: f.assign(step=200) for n, f in run.tables.items() if "step" in f})
+    taken, notes = init_of(Run(later.tables, run.manifest | {"kind": "watch"}), "B")
+    assert notes == ["of B, a run over steps, step 200 is taken; it is no init"]
+    assert taken.manifest["kind"] == "watch" and len(taken.tables.records) == len(run.tables.records)

@@ -1,12 +1,17 @@
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 from synthetic_training import UNIGRAM, trained_run
 
 from initlab.judge.outcomes import GRADE_DEFINITIONS, OUTCOME_DEFINITIONS, grading, outcomes
-from initlab.judge.outcomes.grading import at_depth, graded, predicted
+from initlab.judge.outcomes.grading import _pair_text, _seeds, at_depth, graded, predicted, trained_text
+from initlab.judge.outcomes.pairs import Pair
 from initlab.judge.rules import evaluate
 from initlab.judge.rules.fresh import before_training
+from initlab.judge.students import Mean
 
 BAD = ("diverges", "stuck", "trains worse")
 
@@ -51,11 +56,13 @@ def test_a_warning_that_every_good_recipe_draws_tells_nothing(monkeypatch, said,
     assert grades.items() <= found["grade"].to_dict().items()
     untold = [recipe for recipe, grade in grades.items() if grade == "undecided"]
     assert all("No other recipe here trains well without ACT001" in found.loc[recipe, "why"] for recipe in untold)
+    assert all(why.startswith("Regret ") for why in found["why"])
 
 
 def test_rates_at_which_every_recipe_diverges_prove_no_warning_right(monkeypatch):
     monkeypatch.setattr(grading, "predicted", lambda *_: dict.fromkeys(("base", "other"), ("warning", "ACT001")))
     found = outcomes(run_of(lambda r, n, lr, w, s: math.nan if lr > 5e-3 else noisy(2.5, s)), [])
+    assert found["why"].str.count("add one without").eq(1).all()
     assert set(found["outcome"]) == {"diverges"}
     assert set(found["grade"]) == {"undecided"}
 
@@ -127,7 +134,67 @@ def test_the_best_recipe_trains_whichever_it_is():
         "Regret 0.300 ± 0.000, other's is 0.000 ± 0.000; 0.300 more than other's (p < 0.0001, Holm over 1 pair); "
         "20 steps at 2 rates (0.001 to 0.01), no warmup, 3 seeds."
     )
-    assert "the lowest here" in why["other"]
+    assert why["other"] == (
+        "Regret 0.000 ± 0.000, the lowest here; 20 steps at 2 rates (0.001 to 0.01), no warmup, 3 seeds."
+    )
+
+
+def test_regret_is_said_with_its_interval():
+    row = outcome_of(lambda r, n, lr, w, s: 2.5 + (r == "other") * (0.1, 0.2, 0.4)[s])
+    half = stats.t.ppf(0.975, 2) * np.std([0.1, 0.2, 0.4], ddof=1) / math.sqrt(3)
+    assert row["why"].startswith(f"Regret 0.233 ± {half:.3f}, base's is 0.000 ± 0.000; ")
+    alone = outcome_of(lambda r, n, lr, w, s: 2.5 + (r == "other") * 0.1, seeds=1)
+    assert alone["why"].startswith("Regret 0.100, base's is 0.000; 0.100 more than base's, of a single seed; 20 steps")
+    assert alone["why"].endswith(", no warmup, 1 seed.")
+
+
+def test_what_runs_have_in_common_is_said():
+    runs = pd.DataFrame({"lr": [1e-3, 3e-3], "warmup": [0, 40], "seed": [0, 0], "steps": [150, 150]})
+    assert trained_text(runs) == "150 steps at 2 rates (0.001 to 0.003), no warmup and 40 steps of warmup, 1 seed"
+    assert trained_text(runs.assign(lr=0.01, warmup=5, seed=[0, 1])) == (
+        "150 steps at rate 0.01, 5 steps of warmup, 2 seeds"
+    )
+
+
+def test_half_of_the_seeds_are_not_most():
+    def escaping(r, n, lr, w, s):
+        return 2.5 if r == "base" or s % 2 else UNIGRAM
+
+    assert outcome_of(escaping, seeds=2)["outcome"] == "stuck"
+    assert outcome_of(escaping, seeds=4)["outcome"] == "stuck"
+    assert outcome_of(lambda r, n, lr, w, s: 2.5 if r == "base" or s else UNIGRAM)["outcome"] != "stuck"
+
+
+def test_of_single_seeds_the_largest_difference_speaks_and_else_the_surest():
+    shift = {"base": 0.0, "near": 0.3, "far": 0.5}
+    row = outcome_of(lambda r, *_: 2.5 + shift[r], "far", recipes=tuple(shift), seeds=1)
+    assert "0.500 more than base's, of a single seed" in row["why"]
+    # 0.5 more than what scatters, and 0.2 more than what doesn't
+    runs = {"wild": (-0.5, 0.3, 0.1), "calm": (0.0, 0.0, 0.001), "bad": (0.2, 0.2, 0.202)}
+    row = outcome_of(lambda r, n, lr, w, s: 2.5 + runs[r][s], "bad", recipes=tuple(runs))
+    assert "0.200 more than calm's" in row["why"]
+
+
+def test_how_sure_a_pair_is_is_said_in_two_digits():
+    def said(p):
+        return _pair_text(Pair("bad", "good", Mean.of([0.25, 0.27]), p, 0.05), 2)
+
+    assert said(0.0123) == "0.260 more than good's (p 0.012, Holm over 2 pairs)"
+    assert said(1e-4) == "0.260 more than good's (p 0.0001, Holm over 2 pairs)"
+    assert said(9.9e-5) == "0.260 more than good's (p < 0.0001, Holm over 2 pairs)"
+    assert said(math.nan) == "0.260 more than good's, of a single seed"
+    assert _seeds(1.0) == "1 seed" and _seeds(7.0) == "7 seeds" and _seeds(math.inf) == "not even 100 seeds"
+
+
+def test_recipes_are_in_the_order_in_which_they_were_planned():
+    run = run_of(lambda *_: 2.5)
+    run.manifest["config"]["recipes"] = ["other", "never", "base"]
+    found = outcomes(run, []).set_index("recipe")
+    assert list(found.index) == ["other", "never", "base"]
+    assert found.loc["never", "outcome"] == "not trained"
+    assert found.loc["never", "why"] == "No seed of it is finished at every rate."
+    del run.manifest["config"]["recipes"]
+    assert set(outcomes(run, [])["recipe"]) == {"base", "other"}
 
 
 def test_worse_than_any_recipe_is_worse_also_where_the_best_one_scatters():

@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from synthetic import synthetic_run
 from synthetic_training import trained_run
 
 from initlab.judge.outcomes import METRICS, PROBE, compared_text, rankings
 from initlab.judge.outcomes.ranking import behind, interval
+from initlab.judge.rules import evaluate
 from initlab.rundir import Run
 from initlab.schema import Tables
 
@@ -127,6 +129,14 @@ def test_growth_and_writes_are_what_the_records_hold():
     growth = measures["stream growth"](probed)["nanogpt", 2, 0]
     first = float(cell.loc[cell["site"] == "embed", "var"].iloc[0])
     assert growth == pytest.approx(abs(math.log(by_site["resid_post", 1] / first)))
+    assert set(measures["stream growth"](probed).index) == {(r, 2, s) for r in SIX[:2] for s in (0, 1)}
+    grads = records[(records["run_id"] == "nanogpt-L2-d384-s0") & (records["kind"] == "grad")]
+    ends = {row.site: row.var for row in grads.itertuples() if row.layer is pd.NA or row.layer == 1}
+    assert measures["gradient growth"](probed)["nanogpt", 2, 0] == pytest.approx(
+        abs(math.log(ends["resid_post"] / ends["embed"]))
+    )
+    mlp_pre = [math.log(by_site["mlp_pre", layer]) for layer in (0, 1)]
+    assert measures["mlp_pre variance"](probed)["nanogpt", 2, 0] == pytest.approx(abs(sum(mlp_pre) / 2))
     writes = [
         math.log(by_site[write, layer] / by_site[stream, layer])
         for write, stream in (("attn_out", "resid_pre"), ("mlp_out", "resid_mid"))
@@ -190,7 +200,68 @@ def test_the_sentence_follows_from_the_intervals(found):
         "than b (24 blocks); in 1 of 4 comparisons these recipes can't tell."
     )
     assert "better than no single metric and worse than no single metric" in compared_text(frame[2:3])
+    at_zero = pd.DataFrame([("a", 4, 0.0, 0.9), ("b", 4, -0.9, 0.0)], columns=frame.columns)
+    assert compared_text(at_zero).endswith("in 2 of 2 comparisons these recipes can't tell.")
+    others = pd.DataFrame([("b", depth, 0.1, 0.9) for depth in range(7, 0, -1)], columns=frame.columns)
+    one = pd.DataFrame([("a", 4, 0.1, 0.9)], columns=frame.columns)
+    assert compared_text(pd.concat([others, one], ignore_index=True)) == (
+        "By these intervals the number of errors and warnings ranks recipes better than "
+        "b (7, 6, 5, 4, 3 and 2 more blocks), a (4 blocks) and worse than no single metric."
+    )
 
 
 def test_nothing_trained_ranks_nothing():
     assert rankings(planted(missing=lambda *_: True)).empty
+
+
+def test_the_probes_own_metric_counts_errors_and_warnings_at_a_depth_and_over_the_depths():
+    run = synthetic_run(("nanogpt", "nanogpt-no-depth-scale"), (2, 4, 8), seeds=2)
+    summary = run.tables.summary
+    summary.loc[(summary["recipe"] == "nanogpt") & (summary["n_layer"] == 4), "loss"] += 8.0
+    counted = next(metric.measure for metric in METRICS if metric.name == PROBE)(run)
+    # one warning of the trend over the depths, at each of them; and two of the first loss, of which one depth is enough
+    failed = [f for f in evaluate(run) if f.status == "fail" and f.severity != "info"]
+    assert sorted((f.recipe, f.code) for f in failed) == [
+        ("nanogpt", "LOG001"),
+        ("nanogpt", "LOG002"),
+        ("nanogpt-no-depth-scale", "RES001"),
+    ]
+    assert counted.droplevel("seed").to_dict() == {
+        **{("nanogpt", depth): 2.0 * (depth == 4) for depth in (2, 4, 8)},
+        **{("nanogpt-no-depth-scale", depth): 1.0 for depth in (2, 4, 8)},
+    }
+
+
+def test_every_metric_is_larger_where_it_should_be_worse():
+    run = synthetic_run(("nanogpt",), (2,), seeds=2)
+    measures = {metric.name: metric.measure for metric in METRICS}
+    run.tables.summary["token_position_ratio"] = [0.25, 4.0]
+    run.tables.summary["own_logit"] = [-0.5, 0.25]
+    run.tables.summary["loss"] = run.tables.summary["ln_vocab"] + [-0.5, 0.25]
+    run.tables.heads["entropy_frac"] = 0.75
+    cells = [("nanogpt", 2, seed) for seed in (0, 1)]
+    expected = {
+        "position / token": [math.log(4), -math.log(4)],
+        "own-token logit": [0.5, 0.25],
+        "excess first loss": [0.5, 0.25],
+        "attention sharpness": [0.25, 0.25],
+    }
+    for name, values in expected.items():
+        assert measures[name](run).to_dict() == pytest.approx(dict(zip(cells, values, strict=True))), name
+    records = run.tables.records
+    attention = (records["site"] == "attn_out") & (records["layer"] == 1) & (records["kind"] == "activation")
+    records.loc[attention, "var"] *= 1e6
+    own = records[records["layer"] == 1].query("kind == 'activation' and seed == 0").set_index("site")["var"]
+    assert measures["largest write"](run)["nanogpt", 2, 0] == pytest.approx(
+        math.log(own["attn_out"] / own["resid_pre"])
+    )
+    records.loc[attention, "var"] = 0.0  # no logarithm: the others are left
+    assert (measures["largest write"](run) > 0).all()
+
+
+def test_a_metric_of_two_values_ranks_recipes_and_one_of_a_single_value_doesnt():
+    run = planted(depths=(2,))
+    summary = run.tables.summary
+    summary["dead_frac"] = (summary["recipe"].astype(str).isin(SIX[3:])).astype(float)
+    (rho,) = of(rankings(run), "dead units")["spearman"]
+    assert rho == pytest.approx(stats.spearmanr(range(6), [0, 0, 0, 1, 1, 1]).statistic)

@@ -3,10 +3,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from synthetic_transfer import RATES, transfer_run, valley
 
 from initlab.judge.outcomes import optima, transfers
-from initlab.judge.outcomes.transferring import TELLS, best_rate, drift_of
+from initlab.judge.outcomes.transferring import MOST_SEEDS, TELLS, _cost, _judged, _needed, best_rate, drift_of
+from initlab.judge.students import Mean
 
 
 def only(frame, **keys):
@@ -103,6 +105,112 @@ def test_a_best_rate_beyond_the_swept_ones_resolves_only_what_it_can_make_larger
     held = only(transfers(transfer_run(("a",), valley(0.0, at=2**-11.5, noise=0.05))))
     assert held["verdict"] == "not resolved"
     assert held["why"] == "at n_embd 64 and 128 and 256 the lowest swept rate is the best of a seed: sweep further"
+
+
+def optima_of(edges: list[list[int]]) -> pd.DataFrame:
+    """Rows of `optima`, of one recipe: for each size in turn the edge of each seed."""
+    rows = [(2**at, seed, edge) for at, own in enumerate(edges) for seed, edge in enumerate(own)]
+    return pd.DataFrame(rows, columns=["size", "seed", "edge"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "why"),
+    [
+        (0.01, 0.5, "drifts", "the interval leaves out 0"),
+        (-0.5, -0.01, "drifts", "the interval leaves out 0"),
+        (0.0, 0.1, "holds", "the interval holds 0 and is within ±0.25"),
+        (-0.1, 0.0, "holds", "the interval holds 0 and is within ±0.25"),
+        (-0.25, 0.25, "holds", "the interval holds 0 and is within ±0.25"),
+        (-0.26, 0.1, "not resolved", "the interval holds 0 and reaches beyond ±0.25"),
+        (-0.1, 0.26, "not resolved", "the interval holds 0 and reaches beyond ±0.25"),
+        (math.nan, math.nan, "not resolved", "an interval needs two seeds, or three sizes"),
+    ],
+)
+def test_the_verdict_follows_from_the_interval(low, high, verdict, why):
+    assert _judged(optima_of([[0, 0], [0, 0]]), [1, 2], "n_layer", low, high) == (verdict, why)
+
+
+@pytest.mark.parametrize(
+    ("edges", "interval", "further"),
+    [
+        # a best rate that falls with size is cut at the upper end of the rates while small, at the lower while large
+        ([[0, 0], [0, 0], [0, -1]], (-2.0, -0.1), True),
+        ([[1, 0], [0, 0], [0, 0]], (-2.0, -0.1), True),
+        ([[1, 0], [0, 0], [-1, -1]], (-2.0, -0.1), True),
+        ([[-1, 0], [0, 0], [0, 0]], (-2.0, -0.1), False),
+        ([[0, 0], [0, 0], [0, 1]], (-2.0, -0.1), False),
+        ([[0, 0], [0, -1], [0, 0]], (-2.0, -0.1), False),  # in the middle it may be either
+        ([[0, 0], [0, -1], [0, -1]], (-2.0, -0.1), False),
+        ([[0, 0], [0, 0], [0, -1]], (-2.0, 0.0), False),
+        ([[0, 0], [0, 0], [0, -1]], (-2.0, 0.5), False),
+        # and one that rises the other way round
+        ([[0, 0], [0, 0], [0, 1]], (0.1, 2.0), True),
+        ([[-1, 0], [0, 0], [0, 0]], (0.1, 2.0), True),
+        ([[1, 0], [0, 0], [0, 0]], (0.1, 2.0), False),
+        ([[0, 0], [0, 0], [0, -1]], (0.1, 2.0), False),
+        ([[0, 0], [0, 0], [0, 1]], (0.0, 2.0), False),
+    ],
+)
+def test_a_best_at_an_end_of_the_rates_leaves_the_verdict_only_what_it_makes_surer(edges, interval, further):
+    verdict, why = _judged(optima_of(edges), [1, 2, 4], "n_embd", *interval)
+    assert verdict == ("drifts" if further else "not resolved")
+    assert why.startswith("at least so: at n_embd " if further else "at n_embd ")
+
+
+@pytest.mark.parametrize(
+    ("edges", "said"),
+    [
+        ([[0, -1], [0, 0], [0, -1]], "at n_embd 1 and 4 the lowest swept rate is the best of a seed: sweep further"),
+        ([[0, 0], [0, 1], [0, 0]], "at n_embd 2 the highest swept rate is the best of a seed: sweep further"),
+        ([[0, -1], [0, 1], [0, 1]], "at n_embd 1 and 2 and 4 the lowest or highest swept rate is the best of a seed"),
+        ([[-1, 1], [0, 0], [0, 0]], "at n_embd 1 the lowest or highest swept rate is the best of a seed"),
+    ],
+)
+def test_the_end_at_which_a_best_lies_is_named(edges, said):
+    assert _judged(optima_of(edges), [1, 2, 4], "n_embd", -0.1, 0.1)[1].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("drift", "half", "needed"),
+    [
+        # 3 sizes, 2 seeds have 3 degrees of freedom, n seeds 2n − 1; worked out with scipy's t below
+        (0.0, 0.6, 3.0),
+        (0.0, 1.2, 6.0),
+        (0.45, 1.2, 7.0),  # 0.45 from 0, 0.05 from the limit
+        (-0.1, 1.2, 9.0),  # 0.1 from 0, 0.4 from the limit
+        (0.0, 20.0, math.inf),
+        (0.0, math.nan, math.nan),
+    ],
+)
+def test_the_seeds_that_would_tell_make_half_the_interval_smaller_than_the_larger_room(drift, half, needed):
+    own = optima_of([[0, 0]] * 3)
+    assert _needed(own, "n_embd", drift, drift - half, drift + half, 3) == pytest.approx(needed, nan_ok=True)
+    room = max(abs(drift), 0.5 - abs(drift))
+    scatter = half / stats.t.ppf(0.975, 3)
+    widths = [scatter * stats.t.ppf(0.975, 2 * n - 1) * math.sqrt(2 / n) for n in range(3, MOST_SEEDS + 1)]
+    enough = [n for n, width in zip(range(3, MOST_SEEDS + 1), widths, strict=True) if width < room]
+    if math.isfinite(needed):
+        assert enough[0] == needed
+    assert math.isnan(_needed(optima_of([[0, 1], [0, 0]]), "n_embd", 0.0, -0.6, 0.6, 1))  # sweep further first
+
+
+def test_one_hundred_seeds_are_the_most_that_are_named():
+    own = optima_of([[0, 0]] * 3)
+    scatter = 0.5 / (stats.t.ppf(0.975, 2 * MOST_SEEDS - 1) * math.sqrt(2 / MOST_SEEDS))
+    for slack, needed in ((0.9999, MOST_SEEDS), (1.0001, math.inf)):
+        half = slack * scatter * stats.t.ppf(0.975, 3)
+        assert _needed(own, "n_embd", 0.0, -half, half, 3) == needed
+
+
+def test_the_cost_is_read_between_the_swept_rates():
+    table = pd.DataFrame({2**-4: [3.0, 3.1], 2**-2: [2.0, 2.3], 1.0: [4.0, 4.0]})
+    # halfway between two rates, on a logarithmic axis
+    lost = [2.5 - 2.0, 2.7 - 2.3]
+    found = _cost(table, 2**-3, 2**-2)
+    assert (found.value, found.n) == (pytest.approx(0.45), 2)
+    assert found.interval() == pytest.approx(Mean.of(lost).interval())
+    assert _cost(table, 2**-2, 2**-2).value == 0
+    assert _cost(table, 2**-1, 2**-2).value == pytest.approx((1.0 + 0.85) / 2)
 
 
 def test_a_run_that_diverged_counts_as_ln_v_and_a_seed_without_a_rate_takes_no_part():
