@@ -23,7 +23,7 @@ EXPECTED = {
     "06_hugging_face.py": ["LlamaForCausalLM passes", "though GPT2PreTrainedModel._init_weights says so", "Now every"],
     "07_fix_a_model.py": ["EMB001", "attn_out   8  0.02       0.005", "after: errors []"],
     "08_why_these_numbers.py": ["fan_in · σ² = 0.307", "n_embd  768: ×102.6 at 12 blocks", "ln V is 5.545"],
-    "10_first_hour.py": ["DRW003", "drawn at", "no warning", "×0.249", "healthy at init: warning DRW003", "25/25"],
+    "10_first_hour.py": ["DRW003", "drawn at", "no warning", "×0.249", "healthy at init: warning DRW003", "28/28"],
     "09_confirm.py": ["torch-default is stuck at 2 layers", "runs learnt more than"],
 }
 

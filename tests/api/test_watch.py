@@ -91,7 +91,7 @@ def test_report_and_text_say_what_was_watched(watched, tmp_path):
     result = watched[1].result
     text = repr(result)
     assert "ACT001" in text  # 0.02 at a width of 16
-    assert "NanoGPT passes all checks that apply (23/24; 1 note); as an init at step 0" in text
+    assert "NanoGPT passes all checks that apply (26/27; 1 note); as an init at step 0" in text
     assert [line.split()[0] for line in text.splitlines() if line[:2] in ("0 ", "2 ", "4 ")] == ["0", "2", "4"]
     page = result.report(tmp_path / "page").read_text()
     assert "Scales over training" in page and "0 to 4, every 2" in page

@@ -184,9 +184,10 @@ def test_of_two_metrics_that_rank_alike_none_is_behind(steps):
     assert found / 150 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
 
 
-def test_the_sentence_follows_from_the_intervals(found):
-    assert compared_text(found) == ""  # no recipe draws anything that the probe counts, so nothing is compared
-    assert found["behind"].isna().all()
+def test_the_sentence_follows_from_the_intervals():
+    quiet = rankings(planted([recipe for recipe in SIX if recipe not in ("nanogpt-no-depth-scale", "kaiming")]))
+    assert compared_text(quiet) == ""  # no recipe draws anything that the probe counts, so nothing is compared
+    assert quiet["behind"].isna().all()
     rows = [
         ("a", 4, 0.1, 0.9),
         ("a", 24, 0.2, 0.9),
