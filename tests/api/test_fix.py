@@ -184,7 +184,7 @@ def test_a_tied_head_of_unit_variance_is_mended() -> None:
 def test_zero_projections_behind_a_tied_head_are_meant_and_the_head_is_spoken_of() -> None:
     proposal = initlab.fix(nanogpt("zero-out", n_layer=2, n_embd=512, n_head=8), **QUICK)
     assert proposal.rows == proposal.left == []
-    (noted,) = [finding for finding in proposal.before.findings if finding.code == "LOG001" and finding.status == "fail"]
+    (noted,) = [each for each in proposal.before.findings if (each.code, each.status) == ("LOG001", "fail")]
     assert noted.severity == "info" and "untie lm_head from transformer.wte.weight" in noted.advice
 
 
