@@ -125,7 +125,7 @@ def test_probe_of_a_factory_and_of_a_checkpoint(capsys, tmp_path):
         "n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=256))\n"
     )
     code, stdout, _ = run(capsys, "probe", f"{tmp_path / 'mine.py'}:make", "-o", tmp_path / "a", "--no-report")
-    assert code == 0 and "NanoGPT passes all checks that apply (46/47; 1 note)" in " ".join(stdout.split())
+    assert code == 0 and "NanoGPT passes all checks that apply (49/50; 1 note)" in " ".join(stdout.split())
 
     sizes = {
         "n_layer": 1,
