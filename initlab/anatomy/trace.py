@@ -6,7 +6,7 @@ import math
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -69,7 +69,7 @@ class _Listener(Listening):
         self._counts = Counts()
         self._calls: Counter[str] = Counter()
         self._norms: list[tuple[Value, Tensor]] = []
-        self._rows: dict[Value, Tensor | None] = {}
+        self._rows: dict[Value, Tensor] = {}
         self._sized: set[Value] = set()
         self._masks: list[tuple[Op, Tensor, tuple[int, int]]] = []
 
@@ -128,8 +128,9 @@ class _Listener(Listening):
     def _look_at_made(self, name: str, inputs: list[Value], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the size of what is made in the pass, though of no input: rotary tables, sinusoids, computed weights."""
         for value, tensor in zip(inputs, tensors((args, kwargs)), strict=False):
-            if name in ("add", "sub") and not value.data and value.floating and value.shape[-1:] > (1,):
-                self._rows.setdefault(value, _unevenness(tensor) if _readable(tensor) else None)
+            added = name in ("add", "sub") and not (value.data or value.learned) and value.floating
+            if added and value.shape[-1:] > (1,) and value not in self._rows and _readable(tensor):
+                self._rows[value] = _unevenness(tensor)
             if name == "mul" and not (value.data or tensor.requires_grad) and value.floating and value.numel > 1:
                 value.table = tensor.detach()
             made = value.op is not None and not value.data and value.floating and value not in self._sized
@@ -284,17 +285,23 @@ class _Listener(Listening):
 
     def settle(self) -> None:
         """Read what was left on the device."""
-        alike: dict[tuple[torch.device, torch.dtype], list[tuple[Value, Tensor]]] = {}
-        for value, norm in self._norms:
-            alike.setdefault((norm.device, norm.dtype), []).append((value, norm))
-        for group in alike.values():
-            for (value, _), number in zip(group, torch.stack([norm for _, norm in group]).tolist(), strict=True):
-                value.rms = number / math.sqrt(max(1, value.numel))
+        for value, number in _read(self._norms):
+            value.rms = number / math.sqrt(max(1, value.numel))
         for op, counts, (rows, keys) in self._masks:
             op.seen = _as_seen(counts.tolist(), rows, keys)
-        for value, row in self._rows.items():
-            value.uneven = math.nan if row is None else float(row)
+        for value, number in _read(self._rows.items()):
+            value.uneven = number
         self._norms, self._masks, self._rows, self._values, self._grads = [], [], {}, {}, {}
+
+
+def _read(numbers: Iterable[tuple[Value, Tensor]]) -> Iterator[tuple[Value, float]]:
+    """Read single numbers from their devices, those of a device and dtype together."""
+    alike: dict[tuple[torch.device, torch.dtype], list[tuple[Value, Tensor]]] = {}
+    for value, number in numbers:
+        alike.setdefault((number.device, number.dtype), []).append((value, number))
+    for group in alike.values():
+        read = torch.stack([number for _, number in group]).tolist()
+        yield from zip([value for value, _ in group], read, strict=True)
 
 
 def _readable(tensor: Tensor) -> bool:

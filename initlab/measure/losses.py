@@ -49,7 +49,7 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
             del output, found  # and with them what the model's own loss keeps for its backward pass: as much again
             # Taken here and not from the model, so that it is the same quantity whatever a model calls its loss.
             return Judged(_cross_entropy(logits.flatten(0, 1), inputs.targets.flatten()), inputs.aim, logits)
-    own = next((t for t in found if t.dim() == 0 and t.requires_grad), None)
+    own = own_loss(found)
     if own is not None:
         return Judged(own, "the model's own loss", None)
     if not found:
@@ -57,6 +57,15 @@ def take_loss(output: Any, inputs: Inputs, vocab_size: int | None) -> Judged:
             f"the model returned {type(output).__name__} without a floating-point tensor; nothing to measure"
         )
     return Judged(found[0].float().square().mean(), SQUARE, None)
+
+
+def own_loss(output: Any) -> Tensor | None:
+    """Find the loss in what a model returned: the first single number that has a gradient.
+
+    Args:
+        output: any nesting of tensors.
+    """
+    return next((each for each in floats(output) if each.dim() == 0 and each.requires_grad), None)
 
 
 def loss_for(model: nn.Module, what: str) -> Callable[[object, Inputs], Tensor]:

@@ -26,11 +26,10 @@ from initlab.anatomy.look import Anatomy, of
 from initlab.anatomy.restoring import copied, depth, untouched
 from initlab.anatomy.sites import Tap
 from initlab.anatomy.sizes import vocabulary
-from initlab.anatomy.tensors import floats
 from initlab.anatomy.unsharding import fully_sharded, resharded, unsharded
 from initlab.anatomy.unwrapping import eagerly, unwrap
 from initlab.errors import ConfigError, ProbeError
-from initlab.measure.losses import logits_in
+from initlab.measure.losses import logits_in, own_loss
 from initlab.measure.merging import THIRD
 from initlab.measure.moments import Preset
 from initlab.measure.probe import own_logit
@@ -187,7 +186,8 @@ class StepRecorder:
             return
         try:
             made.backward.watch(output)
-            made.loss = next((x.detach() for x in floats(output) if x.dim() == 0 and x.requires_grad), None)
+            made.loss = own_loss(output)
+            made.loss = None if made.loss is None else made.loss.detach()  # no graph is kept
             logits = logits_in(output, made.inputs.ids, vocabulary(model))
             if logits is not None:
                 made.vocab_size = vocabulary(model) or logits.shape[-1]
