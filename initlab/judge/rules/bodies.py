@@ -11,7 +11,7 @@ from initlab.judge.remedies import leave
 from initlab.judge.rows import Rows, largest
 from initlab.judge.rules.base import Case, Finding, rule
 from initlab.judge.rules.counting import heads_of, recorded, table_of
-from initlab.judge.rules.faults import Fault, anywhere, inside, measure_wiring, stacks, verdict
+from initlab.judge.rules.faults import Fault, anywhere, inside, layers_of, measure_wiring, stacks, verdict
 from initlab.judge.words import listed, plural, trimmed
 from initlab.rundir import Run
 
@@ -22,10 +22,6 @@ def _modules(rows: Rows) -> str:
     """`layers.N.attention` of the attentions of all blocks, or the names of a few."""
     names = list(dict.fromkeys(rows["inside"]))
     return names[0] if len(names) == 1 else listed(list(dict.fromkeys(anywhere(name) for name in names)))
-
-
-def _layers(rows: Rows) -> tuple[int, ...]:
-    return tuple(int(layer) for layer in rows["layer"])
 
 
 @rule(
@@ -65,7 +61,7 @@ def sees_later_positions(case: Case, rows: Rows) -> Finding:
         text = f"Attention sees later positions in {where} ({name}): among what it reads is the token to predict"
         advice = f"give {name} a causal mask: is_causal=True, or -inf for the scores of later positions"
         advice += "" if severity == "error" else "; a model that is trained on masked tokens is right as it is"
-        faults.append(Fault(run_id, text, advice, severity, _layers(open_ones), "attn_pattern"))
+        faults.append(Fault(run_id, text, advice, severity, layers_of(open_ones), "attn_pattern"))
     return verdict(case, own, faults, "No attention sees later positions")
 
 
@@ -105,7 +101,7 @@ def linear_mlp(case: Case, rows: Rows) -> Finding:
             else:
                 text = f"{it} has no nonlinearity in {where} ({name}): its two matrices are one linear map"
                 advice = f"put an activation (GELU, SiLU) between the matrices of {name}"
-            faults.append(Fault(run_id, text, advice, "warning", _layers(some), "mlp_act"))
+            faults.append(Fault(run_id, text, advice, "warning", layers_of(some), "mlp_act"))
     return verdict(case, own, faults, "Every MLP that was understood has a nonlinearity")
 
 
@@ -187,7 +183,7 @@ def unusual_score_scale(case: Case, rows: Rows) -> Finding:
             severity = "warning"
             text += f": it is 1/√{width}, the model's width in place of a head's"
             advice = f"scale the scores of {name} by 1/√{size} = {trimmed(size**-0.5)}, not by 1/√n_embd"
-        faults.append(Fault(run_id, text, advice, severity, _layers(odd), "attn_logits", float(worst["relative"])))
+        faults.append(Fault(run_id, text, advice, severity, layers_of(odd), "attn_logits", float(worst["relative"])))
     return verdict(case, rows, faults, "The scores are scaled by 1/√head_size, or drawn as if they were")
 
 
@@ -260,7 +256,9 @@ def no_positions(case: Case, rows: Rows) -> Finding:
         advice += ", unless it is meant to do without: then ignore WIR008" if causal else ""
         declared = own["placeless"][0] or ""
         text += f", as {declared} says" if declared else ""
-        faults.append(Fault(run_id, text, advice, "info" if declared and causal else "warning", _layers(own), "embed"))
+        faults.append(
+            Fault(run_id, text, advice, "info" if declared and causal else "warning", layers_of(own), "embed")
+        )
     if not judged:
         return case.not_applicable(f"Needs {case.rule.needs}")
     return verdict(case, rows, faults, "Positions are told apart")
@@ -315,5 +313,5 @@ def positions_crossed(case: Case, rows: Rows) -> Finding:
             said += [_JOINED] if "output" in parts else []
             text = "; ".join(each.format(name) for each, _ in said)
             advice = f"in {name} " + "; ".join(each for _, each in said)
-            faults.append(Fault(run_id, text, advice, "warning", _layers(odd), "attn_z", float(len(odd))))
+            faults.append(Fault(run_id, text, advice, "warning", layers_of(odd), "attn_z", float(len(odd))))
     return verdict(case, own, faults, "Heads are cut out of positions, and joined again, one position at a time")

@@ -108,6 +108,15 @@ def anywhere(name: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".N", name)
 
 
+def layers_of(rows: Rows) -> tuple[int, ...]:
+    """List the blocks of some branches, by number.
+
+    Args:
+        rows: of the table `wiring`.
+    """
+    return tuple(int(layer) for layer in rows["layer"])
+
+
 def verdict(case: Case, rows: Rows, faults: Sequence[Fault], passed: str) -> Finding:
     """Make one finding of the faults of all cells: of the worst severity, said of the first cell that has it.
 

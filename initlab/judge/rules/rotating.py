@@ -7,7 +7,7 @@ import numpy as np
 from initlab.judge.remedies import leave
 from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.faults import Fault, anywhere, measure_wiring, stacks, verdict
+from initlab.judge.rules.faults import Fault, anywhere, layers_of, measure_wiring, stacks, verdict
 from initlab.judge.words import listed
 from initlab.rundir import Run
 
@@ -73,7 +73,7 @@ def rotated_otherwise(case: Case, rows: Rows) -> Finding:
             said = [_SAID[each] for each in str(odd["turned"][0]).split()]
             where = anywhere(odd["inside"][0])
             text = f"In {where} {'; '.join(text for text, _ in said)}"
-            layers = tuple(int(layer) for layer in odd["layer"])
+            layers = layers_of(odd)
             advice = f"in {where}, {listed([advice for _, advice in said])}"
             faults.append(Fault(run_id, text, advice, "warning", layers, "attn_logits", float(len(odd))))
     return verdict(case, rows, faults, "If anything is rotated by its position, queries and keys are, and nothing else")

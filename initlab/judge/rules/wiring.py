@@ -13,7 +13,7 @@ from initlab.judge import Severity
 from initlab.judge.remedies import leave
 from initlab.judge.rows import Rows
 from initlab.judge.rules.base import Case, Finding, rule
-from initlab.judge.rules.faults import Fault, anywhere, measure_wiring, stacks, unexplained, verdict
+from initlab.judge.rules.faults import Fault, anywhere, layers_of, measure_wiring, stacks, unexplained, verdict
 from initlab.judge.words import listed, plural, trimmed
 
 _NEEDS = "a residual stream that was followed"
@@ -316,7 +316,7 @@ def branch_without_gradient(case: Case, rows: Rows) -> Finding:
             names = listed(list(dict.fromkeys(anywhere(name) for name in some["inside"])))
             text = f"{names} reads the stream without a gradient: what is added there asks nothing of earlier blocks"
             advice = f"take detach, .data or no_grad from what {names} reads, unless it is kept apart on purpose"
-            layers = tuple(int(layer) for layer in some["layer"])
+            layers = layers_of(some)
             faults.append(Fault(run_id, text, advice, "warning", layers, str(some["site"][0]), float(len(some))))
     return verdict(case, followed, faults, "The gradient of every branch flows back to the stream")
 
@@ -353,7 +353,7 @@ def mostly_dropped(case: Case, rows: Rows) -> Finding:
             continue
         p = float(odd["dropout"].max())
         names = listed(list(dict.fromkeys(anywhere(name) for name in odd["inside"])))
-        layers = tuple(int(layer) for layer in odd["layer"])
+        layers = layers_of(odd)
         text = f"{names}: {p:.0%} is dropped, {1 - p:.0%} kept"
         advice = (
             f"dropout takes the share that is dropped: {trimmed(1 - p)} in place of {trimmed(p)}, if that was meant"
